@@ -41,9 +41,9 @@ demo: $(VENV)/core.stamp
 test: $(VENV)/test.stamp
 	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(WORKERS) $(or $(ARGS),$(CURDIR)/tests)
 
-# No model server and no vLLM: what to run before a commit.
+# What to run before a commit: the unit tests that are not marked as slow.
 test-fast: $(VENV)/test.stamp
-	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadfile $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadfile -m 'not slow' $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
 
 # A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
 test-newest:

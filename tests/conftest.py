@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +36,31 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Those of vLLM in the test's own process: its first start takes seconds in each process.
+_SHARED_PROCESS = ("test_vllm_", "test_async_llm.", "test_contract.", "test_training_vllm.")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs vLLM where there is none, without importing it."""
+    if find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, the tests of vLLM go to one process, like those of one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneVllm(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "vllm" if file.rpartition("/")[2].startswith(_SHARED_PROCESS) else file
+
+    return OneVllm(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="session")
 def start_vllm() -> Callable[..., LLM]:
     """Start a vLLM on an embedded model, once per set of arguments: `start_vllm("tersely-tiny-small")`.
@@ -45,7 +71,7 @@ def start_vllm() -> Callable[..., LLM]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
-        vllm = pytest.importorskip("vllm")
+        import vllm
 
     @cache
     def start(name: str, **options: object) -> LLM:

@@ -11,6 +11,7 @@ import tomllib
 import warnings
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,8 +55,10 @@ def _module_of(name: str) -> str | None:
     return name if name in MODULES else name.rpartition(".")[0] if name.rpartition(".")[0] in MODULES else None
 
 
-def _imports(module: str, file: Path) -> Iterator[str]:
+@cache
+def _imports(module: str, file: Path) -> frozenset[str]:
     """Dotted names that a file imports, its own package's relative to `tersely`, anything else with a leading '!'."""
+    found = set()
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -70,7 +73,8 @@ def _imports(module: str, file: Path) -> Iterator[str]:
             continue
         for name in names:
             inside = name == "tersely" or name.startswith("tersely.")
-            yield name.removeprefix("tersely").removeprefix(".") if inside else f"!{name}"
+            found.add(name.removeprefix("tersely").removeprefix(".") if inside else f"!{name}")
+    return frozenset(found)
 
 
 def test_packages_are_the_folders_with_code() -> None:
@@ -107,6 +111,7 @@ def test_type_checkers_see_the_same_tree() -> None:
     assert links == siblings | own
 
 
+@cache
 def _graph() -> dict[str, set[str]]:
     """Imports between our modules, lazy and type-checking ones included."""
     graph = {}
@@ -169,6 +174,7 @@ def test_import_is_cheap_and_leaves_torch_out() -> None:
     assert {"torch", "transformers", "numpy"}.isdisjoint(modules)
 
 
+@pytest.mark.slow
 def test_public_names_are_there() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn

@@ -2,7 +2,7 @@
 
 These are other kinds of advantages, first tokens that were not drawn from the policy, and statistics by mode and tier.
 It overrides methods that TRL does not promise to keep;
-`tests/unit/training/test_trainer.py` notices when one changes.
+`tests/integrations/test_trl_trainer.py` notices when one changes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from tersely.evaluation.economics import latency
 from tersely.evaluation.economics.flops import load_shape
 from tersely.evaluation.economics.latency import TimingError, extrapolate, predict_step, time_step
 
-from ..support.commands import refused
+from ..support.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,6 @@ def test_command_predicts_a_step(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_steps_that_cannot_be_predicted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--device" in refused(capsys, "roofline", "--predict", "--device", "H100")
+    assert "--device" in commands.refused(capsys, "roofline", "--predict", "--device", "H100")
     with pytest.raises(OptionError):
         predict_step("tersely-tiny-small", "int4")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +17,11 @@ from tersely.controller.trace import GenerationResult
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.runner import SessionRunner
 
+from ..support.forked import fork
+
 
 class KilledError(Exception):
     """Simulates kill -9."""
-
-
-ARGUMENTS = ["--limit", "4", "--batch-size", "2", "--max-new-tokens", "150"]
 
 
 def options(out: Path) -> dict[str, Any]:
@@ -35,16 +30,14 @@ def options(out: Path) -> dict[str, Any]:
 
 def killed_run(out: Path, pieces: int) -> list[str]:
     """Run the command until a number of pieces are done, kill it, and return the keys of its checkpoint log."""
-    command = [str(Path(sys.executable).with_name("tersely")), "bench", *ARGUMENTS, "--out", str(out)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+    process = fork(bench, **options(out))
     log, deadline = out.with_name(f"{out.name}.journal"), time.monotonic() + 120
     while not (log.exists() and log.read_bytes().count(b"\n") > pieces):
-        assert process.poll() is None, "ended before it was killed"
+        assert process.is_alive(), "ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     return [json.loads(line)["key"] for line in log.read_bytes().split(b"\n")[1:-1]]
 
 

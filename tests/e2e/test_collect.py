@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -356,23 +354,11 @@ def test_a_refused_run_leaves_the_folder_usable(tmp_path: Path, capsys: pytest.C
     assert str(tmp_path / "file") in refused(capsys, *command(task, tmp_path / "file", **small))
 
 
-def test_calibrate_reads_what_collect_wrote(tmp_path: Path) -> None:
-    """In separate processes, as users call them; so few questions are refused by the second."""
-    task, program = write_task(tmp_path / "task.jsonl", 2), str(Path(sys.executable).with_name("tersely"))
-    first = subprocess.run(
-        [program, *command(task, tmp_path / "data", tiers="none,normal", max_new_tokens=100)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.startswith(f"{tmp_path / 'data'} holds 2 rollouts of each of 2 questions")
-    second = subprocess.run(
-        [program, "calibrate", str(tmp_path / "data"), "--out", str(tmp_path / "probes")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (second.returncode, second.stdout) == (2, "")
-    assert "40 or more" in second.stderr
+def test_calibrate_reads_what_collect_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So few questions are refused by it."""
+    task = write_task(tmp_path / "task.jsonl", 2)
+    assert main(command(task, tmp_path / "data", tiers="none,normal", max_new_tokens=100)) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{tmp_path / 'data'} holds 2 rollouts of each of 2 questions") and not said.err
+    assert "40 or more" in refused(capsys, "calibrate", tmp_path / "data", "--out", tmp_path / "probes")
     assert not (tmp_path / "probes").exists()

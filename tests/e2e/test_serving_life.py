@@ -210,8 +210,8 @@ def test_a_closed_server_leaves_nothing_behind(engine: TransformersEngine) -> No
 def test_many_mixed_requests_with_disconnects(engine: TransformersEngine) -> None:
     storm = runpy.run_path(str(STORM))["storm"]
     with served(engine, ServerSettings(MODEL, limits=ServerLimits(waiting=300, batch=16))) as server:
-        became = asyncio.run(storm(server.url, 200, 0, 0.3, PATIENCE))
-        assert set(became) == {"answered", "left"} and min(became.values()) > 20 and became.total() == 200
+        became = asyncio.run(storm(server.url, 80, 0, 0.3, PATIENCE))
+        assert set(became) == {"answered", "left"} and min(became.values()) > 8 and became.total() == 80
         until(lambda: server.worker.idle)
         until(lambda: server.metrics()["tersely_requests_in_flight"] == 0)
         counted = {k: v for k, v in server.metrics().items() if k.startswith("tersely_requests_total")}
@@ -258,9 +258,8 @@ def test_a_port_in_use_is_refused() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OptionError) as e:
+        with refused(OptionError, "port_in_use"):
             serve(port=port, model="no-such-model")
-        assert e.value.code == "port_in_use"
 
 
 REFUSED = [

@@ -22,7 +22,6 @@ from tersely.evaluation.tasks.questions import load
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
 pytestmark = pytest.mark.vllm
-pytest.importorskip("vllm")
 openai = pytest.importorskip("openai")
 
 MODEL = "tersely-tiny-small"

@@ -19,7 +19,6 @@ from tersely.training.methods.vsrm import CutProber, StepRollouts
 from tersely.training.preflight import check_recipe
 from tersely.training.rewards import Correctness
 from tersely.training.sampling import CompletionRequest, RolloutSampler
-from tersely.training.trainer import AdaptiveTrainer
 from tersely.training.training_run import MODEL
 
 from ..support.trainings import make_recipe, train
@@ -122,6 +121,8 @@ Places = list[tuple[int, float]]
 def advantages(scores: list[float], steps: list[Places], values: list[Places], sizes: list[int]) -> torch.Tensor:
     """The advantages of two questions' completions, two each."""
     from accelerate import Accelerator
+
+    from tersely.training.trainer import AdaptiveTrainer
 
     trainer = object.__new__(AdaptiveTrainer)
     trainer.accelerator, trainer.num_generations, trainer.reward_weights = Accelerator(cpu=True), 2, torch.ones(1)

@@ -19,6 +19,7 @@ from tersely.training.vllm_sampler import VllmSampler, read_weights
 
 from ..support.trainings import train
 
+pytestmark = pytest.mark.vllm
 BASE = "tersely-tiny-small"
 GREEDY = SamplingParams(temperature=0.0)
 

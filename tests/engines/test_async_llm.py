@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,10 +22,7 @@ from tersely.evaluation.tasks.questions import load
 
 from ..support.refusals import refused
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = pytest.mark.vllm
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 4, 5)]

@@ -174,7 +174,7 @@ def test_a_processor_may_write_into_the_scores() -> None:
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="the embedded model is not there")
-@pytest.mark.parametrize(("rows", "prompts", "tokens"), [(16, 208, 40), (1, 200, 12)])
+@pytest.mark.parametrize(("rows", "prompts", "tokens"), [(16, 48, 40), (1, 30, 12)])
 @pytest.mark.parametrize("mode", MODES)
 def test_embedded_model(mode: str, rows: int, prompts: int, tokens: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="auto").eval()

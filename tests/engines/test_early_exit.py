@@ -115,5 +115,5 @@ def test_a_benchmark_knows_what_it_was_learnt_from(engine: TransformersEngine) -
     question = Question("q", "What is 2 + 2?", "4")
     found = shortcut(engine, provenance={"learned_from": [hash_question(question)]})
     resolved = Session(engine).resolve(GenerationOptions(modifiers=(DepthShortcut(shortcut=found),)))
-    with pytest.raises(CheckError):
+    with refused(CheckError, "train_test_overlap"):
         check_unseen(resolved.modifiers, [question])

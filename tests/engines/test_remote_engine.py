@@ -185,7 +185,7 @@ def random_requests(seed: int = 0) -> list[Request]:
 
 def test_directives_have_the_same_effect_as_on_transformers() -> None:
     with open_engine(ModelBackend()) as engine:
-        for seed in range(0, 24, 6):
+        for seed in (0, 6):
             told: list[list[tuple[int, bool]]] = [[] for _ in PROMPTS]
 
             def sink(row: int, tokens: Sequence[int], forced: bool, told: Any = told) -> None:

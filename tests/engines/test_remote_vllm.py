@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import signal
 import threading
@@ -41,14 +40,11 @@ from tersely.evaluation.tasks.questions import load
 from ..support.refusals import refused
 from ..support.vllm_server import KEY, VllmServer, plain_vllm_server
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = pytest.mark.vllm
 
 MODEL = "tersely-tiny-small"
-PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
-GREEDY = GenerationOptions(max_new_tokens=400, sampling=SamplingParams(temperature=0.0))
+PROBLEMS = [question.problem for question in load("tiny", "test", 4, 5)]
+GREEDY = GenerationOptions(max_new_tokens=240, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vllm
 
-PROBLEMS = [question.problem for question in load("tiny", "test", 12, 5)]
-GREEDY = GenerationOptions(max_new_tokens=400, sampling=SamplingParams(temperature=0.0))
+PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
+GREEDY = GenerationOptions(max_new_tokens=240, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")

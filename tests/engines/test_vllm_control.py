@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vllm
 
-PROBLEMS = [question.problem for question in load("tiny", "test", 12, 5)]
-GREEDY = GenerationOptions(max_new_tokens=400, sampling=SamplingParams(temperature=0.0))
+PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
+GREEDY = GenerationOptions(max_new_tokens=240, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def assert_same(found: Sequence[GenerationResult], expected: Sequence[Generation
 def test_greedy_decisions_are_those_of_the_transformers_engine(
     ours: TransformersEngine, vllm_engine: VllmEngine, preset: str
 ) -> None:
-    options = replace(GREEDY, preset=preset, max_new_tokens=160 if preset == "budget" else 400)
+    options = replace(GREEDY, preset=preset, max_new_tokens=160 if preset == "budget" else 240)
     expected = Session(ours).run(PROBLEMS, options)
     assert_same(Session(vllm_engine).run(PROBLEMS, options), expected)
     assert preset == "off" or any(generation.trace for generation in expected), "no policy ever acted"

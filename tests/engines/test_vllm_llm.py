@@ -12,7 +12,6 @@ from tersely.evaluation.tasks.questions import load
 from ..support.refusals import refused
 
 pytestmark = pytest.mark.vllm
-pytest.importorskip("vllm")
 
 MESSAGES = [[{"role": "user", "content": question.problem}] for question in load("tiny", "test", 6, 5)]
 

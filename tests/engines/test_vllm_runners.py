@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # vLLM's own imports
 ]
-pytest.importorskip("vllm")
 
 FOLDER = str(get_model_path("tersely-tiny-small"))
 

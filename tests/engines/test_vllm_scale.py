@@ -20,7 +20,6 @@ pytestmark = [
         reason="four processes take minutes on fewer than four cores; TERSELY_SCALE=1 runs it all the same",
     ),
 ]
-pytest.importorskip("vllm")
 
 PROBLEMS = [question.problem for question in load("tiny", "test", 8, 5)]
 

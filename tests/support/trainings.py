@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Alarm, Recipe, validate_recipe_values
@@ -12,8 +14,10 @@ from tersely.training.methods import load_method
 from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import RolloutSampler
-from tersely.training.trainer import AdaptiveTrainer
 from tersely.training.training_run import TrainingRun
+
+if TYPE_CHECKING:  # it imports TRL, and with it vLLM
+    from tersely.training.trainer import AdaptiveTrainer
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "data": {"questions": 4},
@@ -30,6 +34,13 @@ def recipe_values(name: str, folder: Path, **values: Any) -> dict[str, Any]:
         for key, value in {**SMALL, **values}.items()
     }
     return {"method": name, "out": str(folder), **merged}
+
+
+def write_recipe(name: str, folder: Path, **sections: Any) -> Path:
+    """The small recipe as a file beside its folder."""
+    config = folder.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(recipe_values(name, folder, **sections)), "utf-8")
+    return config
 
 
 def make_recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
@@ -60,12 +71,8 @@ def train(
     name: str, folder: Path, lines: list[str] | None = None, *, resume: bool = False, **sections: Any
 ) -> list[str]:
     """Run a small recipe as the command does; returns the logged lines."""
-    import yaml
-
     from tersely.training.run import train as run
 
     logged = [] if lines is None else lines
-    config = folder.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(recipe_values(name, folder, **sections)), "utf-8")
-    run(name, config, resume=resume, log=logged.append)
+    run(name, write_recipe(name, folder, **sections), resume=resume, log=logged.append)
     return logged

@@ -16,10 +16,11 @@ from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
 from tersely.controller.types import Capability
-from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
+from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError, TerselyError
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.models import get_model_path
 
+from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
@@ -44,8 +45,9 @@ def test_parts_and_usage_add_up(engine: TransformersEngine) -> None:
     assert "".join(span.text for span in result.spans) == result.text
 
 
+@pytest.mark.slow
 def test_control_shortens_and_off_is_longer_on_many_problems(engine: TransformersEngine) -> None:
-    problems = [p.problem for p in islice(stream("fit", 7, levels=(1, 2, 3)), 24)]
+    problems = [p.problem for p in islice(stream("fit", 7, levels=(1, 2, 3)), 12)]
     plain = ask(engine, problems, preset="off", temperature=None, seed=0)
     ours = ask(engine, problems, preset="balanced", temperature=None, seed=0)
     assert sum(g.usage.total for g in ours) < 0.95 * sum(g.usage.total for g in plain)
@@ -55,8 +57,9 @@ def test_control_shortens_and_off_is_longer_on_many_problems(engine: Transformer
         assert before.token_ids[: len(kept)] == kept
 
 
+@pytest.mark.slow
 def test_a_batch_gives_what_its_rows_give_alone(engine: TransformersEngine) -> None:
-    problems = [p.problem for p in islice(stream("fit", 8), 6)]
+    problems = [p.problem for p in islice(stream("fit", 8), 3)]
     together = ask(engine, problems, preset="fast")
     assert [g.text for g in together] == [ask(engine, p, preset="fast").text for p in problems]
 
@@ -77,8 +80,9 @@ def test_effort_none_does_not_think(engine: TransformersEngine) -> None:
 
 
 def test_shadow_is_the_plain_run_with_a_trace(engine: TransformersEngine) -> None:
-    assert ask(engine, shadow=True).text == ask(engine, preset="off").text
-    assert not any(d.acted for d in ask(engine, shadow=True).trace)
+    shadow = ask(engine, shadow=True)
+    assert shadow.text == ask(engine, preset="off").text
+    assert not any(d.acted for d in shadow.trace)
 
 
 def test_events_add_up_to_thinking_and_answer_and_explain_forced_text(engine: TransformersEngine) -> None:
@@ -100,6 +104,7 @@ def test_the_same_seed_gives_the_same_tokens(engine: TransformersEngine) -> None
     assert first != other
 
 
+@pytest.mark.slow
 def test_custom_generate_in_generate_and_pipeline() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -122,27 +127,27 @@ def test_custom_generate_in_generate_and_pipeline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "code"),
     [
-        ({"prompts": "  "}, PromptError, "empty"),
-        ({"prompts": "word " * 5000}, PromptError, "context 4096"),
-        ({"max_new_tokens": 32}, OptionError, "64 tokens are reserved"),
-        ({"effort": "easi"}, OptionError, "did you mean 'easy'"),
-        ({"preset": "balancd"}, OptionError, "did you mean 'balanced'"),
-        ({"policies": ["hints"]}, OptionError, "did you mean 'hint'"),
-        ({"think_prompt": True}, OptionError, "markers of its own"),
-        ({"think_prompt": True, "markers": Markers("<a>", "</a>")}, OptionError, "one of them"),
+        ({"prompts": "  "}, PromptError, None),
+        ({"prompts": "word " * 1500}, PromptError, None),
+        ({"max_new_tokens": 32}, OptionError, None),
+        ({"effort": "easi"}, OptionError, "unknown_name"),
+        ({"preset": "balancd"}, OptionError, "unknown_name"),
+        ({"policies": ["hints"]}, OptionError, "unknown_name"),
+        ({"think_prompt": True}, OptionError, None),
+        ({"think_prompt": True, "markers": Markers("<a>", "</a>")}, OptionError, None),
     ],
 )
 def test_bad_input_is_one_clear_error(
-    engine: TransformersEngine, options: dict[str, Any], error: type[Exception], says: str
+    engine: TransformersEngine, options: dict[str, Any], error: type[TerselyError], code: str | None
 ) -> None:
-    with pytest.raises(error, match=says):
+    with refused(error, code):
         tersely.generate(engine, **{"prompts": QUESTION, **options})
 
 
 def test_a_model_object_needs_its_tokenizer(engine: TransformersEngine) -> None:
-    with pytest.raises(OptionError, match="tokenizer="):
+    with refused(OptionError, "missing_tokenizer"):
         tersely.generate(engine.model, prompts=QUESTION)
 
 
@@ -162,12 +167,13 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
 
     plain: Any = Plain()
     plain.tokenizer = NoMarkers()
-    with pytest.raises(MarkerError, match="think-prompt"):
+    with refused(MarkerError):
         Session(plain)
-    with pytest.raises(CapabilityError, match="drafts"):
+    with refused(CapabilityError, "missing_draft_review"):
         Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_examples_run() -> None:
     import runpy
 

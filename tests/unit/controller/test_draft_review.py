@@ -125,6 +125,7 @@ def test_scores_are_the_probabilities_of_the_model(large: TransformersEngine) ->
     assert not scorer._cached, "the cache entry dies with its key"
 
 
+@pytest.mark.slow
 def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large: TransformersEngine) -> None:
     helper = EngineHelper(Session(large), sampling=GREEDY)
     both = run(small, helper, Sirius(min_probability=0.5))
@@ -137,6 +138,7 @@ def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large
         assert done.usage.helper_completion == corrected and done.usage.helper_prompt > 0 and done.answer
 
 
+@pytest.mark.slow
 def test_a_model_accepts_its_own_drafts(small: TransformersEngine, plain: list[GenerationResult]) -> None:
     helper = EngineHelper(Session(small), sampling=GREEDY)
     done = run(small, helper, Sirius(every=16, min_probability=0.05))

@@ -28,15 +28,16 @@ from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability
-from tersely.errors import CapabilityError, OptionError, PromptError
+from tersely.errors import CapabilityError, OptionError, PromptError, TerselyError
 from tersely.probes import io as probe_io
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
 from tersely.probes.io import load_tier_probe, save_tier_probe
 from tersely.probes.network import Network
 from tersely.probes.tier_selector import TierProbe, TierTable
 
-from ...support.commands import refused
+from ...support import commands
 from ...support.planted_records import constant, linear
+from ...support.refusals import refused
 from ...support.scripted import ScriptedEngine
 
 SHELLS = "Tom has 3 shells. Tom finds 4 shells. How many shells does Tom have now?"
@@ -135,6 +136,7 @@ def test_the_tier_is_the_probes_and_the_answer_that_of_the_tier(
     assert chosen.usage.recomputed == len(prefix_of(engine, SHELLS)) < len(prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [2, -1])
 def test_a_batch_goes_different_ways(engine: TransformersEngine, tmp_path: Path, layer: int) -> None:
     probe = telling_apart(engine, SHELLS, STEPS, ("none", "normal"), layer)
@@ -230,7 +232,7 @@ def test_what_is_released_is_found_by_the_model(engine: TransformersEngine) -> N
 
 def test_probes_of_another_model_are_refused(engine: TransformersEngine, tmp_path: Path) -> None:
     folder = always(tmp_path, engine, "easy", name="some-model", fingerprint="ab" * 32)
-    with pytest.raises(ArtifactError, match="some-model"):
+    with refused(ArtifactError, "wrong_model"):
         ask(engine, effort="auto", probes=folder)
 
 
@@ -245,41 +247,41 @@ def test_probes_that_were_changed_are_refused(engine: TransformersEngine, tmp_pa
 
 
 def test_a_folder_without_the_probe_is_refused(engine: TransformersEngine, tmp_path: Path) -> None:
-    with pytest.raises(ProbeError, match=str(tmp_path)):
+    with refused(ProbeError):
         ask(engine, effort="auto", probes=tmp_path)
     (tmp_path / "difficulty").mkdir()
-    with pytest.raises(ArtifactError, match=r"probe\.json"):
+    with refused(ArtifactError, "unreadable_artifact"):
         ask(engine, effort="auto", probes=tmp_path)
 
 
 def test_an_engine_without_hidden_states_is_refused(engine: TransformersEngine, tmp_path: Path) -> None:
     blind = copy.copy(engine)
     blind.capabilities = engine.capabilities - {Capability.HIDDEN_STATES}
-    with pytest.raises(CapabilityError, match="hidden_states"):
+    with refused(CapabilityError):
         ask(blind, effort="auto", probes=always(tmp_path, engine, "easy"))
 
 
 def test_a_layer_that_the_model_lacks_is_refused(engine: TransformersEngine, tmp_path: Path) -> None:
     probe = tier_probe(constant([0.7, 0.1, 0.1, 0.1], WIDTH), layer=9)
-    with pytest.raises(OptionError, match="hidden layer 9"):
+    with refused(OptionError):
         ask(engine, effort="auto", probes=store(tmp_path, engine, probe))
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "code"),
     [
-        ({"max_new_tokens": 64}, OptionError, "max_new_tokens is 64 but 64 tokens are reserved"),
-        ({"max_new_tokens": 0}, OptionError, "max_new_tokens is 0"),
-        ({"answer_reserve": 0}, OptionError, "answer_reserve is 0"),
-        ({"prompts": "  "}, PromptError, "the prompt is empty"),
-        ({"prompts": "word " * 5000}, PromptError, "4096"),
-        ({"strategy": "tier"}, OptionError, "unknown strategy 'tier'; did you mean 'tiers'"),
+        ({"max_new_tokens": 64}, OptionError, None),
+        ({"max_new_tokens": 0}, OptionError, None),
+        ({"answer_reserve": 0}, OptionError, None),
+        ({"prompts": "  "}, PromptError, None),
+        ({"prompts": "word " * 1500}, PromptError, None),
+        ({"strategy": "tier"}, OptionError, "unknown_name"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_before_anything_is_read(
-    engine: TransformersEngine, tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
+    engine: TransformersEngine, tmp_path: Path, options: dict[str, Any], error: type[TerselyError], code: str | None
 ) -> None:
-    with pytest.raises(error, match=says):
+    with refused(error, code):
         ask(engine, effort="auto", probes=always(tmp_path, engine, "hard"), **options)
 
 
@@ -352,6 +354,7 @@ def test_what_is_saved_is_what_chooses(engine: TransformersEngine, tmp_path: Pat
     assert {found.choose(s)[0] for s in states} == {"easy", "hard"}
 
 
+@pytest.mark.slow
 def test_on_the_command_line(engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = always(tmp_path, engine, "none")
     words = ["run", SHELLS, "--model", "tersely-tiny-small", "--effort", "auto", "--json", "--no-compare"]
@@ -359,4 +362,4 @@ def test_on_the_command_line(engine: TransformersEngine, tmp_path: Path, capsys:
     found = json.loads(capsys.readouterr().out)
     assert found["tier"] == "none"
     assert found["decisions"][0]["reason"].startswith("none, by the difficulty probe (none 0.70, ")
-    assert "nowhere" in refused(capsys, *words, "--probes", tmp_path / "nowhere")
+    assert "nowhere" in commands.refused(capsys, *words, "--probes", tmp_path / "nowhere")

@@ -22,6 +22,7 @@ from tersely.errors import OptionError
 from tersely.probes.rule import StopRule
 
 from ...support.planted_rules import stored_rule
+from ...support.refusals import refused
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
 OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
@@ -112,6 +113,7 @@ def test_a_helper_that_is_down(small: TransformersEngine) -> None:
         assert one.answer and one.trace[0].action == "error" and "down" in one.trace[0].reason
 
 
+@pytest.mark.slow
 def test_the_released_probe_and_a_helper_under_its_own_control(small: TransformersEngine, large: Session) -> None:
     everything = make_policy("escalate", {"min_right": 1.0})
     controlled = run(small, EngineHelper(large, sampling=GREEDY), everything)
@@ -130,5 +132,5 @@ def test_the_cascade_decides_before_the_exit(small: TransformersEngine) -> None:
 
 @pytest.mark.parametrize("least", [0, 1.5, -1])
 def test_a_chance_that_is_none(least: float) -> None:
-    with pytest.raises(OptionError, match=f"min_right is {least}"):
+    with refused(OptionError):
         make_policy("escalate", {"min_right": least})

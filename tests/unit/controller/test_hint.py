@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.errors import OptionError
 
 from ...support.policy_feeding import Fed
+from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer
 
 PAPER = dict(get_presets()["concisehint"]["hint"])
@@ -89,7 +89,7 @@ def test_no_hint_in_code_and_the_next_one_after_it() -> None:
 
 @pytest.mark.parametrize("text", ["Be brief.</think>", "[THINK] less", "<thought>", "  ", ""])
 def test_what_is_no_plain_text_is_refused_before_there_is_a_model(text: str) -> None:
-    with pytest.raises(OptionError, match="the hint"):
+    with refused(OptionError):
         make_policy("hint", {"text": text})
 
 
@@ -97,7 +97,7 @@ def test_what_is_no_plain_text_is_refused_before_there_is_a_model(text: str) -> 
 def test_a_hint_with_a_special_token_of_the_model_is_refused(token: str) -> None:
     engine = load_engine("tersely-tiny-small")
     hint = ConciseHint(text=f"Short, {token} please.")
-    with pytest.raises(OptionError, match=re.escape(token)):
+    with refused(OptionError):
         tersely.generate(engine, prompts="Compute 3 + 6.", policies=[hint], max_new_tokens=100)
     assert Fed(hint, tokenizer=WordTokenizer()).feed("one. ").said == [], "another model reads it as words"
 

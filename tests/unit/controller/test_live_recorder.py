@@ -32,6 +32,7 @@ from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ...support.disk import files_no_longer_than
 from ...support.planted_records import constant
+from ...support.refusals import refused
 
 PROMPTS = [
     "Tom has 3 shells. Tom finds 4 shells. How many shells does Tom have now?",
@@ -172,7 +173,7 @@ def test_each_call_adds_a_part(engine: TransformersEngine, tmp_path: Path) -> No
 
 def test_what_was_not_thought_is_not_kept(engine: TransformersEngine, tmp_path: Path) -> None:
     ask(engine, record=tmp_path, effort="none")
-    with pytest.raises(RecordsError, match="no data yet"):
+    with refused(RecordsError, "empty_collection"):
         read_records(tmp_path)
 
 
@@ -209,7 +210,7 @@ def test_tiers_that_are_chosen_are_told_apart(engine: TransformersEngine, tmp_pa
 def test_controlled_thinking_is_not_recorded(
     engine: TransformersEngine, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(OptionError, match="only uncontrolled thinking"):
+    with refused(OptionError):
         ask(engine, record=tmp_path / "live", **options)
     assert not (tmp_path / "live").exists()
 
@@ -217,14 +218,14 @@ def test_controlled_thinking_is_not_recorded(
 def test_another_models_folder_is_refused(engine: TransformersEngine, recorded: Recorded) -> None:
     other = copy.copy(engine)
     other._fingerprint = "ab" * 32
-    with pytest.raises(RecordsError, match="another fingerprint"):
+    with refused(RecordsError, "other_plan"):
         ask(other, record=recorded.folder)
 
 
 def test_engines_without_hidden_states_cannot_record(engine: TransformersEngine, tmp_path: Path) -> None:
     blind = copy.copy(engine)
     blind.capabilities = engine.capabilities - {Capability.HIDDEN_STATES}
-    with pytest.raises(CapabilityError, match="lacks hidden"):
+    with refused(CapabilityError):
         ask(blind, record=tmp_path)
 
 
@@ -238,7 +239,7 @@ def test_engines_that_cannot_take_tokens_back_can_record(engine: TransformersEng
 def test_a_full_disk_leaves_what_was_there(engine: TransformersEngine, tmp_path: Path) -> None:
     ask(engine, PROMPTS[:1], record=tmp_path, effort="easy")
     before = sorted(path.name for path in tmp_path.iterdir())
-    with files_no_longer_than(1000), pytest.raises(WriteError, match=r"part-00001\.safetensors cannot be written"):
+    with files_no_longer_than(1000), refused(WriteError):
         ask(engine, PROMPTS[:1], record=tmp_path, effort="easy")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert read_records(tmp_path).size("rollouts") == 1

@@ -18,6 +18,8 @@ from tersely.controller.trace import GenerationResult
 from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
 
+from ...support.refusals import refused
+
 SHELLS = (
     "Tom has 3 shells. Tom finds 48 shells. Tom gives away 12 shells. Tom makes 3 times the shells. "
     "Tom loses 14 shells. Tom finds 7 shells. How many shells does Tom have now?"
@@ -57,8 +59,8 @@ class Planner:
         return future
 
 
-def run(engine: Any, helper: Any, policy: PlanAndBudget) -> GenerationResult:
-    options = GenerationOptions(policies=(policy,), max_new_tokens=600, sampling=SamplingParams(temperature=0))
+def run(engine: Any, helper: Any, policy: PlanAndBudget, most: int = 600) -> GenerationResult:
+    options = GenerationOptions(policies=(policy,), max_new_tokens=most, sampling=SamplingParams(temperature=0))
     return Session(engine, helper=helper).run([SHELLS], options)[0]
 
 
@@ -99,8 +101,8 @@ def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> 
 
 @pytest.fixture(scope="module")
 def plain(engine: TransformersEngine) -> GenerationResult:
-    """What is answered without a plan."""
-    options = GenerationOptions(preset="off", max_new_tokens=600, sampling=SamplingParams(temperature=0))
+    """How an answer begins without a plan."""
+    options = GenerationOptions(preset="off", max_new_tokens=120, sampling=SamplingParams(temperature=0))
     return Session(engine).run([SHELLS], options)[0]
 
 
@@ -110,7 +112,7 @@ def plain(engine: TransformersEngine) -> GenerationResult:
 def test_a_reply_that_is_no_plan_changes_nothing(
     engine: TransformersEngine, plain: GenerationResult, reply: str
 ) -> None:
-    done = run(engine, Planner(reply), PlanAndBudget())
+    done = run(engine, Planner(reply), PlanAndBudget(), 120)
     assert done.thinking == plain.thinking
     assert [d.action for d in done.trace] == ["ask", "note"]
 
@@ -118,7 +120,7 @@ def test_a_reply_that_is_no_plan_changes_nothing(
 def test_a_planner_that_is_not_there_is_an_error_in_the_trace(
     engine: TransformersEngine, plain: GenerationResult
 ) -> None:
-    done = run(engine, Planner(None), PlanAndBudget())
+    done = run(engine, Planner(None), PlanAndBudget(), 120)
     assert done.thinking == plain.thinking
     assert [d.action for d in done.trace] == ["error"]
 
@@ -142,6 +144,7 @@ def test_markers_in_a_plan_are_not_put(engine: TransformersEngine) -> None:
     assert "Next: What is it?" in done.thinking
 
 
+@pytest.mark.slow
 def test_a_real_helper_replies_without_thinking(engine: TransformersEngine) -> None:
     """The embedded models cannot plan, which the trace says."""
     done = run(engine, EngineHelper(Session(load_engine("tersely-tiny-large"))), PlanAndBudget())
@@ -150,7 +153,7 @@ def test_a_real_helper_replies_without_thinking(engine: TransformersEngine) -> N
 
 
 def test_settings_that_make_no_sense() -> None:
-    with pytest.raises(OptionError, match="did you mean 'linear'"):
+    with refused(OptionError, "unknown_name"):
         PlanAndBudget(schedule="linaer")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"\{question\}"):
+    with refused(OptionError):
         PlanAndBudget(template="Next.")

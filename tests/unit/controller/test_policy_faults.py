@@ -133,9 +133,9 @@ def test_acting_before_waiting_and_what_watch_itself_raises_are_mistakes_of_the_
     def refuses(view: PolicyView) -> Watching:
         raise LookupError("these settings do not fit")
 
-    with pytest.raises(TypeError, match="'made' must wait before its first action"):
+    with pytest.raises(TypeError):
         Fed(Made(hasty))
-    with pytest.raises(LookupError, match="do not fit"):
+    with pytest.raises(LookupError):
         Fed(Made(refuses))
 
 

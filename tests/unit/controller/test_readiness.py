@@ -37,6 +37,7 @@ from tersely.probes.rule import HOPEFUL, READY, Evidence, StopRule
 
 from ...support.planted_records import linear
 from ...support.planted_rules import FREE, PAID, store, stored_rule, sure
+from ...support.refusals import refused
 
 PROBLEM = "What is 7 * 6?"
 OTHER = "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?"
@@ -133,6 +134,7 @@ def test_the_state_is_that_of_its_layer(engine: TransformersEngine, layer: int) 
     assert decision.reason.startswith("ready: ") and f"{expected:.4f}" in decision.reason
 
 
+@pytest.mark.slow
 def test_trials_are_asked_in_the_band_and_counted(engine: TransformersEngine, plain: GenerationResult) -> None:
     def run(low: float, high: float, overhead: float = 9.0, **more: Any) -> GenerationResult:
         rule = StopRule(sure(0.75), sure(0.2, inputs=PAID), low, high, overhead)
@@ -247,13 +249,13 @@ def test_without_a_probe_it_says_what_to_do(
     engine: TransformersEngine, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probing, "find_pretrained", lambda fingerprint, kind: None)
-    with pytest.raises(ProbeError, match="'tersely-tiny-small'"):
+    with refused(ProbeError):
         ask(engine, name)
-    with pytest.raises(ProbeError, match=str(tmp_path)):
+    with refused(ProbeError):
         ask(engine, name, probes=tmp_path)
     with pytest.raises(ArtifactError):
         ask(engine, name, probes=store(tmp_path, engine, fingerprint="ab" * 32))
-    with pytest.raises(TypeError, match=name):
+    with pytest.raises(TypeError):
         make_policy(name).watch(None)  # type: ignore[arg-type]
 
 
@@ -291,7 +293,7 @@ def test_a_policy_is_not_tested_on_what_it_learnt_from(engine: TransformersEngin
     context = BindContext(engine, probes)
     policies = [policy.bind(context) for policy in (Readiness(), Reconsider(), make_policy("budget"))]
     for policy in policies[:2]:
-        with pytest.raises(CheckError, match=rf"'{policy.name}' was trained on 1 of .* \(q2\)"):
+        with refused(CheckError, "train_test_overlap"):
             check_unseen([policies[2], policy], questions)
         check_unseen([policy], questions[:1])
 
@@ -302,7 +304,7 @@ def test_a_benchmark_refuses_probes_that_know_its_questions(engine: Transformers
     task.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     options: dict[str, Any] = {"tasks": str(task), "arms": "full,certified", "max_new_tokens": 100, "baselines": False}
     seen = store(tmp_path / "seen", engine, learned_from=[hash_question(Question("", PROBLEM, ""))])
-    with pytest.raises(CheckError, match=r"'readiness' was trained on 1 of .* \(q0\)"):
+    with refused(CheckError, "train_test_overlap"):
         bench(**options, probes=seen)
     unseen = store(tmp_path / "unseen", engine, learned_from=["ab" * 8])
     with pytest.raises(typer.Exit):
@@ -359,6 +361,7 @@ def test_thinking_on_in_shadow_changes_nothing(engine: TransformersEngine, plain
     assert (decision.policy, decision.acted) == ("reconsider", False)
 
 
+@pytest.mark.slow
 def test_reconsider_by_name_takes_the_models_probe(
     engine: TransformersEngine, plain: GenerationResult, tmp_path: Path
 ) -> None:
@@ -381,6 +384,7 @@ def test_an_exit_and_a_second_look_get_along(engine: TransformersEngine, plain: 
 # -- drift ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_traffic_outside_the_calibrated_region_is_noted_in_every_trace(
     engine: TransformersEngine, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_direction_is_added_where_it_was_found(engine: TransformersEngine, pla
     assert session.codec.decode(steered) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
 @pytest.mark.parametrize("place", ["tokens", "ends"])
 def test_no_strength_changes_no_token(engine: TransformersEngine, place: str, options: dict[str, Any]) -> None:
@@ -217,10 +218,11 @@ def test_a_benchmark_knows_what_it_was_found_on(engine: TransformersEngine) -> N
     question = Question("q", "What is 2 + 2?", "4")
     found = direction(engine, provenance={"learned_from": [hash_question(question)]})
     resolved = Session(engine).resolve(GenerationOptions(modifiers=(Steer(direction=found),)))
-    with pytest.raises(CheckError):
+    with refused(CheckError, "train_test_overlap"):
         check_unseen(resolved.modifiers, [question])
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_folder(
     engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

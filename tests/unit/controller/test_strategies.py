@@ -11,6 +11,7 @@ from tersely.controller.types import Completion, Request, SamplingParams
 from tersely.errors import OptionError
 
 from ...support.models import letters, random_model
+from ...support.refusals import refused
 
 PROMPTS = ((5, 6, 7, 8), (9, 10), (11, 12, 13))
 
@@ -57,7 +58,7 @@ def test_a_strategy_says_what_a_tier_may_spend() -> None:
     assert caps == {"none": 0, "easy": 400, "normal": 1000, "hard": 500}
     assert [STRATEGIES["diffadapt"][t].temperature for t in ("easy", "normal", "hard")] == [0.5, 0.8, 0.4]
     assert fit_budget("easy", 1064, 64).thinking == 1000
-    with pytest.raises(OptionError, match="unknown strategy 'difadapt'; did you mean 'diffadapt'"):
+    with refused(OptionError, "unknown_name"):
         fit_budget("easy", 200, strategy="difadapt")
 
 
@@ -72,5 +73,5 @@ def test_generate_takes_a_strategy() -> None:
         seed=0,
     )
     assert done.usage.thinking <= 40
-    with pytest.raises(OptionError, match="unknown strategy"):
+    with refused(OptionError, "unknown_name"):
         tersely.generate("tersely-tiny-small", prompts="2 + 2?", strategy="x")

@@ -15,6 +15,7 @@ from tersely.controller.text.reasoning_parser import split_reasoning
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.errors import MarkerError, OptionError
 
+from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer
 
 
@@ -64,32 +65,32 @@ def test_markers_come_from_the_tokenizer_then_the_template_and_are_never_guessed
 
     assert find_markers(make(["<think>", "</think>"], None)).source == "tokenizer"
     assert find_markers(make([], "{{ '<think>' }} x </think>")) == Markers("<think>", "</think>", "chat template")
-    with pytest.raises(MarkerError, match="--think-prompt"):
+    with refused(MarkerError):
         find_markers(make(["<|im_end|>"], "plain"))
     assert parse_markers("[a], [b]") == Markers("[a]", "[b]")
-    with pytest.raises(OptionError, match="OPEN,CLOSE"):
+    with refused(OptionError):
         parse_markers("[a]")
 
 
 def test_efforts_and_budgets():
     assert canonical_effort("high") == "hard"
-    with pytest.raises(OptionError, match="did you mean 'normal'"):
+    with refused(OptionError, "unknown_name"):
         canonical_effort("norml")
     assert fit_budget("normal", 200).thinking == 136
-    with pytest.raises(OptionError, match="64 tokens are reserved"):
+    with refused(OptionError):
         fit_budget("normal", 64)
 
 
 def test_policies_by_name():
     for preset, policies in get_presets().items():
         assert [policy.name for policy in make_policies(preset)] == list(policies)
-    with pytest.raises(OptionError, match="did you mean 'convergence'"):
+    with refused(OptionError, "unknown_name"):
         make_policy("convergance")
-    with pytest.raises(OptionError, match="agree"):
+    with refused(OptionError, "unknown_name"):
         make_policy("convergence", {"agre": 2})
-    with pytest.raises(OptionError, match="did you mean 'balanced'"):
+    with refused(OptionError, "unknown_name"):
         make_policies("balance")
-    with pytest.raises(OptionError, match="twice"):
+    with refused(OptionError):
         make_policies(policies=["hint", "hint"])
 
 

@@ -29,6 +29,7 @@ def command(out: Path, *arguments: object) -> int:
     return main(["quantize", "tersely-tiny-small", str(out), *ROWS, *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_questions_are_asked_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path / "a", "--tasks", "tiny", "--limit", 8, "--max-new-tokens", 96) == 0
     report, shown = json.loads((tmp_path / "a" / REPORT).read_text()), capsys.readouterr().out
@@ -63,6 +64,7 @@ def quantize(out: Path, test: Scripted) -> dict[str, Any]:
     return quantize_checkpoint(model, tokenizer, "small", out, Scheme(64), TEXT, test=test)
 
 
+@pytest.mark.slow
 def test_a_killed_run_asks_no_question_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, out = module_of_run._save, tmp_path / "out"
 

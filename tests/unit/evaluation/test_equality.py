@@ -136,6 +136,7 @@ def test_right_answers_grades_a_list(checker: AnswerChecker) -> None:
 # -- nothing hangs -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_hanging_comparison_times_out_and_is_not_repeated() -> None:
     pytest.importorskip("math_verify")
     with AnswerChecker(deadline=1.0) as checker:
@@ -148,6 +149,7 @@ def test_a_hanging_comparison_times_out_and_is_not_repeated() -> None:
         assert checker.check(r"\frac12", "0.5").equal, "a killed process is replaced"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [
@@ -191,6 +193,7 @@ def test_the_process_starts_late_and_ends_with_the_checker() -> None:
     assert process.poll() is not None
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_can_compare(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     script = tmp_path / "script.py"
@@ -219,6 +222,7 @@ def sandbox() -> Iterator[SandboxProcess]:
         yield sandbox
 
 
+@pytest.mark.slow
 def test_timeouts_crashes_and_errors_are_distinguished(sandbox: SandboxProcess) -> None:
     with pytest.raises(DeadlineError, match=r"0\.5 s"):
         sandbox.call("compare", "5", TOWER, seconds=0.5)
@@ -234,6 +238,7 @@ def test_timeouts_crashes_and_errors_are_distinguished(sandbox: SandboxProcess) 
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
+@pytest.mark.slow
 def test_a_process_lost_while_idle_is_replaced(sandbox: SandboxProcess) -> None:
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
     assert sandbox._process is not None
@@ -242,6 +247,7 @@ def test_a_process_lost_while_idle_is_replaced(sandbox: SandboxProcess) -> None:
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to one thread")
 def test_an_interrupted_call_leaves_no_reply_behind(sandbox: SandboxProcess) -> None:
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
@@ -258,11 +264,13 @@ def test_an_interrupted_call_leaves_no_reply_behind(sandbox: SandboxProcess) -> 
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
+@pytest.mark.slow
 def test_a_library_that_does_not_start_is_named() -> None:
     with SandboxProcess("no_such") as sandbox, pytest.raises(SandboxError, match="no-such"):
         sandbox.call("compare", "1", "1", seconds=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals")
 def test_the_sandbox_ends_itself_when_its_parent_is_gone() -> None:
     pytest.importorskip("math_verify")
@@ -283,6 +291,7 @@ def test_the_sandbox_ends_itself_when_its_parent_is_gone() -> None:
     pytest.fail("the sandbox is still computing")
 
 
+@pytest.mark.slow
 def test_gym_levels_come_from_the_ranges_of_a_problem() -> None:
     ranges = {"terms": (2, 6), "digits": (1, 4), "fixed": (3, 3), "name": "x"}
     assert level({"difficulty": ranges, "terms": 2, "digits": 1}) == 1

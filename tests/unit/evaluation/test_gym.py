@@ -15,6 +15,7 @@ from tersely.evaluation.tasks.questions import Question, TaskError, load
 from tersely.evaluation.tasks.sandbox import SandboxProcess
 from tersely.evaluation.tasks.toy_problems import SPLITS
 
+pytestmark = pytest.mark.slow
 PATIENT = 60.0
 
 

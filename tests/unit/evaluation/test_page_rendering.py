@@ -17,7 +17,7 @@ from tersely.evaluation.view.record import RunView, SegmentView, TokenView, Trac
 from ...support.browser import load_page, measure_layout, needs_browser
 from ...support.planted_bench import HOSTILE, bare, planted
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 PAGES = ("report", "bare report", "several reports", "traces")
 DECISIONS = (

@@ -13,6 +13,7 @@ import pytest
 from tersely.evaluation.bench.compare import GOOD, INFERIOR
 from tersely.evaluation.stats import studentized_bootstrap
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "verdicts.py"
 SIMS, RESAMPLES = 1000, 300
 LEAST, MOST = 0.92, 0.98

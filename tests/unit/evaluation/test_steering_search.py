@@ -178,6 +178,7 @@ def planted(bench: Bench, options: GenerationOptions, place: str) -> SampledThin
     return SampledThinking(tuple(Pair(prompt, short, long) for prompt in prompts), 0.9, len(short), len(long))
 
 
+@pytest.mark.slow
 def test_the_command_saves_the_direction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +235,7 @@ def test_the_report_shows_both_signs() -> None:
     assert as_text(nothing).splitlines()[-1] == "nothing is shorter without losing more than 1% of accuracy: not usable"
 
 
+@pytest.mark.slow
 def test_too_few_pairs_are_refused_and_the_samples_stay_in_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

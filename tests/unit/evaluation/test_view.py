@@ -72,6 +72,7 @@ def words(
     return written(*spans, usage=usage, answer=answer, token_ids=ids, **more), TokenizerAdapter(tokenizer)
 
 
+@pytest.mark.slow
 def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> None:
     if not get_model_path("tersely-tiny-small").is_dir():
         pytest.skip("the embedded model is not there yet")

@@ -23,6 +23,7 @@ from tersely.evaluation.view.record import SegmentView, TraceRecord, append_reco
 from tersely.models import get_model_path
 
 from ...support.commands import refused
+from ...support.disk import files_no_longer_than
 
 NASTY = "</script><script>alert(1)</script><!-- <script> --> & <!--DATA--> \\u003c \u2028 'é' \"😀\" {{x}}"
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
@@ -167,19 +168,13 @@ def test_view_names_the_fault_of_a_trace(tmp_path: Path, capsys: pytest.CaptureF
     assert "--force" in refused(capsys, "view", bad, "--forec")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(trace: Path) -> None:
-    code = (
-        "import resource, sys; from tersely.cli.app import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))\n"
-        "sys.exit(main(['view', sys.argv[1]]))"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", code, str(trace)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    goal = trace.with_suffix(".html")
-    assert done.stderr == f"error: {goal} cannot be written: File too large; choose another place with --out\n"
+def test_a_full_disk_is_one_line_and_leaves_nothing(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with files_no_longer_than(5_000):
+        assert f"{trace.with_suffix('.html')} cannot be written: File too large" in refused(capsys, "view", trace)
     assert [p.name for p in trace.parent.iterdir()] == ["runs.jsonl"]
 
 
+@pytest.mark.slow
 def test_open_starts_the_browser(trace: Path, tmp_path: Path) -> None:
     script = tmp_path / "browser"
     script.write_text(f'#!/bin/sh\necho "$1" > "{tmp_path}/opened"\n')
@@ -194,6 +189,7 @@ def test_open_starts_the_browser(trace: Path, tmp_path: Path) -> None:
     assert done.stderr == f"could not start a browser; open {trace.with_suffix('.html')} yourself\n"
 
 
+@pytest.mark.slow
 def test_view_and_the_help_import_no_model_library(trace: Path) -> None:
     code = (
         "import sys; from tersely.cli.app import main\n"
@@ -205,6 +201,7 @@ def test_view_and_the_help_import_no_model_library(trace: Path) -> None:
     assert re.search(r"view +Show a trace file as one HTML page", done.stdout)
 
 
+@pytest.mark.slow
 @needs_model
 def test_run_appends_its_record_with_the_uncontrolled_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.jsonl"

@@ -19,6 +19,8 @@ from ...support.commands import refused
 from ...support.planted_calibration import ALPHA, FINGERPRINT, Calibration, N
 from ...support.planted_records import planted, write_planted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -30,6 +30,8 @@ from ...support.planted_calibration import ALPHA, FINGERPRINT, Calibration, N
 from ...support.planted_records import planted, replace_columns, write_planted
 from ...support.refusals import refused
 
+pytestmark = pytest.mark.slow
+
 # -- what is learned --------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,7 @@ def test_shadow_mode_counts_kept_thinking(server: Served) -> None:
     assert delta['exits_total{reason="model"}'] == 1
 
 
+@pytest.mark.slow
 def test_shadow_share_leaves_seeds_and_budgets_alone() -> None:
     with served(load_engine(MODEL), ServerSettings(MODEL, shadow_share=1.0, limits=ServerLimits(tokens=256))) as server:
         assert server.answered()["choices"][0]["tersely"]["shadow"]
@@ -148,6 +149,7 @@ class FakeTrace:
         self.ended += 1
 
 
+@pytest.mark.slow
 def test_each_request_is_an_opentelemetry_span(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeTrace()
     monkeypatch.setitem(sys.modules, "opentelemetry", ModuleType("opentelemetry"))

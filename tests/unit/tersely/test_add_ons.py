@@ -41,6 +41,7 @@ assert main(["--help"]) == 0
 """
 
 
+@pytest.mark.slow
 def test_the_core_works_without_add_ons() -> None:
     done = subprocess.run([sys.executable, "-c", HIDDEN + USE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

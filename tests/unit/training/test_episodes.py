@@ -69,6 +69,7 @@ def test_the_system_prompt_depends_on_the_model_as_in_use() -> None:
     assert [m["role"] for m in load_rows(Data(questions=1), "some/model")[0]["prompt"]] == ["user"]
 
 
+@pytest.mark.slow
 def test_free_episodes_call_tools_and_read_the_results(sampler: RolloutSampler) -> None:
     found = played(sampler, FREE)
     for one in found:
@@ -96,6 +97,7 @@ def test_episodes_end_when_the_context_is_full(
         assert len(one.steps) == 1 and one.calls == (one.row["level"] == "lookup")
 
 
+@pytest.mark.slow
 def test_only_agentic_and_free_episodes_call_tools(sampler: RolloutSampler) -> None:
     for start_mode in (THINK, NO_THINK):
         for one in played(sampler, start_mode):
@@ -185,6 +187,7 @@ def test_the_cheapest_sufficient_mode_is_chosen() -> None:
     assert choose_cheapest(agentic, modes, 0.5, right) is agentic[1]
 
 
+@pytest.mark.slow
 def test_apo_with_three_modes(tmp_path: Path) -> None:
     out = tmp_path / "apo"
     said = train(

@@ -123,6 +123,7 @@ def test_a_folder_without_heads_is_refused(tmp_path: Path) -> None:
         assert error.value.code == "no_heads"
 
 
+@pytest.mark.slow
 def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "heads"
     said = train("mahdpo", out, **OWN)
@@ -156,6 +157,7 @@ def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_frozen_models_train_only_heads_and_nll_is_weighted(tmp_path: Path) -> None:
     few = {**OWN, "optimiser": {**OWN["optimiser"], "steps": 1}}
     for weight in (0.5, 1.0):

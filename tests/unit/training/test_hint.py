@@ -58,6 +58,7 @@ def test_policies_act_in_thinking_that_tersely_opens() -> None:
         assert not made.forced[0], "the first token is the model's"
 
 
+@pytest.mark.slow
 def test_only_the_new_embeddings_change(taught: tuple[Path, list[str]]) -> None:
     out, said = taught
     before, after = (load_file(place / "model.safetensors") for place in (get_model_path(BASE), out / MODEL))
@@ -72,6 +73,7 @@ def test_only_the_new_embeddings_change(taught: tuple[Path, list[str]]) -> None:
     assert any(f"{len(words)} embeddings" in line for line in said)
 
 
+@pytest.mark.slow
 def test_strength_scales_the_learned_change(taught: tuple[Path, list[str]]) -> None:
     out, _ = taught
     last = max(out.glob("checkpoint-*"), key=lambda place: int(place.name.partition("-")[2]))
@@ -82,6 +84,7 @@ def test_strength_scales_the_learned_change(taught: tuple[Path, list[str]]) -> N
     torch.testing.assert_close(kept[len(old) :] - old[words], 0.5 * moved)
 
 
+@pytest.mark.slow
 def test_the_policy_gives_the_learned_hint(taught: tuple[Path, list[str]]) -> None:
     out, _ = taught
     engine = load_engine(str(out / MODEL))
@@ -94,6 +97,7 @@ def test_the_policy_gives_the_learned_hint(taught: tuple[Path, list[str]]) -> No
         assert any(d.action == "inject" for d in tersely.generate(engine, prompts=PROBLEM, preset=preset).trace)
 
 
+@pytest.mark.slow
 def test_untrained_hint_tokens_act_like_their_words(tmp_path: Path) -> None:
     """The tokens stand for all text of the policy; one of them covers the end of the words and of the paragraph."""
     base = load_engine(BASE)
@@ -108,6 +112,7 @@ def test_untrained_hint_tokens_act_like_their_words(tmp_path: Path) -> None:
     assert said[0] == said[1], f"tokens {added}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["keep", "int8"])
 def test_a_quantized_model_learns_a_hint(tmp_path: Path, head: str) -> None:
     """Integer weights do not change; a quantized head cannot grow with the embedding table."""
@@ -142,7 +147,11 @@ def test_a_model_without_a_learned_hint_is_refused(preset: str) -> None:
         ({"rollouts": {"policies": {}}}, "no_hint_policy"),
         ({"optimiser": {"lora": {"rank": 2}}}, "no_lora"),
         ({"optimiser": {"lora": None, "weight_decay": 0.1}}, "no_weight_decay"),
-        ({"rollouts": {"policies": {"hint": {"earliest": 390, "alpha": 500}}}}, "nothing_to_learn"),
+        pytest.param(
+            {"rollouts": {"policies": {"hint": {"earliest": 390, "alpha": 500}}}},
+            "nothing_to_learn",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_recipes_that_cannot_teach_a_hint_are_refused(sections: dict[str, Any], code: str, tmp_path: Path) -> None:
@@ -151,6 +160,7 @@ def test_recipes_that_cannot_teach_a_hint_are_refused(sections: dict[str, Any], 
     assert error.value.code == code
 
 
+@pytest.mark.slow
 def test_a_second_hint_is_refused(taught: tuple[Path, list[str]], tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         train("hint", tmp_path / "run", model=str(taught[0] / MODEL), **OWN)

@@ -57,6 +57,7 @@ def stand_in(name: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_state_the_memory_that_a_dry_run_estimates(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

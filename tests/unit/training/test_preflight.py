@@ -218,6 +218,7 @@ def test_trackers_that_are_not_installed_are_refused(tmp_path: Path, monkeypatch
     check_error(refused(tmp_path, saving={"report_to": "trackio"}), "unusable_tracker: trackio")
 
 
+@pytest.mark.slow
 def test_unknown_arguments_of_vllm_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     wrong = {"engine": "vllm", "vllm": {"max_num_seq": 3}}

@@ -127,6 +127,7 @@ def test_without_agreement_no_tokens_leave(engine: TransformersEngine) -> None:
     assert choose_threshold(engine.model, wrong, traces, 1, 2, agreement=0.9).threshold is None
 
 
+@pytest.mark.slow
 def test_a_shortcut_is_trained_and_used(
     engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,8 +105,9 @@ def test_batches_depend_only_on_the_seed() -> None:
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first(1), first(2), strict=True))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
-    options = {"seed": 0, "tokens": 12_000, "compile_layers": False, "report": lambda line: None}
+    options = {"seed": 0, "tokens": 4_000, "compile_layers": False, "report": lambda line: None}
     with pytest.raises(TimeoutError):
         train("small", tmp_path, wall_minutes=0.0, **options)  # type: ignore[arg-type]
     assert (tmp_path / "checkpoint.pt").is_file()

@@ -86,6 +86,7 @@ def test_rows_cover_tools_efforts_and_results() -> None:
     assert sum("<|im_start|>tool" in row for row in rows) > 60
 
 
+@pytest.mark.slow
 def test_the_agent_starts_from_the_large_model(tmp_path: Path) -> None:
     base, codec = AutoModelForCausalLM.from_pretrained(get_model_path(BASE)), tokenizer()
     model = build_model(SIZES["agent"], len(codec), codec.eos_token_id, codec.pad_token_id)

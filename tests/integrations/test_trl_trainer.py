@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,9 +13,11 @@ from tersely.training.preflight import load_rows
 from tersely.training.rewards import NO_THINK, THINK
 from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import FREE, CompletionRequest
-from tersely.training.trainer import AdaptiveTrainer
 
-from ...support.trainings import build_trainer, make_recipe
+from ..support.trainings import build_trainer, make_recipe
+
+if TYPE_CHECKING:
+    from tersely.training.trainer import AdaptiveTrainer
 
 REWARD_THINK, REWARD_NO_THINK = 0.3, 0.9
 HEAT = 4.0
@@ -68,7 +70,7 @@ def trained_and_true_gradient(
     others, rest = torch.logsumexp(logprobs[0, starts], dim=0), starts[:STARTS]
     drawn = {sampler.close: math.log(0.5)} | {t: math.log(0.5) + float(logprobs[0, t] - others) for t in rest}
     if not weighted:
-        monkeypatch.setattr(AdaptiveTrainer, "_set_behaviour_logps", lambda self, output, own: None)
+        monkeypatch.setattr(type(trainer), "_set_behaviour_logps", lambda self, output, own: None)
     batch = first_token_batch(trainer, prompt, drawn)
     learnt = gradient(trainer, trainer._compute_loss(trainer.model, batch))
     chances = torch.softmax(trainer.model(torch.tensor([prompt])).logits[0, -1] / HEAT, dim=-1)

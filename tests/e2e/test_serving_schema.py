@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.settings import ServerLimits, ServerSettings
 
-from ...support.serving import MODEL, served
+from ..support.serving import MODEL, served
 
-pytest.importorskip("schemathesis")
+pytestmark = pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed")
 
 KEY = "a-key-of-the-test"
 

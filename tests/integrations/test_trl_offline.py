@@ -13,12 +13,11 @@ import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.training.methods.adar1 import make_pairs
-from tersely.training.offline import build_dpo_trainer, schedule_examples, to_dpo_example
 from tersely.training.research.mahdpo import build_headed_trainer
 from tersely.training.traces import PreferencePair, SampledTrace
 from tersely.training.training_run import TrainingRun
 
-from ...support.trainings import make_recipe
+from ..support.trainings import make_recipe
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +53,8 @@ def batch(
     request: pytest.FixtureRequest, pairs: list[PreferencePair], engine: TransformersEngine, tmp_path: Path
 ) -> dict[str, torch.Tensor]:
     """The first batch of a trainer for these pairs, whose tokenizer has no padding."""
+    from tersely.training.offline import build_dpo_trainer, schedule_examples, to_dpo_example
+
     tokenizer = deepcopy(engine.tokenizer)
     tokenizer.pad_token = None
     name = "adar1" if request.param == "one head" else "mahdpo"
