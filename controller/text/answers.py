@@ -139,6 +139,7 @@ _SUPPOSED = re.compile(rf"(?:{_either('supposed')})")
 _NEGATED = re.compile(rf"(?:{_either('negations')})", _FLAGS)
 _STATES = re.compile(rf"(?:{_either('states')})\s*:?\s*(?:exactly |just |still )?")
 _COPULA = re.compile(rf"(?:{_either('copulas')})")
+_TURN = re.compile(rf"(?:{_either('turns')})")
 _JOINED = re.compile(r"\s*(?:,\s*(?:and|or)|,|and|or|和|或)\s+|、", _FLAGS)
 _FILLER = re.compile(rf"(?:\s|[:*_\"'“”‘’`>→]|\\\s|(?:{_either('fillers')}))+", _FLAGS)
 _NO_PHRASE = re.compile(rf"(?:{_either('no_phrases')})", _FLAGS)
@@ -197,6 +198,10 @@ def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Fi
     if not concludes:
         return (stated[-1] if stated else None), Finality.CONCLUDES
     finality = Finality.ASKED if asked.covers(lower) else Finality.CONCLUDES
+    if turn := max((cue.end() for cue in _TURN.finditer(lower)), default=0):
+        if value := _read_value(sentence, turn, asked):
+            return value, finality
+        sentence, lower = sentence[turn:], lower[turn:]
     equation = max(sentence.rfind("="), sentence.rfind("≈"))
     if equation >= 0 and (value := _read_value(sentence, equation + 1, asked)):
         return value, finality

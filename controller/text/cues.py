@@ -20,6 +20,7 @@ class Language:
         behind: what stands behind one ("... is the answer").
         headings: a line after which the answer stands on the next one.
         concludes: how a sentence draws a conclusion.
+        turns: where, within a sentence, its conclusion begins.
         states: what stands before a value that follows from something, anywhere in a sentence.
         copulas: verbs before the value of a concluding sentence.
         fillers: words between a cue and the value.
@@ -42,6 +43,7 @@ class Language:
     behind: Patterns
     headings: Patterns
     concludes: Patterns
+    turns: Patterns
     states: Patterns
     copulas: Patterns
     fillers: Patterns
@@ -90,6 +92,7 @@ ENGLISH = Language(
         r"\b(?:confident|certain|sure) (?:that|in)\b|\b(?:i think|i believe|i get|it (?:looks|seems) like|seems that|"
         r"conclude that|confirms? that|we get|therefore|hence|thus)\b|, so\b",
     ),
+    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|i\.e\.|meaning|namely)\b,?\s?|=>|→|⇒",),
     states=(
         r"\b(?:answer|result|total|value|sum|product|probability|difference|number|amount|area|length|cost|remainder)\s+"
         r"(?:of [^.,;=]{1,60}? )?(?:is|equals|=|:|must be|would be|should be)",
@@ -172,6 +175,7 @@ CHINESE = Language(
     behind=(r"(?:就|应该)?是(?:正确|最终)?的?答案", r"是正确的"),
     headings=(r"最终答案[：:]?", r"答案[：:]?"),
     concludes=(r"\W*(?:所以|因此|于是|故|因而|综上|这样|那么|总共|一共)",),
+    turns=(r"[，；](?:所以|因此|故|即)",),
     states=(r"(?:得到|等于|得出|即为|总共是?|一共是?|还剩|剩下)",),
     copulas=(r"(?:是|为|有|等于|得|共|需要|剩)",),
     fillers=(r"(?:等于|应该是|应该|选项|就是|恰好)",),

@@ -1,7 +1,7 @@
 r"""Regions of growing thinking that must not be cut: code, tool calls, mathematics and JSON.
 
-Each part of the text is scanned once. Mathematics and JSON end at a blank line at the latest, and code after
-`_LONGEST_CODE` characters, so that a delimiter that a model forgot does not protect all that follows.
+Each part of the text is scanned once. Inline mathematics and JSON end at a blank line at the latest, code and display
+mathematics after `_LONGEST` characters, so that a delimiter that a model forgot does not protect all that follows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from .tool_calls import REGIONS
 
-_LONGEST_CODE = 12_000
+_LONGEST = {"code": 12_000, "math": 2_000}
+_DISPLAY = ("\\]", "$$", "\\end{")
 _PAIRS = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 _OPENINGS = dict(REGIONS)
 _TOKEN = re.compile(
@@ -29,7 +30,7 @@ class _State:
     kind: str | None = None
     closing: str = ""
     depth: int = 0
-    size: int = 0  # of code so far
+    size: int = 0  # characters since it was opened
     paragraph: bool = True  # nothing of the paragraph has been seen
     quoted: bool = False  # the bracketed paragraph holds a quotation mark, as JSON does
 
@@ -52,13 +53,13 @@ class _State:
             self.paragraph = False
 
     def _take(self, token: str, following: str) -> None:
-        if self.kind == "code" and self.size > _LONGEST_CODE:
+        if self.kind is not None and self.size > _LONGEST.get(self.kind, self.size):
             self._close()
         if self.kind in ("code", "tool call"):
             if token == self.closing:
                 self._close()
         elif token[0] == "\n":
-            if len(token) > 1 or self.closing in ("$", "}"):
+            if self.closing in ("$", "}") or (len(token) > 1 and self.closing not in _DISPLAY):
                 self._close()
         elif self.kind == "math":
             self._take_in_math(token)
@@ -84,8 +85,9 @@ class _State:
             self._close()
 
     def _open(self, token: str) -> None:
+        self.size = 0
         if token == "```":
-            self.kind, self.closing, self.size = "code", "```", 0
+            self.kind, self.closing = "code", "```"
         elif token in _OPENINGS:
             self.kind, self.closing = "tool call", _OPENINGS[token]
         elif token in _PAIRS:

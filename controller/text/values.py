@@ -163,7 +163,7 @@ _SPELLINGS = (
     (re.compile(r"\{,\}|,\\!"), ","),
     (re.compile(r"−|–(?=\d)"), "-"),
 )
-_PLAIN_FRACTION = re.compile(r"\\frac\{(\d+)\}\{(\d+)\}")
+_PLAIN_FRACTION = re.compile(r"(-?\d*)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
 _QUANTITY = re.compile(r"([-+]?(?:[$€£¥]|US\$|\\\$)?\s?[-+]?[\d.,/]*\d%?)\s?((?:[A-Za-z²³]+\.?(?:\s|/|$)){1,4})")
 _ASSIGNMENT = re.compile(r"(?:[A-Za-z]\w?|[A-Za-z](?:_\{?\w+\}?)|\\[A-Za-z]+|[A-Za-z]\(\w+\))\s*(?:=|≈)\s*([^=<>≤≥,]+)")
@@ -207,8 +207,10 @@ def _spell(text: str) -> str:
     text = _DROPPED.sub("", _WRAPPERS.sub(r"\1", text))
     for pattern, new in _SPELLINGS:
         text = pattern.sub(new, text)
-    text = _PLAIN_FRACTION.sub(r"\1/\2", text).replace("\\$", "").strip().strip("$").rstrip(".").strip()
-    if not re.search(r"[A-Za-z]{2}(?<!frac)(?<!sqrt)(?<!pi)(?<!infty)", re.sub(r"\\[A-Za-z]+", "", text)):
+    text = text.replace("\\$", "").strip().strip("$").rstrip(".").strip()
+    if fraction := _PLAIN_FRACTION.fullmatch(text):
+        text = f"{fraction[1]} {fraction[2]}/{fraction[3]}".strip().replace("- ", "-")
+    elif not re.search(r"[A-Za-z]{2}(?<!frac)(?<!sqrt)(?<!pi)(?<!infty)", re.sub(r"\\[A-Za-z]+", "", text)):
         text = re.sub(r"\s+", "", text)  # mathematics without words
     return text
 

@@ -15,7 +15,7 @@ from tersely.evaluation.economics import latency
 from tersely.evaluation.economics.flops import load_shape
 from tersely.evaluation.economics.latency import TimingError, extrapolate, predict_step, time_step
 
-from ..support.refusals import refused
+from ..support import commands
 
 
 @pytest.mark.parametrize(

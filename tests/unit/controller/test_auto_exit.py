@@ -55,8 +55,8 @@ def test_the_default_preset_takes_what_is_released(engine: TransformersEngine) -
 def test_equal_answers_decide_where_the_folder_holds_no_readiness_probe(
     engine: TransformersEngine, tmp_path: Path
 ) -> None:
-    without = ask(engine, policies=("auto_exit",), probes=str(tmp_path))
-    assert without.token_ids == ask(engine, policies=(Convergence(2),)).token_ids
+    without = ask(engine, policies=(AutoExit(agree=1),), probes=str(tmp_path))
+    assert without.token_ids == ask(engine, policies=(Convergence(1),)).token_ids
     assert [decision.policy for decision in without.trace] == ["convergence"]
 
 
@@ -83,7 +83,7 @@ def test_what_is_given_and_cannot_be_used_is_an_error(engine: TransformersEngine
 def test_equal_answers_decide_where_there_is_no_engine(engine: TransformersEngine) -> None:
     plain = ask(engine, preset="off")
     markers = find_markers(engine.tokenizer)
-    found = replay(plain.token_ids, (AutoExit(),), engine.tokenizer, markers, TIERS["normal"])
+    found = replay(plain.token_ids, (AutoExit(agree=1),), engine.tokenizer, markers, TIERS["normal"])
     assert [decision.policy for decision in found] == ["convergence"]
     tersely.custom_generate(engine.tokenizer, preset="balanced")
     with pytest.raises(TypeError):

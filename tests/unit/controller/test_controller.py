@@ -101,10 +101,12 @@ def test_what_is_only_concluded_does_not_end_the_thinking():
 
 def test_long_thoughts_are_read_at_the_ends_of_sentences():
     text = (
-        "So the answer is 5. But wait, one more check. " + "word " * 60 + "So the answer is 5. And on and on it goes."
+        "So the answer is 5 eggs. But wait, one more check. "
+        + "word " * 60
+        + "So the answer is 5 eggs. And on it goes."
     )
     row = Row(Convergence(agree=2))
-    assert row.feed(text).endswith("So the answer is 5.\n\n</think>\n\n")
+    assert row.feed(text).endswith("So the answer is 5 eggs.\n\n</think>\n\n")
     assert row.controller.decisions[0].policy == "convergence"
 
 

@@ -16,7 +16,7 @@ from tersely.controller.policies.exits import BudgetForcing, Convergence
 from ...support.policy_feeding import Fed
 
 CHAIN = (
-    "2+3=5.\nSo the answer is 5.\n\nWait, once more in short.\n2+3=5.\nSo I get 5.\n\nHmm, again.\nThat makes 5.\n\n"
+    "2+3=5.\nSo I get 5.\n\nWait, once more in short.\n2+3=5.\nSo the answer is 5.\n\nHmm, again.\nThat makes 5.\n\n"
 )
 CUT = CHAIN[: CHAIN.index("Hmm")] + "</think>\n\n"
 

@@ -36,8 +36,11 @@ class First(tersely.Policy):
 
 
 def thinking(*answers: str) -> str:
-    """Paragraphs that state these answers one after the other, and a last one without any."""
-    said = (f"{REST} The first way is to count them one by one. So the answer is {answer}." for answer in answers)
+    """Paragraphs that come to these answers one after the other, and a last one without any."""
+    said = (
+        f"Wait, let me check. {REST} The first way is to count them one by one. So the answer is {answer}."
+        for answer in answers
+    )
     return "\n\n".join([*said, REST])
 
 
@@ -75,7 +78,7 @@ def test_what_is_saved_lost_and_repaired(log: Path, capsys: pytest.CaptureFixtur
     assert (found["right_full"], found["right_controlled"]) == (0.8, 0.8)
     assert (found["lost"], found["repaired"]) == (0.25, 1.0)
     assert found["lost_upper"] == pytest.approx(0.7514, abs=1e-4)  # Clopper and Pearson: 1 of 4, one-sided
-    assert found["stops"] == {"convergence: … successive answers agree on …": 3}
+    assert found["stops"] == {"convergence: … derivations agree on the answer …": 3}
     assert found["thinking_saved_ci"][0] < found["thinking_saved"] < found["thinking_saved_ci"][1]
     assert found["control_us_per_token"] > 0
 
@@ -102,6 +105,10 @@ def test_several_arms_and_sets(log: Path, tmp_path: Path, capsys: pytest.Capture
     assert results[2]["all"]["stops"] == {"first: … tokens are enough": 10}
     alone = run_json(capsys, log, "--policy", "convergence", "--limit", "1")
     assert (alone["preset"], alone["sets"][0]["n"]) == ("convergence", 1)
+
+
+def test_a_margin_that_is_not_a_share_is_refused(log: Path) -> None:
+    assert main(["replay", str(log), "--margin", "2"]) == 2
 
 
 def test_the_margin_decides_the_exit_code(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +158,6 @@ def test_a_page_without_stops_and_a_name_with_markup(tmp_path: Path, capsys: pyt
         ({"policy": ["nothing"]}, "unknown_name"),
         ({"policy": ["none.py:Own"]}, "invalid_policy"),
         ({"effort": "auto"}, "invalid_option"),
-        ({"margin": 2.0}, "invalid_option"),
         ({"tokenizer": Path("nowhere")}, "no_such_file"),
     ],
 )
