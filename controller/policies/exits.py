@@ -30,7 +30,7 @@ class BudgetForcing(Policy):
 
 @dataclass(frozen=True, slots=True)
 class Convergence(Policy):
-    """Close when `agree` independent derivations came to the same answer, and the model calls it the answer.
+    """Close when `agree` independent derivations arrived at the same answer, and the model calls it the answer.
 
     The consensus rule of TrimR (arXiv 2505.17155), with reading in place of its verifier. A restatement is no
     derivation: the model must have reconsidered in between.

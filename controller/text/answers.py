@@ -7,12 +7,13 @@ A text is read sentence by sentence. A sentence may *answer* ("the answer is 12"
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 
-from .cues import LANGUAGES
+from .cues import LANGUAGES, either
+from .mentions import find_mention
+from .sentences import NUMBER, TURN, Asked, is_supposed, read_question, split_sentences
 from .values import answers_equal, find_closing_brace, normalize_answer, parse_value, scan_expression
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 _LONGEST_PHRASE = 60
+_LONGEST_SENTENCE = 1_000
+"""Characters of a sentence that are read, from its end, which bounds the time for hostile text."""
 
 
 class Finality(IntEnum):
@@ -56,12 +59,16 @@ def extract_boxed(text: str) -> str | None:
 def extract_stated_answer(text: str, question: str = "") -> str | None:
     """The last answer that a text states, normalized; None if it states none.
 
-    The question helps: what it asks for is told from intermediate results, and a choice is known by its letter.
+    The question helps: what it asks for is told from intermediate results, a choice is known by its letter, and where
+    nothing is called an answer the end of the text is taken by what the question asks for.
     """
+    asked = read_question(question)
     last: Statement | None = None
-    for statement in find_statements(text, question):
+    for statement in find_statements(text, asked):
         if last is None or statement.finality >= min(last.finality, Finality.HEDGED):
             last = statement
+    if last is None and question and (mention := find_mention(text, asked)):
+        return asked.resolve(mention)
     return None if last is None else last.answer
 
 
@@ -79,7 +86,7 @@ def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement
     asked = read_question(question) if isinstance(question, str) else question
     heading = False
     for start, end in split_sentences(text):
-        sentence = text[start:end]
+        sentence = text[max(start, end - _LONGEST_SENTENCE) : end]
         if heading and (value := _read_value(sentence, _BULLET.match(sentence).end(), asked)):  # type: ignore[union-attr]
             read: tuple[str, Finality] | None = value, Finality.ANSWERS
         else:
@@ -89,62 +96,26 @@ def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement
             yield Statement(answer, read[1], start, end)
 
 
-# -- sentences ---------------------------------------------------------------------------------------------------------
-
-_END = re.compile(r"[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
-_DISPLAY = re.compile(r"\s*\\\[")
-_ABBREVIATED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|\b[A-Z])\.$")
-
-
-def split_sentences(text: str) -> Iterator[tuple[int, int]]:
-    r"""Start and end of each sentence; a line break ends one, except in display mathematics."""
-    start = 0
-    for match in _END.finditer(text):
-        if match.start() < start:
-            continue
-        end = match.end()
-        if match[0] == "\n":
-            ahead = _DISPLAY.match(text, end) if text[start:end].rstrip().endswith(":") else None
-            opened = text.find("\\[", start, ahead.end() if ahead else end)
-            if opened >= 0:
-                closed = text.find("\\]", opened, opened + 2_000)
-                end = closed + 2 if closed >= opened else end
-        elif match[0] == "." and _ABBREVIATED.search(text[max(start, end - 9) : end]):
-            continue
-        if text[start:end].strip():
-            yield start, end
-        start = end
-    if text[start:].strip():
-        yield start, len(text)
-
-
 # -- one sentence ------------------------------------------------------------------------------------------------------
-
-
-def _either(name: str) -> str:
-    """All languages' patterns of one kind as one alternative."""
-    return "|".join(pattern for language in LANGUAGES for pattern in getattr(language, name))
 
 
 _FLAGS = re.IGNORECASE
 _BULLET = re.compile(r"[\s*>#-]*")
 _SIGNALS = tuple(signal for language in LANGUAGES for signal in language.signals)
 _SYMBOL = re.compile(r"[\d\\π√∞]")
-_HEADING = re.compile(rf"(?:{_either('headings')})\W*$", _FLAGS)
-_ANSWER = re.compile(rf"(?:{_either('answers')})")
-_ANSWER_BEHIND = re.compile(rf"\s*(?:{_either('behind')})")
-_CONCLUDES = re.compile(rf"(?:{_either('concludes')})")
-_HEDGED = re.compile(rf"(?:{_either('hedges')})")
-_SUPPOSED = re.compile(rf"(?:{_either('supposed')})")
-_NEGATED = re.compile(rf"(?:{_either('negations')})", _FLAGS)
-_STATES = re.compile(rf"(?:{_either('states')})\s*:?\s*(?:exactly |just |still )?")
-_COPULA = re.compile(rf"(?:{_either('copulas')})")
-_TURN = re.compile(rf"(?:{_either('turns')})")
+_HEADING = re.compile(rf"(?:{either('headings')})\W*$", _FLAGS)
+_ANSWER = re.compile(rf"(?:{either('answers')})")
+_ANSWER_BEHIND = re.compile(rf"\s*(?:{either('behind')})")
+_CONCLUDES = re.compile(rf"(?:{either('concludes')})")
+_HEDGED = re.compile(rf"(?:{either('hedges')})")
+_NEGATED = re.compile(rf"(?:{either('negations')})", _FLAGS)
+_STATES = re.compile(rf"(?:{either('states')})\s*:?\s*(?:exactly |just |still )?")
+_COPULA = re.compile(rf"(?:{either('copulas')})")
 _JOINED = re.compile(r"\s*(?:,\s*(?:and|or)|,|and|or|和|或)\s+|、", _FLAGS)
-_FILLER = re.compile(rf"(?:\s|[:*_\"'“”‘’`>→]|\\\s|(?:{_either('fillers')}))+", _FLAGS)
-_NO_PHRASE = re.compile(rf"(?:{_either('no_phrases')})", _FLAGS)
+_FILLER = re.compile(rf"(?:\s|[:*_\"'“”‘’`>→]|\\\s|(?:{either('fillers')}))+", _FLAGS)
+_NO_PHRASE = re.compile(rf"(?:{either('no_phrases')})", _FLAGS)
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
-_NUMBER = re.compile(r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?")
+_NUMBER = re.compile(NUMBER)
 _LETTER = re.compile(r"\(?\b([A-Z])\b\)?(?![-'’=^_(+*/\d])(?!\s[a-z=+*/<>^-])")
 _PLACEHOLDER = re.compile(r"(?i)\.\.\.|\\dots|\\ldots|…|answer|letter|your|result|[?_x]?|\\text\{\}|\\?(?:quad|cdots)")
 
@@ -164,9 +135,9 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
         if asked.options:
             found = asked.label_of_text_in(lower) if _CONCLUDES.search(lower) else None
             finality = Finality.HEDGED
-        elif _SYMBOL.search(sentence):
+        elif not asked.truth and (asked.numeric or not asked.wants_words) and _SYMBOL.search(sentence):
             found, finality = _conclusion(sentence, lower, asked)
-    if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or _SUPPOSED.search(lower):
+    if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or is_supposed(lower):
         return None
     return found, min(finality, Finality.HEDGED if _HEDGED.search(lower) else Finality.ANSWERS)
 
@@ -185,30 +156,41 @@ def _answer(sentence: str, lower: str, asked: Asked) -> str | None:
 
 
 def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finality]:
-    """The value that a concluding sentence comes to, and how final it is.
+    """The value that a concluding sentence arrives at, and how final it is.
 
-    That behind what is asked for, of its last equation, behind its verb, or its last number.
+    That behind what the question asks for, of its last equation, behind its verb, or its last number.
     """
     concludes = _CONCLUDES.search(lower) is not None
+    turn = max((cue.end() for cue in TURN.finditer(lower)), default=0)
+    if turn and _SYMBOL.search(sentence, turn):
+        sentence, lower = sentence[turn:], lower[turn:]
     if asked.names is not None:
         named = [value for cue in asked.names.finditer(sentence) if (value := _read_value(sentence, cue.end(), asked))]
         if named:
             return named[-1], Finality.ASKED if concludes else Finality.HEDGED
+    if concludes and asked.counted is not None and (counts := asked.counted.findall(sentence)):
+        return counts[-1], Finality.ASKED
     stated = [value for cue in _STATES.finditer(lower) if (value := _read_value(sentence, cue.end(), asked))]
     if not concludes:
         return (stated[-1] if stated else None), Finality.CONCLUDES
+    if asked.is_aside(lower):
+        return None, Finality.CONCLUDES
     finality = Finality.ASKED if asked.covers(lower) else Finality.CONCLUDES
-    if turn := max((cue.end() for cue in _TURN.finditer(lower)), default=0):
-        if value := _read_value(sentence, turn, asked):
-            return value, finality
-        sentence, lower = sentence[turn:], lower[turn:]
+    if turn and "=" not in sentence and (value := _read_value(sentence, 0, asked)):
+        return value, finality
     equation = max(sentence.rfind("="), sentence.rfind("≈"))
-    if equation >= 0 and (value := _read_value(sentence, equation + 1, asked)):
+    if equation >= 0 and not asked.equation and (value := _read_value(sentence, equation + 1, asked)):
         return value, finality
     verbs = [value for cue in _COPULA.finditer(lower) if (value := _read_value(sentence, cue.end(), asked))]
     if stated or verbs:
         return (stated or verbs)[-1], finality
+    if (stop := max(sentence.rfind("\\("), sentence.rfind(" $"))) >= 0 and (
+        value := _read_value(sentence, stop, asked)
+    ):
+        return value, finality
     numbers = _NUMBER.findall(sentence)
+    if asked.many and turn:
+        return ", ".join(numbers) or None, finality
     return (numbers[-1] if numbers else None), finality
 
 
@@ -235,29 +217,29 @@ def _read_value(sentence: str, start: int, asked: Asked, *, phrases: bool = Fals
     at = filler.end() if filler else start
     if _NEGATED.match(sentence, at):
         return None
-    value, end = _read_one(sentence, at)
+    value, end = _read_one(sentence, at, asked)
     if value is None:
         return _read_phrase(sentence, at, asked) if phrases else None
     values = [value]
-    while many and (joined := _JOINED.match(sentence, end)):
-        value, end = _read_one(sentence, joined.end())
+    while (many or asked.many) and (joined := _JOINED.match(sentence, end)):
+        value, end = _read_one(sentence, joined.end(), asked)
         if value is None:
             break
         values.append(value)
     return ", ".join(values)
 
 
-def _read_one(sentence: str, at: int) -> tuple[str | None, int]:
+def _read_one(sentence: str, at: int, asked: Asked) -> tuple[str | None, int]:
     math, end = _read_math(sentence, at)
     if math is not None:
-        return math, end
+        return (math if asked.equation else _reduce(math)), end
     if (choice := _LETTER.match(sentence, at)) and not re.match(r"[A-Z] [A-Z]\w", sentence[choice.start() :]):
         return choice[1], choice.end()
     stop = scan_expression(sentence, at)
     if stop is not None and not sentence[at:stop].isalpha():
         value = sentence[at:stop]
-        if re.search(r"\d|\\|[πi∞√]", value) and not _is_list_item(sentence, at, stop):
-            return _reduce(value), stop
+        if re.search(r"\d|\\|[πi∞√²³]", value) and not _is_list_item(sentence, at, stop):
+            return (value if asked.equation else _reduce(value)), stop
     if word := _NUMBER_WORD.match(sentence, at):
         return str(_NUMBER_WORDS[word[0].lower()]), word.end()
     return None, at
@@ -282,17 +264,17 @@ def _read_math(sentence: str, at: int) -> tuple[str | None, int]:
 def _looks_like_math(content: str) -> bool:
     """Whether what stands between two dollars is mathematics, not prose between two prices."""
     bare = re.sub(r"\\[A-Za-z]+(?:\{[^{}]*\})?", "", content)
-    return bool(content) and content[0] != " " and content[-1] != " " and not re.search(r"[A-Za-z]{3}| [a-z]", bare)
+    return bool(content) and content[0] != " " and content[-1] != " " and not re.search(r"[A-Za-z]{3}| [a-z]{2}", bare)
 
 
 def _from_math(content: str) -> str | None:
     content = re.sub(r"(?:\\quad|\\qquad|[\s.,;:])+$", "", content.strip())
     boxed = extract_boxed(content)
-    return boxed if boxed else _reduce(content) if content else None
+    return boxed or content or None
 
 
 def _reduce(expression: str) -> str:
-    """What an expression comes to: the last side of its equations, or all of an equation in several variables."""
+    """What an expression arrives at: the last side of its equations, or all of an equation in several variables."""
     sides = re.split(r"(?<![<>!])=(?!>)|≈|\\approx(?![A-Za-z])|\\(?:implies|Rightarrow|to)(?![A-Za-z])", expression)
     last = sides[-1].strip()
     if len(sides) == 1 or not last or last.count("{") != last.count("}") or last.count("(") != last.count(")"):
@@ -303,7 +285,7 @@ def _reduce(expression: str) -> str:
 
 
 def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
-    """A name or a short phrase up to the end of its clause, or the number that the clause comes to."""
+    """A name or a short phrase up to the end of its clause, or the number that the clause arrives at."""
     phrase = _CLAUSE.match(sentence, at)
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     name = _NAME.match(words) if not asked.numeric else None
@@ -322,7 +304,7 @@ _CLAUSE = re.compile(r"[^.,;:!?\n(。，；—]+")
 _MARKUP = re.compile(r"[*_`\"“”]")
 _NAME = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?=(?:in|at|is|who|on|because|since|being|as|for|with|from)\b)")
 _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\w)", re.IGNORECASE)
-_ABOUT_FORM = re.compile(rf"(?:{_either('form')})", _FLAGS)
+_ABOUT_FORM = re.compile(rf"(?:{either('form')})", _FLAGS)
 _NUMBER_WORDS = {
     word: number
     for number, word in enumerate(
@@ -331,100 +313,3 @@ _NUMBER_WORDS = {
     )
 }
 _NUMBER_WORD = re.compile(rf"(?:{'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})(?![\w-])", re.IGNORECASE)
-
-
-# -- questions ---------------------------------------------------------------------------------------------------------
-
-_OPTION = re.compile(r"^\s*\(?([A-Z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
-_NAMED = re.compile(
-    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)", re.I
-)
-_WORD = re.compile(r"[a-z]{3,}")
-_NUMERIC = re.compile(rf"(?:{_either('numeric')})", _FLAGS)
-_ASKS = re.compile(rf"(?:{_either('asks')})", _FLAGS)
-_COMMON = frozenset(word for language in LANGUAGES for word in language.common)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a question asks for.
-
-    Attributes:
-        words: the content words of the sentence that asks.
-        options: the text of each labelled choice, by its label.
-        numeric: whether a number is asked for.
-        names: what is asked for by name, with the verb behind it.
-    """
-
-    words: frozenset[str] = frozenset()
-    options: Mapping[str, str] = field(default_factory=dict)
-    numeric: bool = False
-    names: re.Pattern[str] | None = None
-
-    def covers(self, lower: str) -> bool:
-        """Whether a sentence in small letters speaks of what is asked for."""
-        if not self.words:
-            return False
-        common = self.words.intersection(map(_stem, _WORD.findall(lower)))
-        return len(common) >= max(2, min(3, len(self.words) * 0.4))
-
-    def letter_in(self, sentence: str) -> str | None:
-        """The label that a sentence names last."""
-        named = [label.upper() for label in _NAMED.findall(sentence) if label.upper() in self.options]
-        return named[-1] if named else None
-
-    def label_of_text_in(self, lower: str) -> str | None:
-        """The label of the one choice whose text a sentence repeats."""
-        found = [label for label, text in self.options.items() if len(text) > 3 and text in lower]
-        return found[0] if len(found) == 1 else None
-
-    def resolve(self, value: str) -> str | None:
-        """A value as an answer: of a choice its label; None for what cannot be one."""
-        answer = normalize_answer(value)
-        if not self.options or answer in self.options:
-            return answer
-        folded = answer.lower()
-        if found := [label for label, text in self.options.items() if text == folded]:
-            return found[0]
-        head = re.match(r"\(?([A-Z]|\d)[.):]?\s", answer + " ")
-        return head[1] if head and head[1] in self.options else None
-
-
-@lru_cache(maxsize=256)
-def read_question(question: str) -> Asked:
-    """What a question asks for; of a long prompt its end counts."""
-    question = question[-8_000:]
-    found = _OPTION.findall(question)
-    labels = "".join(label for label, _ in found)
-    options: Mapping[str, str] = {}
-    if len(found) >= 2 and (labels in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" or labels in "123456789"):
-        options = {label: normalize_answer(text).lower() for label, text in found}
-    sentences = [question[start:end] for start, end in split_sentences(question)]
-    asking = [s for s in sentences if ("?" in s or "？" in s or _ASKS.search(s)) and not _FORM_ONLY.search(s)]
-    last = asking[-1] if asking else sentences[-1] if sentences else ""
-    words = [word for found in _WORD.findall(last.lower()) if (word := _stem(found)) not in _COMMON]
-    numeric = not options and _NUMERIC.search(last) is not None
-    return Asked(frozenset(words), options, numeric, None if options else _name_pattern(last, words))
-
-
-def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
-    """What the values of the asked words and variables stand behind."""
-    cue = _ASKS.search(asking)
-    behind = _WORD.findall(asking[cue.end() :].lower()) if cue else []
-    nouns = [word for found in behind if (word := _stem(found)) in words][:2]
-    names = [rf"\b{re.escape(noun)}s?\b[^.,;=\d]{{0,60}}?" for noun in nouns]
-    for expression in _EXPRESSION.findall(asking):
-        tokens = re.findall(r"\\[A-Za-z]+|\S", expression)
-        if 0 < len(tokens) <= 40 and "=" not in tokens:
-            names.append(r"(?<![A-Za-z\\_^])" + r"\s*".join(map(re.escape, tokens)))
-    if not names:
-        return None
-    return re.compile(rf"(?:{'|'.join(names)})(?:\\\)|\$)?\s*(?:{_either('equals')})", _FLAGS)
-
-
-_EXPRESSION = re.compile(r"(?:\$|\\\()([^$]{1,80}?)(?:\$|\\\))")
-_FORM_ONLY = re.compile(rf"(?:{_either('form_only')})", _FLAGS)
-
-
-def _stem(word: str) -> str:
-    return word[:-1] if word.endswith("s") and len(word) > 3 else word

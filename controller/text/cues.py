@@ -31,12 +31,17 @@ class Language:
         reflections: how a thought begins that reflects on those before, as plain words.
         reconsiders: what shows, anywhere in a text, that what was derived is looked at once more.
         signals: words without which a sentence that holds no number states nothing.
-        equals: verbs between what is asked for and its value.
+        equals: verbs between what the question asks for and its value.
         form_only: sentences of a question that ask for a form only.
         form: words that show that a phrase is about the form of the answer.
         asks: how a sentence asks without a question mark.
         numeric: what asks for a number.
-        common: words of a question that say nothing about what is asked for, without a final s.
+        counted: how a number of things is asked for; the group is the thing.
+        many: what asks for several values.
+        truth: how a question for yes or no begins.
+        wants_words: how a question asks for a name or words.
+        plans: what shows that a sentence is not the last step.
+        common: words of a question that say nothing about what the question asks for, without a final s.
     """
 
     answers: Patterns
@@ -59,6 +64,11 @@ class Language:
     form: Patterns
     asks: Patterns
     numeric: Patterns
+    counted: Patterns
+    many: Patterns
+    truth: Patterns
+    plans: Patterns
+    wants_words: Patterns
     common: Patterns
 
 
@@ -73,6 +83,7 @@ ENGLISH = Language(
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
         r"\b(?:answer|solution) (?=[-$\\(]?\d|\\[(b])",
         r"\banswer of\b",
+        r"(?:\bwait\b,? ?no|\bno|\bactually|\bsorry)\b\s?[,:—-]*\s*(?:it|that)(?:'s|’s| is| should be| must be)\b",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
         rf"{_MODAL}{_BE}\b",
         r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
@@ -82,17 +93,18 @@ ENGLISH = Language(
         rf"\s{_MODAL}(?:is|be|seems|are)\s+(?:indeed |definitely |in fact |probably |likely )?"
         r"(?:the |our |my )?(?:final |correct |right |best |only |most )*(?:answer|solution|choice|option)\b"
         r"(?! is| to)",
+        r"\sit is\W*$",
         r"(?:\)|\.)?\s+(?:as|for) (?:the|my|our) (?:final )?answer\b",
     ),
     headings=(r"\banswer(?:\s+is)?", r"\banswer[\s*]*:"),
     concludes=(
-        r"\W*(?:and |but |okay,? |ok,? |yes,? |yeah,? |yep,? |alright,? )*(?:so|thus|therefore|hence|consequently|"
-        r"finally|overall|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
+        r"\b(?:so|thus|therefore|hence|consequently|finally|overall"
+        r"|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
         r"that is|this gives|that gives|accordingly|in summary)\b",
         r"\b(?:confident|certain|sure) (?:that|in)\b|\b(?:i think|i believe|i get|it (?:looks|seems) like|seems that|"
-        r"conclude that|confirms? that|we get|therefore|hence|thus)\b|, so\b",
+        r"conclude that|confirms? that|we get)\b",
     ),
-    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|i\.e\.|meaning|namely)\b,?\s?|=>|→|⇒",),
+    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|i\.e\.|meaning|namely)\b,?\s?|\bthat is,\s?|=>|→|⇒",),
     states=(
         r"\b(?:answer|result|total|value|sum|product|probability|difference|number|amount|area|length|cost|remainder)\s+"
         r"(?:of [^.,;=]{1,60}? )?(?:is|equals|=|:|must be|would be|should be)",
@@ -100,13 +112,14 @@ ENGLISH = Language(
         r"\b(?:that|this|which)\s+(?:makes|gives|yields|leaves)",
     ),
     copulas=(
-        r"\b(?:is|are|was|be|equals?|gives?|makes?|leaves?|yields?|get|gets|have|has|had|needs?|takes?|cost|costs|"
+        r"\b(?:is|are|was|be|equals?|gives?|makes?|leaves?|yields?|get|gets|have|has|had|needs?|takes?|cost|costs|at|as|returns?|"
         r"paid|pays?|earns?|spends?|for|only|to|of)\b",
     ),
     fillers=(
         r"(?:exactly|just|still|simply|indeed|actually|therefore|thus|then|also|clearly|equal to|to be|equals|now|"
         r"approximately|about|roughly|around|most likely|probably|likely|definitely|only|indeed|namely|thereby|so|"
-        r"given by|the (?:number|value|letter|option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
+        r"(?:on|in) the interval|those two|given by|an?(?= [\d$\\(])|the (?:number|value|letter|"
+        r"option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
         r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
     ),
     hedges=(r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|seems? (?:like|that)|expected)\b",),
@@ -116,6 +129,8 @@ ENGLISH = Language(
         r"\b(?:would|can|could)(?: the)? answer be\b|\bfor example\b|\bin the (?:format|form)\b|\bformat\b",
         r"\b(?:must|should|need to|have to) (?:be )?(?:output|enclosed?|written|formatted|presented|expressed)\b",
         r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
+        r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
+        r"\b(?:between \S+ and|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
         r"\b(?:wrong|incorrect|mistaken|cannot be right|can't be right)\b",
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
@@ -138,7 +153,10 @@ ENGLISH = Language(
         r"another (?:way|approach|method)|check again|re-?check|"
         r"let's (?:verify|check|double)|just to (?:confirm|make sure)|but let me|is that right|verify)\b",
     ),
-    signals=("answer", "solution", "option", "choice", "correct", "go with", "going with"),
+    signals=(
+        "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
+        "settle",         "it is", "wait", "no,", "no:", "so it's", "so that's", "anser",
+    ),
     equals=(
         r"=|≈|:|\b(?:is|are|was|must be|should be|would be|will be|has to be|equals?|remains|comes (?:out )?to)\b"
         r"(?: equal to)?",
@@ -159,6 +177,30 @@ ENGLISH = Language(
         r"\b(?:number|sum|product|probability|value|area|volume|length|distance|remainder|degree|ratio) of\b|"
         r"\bpercent\w* of\b",
     ),
+    counted=(
+        r"\bhow many (?:more |other |different |distinct |total |of the )?"
+        r"(?:[a-z-]+ (?!does|is|was|has)(?=[a-z]+s\b))?"
+        r"([a-z]{3,})",
+    ),
+    many=(r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs)\b",),
+    truth=(
+        r"^\W*(?:is|are|do|does|did|can|could|will|would|was|were|has|have|should|must)\b|\btrue or false\b|"
+        r"\byes or no\b|\byes/no\b",
+    ),
+    wants_words=(
+        r"\b(?:who|whom|whose|which (?!values?|numbers?|x\b)|where|what(?:'s| is| was)? the "
+        r"(?:name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
+        r"smallest country)|"
+        r"what (?:day|kind|shape|word|colou?r|country|city|language)|in which|unscramble|print|output|decode|"
+        r"concatenate|"
+        r"symbol|what does)\b",
+    ),
+    plans=(
+        r"^\W*(?:next|first|now,? (?:i|let|for)|let me|let's|then i|to find|we could|i will|"
+        r"i'll (?:compute|find|use|try))\b|"
+        r"\b(?:(?:i|we) (?:need|have|want|still need) to|i can (?:plug|use|now)|doesn't work|does not work|ruled out|"
+        r"then i take|they ask for|they want)\b",
+    ),
     common=tuple(
         "the and for what how many much doe did will would can are was were that this with have has had his her their "
         "its from all each one two three per find compute evaluate determine calculate expres simplify solve value "
@@ -174,7 +216,7 @@ CHINESE = Language(
     ),
     behind=(r"(?:就|应该)?是(?:正确|最终)?的?答案", r"是正确的"),
     headings=(r"最终答案[：:]?", r"答案[：:]?"),
-    concludes=(r"\W*(?:所以|因此|于是|故|因而|综上|这样|那么|总共|一共)",),
+    concludes=(r"(?:所以|因此|于是|故|因而|综上|这样|那么|总共|一共)",),
     turns=(r"[，；](?:所以|因此|故|即)",),
     states=(r"(?:得到|等于|得出|即为|总共是?|一共是?|还剩|剩下)",),
     copulas=(r"(?:是|为|有|等于|得|共|需要|剩)",),
@@ -191,7 +233,17 @@ CHINESE = Language(
     form=("问题", "格式", "题目"),
     asks=("求", "计算", "多少", "几", "哪", "什么", "谁"),
     numeric=("多少", "几", "求", "计算"),
+    counted=(r"多少(?:个|只|本|块|张)?([\u4e00-\u9fff]{1,2})(?=？|\?)",),
+    many=("哪些", "所有"),
+    truth=(r"吗[？?]|是否|对不对",),
+    wants_words=(r"(?:谁|什么|哪|作者|星期几|化学式)",),
+    plans=(r"^\W*(?:接下来|首先|让我|先)",),
     common=(),
 )
 
 LANGUAGES = (ENGLISH, CHINESE)
+
+
+def either(kind: str) -> str:
+    """All languages' patterns of one kind as one alternative."""
+    return "|".join(pattern for language in LANGUAGES for pattern in getattr(language, kind))

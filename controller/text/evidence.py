@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
-from .answers import Finality, Statement, find_statements, parse_value, read_question
+from .answers import Finality, Statement, find_statements, parse_value
 from .cues import LANGUAGES
+from .sentences import read_question
 
 _RECONSIDERS = re.compile(
     "|".join(pattern for language in LANGUAGES for pattern in language.reconsiders), re.IGNORECASE
@@ -19,8 +19,8 @@ class Claim:
     """One answer with what speaks for it.
 
     Attributes:
-        derivations: how often it was come to. A statement counts if the model reconsidered since the one before it; a
-            restatement does not.
+        derivations: how often the model arrived at it. A statement counts if the model reconsidered since the one
+            before it; a restatement does not.
         answered: how many statements call it the answer.
         agreeing: how many statements in a row say the same, up to the last one.
     """
@@ -37,7 +37,7 @@ class AnswerEvidence:
 
     def __init__(self, question: str = "") -> None:
         self._asked = read_question(question)
-        self._claims: dict[str | tuple[Fraction, bool], Claim] = {}
+        self._claims: dict[str, Claim] = {}
         self._last: Claim | None = None
         self._reconsidered = 0
 
@@ -53,8 +53,8 @@ class AnswerEvidence:
         return latest
 
     def _take(self, statement: Statement) -> Claim:
-        number = parse_value(statement.answer)
-        key = statement.answer if number is None else (number, "%" in statement.answer)
+        number = None if statement.answer.isdigit() else parse_value(statement.answer)
+        key = statement.answer if number is None else f"{number}{'%' * ('%' in statement.answer)}"
         claim = self._claims.setdefault(key, Claim(statement.answer))
         if self._reconsidered > claim.at:
             claim.derivations += 1

@@ -123,7 +123,8 @@ class ProtectedRegions:
         state.scan(self._rest, len(self._rest))
         if re.search(r"(?:^|\n)`{1,2}$", self._rest):
             return "code"
-        return None if state.kind == "JSON" and not state.quoted else state.kind
+        too_long = state.kind is not None and state.size > _LONGEST.get(state.kind, state.size)
+        return None if too_long or (state.kind == "JSON" and not state.quoted) else state.kind
 
 
 def unclosed_region(text: str) -> str | None:

@@ -26,11 +26,16 @@ class TokenizerAdapter:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        module = getattr(getattr(type(tokenizer), "_decode", None), "__module__", "")
+        plain = module.startswith("transformers.tokenization_utils") and hasattr(tokenizer, "backend_tokenizer")
+        self._backend = tokenizer.backend_tokenizer if plain else None  # without transformers' checks of each id
         self._flags: dict[int, int] = {}
         self._holding: dict[tuple[int, str], bool] = {}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens kept."""
+        if self._backend is not None:
+            return str(self._backend.decode(list(ids), skip_special_tokens=False))
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def encode(self, text: str) -> tuple[int, ...]:

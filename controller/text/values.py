@@ -23,6 +23,7 @@ _OPERATOR = re.compile(
     r"<=|>=|!=|\*\*|[-+−*/×·÷=<>≤≥≠≈±^_∪]|(?<=\d):(?=\d)|\s[xX](?=\s*\d)|(?<=\s)mod(?=\s))\s*)"
 )
 _POSTFIX = re.compile(r"[²³⁴⁵⁶⁷⁸⁹]+|\s?(?:\\?%|\^\{?\\circ\}?|°|!(?!=)|['’](?![A-Za-z])|\s?percent(?:age)?\b)")
+_CLOCK = re.compile(r"(?<=\d)\s?[APap]\.?[Mm]\b\.?")
 _MIXED = re.compile(r" \d+/\d+")
 _SIGN = re.compile(r"[-+−±]\s?|\\pm\s*")
 _SPACE = re.compile(r"[ \t]*")
@@ -120,6 +121,8 @@ def _scan_more(text: str, at: int) -> int | None:
     postfix = _POSTFIX.match(text, at)
     if postfix and postfix[0]:
         return postfix.end()
+    if daytime := _CLOCK.match(text, at):
+        return daytime.end()
     following = text[at : at + 1]
     digit = text[at - 1 : at].isdigit()
     if following and following in "^_":
@@ -134,7 +137,7 @@ def _scan_more(text: str, at: int) -> int | None:
         found = _OPERAND.match(text, at + (following == " "))
         taken = found and found["command"] and not re.match(r"\\[()\[\]\\,;!]", text[at:])
         return _scan_command(text, found) if found and taken and not _OPERATOR.match(text, at) else None
-    if following == "(" and text[at - 1 : at].isalnum():
+    if following == "(" and (text[at - 1 : at].isalnum() or text[at - 1] == ")"):
         return close_bracket(text, at)
     if following and (following in "π√" or re.compile(rf" ?(?:{_FUNCTIONS})(?![A-Za-z])").match(text, at)):
         return _scan_operand(text, at + (following == " "))
@@ -200,10 +203,14 @@ def normalize_answer(answer: str) -> str:
 
 
 def _spell(text: str) -> str:
-    unit = re.search(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}\s*$", text)
-    if unit and unit.start() and re.search(r"[\d}]\s*(?:\\[ ,;!]\s*)?$", text[: unit.start()]) and "\\text" in text:
-        inner = unit[1].strip()
-        text = text[: unit.start()] + (" " + inner if inner and not inner.startswith("(") else "")
+    unit = re.search(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}(?:\^\{?\d\}?)?\s*$", text)
+    if (
+        unit
+        and unit.start()
+        and re.search(r"(?:[\d}]|\\pi)\s*(?:\\[ ,;!]\s*)?$", text[: unit.start()])
+        and "\\text" in text
+    ):
+        text = text[: unit.start()]
     text = _DROPPED.sub("", _WRAPPERS.sub(r"\1", text))
     for pattern, new in _SPELLINGS:
         text = pattern.sub(new, text)

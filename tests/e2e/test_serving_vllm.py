@@ -232,7 +232,7 @@ def test_tersely_run_and_doctor_use_the_server(
     from tersely.cli.app import main
 
     where = ["--engine", "openai", "--base-url", server.url, "--tokenizer", MODEL]
-    assert main(["run", PROBLEMS[0], *where, "--json", "--temperature", "0", "--max-new-tokens", "400"]) == 0
+    assert main(["run", PROBLEMS[0], *where, "--json", "--temperature", "0", "--max-new-tokens", "120"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["answer"] and output["decisions"]
     assert main(["doctor", *where, "--json"]) == 0

@@ -1,0 +1,190 @@
+"""Sentences of a text, and what a question asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from .cues import LANGUAGES, either
+from .values import normalize_answer
+
+_END = re.compile(r"[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
+_DISPLAY = re.compile(r"\s*\\\[")
+_ABBREVIATED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|\b[A-Z])\.$")
+
+
+def split_sentences(text: str) -> Iterator[tuple[int, int]]:
+    r"""Start and end of each sentence; a line break ends one, except in display mathematics."""
+    start = 0
+    for match in _END.finditer(text):
+        if match.start() < start:
+            continue
+        end = match.end()
+        if match[0] == "\n":
+            ahead = _DISPLAY.match(text, end) if text[start:end].rstrip().endswith(":") else None
+            opened = text.find("\\[", start, ahead.end() if ahead else end)
+            if opened >= 0:
+                closed = text.find("\\]", opened, opened + 2_000)
+                end = closed + 2 if closed >= opened else end
+        elif match[0] == "." and _ABBREVIATED.search(text[max(start, end - 9) : end]):
+            continue
+        if text[start:end].strip():
+            yield start, end
+        start = end
+    if text[start:].strip():
+        yield start, len(text)
+
+
+TURN = re.compile(rf"(?:{either('turns')})")
+_SUPPOSED = re.compile(rf"(?:{either('supposed')})")
+
+
+def is_supposed(lower: str) -> bool:
+    """Whether a sentence in small letters only supposes or denies; what follows its "so" counts if there is one."""
+    turn = max((cue.end() for cue in TURN.finditer(lower)), default=0)
+    return _SUPPOSED.search(lower[turn:]) is not None
+
+
+_OPTION = re.compile(r"^\s*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
+_INLINE_OPTION = re.compile(r"(?:^|\s)\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
+_NAMED = re.compile(
+    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)", re.I
+)
+_WORD = re.compile(r"[a-z]{3,}")
+_NUMERIC = re.compile(rf"(?:{either('numeric')})", re.I)
+_ASKS = re.compile(rf"(?:{either('asks')})", re.I)
+_COMMON = frozenset(word for language in LANGUAGES for word in language.common)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a question asks for.
+
+    Attributes:
+        words: the content words of the sentence that asks.
+        options: the text of each labelled choice, by its label.
+        numeric: whether a number is asked for.
+        names: what the question asks for by name, with the verb behind it.
+        counted: a number with the things that "how many" asks for.
+        many: whether several values are asked for.
+        equation: whether an equation is asked for.
+        truth: whether yes or no, or true or false, is asked for.
+        wants_words: whether a name or words are asked for.
+    """
+
+    words: frozenset[str] = frozenset()
+    options: Mapping[str, str] = field(default_factory=dict)
+    numeric: bool = False
+    names: re.Pattern[str] | None = None
+    counted: re.Pattern[str] | None = None
+    many: bool = False
+    equation: bool = False
+    truth: bool = False
+    wants_words: bool = False
+
+    def about(self, word: str) -> bool:
+        """Whether a word is one that the question asks about, or says nothing by itself."""
+        return _stem(word) in self.words or word in _GENERIC
+
+    def covers(self, lower: str) -> bool:
+        """Whether a sentence in small letters speaks of what the question asks for."""
+        if not self.words:
+            return False
+        common = self.words.intersection(map(_stem, _WORD.findall(lower)))
+        return len(common) >= max(2, min(3, len(self.words) * 0.4))
+
+    def is_aside(self, lower: str) -> bool:
+        """Whether a sentence says that something else than what the question asks for has its value."""
+        subject = _SUBJECT.search(lower)
+        return bool(self.words and subject and not self.about(subject[1]) and not self.covers(lower))
+
+    def letter_in(self, sentence: str) -> str | None:
+        """The label that a sentence names last."""
+        named = [label for found in _NAMED.findall(sentence) if (label := self.label(found))]
+        return named[-1] if named else None
+
+    def label(self, letter: str) -> str | None:
+        """The label that a letter or digit is, in the question's own case."""
+        return next((one for one in (letter, letter.upper(), letter.lower()) if one in self.options), None)
+
+    def label_of_text_in(self, lower: str) -> str | None:
+        """The label of the one choice whose text a sentence repeats."""
+        found = [label for label, text in self.options.items() if len(text) > 3 and text in lower]
+        return found[0] if len(found) == 1 else None
+
+    def resolve(self, value: str) -> str | None:
+        """A value as an answer: of a choice its label; None for what cannot be one."""
+        answer = normalize_answer(value)
+        if not self.options or answer in self.options:
+            return answer
+        folded = answer.lower()
+        if found := [label for label, text in self.options.items() if text == folded]:
+            return found[0]
+        head = re.match(r"\(?([A-Za-z]|\d)[.):]?(?:\s|$)", answer)
+        return self.label(head[1]) if head else None
+
+
+@lru_cache(maxsize=256)
+def read_question(question: str) -> Asked:
+    """What a question asks for; of a long prompt its end counts."""
+    question = question[-8_000:]
+    found = _OPTION.findall(question)
+    if len(found) < 2:
+        found = _INLINE_OPTION.findall(question)
+    labels = "".join(label for label, _ in found)
+    options: Mapping[str, str] = {}
+    if len(found) >= 2 and (labels.upper() in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" or labels in "123456789"):
+        options = {label: normalize_answer(text).lower() for label, text in found}
+    sentences = [question[start:end] for start, end in split_sentences(question)]
+    asking = [s for s in sentences if ("?" in s or "？" in s or _ASKS.search(s)) and not _FORM_ONLY.search(s)]
+    last = asking[-1] if asking else sentences[-1] if sentences else ""
+    words = [word for one in _WORD.findall(last.lower()) if (word := _stem(one)) not in _COMMON]
+    numeric = _NUMERIC.search(last) is not None
+    if options:
+        return Asked(frozenset(words), options)
+    counted = _COUNTED.search(last)
+    things = next(filter(None, counted.groups()), None) if counted else None
+    return Asked(
+        frozenset(words),
+        numeric=numeric or things is not None,
+        names=_name_pattern(last, words),
+        counted=things and re.compile(rf"({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
+        many=_MANY.search(last) is not None,
+        equation="equation of" in last or "equation for" in last,
+        truth=_TRUTH.search(last) is not None,
+        wants_words=_WANTS_WORDS.search(last) is not None,
+    )
+
+
+def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
+    """What the values of the asked words and variables stand behind."""
+    cue = _ASKS.search(asking)
+    behind = _WORD.findall(asking[cue.end() :].lower()) if cue else []
+    nouns = [word for found in behind if (word := _stem(found)) in words][:2]
+    names = [rf"\b{re.escape(noun)}s?\b[^.,;=\d]{{0,60}}?" for noun in nouns]
+    for expression in _EXPRESSION.findall(asking):
+        tokens = re.findall(r"\\[A-Za-z]+|\S", expression)
+        if 0 < len(tokens) <= 40 and "=" not in tokens:
+            names.append(r"(?<![A-Za-z\\_^])" + r"\s*".join(map(re.escape, tokens)))
+    if not names:
+        return None
+    return re.compile(rf"(?:{'|'.join(names)})(?:\\\)|\$)?\s*(?:{either('equals')})", re.I)
+
+
+NUMBER = r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
+_COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
+_MANY = re.compile(rf"(?:{either('many')})", re.I)
+_WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
+_GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
+_TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
+_SUBJECT = re.compile(
+    r"\b(?:the|its|their) (?:\w+ )?([a-z]+)(?: (?:came|comes) out)? (?:is|are|was|as|costs|weighs)\s+(?=[-$\\(\d])"
+)
+_EXPRESSION = re.compile(r"(?:\$|\\\()([^$]{1,80}?)(?:\$|\\\))")
+_FORM_ONLY = re.compile(rf"(?:{either('form_only')})", re.I)
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if word.endswith("s") and len(word) > 3 else word

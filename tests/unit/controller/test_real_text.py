@@ -1,0 +1,168 @@
+"""Reading text as people and models write it: answers, evidence, regions that must not be cut, and linear time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tersely.controller.text.answers import Finality, extract_stated_answer, find_statements
+from tersely.controller.text.evidence import AnswerEvidence
+from tersely.controller.text.regions import ProtectedRegions, unclosed_region
+from tersely.controller.text.values import answers_equal, normalize_answer
+from tersely.evaluation.tasks.equality import AnswerChecker
+
+SENTENCES = [
+    json.loads(line) for line in Path(__file__).with_name("stated_answers.jsonl").read_text("utf-8").splitlines()
+]
+
+
+def test_sentences_are_read_as_people_write_them() -> None:
+    """Of 403 sentences that state an answer at least 97 % are read right, and at most 2 % as another answer."""
+    stated = [row for row in SENTENCES if row["answer"] is not None]
+    right, wrong = 0, []
+    with AnswerChecker() as checker:
+        for row in stated:
+            found, gold = extract_stated_answer(row["text"], row["question"]), row["answer"]
+            if found is not None and (
+                found.lower() == gold.lower() or answers_equal(found, gold) or checker.check(gold, found).equal
+            ):
+                right += 1
+            elif found is not None:
+                wrong.append((found, gold, row["text"]))
+    assert len(stated) > 400
+    assert right >= 0.97 * len(stated)
+    assert len(wrong) <= 0.02 * len(stated), wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is the answer 12?",
+        "If the answer were 12, the sum would be odd.",
+        "So the answer is not 12.",
+        "Next I will compute the total of the 12 boxes.",
+        "FINAL ANSWER: <letter>",
+        "The final answer should be in the form \\boxed{...}.",
+    ],
+)
+def test_plans_questions_and_denials_state_nothing(text: str) -> None:
+    assert extract_stated_answer(text, "How many boxes are there?") is None
+
+
+def test_the_answer_outlives_conclusions_behind_it() -> None:
+    text = "The answer is 12 boxes.\n\nTo check: so that makes 30 of 36 eggs.\n\nTherefore 6 eggs are left over."
+    assert extract_stated_answer(text) == "12"
+    assert next(find_statements(text)).finality is Finality.ANSWERS
+    assert extract_stated_answer(text + " Wait, no: it is 13.") == "13"
+
+
+@pytest.mark.parametrize(
+    ("written", "spelled"),
+    [
+        (r"\( x = 5 \)", "5"),
+        (r"$\dfrac{3}{4}$", "3/4"),
+        (r"1\frac{4}{5}", "9/5"),
+        (r"2\sqrt{3}", r"2\sqrt{3}"),
+        (r"36\pi \text{ cm}^3", r"36\pi"),
+        (r"90^\circ", "90"),
+        ("540 meters", "540"),
+        ("25 percent", "25%"),
+        ("3:45 PM", "3:45 PM"),
+        ("−7", "-7"),
+    ],
+)
+def test_values_have_one_spelling(written: str, spelled: str) -> None:
+    assert normalize_answer(written) == spelled
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(r"2\sqrt{3}", "2"), (r"36\pi", "36"), ("2x + 3", "2"), ("5 cm", "5 m"), ("5%", "5"), (r"1\frac45", "14/5")],
+)
+def test_different_answers_are_never_equal(first: str, second: str) -> None:
+    assert not answers_equal(first, second)
+
+
+def test_derivations_are_counted_and_restatements_are_not() -> None:
+    evidence = AnswerEvidence("How many eggs are left?")
+    claim, finality = evidence.read("So there are 12 eggs left.") or pytest.fail("nothing read")
+    assert (claim.answer, claim.derivations, claim.answered, finality) == ("12", 1, 0, Finality.ASKED)
+    evidence.read(" So 12 eggs are left. The answer is 12.")
+    assert (claim.derivations, claim.answered) == (1, 1)
+    evidence.read(" Wait, let me check that. 20 - 8 = 12.")
+    evidence.read(" So the answer is 12.0 eggs.")
+    assert (claim.derivations, claim.answered) == (2, 2)
+    other, _ = evidence.read(" Hmm, so the answer is 13.") or pytest.fail("nothing read")
+    assert (other.answer, other.agreeing) == ("13", 1)
+
+
+REGIONS = [
+    ("a ```py\nx", "code"),
+    ("a ```py\nx\n``` b", None),
+    ("x\n``", "code"),
+    ("so \\[ x", "math"),
+    ("so \\[ x\n\ny", "math"),
+    ("so \\[ x \\] y", None),
+    ("cost $5 and", None),
+    ("price \\$5 then $y", "math"),
+    ("$x$ y", None),
+    ("$x\nnext", None),
+    ("\\boxed{\\frac{1}{2}", "math"),
+    ("\\boxed{\\frac{1}{2}} ", None),
+    ("\\(a\n\nb", None),
+    ("\\[ a" + " word" * 500 + " and on", None),
+    ('\n\n{"a": [1, ', "JSON"),
+    ('\n\n{"a": [1]} ok', None),
+    ("<tool_call>{", "tool call"),
+    ("<tool_call>{}</tool_call>", None),
+    ("<｜tool▁calls▁begin｜>x", "tool call"),
+    ("[TOOL_CALLS] x\n\n y", "tool call"),
+]
+
+
+@pytest.mark.parametrize(("text", "kind"), REGIONS)
+def test_open_regions_are_known_whole_and_piece_by_piece(text: str, kind: str | None) -> None:
+    regions = ProtectedRegions()
+    for character in text:
+        regions.feed(character)
+    assert unclosed_region(text) == regions.open == kind
+
+
+HOSTILE = [
+    "(",
+    "[",
+    "{",
+    "\\[",
+    "\\boxed{",
+    "$",
+    "`",
+    "\n",
+    "1,",
+    "so ",
+    "= ",
+    "answer is ",
+    "the answer to ",
+    "a.",
+    "√",
+    "9!",
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+@pytest.mark.parametrize(
+    "read",
+    [lambda text: list(find_statements(text)), unclosed_region, normalize_answer],
+    ids=["statements", "regions", "normalize"],
+)
+def test_hostile_text_takes_linear_time(piece: str, read: Callable[[str], object]) -> None:
+    def seconds(letters: int) -> float:
+        start = time.process_time()
+        read(piece * (letters // len(piece)))
+        return time.process_time() - start
+
+    seconds(1_000)
+    assert seconds(100_000) < 12 * max(seconds(25_000), 0.02)  # four times the text; the square would take 16 times
