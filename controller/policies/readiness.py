@@ -210,7 +210,7 @@ class AutoExit(Policy):
 
     name: ClassVar[str] = "auto_exit"
     probes: str | None = None
-    agree: int = 2  # successive equal answers that end the thinking where there is no probe
+    agree: int = 2  # independent derivations that end the thinking where there is no probe
 
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`; raises ProbeError for a missing folder, ArtifactError for another model's probe."""

@@ -40,6 +40,7 @@ class ThinkingState:
         self._after_digit = False
         self._risky = False  # a character that can open a protected region has been seen
         self._regions, self._scanned = ProtectedRegions(), 0
+        self._decoded = (-1, 0, "")  # from where to where, and the text: several readers begin at the same place
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,7 +56,7 @@ class ThinkingState:
 
     def text_from(self, start: int) -> str:
         """What the model wrote itself from token `start` on, without anything up to the last forced token."""
-        return self.codec.decode(self.ids[max(start, self._retractable_from) :])
+        return self._decode_from(max(start, self._retractable_from))
 
     @property
     def ends_line(self) -> bool:
@@ -67,7 +68,7 @@ class ThinkingState:
         """The kind of region that is open at the end, or None; what was scanned before is not scanned again."""
         if not self._risky:
             return None
-        self._regions.feed(self.codec.decode(self.ids[self._scanned :]))
+        self._regions.feed(self._decode_from(self._scanned))
         self._scanned = len(self.ids)
         return self._regions.open
 
@@ -101,6 +102,7 @@ class ThinkingState:
         count = self.retractable(count)
         del self.ids[len(self.ids) - count :]
         del self.signals[len(self.ids) :]
+        self._decoded = (-1, 0, "")
         while self.thoughts and self.thoughts[-1].end > len(self.ids):
             self._start = self.thoughts.pop().start
         self._line_empty = self._start == len(self.ids)
@@ -116,8 +118,13 @@ class ThinkingState:
         self._start = self._retractable_from = len(self.ids)
         self._line_empty = True
 
+    def _decode_from(self, start: int) -> str:
+        if self._decoded[:2] != (start, len(self.ids)):
+            self._decoded = start, len(self.ids), self.codec.decode(self.ids[start:])
+        return self._decoded[2]
+
     def _end_thought(self) -> None:
-        text = self.codec.decode(self.ids[self._start :])
+        text = self._decode_from(self._start)
         if text.strip():
             self.thoughts.append(Thought(text, self._start, len(self.ids), bool(_CUE.match(text))))
         self._start = len(self.ids)
