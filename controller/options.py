@@ -224,14 +224,14 @@ def read_config(path: Path) -> TunedConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}; `tersely tune` writes one") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ConfigError(f"{path} is no configuration of format {FORMAT}; `tersely tune` writes one")
+        raise ConfigError(f"{path} is not a configuration of format {FORMAT}; `tersely tune` writes one")
     for key in about:
         if key not in _KEYS:
             raise unknown(f"key in {path}:", key, _KEYS)
     try:
         return TunedConfig(**{key: value for key, value in about.items() if key != "format"})
     except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no configuration: {error}") from None
+        raise ConfigError(f"{path} is not a valid configuration: {error}") from None
 
 
 def load_config(path: str | Path) -> dict[str, Any]:

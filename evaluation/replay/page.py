@@ -44,7 +44,7 @@ def _harm(one: ReplayedRow) -> int:
 
 
 def _make_record(name: str, one: ReplayedRow, stop: Stop) -> TraceRecord:
-    """The stopped run beside the recorded one; what the verdict is stands in the id, since the viewer compares text."""
+    """The stopped run next to the recorded one; the id states the verdict, since the viewer compares text."""
     verdict = {-1: "lost", 1: "repaired"}.get(_harm(one), "right" if one.right_full else "wrong")
     full = RunView(
         answer=extract_answer(one.row.answer),

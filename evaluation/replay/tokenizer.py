@@ -52,7 +52,7 @@ def load_tokenizer(source: Path | None) -> Any:
     file = source / "tokenizer.json" if source.is_dir() else source
     if not file.is_file():
         raise OptionError(
-            f"--tokenizer {source}: there is no file {file}; accepted: a tokenizer.json, or a folder with one",
+            f"--tokenizer {source}: file {file} not found; accepted: a tokenizer.json, or a folder with one",
             code="no_such_file",
         )
     from transformers import PreTrainedTokenizerFast
