@@ -59,8 +59,8 @@ def extract_boxed(text: str) -> str | None:
 def extract_stated_answer(text: str, question: str = "") -> str | None:
     """The last answer that a text states, normalized; None if it states none.
 
-    The question helps: what it asks for is kept apart from intermediate results, a choice is known by its letter, and where
-    nothing is called an answer the end of the text is taken by what the question asks for.
+    The question helps: what it asks for is kept apart from intermediate results, a choice is known by its letter, and
+    where nothing is called an answer the end of the text is read by the kind of answer that the question wants.
     """
     asked = read_question(question)
     last: Statement | None = None
