@@ -103,6 +103,18 @@ class GenerationOptions:
     )
 
 
+OPTION_NAMES = tuple(defined.name for defined in fields(GenerationOptions))
+
+
+def option_field(name: str, **changes: Any) -> Any:
+    """A pydantic field with the default and the description that an option has in `GenerationOptions`.
+
+    The surfaces (command line, server, frameworks, training) take theirs from here; `changes` are what differs there.
+    """
+    defined = GenerationOptions.__pydantic_fields__[name]  # type: ignore[attr-defined]  # added by pydantic
+    return Field(**{"default": defined.default, "description": defined.description, **changes})
+
+
 class OptionsDict(TypedDict, total=False):
     """`GenerationOptions` as keyword arguments, with the sampling options spelled out."""
 
@@ -130,10 +142,9 @@ def make_options(options: GenerationOptions | None = None, **overrides: Any) -> 
     Raises OptionError for an unknown option or a value that is not accepted.
     """
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
-    accepted = [f.name for f in fields(GenerationOptions)]
     for name in overrides:
-        if name not in accepted:
-            raise unknown("option", name, [*accepted, *SAMPLING_OPTIONS])
+        if name not in OPTION_NAMES:
+            raise unknown("option", name, [*OPTION_NAMES, *SAMPLING_OPTIONS])
     options = options or GenerationOptions()
     if sampling:
         base = overrides.get("sampling", options.sampling)

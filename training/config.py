@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from ..controller.budgets import canonical_effort
+from ..controller.options import option_field
 from ..errors import TerselyError
 from ..validation import FrozenModel, format_error_details
 
@@ -83,8 +84,8 @@ class Rollouts(Section):
     prompts: int = Field(default=8, ge=1)
     generations: int = Field(default=8, ge=2)
     temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = Field(default=1024, ge=2)
-    answer_reserve: int = Field(default=64, ge=1)
+    max_new_tokens: int = option_field("max_new_tokens", default=1024, ge=2)
+    answer_reserve: int = option_field("answer_reserve", default=64, ge=1)
     thinking_budget: int | None = Field(default=None, ge=1)
     policies: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     batch: int = Field(default=64, ge=1)

@@ -19,7 +19,14 @@ from ...errors import TerselyError, unknown
 from ..api import resolve_engine, resolve_helper, resolve_markers, resolve_verifier
 from ..batch import BatchRow, decode
 from ..budgets import canonical_effort
-from ..options import DEFAULT_MAX_NEW_TOKENS, SAMPLING_OPTIONS, GenerationOptions, make_options
+from ..options import (
+    DEFAULT_MAX_NEW_TOKENS,
+    OPTION_NAMES,
+    SAMPLING_OPTIONS,
+    GenerationOptions,
+    make_options,
+    option_field,
+)
 from ..policies import make_policies
 from ..registry import resolve_modifier
 from ..session import Session
@@ -28,9 +35,6 @@ from ..text.reasoning_parser import TextDelta, truncate_at_stop
 from ..trace import GenerationResult
 from ..types import Engine, Prompt
 
-_OPTIONS = (*("preset", "policies", "modifiers", "answer_reserve", "strategy", "probes"), *SAMPLING_OPTIONS)
-CALL_SETTINGS = ("effort", "reasoning_effort", "max_tokens", *_OPTIONS)
-"""Settings that may be given with each call."""
 _GUARD = threading.Lock()
 _RUNNERS: WeakKeyDictionary[Engine, BatchRunner] = WeakKeyDictionary()
 
@@ -43,18 +47,18 @@ class TerselyModel(BaseModel):
     """
 
     model: Any = "tersely-tiny-small"
-    effort: str = "normal"
-    preset: str | None = "balanced"
-    policies: Sequence[Any] | None = None
-    modifiers: Sequence[Any] = ()
-    max_tokens: int | None = None
+    effort: str = option_field("effort")
+    preset: str | None = option_field("preset")
+    policies: Sequence[Any] | None = option_field("policies")
+    modifiers: Sequence[Any] = option_field("modifiers")
+    max_tokens: int | None = option_field("max_new_tokens", default=None)
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
-    probes: str | None = None
-    answer_reserve: int | None = None
-    strategy: Any = "tiers"
+    probes: str | None = option_field("probes")
+    answer_reserve: int | None = option_field("answer_reserve")
+    strategy: Any = option_field("strategy")
     markers: Any = None
     think_prompt: bool = False
     verifier: Any = None
@@ -115,8 +119,13 @@ class TerselyModel(BaseModel):
             effort=effort,
             max_new_tokens=DEFAULT_MAX_NEW_TOKENS if limit is None else limit,
             tools=tools,
-            **{name: settings[name] for name in _OPTIONS},
+            **{name: settings[name] for name in _OPTIONS if name != "effort"},
         )
+
+
+_OPTIONS = tuple(name for name in (*OPTION_NAMES, *SAMPLING_OPTIONS) if name in TerselyModel.model_fields)
+CALL_SETTINGS = ("reasoning_effort", "max_tokens", *_OPTIONS)
+"""Settings that may be given with each call."""
 
 
 def check_names(what: str, names: Iterable[str], accepted: Collection[str]) -> None:

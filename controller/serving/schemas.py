@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ...errors import unknown
+from ..options import option_field
 from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
 
@@ -132,10 +133,10 @@ class TerselyField(StrictModel):
     `trace`: whether the reply lists the decisions.
     """
 
-    effort: Effort | None = None
-    preset: Preset | None = None
-    policies: Policies | None = None
-    shadow: bool = False
+    effort: Effort | None = option_field("effort", default=None)
+    preset: Preset | None = option_field("preset", default=None)
+    policies: Policies | None = option_field("policies", default=None)
+    shadow: bool = option_field("shadow")
     trace: bool = True
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..controller.options import GenerationOptions
+from ..controller.options import option_field
 
 DEFAULT_MODEL = "tersely-tiny-small"
 _REPEAT = "A policy by name or as file.py:Class, instead of the preset; repeat for several, in order of precedence."
@@ -15,8 +15,7 @@ _REPEAT = "A policy by name or as file.py:Class, instead of the preset; repeat f
 
 def _option(flag: str, **settings: Any) -> Any:
     """The command-line option of a field of `GenerationOptions`."""
-    fields: Any = GenerationOptions.__pydantic_fields__  # type: ignore[attr-defined]  # added by pydantic
-    return typer.Option(flag, help=fields[flag.removeprefix("--").replace("-", "_")].description, **settings)
+    return typer.Option(flag, help=option_field(flag.removeprefix("--").replace("-", "_")).description, **settings)
 
 
 Model = Annotated[
