@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -156,7 +157,10 @@ def test_counted_and_given_thinking_tokens_agree(tmp_path: Path) -> None:
 def test_rewards_work_in_a_plain_trl_script(tmp_path: Path) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what TRL imports
+        from trl import GRPOConfig, GRPOTrainer
 
     model = str(get_model_path("tersely-tiny-small"))
     ask = "Kai has 9 shells. Kai finds 3 more. Count the shells."
