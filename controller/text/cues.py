@@ -118,6 +118,7 @@ ENGLISH = Language(
     fillers=(
         r"(?:exactly|just|still|simply|indeed|actually|therefore|thus|then|also|clearly|equal to|to be|equals|now|"
         r"approximately|about|roughly|around|most likely|probably|likely|definitely|only|indeed|namely|thereby|so|"
+        r"(?:me|us|her|him|them)(?: with)?|"
         r"(?:on|in) the interval|those two|given by|an?(?= [\d$\\(])|the (?:number|value|letter|"
         r"option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
         r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
@@ -198,7 +199,7 @@ ENGLISH = Language(
     plans=(
         r"^\W*(?:next|first|now,? (?:i|let|for)|let me|let's|then i|to find|we could|i will|"
         r"i'll (?:compute|find|use|try))\b|"
-        r"\b(?:(?:i|we) (?:need|have|want|still need) to|i can (?:plug|use|now)|doesn't work|does not work|ruled out|"
+        r"\b(?:(?:i|we) (?:need|have|want|still need) to|i can (?:plug|use|now)|doesn't work|does not work|"
         r"then i take|they ask for|they want)\b",
     ),
     common=tuple(

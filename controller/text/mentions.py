@@ -43,13 +43,17 @@ _WORD = re.compile(
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
 _PROSE = re.compile(r"(?<![\\a-zA-Z])[a-z]{3}")
-_STARTS = re.compile(r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]))")
+_STARTS = re.compile(
+    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+]))"
+)
 _EQUALS = re.compile(
-    r"(?:\b(?:(?i:it's|it is|that's)|is|be|equals|at)\s+|(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
+    r"(?:\b(?:(?i:it's|it is|that's)|is|be|equals|at|(?:gives|leaves)(?: me| us)?(?: with)?)\s+|"
+    r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
 )
 _STOP_WORDS = frozenset(
     "It So That This The I On After From We He She They Then Now Okay Ok Hmm Yes No But And In At If Not Only There "
-    "Both Her His Its One Also Thus Hence That's It's Let Wait All Each Alone answer it correct that what".split()
+    "Both Her His Its One Also Thus Hence That's It's I'm I'd I'll Let Wait All Each Alone "
+    "answer it correct that what".split()
 )
 _CHINESE = re.compile(r".*(?:是|为|应该是|选)([^，。；、\s]{1,12})$")
 
@@ -106,8 +110,6 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     """The value behind the last sign of equality, in the last formula, with what is counted, or the last one."""
     if asked.counted is not None and (counts := asked.counted.findall(sentence)):
         return str(counts[-1])
-    if asked.is_aside(sentence.lower()):
-        return None
     values: dict[int, str] = {}
     for match in _EQUALS.finditer(sentence):
         end = scan_expression(sentence, match.end())

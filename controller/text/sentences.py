@@ -151,7 +151,7 @@ def read_question(question: str) -> Asked:
         numeric=numeric or things is not None,
         names=_name_pattern(last, words),
         counted=things and re.compile(rf"({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
-        many=_MANY.search(last) is not None,
+        many=things is None and _MANY.search(last) is not None,
         equation="equation of" in last or "equation for" in last,
         truth=_TRUTH.search(last) is not None,
         wants_words=_WANTS_WORDS.search(last) is not None,
