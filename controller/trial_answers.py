@@ -75,8 +75,7 @@ class TrialDecoder:
 
     def _read_answer(self) -> TrialAnswer:
         confidence = math.exp(self._log_probability / len(self._ids))
-        text = self._text
-        return TrialAnswer(normalize_answer(text[: find_closing_brace(text)]), confidence, self.tokens)
+        return TrialAnswer(read_boxed(self._text), confidence, self.tokens)
 
     def _start_sampling(self, answer: TrialAnswer, sampling: SampledTrial) -> Directive:
         retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(sampling.closing)
@@ -99,6 +98,16 @@ class TrialDecoder:
         return self.codec.decode(self._ids[:-1] if self._ids[-1] == self._eos else self._ids)
 
 
+def trial_opening(markers: Markers, tail: str) -> str:
+    """The text that closes the thinking, which ends in `tail`, and opens the box of a trial answer."""
+    return f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}{ANSWER_PREFIX}"
+
+
+def read_boxed(text: str) -> str:
+    """The answer that a box holds, normalized, given the text from its start on."""
+    return normalize_answer(text[: find_closing_brace(text)])
+
+
 def start_trial(
     codec: TokenizerAdapter, markers: Markers, tail: str, reserve: int, sampled: bool
 ) -> tuple[tuple[int, ...], TrialDecoder]:
@@ -106,8 +115,7 @@ def start_trial(
 
     A sampled answer has at most `reserve` tokens.
     """
-    separator = paragraph_separator(tail)
-    forced = codec.encode(f"{separator}{markers.close}{markers.close_suffix}{ANSWER_PREFIX}")
-    closing = codec.encode(closing_text(markers, "", separator))
+    forced = codec.encode(trial_opening(markers, tail))
+    closing = codec.encode(closing_text(markers, "", paragraph_separator(tail)))
     sampling = SampledTrial(closing, markers.answer_prefix, reserve) if sampled else None
     return forced, TrialDecoder(codec, len(forced), sampling)

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from .cues import LANGUAGES, either
 from .mentions import find_mention
-from .sentences import NUMBER, TURN, Asked, is_supposed, read_question, split_sentences
+from .sentences import NUMBER, Asked, find_turn, is_supposed, read_question, split_sentences
 from .values import answers_equal, find_closing_brace, normalize_answer, parse_value, scan_expression
 
 __all__ = [
@@ -116,6 +116,7 @@ _FILLER = re.compile(rf"(?:\s|[:*_\"'“”‘’`>→]|\\\s|(?:{either('fillers
 _NO_PHRASE = re.compile(rf"(?:{either('no_phrases')})", _FLAGS)
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
 _NUMBER = re.compile(NUMBER)
+_LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
 _LETTER = re.compile(r"\(?\b([A-Z])\b\)?(?![-'’=^_(+*/\d])(?!\s[a-z=+*/<>^-])")
 _PLACEHOLDER = re.compile(r"(?i)\.\.\.|\\dots|\\ldots|…|answer|letter|your|result|[?_x]?|\\text\{\}|\\?(?:quad|cdots)")
 
@@ -161,7 +162,7 @@ def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Fi
     That behind what the question asks for, of its last equation, behind its verb, or its last number.
     """
     concludes = _CONCLUDES.search(lower) is not None
-    turn = max((cue.end() for cue in TURN.finditer(lower)), default=0)
+    turn = find_turn(lower)
     if turn and _SYMBOL.search(sentence, turn):
         sentence, lower = sentence[turn:], lower[turn:]
     if asked.names is not None:
@@ -202,7 +203,7 @@ def _value_before(sentence: str, lower: str) -> str | None:
             return _from_math(before[at + 2 : -2])
         if before.endswith("$") and (at := before.rfind("$", 0, -1)) >= 0:
             return _from_math(before[at + 1 : -1])
-        last = re.search(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{_NUMBER.pattern}(?: [a-z]+)?)$", before)
+        last = _LAST_VALUE.search(before)
         if last:
             return last[1].strip("()")
     return None

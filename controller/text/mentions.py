@@ -99,11 +99,7 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
             found.append(label)
     if found:
         return found[-1]
-    lower = re.sub(r"[-*]", " ", sentence.lower())
-    texts = [
-        label for label, text in asked.options.items() if len(text) > 2 and text.split(" ", 1)[0] and text in lower
-    ]
-    return texts[0] if len(texts) == 1 else None
+    return asked.label_of_text_in(re.sub(r"[-*]", " ", sentence.lower()), shortest=3)
 
 
 def _read_number(sentence: str, asked: Asked) -> str | None:

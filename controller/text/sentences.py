@@ -37,14 +37,18 @@ def split_sentences(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
-TURN = re.compile(rf"(?:{either('turns')})")
+_TURN = re.compile(rf"(?:{either('turns')})")
 _SUPPOSED = re.compile(rf"(?:{either('supposed')})")
+
+
+def find_turn(lower: str) -> int:
+    """Where the conclusion begins in a sentence in small letters: behind its last "so" or the like; 0 for none."""
+    return max((cue.end() for cue in _TURN.finditer(lower)), default=0)
 
 
 def is_supposed(lower: str) -> bool:
     """Whether a sentence in small letters only supposes or denies; what follows its "so" counts if there is one."""
-    turn = max((cue.end() for cue in TURN.finditer(lower)), default=0)
-    return _SUPPOSED.search(lower[turn:]) is not None
+    return _SUPPOSED.search(lower[find_turn(lower) :]) is not None
 
 
 _OPTION = re.compile(r"^\s*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
@@ -109,9 +113,9 @@ class Asked:
         """The label that a letter or digit is, in the question's own case."""
         return next((one for one in (letter, letter.upper(), letter.lower()) if one in self.options), None)
 
-    def label_of_text_in(self, lower: str) -> str | None:
-        """The label of the one choice whose text a sentence repeats."""
-        found = [label for label, text in self.options.items() if len(text) > 3 and text in lower]
+    def label_of_text_in(self, lower: str, shortest: int = 4) -> str | None:
+        """The label of the one choice whose text, of so many letters or more, a sentence repeats."""
+        found = [label for label, text in self.options.items() if len(text) >= shortest and text in lower]
         return found[0] if len(found) == 1 else None
 
     def resolve(self, value: str) -> str | None:

@@ -26,7 +26,13 @@ _POSTFIX = re.compile(r"[²³⁴⁵⁶⁷⁸⁹]+|\s?(?:\\?%|\^\{?\\circ\}?|°|!
 _CLOCK = re.compile(r"(?<=\d)\s?[APap]\.?[Mm]\b\.?")
 _MIXED = re.compile(r" \d+/\d+")
 _SIGN = re.compile(r"[-+−±]\s?|\\pm\s*")
-_SPACE = re.compile(r"[ \t]*")
+_AMOUNT = re.compile(_NUMBER)
+_DELIMITER = re.compile(r"\\?.")
+_SHORT_FRACTION = re.compile(r"\s?\d\s?(?:\d|\{\d+\})")  # \frac45, \frac 4 5, \frac4{13}
+_SCRIPT = re.compile(r"\\circ|\\[A-Za-z]+|[-−]?(?:\d+|\w)")
+_FACTOR = re.compile(r" \\(?:pi|sqrt|i|text)\b")
+_NO_FACTOR = re.compile(r"\\[()\[\]\\,;!]")
+_FUNCTION = re.compile(rf" ?(?:{_FUNCTIONS})(?![A-Za-z])")
 
 
 def find_closing_brace(text: str) -> int | None:
@@ -76,7 +82,7 @@ def scan_expression(text: str, start: int) -> int | None:
 def _scan_operand(text: str, at: int) -> int | None:
     if text.startswith("$", at) or text.startswith("\\$", at):  # currency
         at += 1 + text.startswith("\\", at)
-        return match.end() if (match := re.compile(_NUMBER).match(text, at)) else None
+        return match.end() if (match := _AMOUNT.match(text, at)) else None
     found = _OPERAND.match(text, at)
     if found is None:
         return None
@@ -101,7 +107,7 @@ def _scan_command(text: str, found: re.Match[str]) -> int | None:
     if name in ("left", "bigl", "big", "Big", "lfloor", "lceil"):
         closing = {"lfloor": "\\rfloor", "lceil": "\\rceil"}.get(name, "\\right")
         end = text.find(closing, at, at + _REACH)
-        tail = re.compile(r"\\?.").match(text, end + len(closing)) if end >= 0 and closing == "\\right" else None
+        tail = _DELIMITER.match(text, end + len(closing)) if end >= 0 and closing == "\\right" else None
         return None if end < 0 else tail.end() if tail else end + len(closing)
     if name in ("boxed", "fbox", "quad", "qquad", "end", "right", "item", "therefore", "implies", "Rightarrow"):
         return None
@@ -110,8 +116,8 @@ def _scan_command(text: str, found: re.Match[str]) -> int | None:
         if closed is None:
             return None
         at = closed
-    if name.endswith("frac") and at == found.end():  # \frac45, \frac 4 5, \frac4{13}
-        short = re.compile(r"\s?\d\s?(?:\d|\{\d+\})").match(text, at)
+    if name.endswith("frac") and at == found.end():
+        short = _SHORT_FRACTION.match(text, at)
         return short.end() if short else None
     return at
 
@@ -129,17 +135,17 @@ def _scan_more(text: str, at: int) -> int | None:
         inner = at + 1
         if text[inner : inner + 1] == "{":
             return close_bracket(text, inner)
-        script = re.compile(r"\\circ|\\[A-Za-z]+|[-−]?(?:\d+|\w)").match(text, inner)
+        script = _SCRIPT.match(text, inner)
         return script.end() if script else None
     if digit and (mixed := _MIXED.match(text, at)):
         return mixed.end()
-    if following == "\\" or (following == " " and re.compile(r" \\(?:pi|sqrt|i|text)\b").match(text, at)):
+    if following == "\\" or (following == " " and _FACTOR.match(text, at)):
         found = _OPERAND.match(text, at + (following == " "))
-        taken = found and found["command"] and not re.match(r"\\[()\[\]\\,;!]", text[at:])
+        taken = found and found["command"] and not _NO_FACTOR.match(text, at)
         return _scan_command(text, found) if found and taken and not _OPERATOR.match(text, at) else None
     if following == "(" and (text[at - 1 : at].isalnum() or text[at - 1] == ")"):
         return close_bracket(text, at)
-    if following and (following in "π√" or re.compile(rf" ?(?:{_FUNCTIONS})(?![A-Za-z])").match(text, at)):
+    if following and (following in "π√" or _FUNCTION.match(text, at)):
         return _scan_operand(text, at + (following == " "))
     if following.isalpha() and following.isascii() and not text[at + 1 : at + 2].isalpha():
         return None if digit and following in _UNITS else at + 1

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from ...controller.budgets import Budget
 from ...controller.engines.transformers.engine import load_engine
 from ...controller.prompts import render
-from ...controller.text.answers import find_closing_brace, normalize_answer
-from ...controller.text.markers import PROMPTED, find_markers, paragraph_separator
+from ...controller.text.markers import PROMPTED, find_markers
 from ...controller.text.tokenizer_adapter import get_adapter
-from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
+from ...controller.trial_answers import MAX_TRIAL_TOKENS, read_boxed, trial_opening
 from ...controller.types import Request, SamplingParams
 from ...errors import MarkerError
 
@@ -41,16 +40,15 @@ class ModelReader:
             rows = order[start : start + _BATCH]
             requests = [Request(self._encode(*texts[row]), MAX_TRIAL_TOKENS) for row in rows]
             for row, done in zip(rows, self.engine.generate(requests, SamplingParams(temperature=0)), strict=True):
-                text = self.codec.decode(done.token_ids)
-                answers[row] = normalize_answer(text[: find_closing_brace(text)])
+                answers[row] = read_boxed(self.codec.decode(done.token_ids))
         return [answers[row] for row in range(len(texts))]
 
     def _encode(self, question: str, thinking: str) -> tuple[int, ...]:
         markers, budget = self.markers, Budget("normal", 1)
         prompt = render(self.engine.tokenizer, question or _UNKNOWN, budget, markers)
         opening = "" if prompt.state == "thinking" else f"{markers.open}\n"
-        closing = f"{paragraph_separator(thinking)}{markers.close}{markers.close_suffix}{ANSWER_PREFIX}"
-        start, end = (*prompt.ids, *self.codec.encode(opening)), self.codec.encode(closing)
+        start = (*prompt.ids, *self.codec.encode(opening))
+        end = self.codec.encode(trial_opening(markers, thinking))
         ids = self.codec.encode(thinking)
         if (context := self.engine.context_length) is not None:
             room = context - len(start) - len(end) - MAX_TRIAL_TOKENS
