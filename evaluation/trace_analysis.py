@@ -17,7 +17,7 @@ _VERDICT = re.compile(r"\bNow (\d+), before (\d+): (?:the )?(same|different)\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class StatedLine:
     """An answer stated in the thinking; `end` is the end of its line, in thinking tokens."""
 
     answer: str
@@ -33,7 +33,7 @@ class TraceReading:
 
     final: str
     tokens: int
-    statements: tuple[Statement, ...] = ()
+    statements: tuple[StatedLine, ...] = ()
     verdicts: tuple[bool, ...] = ()
 
     @property
@@ -64,7 +64,7 @@ def read(generation: GenerationResult, codec: TokenizerAdapter) -> TraceReading:
     ids = generation.token_ids[:tokens]
     text = codec.decode(ids)
     stated = [(extract_stated_answer(line.group()), line.end()) for line in _LINE.finditer(text)]
-    statements = [Statement(answer, tokens_until(ids, codec, end)) for answer, end in stated if answer is not None]
+    statements = [StatedLine(answer, tokens_until(ids, codec, end)) for answer, end in stated if answer is not None]
     verdicts = [(now == before) == (word == "same") for now, before, word in _VERDICT.findall(text)]
     return TraceReading(final_answer(generation), tokens, tuple(statements), tuple(verdicts))
 

@@ -34,7 +34,7 @@ from tersely.evaluation.acceptance import (
 from tersely.evaluation.runner import load_runner
 from tersely.evaluation.tasks.questions import Question
 from tersely.evaluation.tasks.toy_problems import Problem, stream
-from tersely.evaluation.trace_analysis import Statement, TraceReading
+from tersely.evaluation.trace_analysis import StatedLine, TraceReading
 from tersely.training.toy_models.traces import respond
 
 from .test_trace_analysis import MARKERS, MIND_CHANGED, codec, generation
@@ -114,7 +114,7 @@ def test_the_hint_shortens_written_traces() -> None:
 
 def test_counts_are_exact() -> None:
     def stating(first: str, final: str, tokens: int = 100) -> TraceReading:
-        return TraceReading(final, tokens, (Statement(first, 40), Statement(final, 80)))
+        return TraceReading(final, tokens, (StatedLine(first, 40), StatedLine(final, 80)))
 
     readings = [stating("1", "1"), stating("2", "1"), stating("1", "2"), stating("3", "2"), TraceReading("1", 100)]
     questions = [Question(str(i), "?", "1", 4, "expr") for i in range(5)]
