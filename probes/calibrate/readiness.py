@@ -88,7 +88,7 @@ def _add_trial_features(boundaries: Boundaries, chosen: NDArray[np.bool_]) -> ND
         if boundaries.rollout[i] != last:
             answers, last = [], int(boundaries.rollout[i])
         answers.append(int(boundaries.trial_answer[i]))
-        features = trial_features(answers, float(boundaries.confidence[i]), boundaries.latest_stated(i))
+        features = trial_features(answers, float(boundaries.confidence[i]), boundaries.latest_stated(int(i)))
         rows.append(np.concatenate([boundaries.rows[i], features]))
     return np.array(rows, np.float32)
 
