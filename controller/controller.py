@@ -1,7 +1,8 @@
 """The controller of one sequence: a state machine that follows its output, runs policies and carries out one action.
 
 BEFORE --opening marker--> THINKING --closing marker or Close--> ANSWER. A Trial and what is handed to a helper leave
-THINKING for TRIAL and WAITING and come back. Every decision goes into the trace.
+THINKING for TRIAL and WAITING and come back. A model that thinks again in its answer is noticed: after a forced close
+it is closed once more. Every decision goes into the trace.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from .answer_watch import AnswerWatch, ThinksAgain
 from .budgets import Budget
 from .delegation import DelegationManager, Helper, helper_error, without_retraction
 from .policies.base import Close, HelperAction, Inject, Note, Policy, PolicyView, ReviewDraft, TextAction, Trial
@@ -24,6 +26,10 @@ from .trial_answers import MAX_TRIAL_TOKENS, TrialDecoder, start_trial
 from .types import KEEP, Directive, Prompt, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
+MAX_FORCED_CLOSES = 3
+"""Most closings of one sequence; a model that thinks on after them is left alone."""
+FINAL_HEADER = "**Final answer**\n\n"
+"""What leads into an answer after a second forced close."""
 MAX_ACTIONS = 128
 """Most actions per sequence, so that policies that undo each other come to an end."""
 
@@ -39,7 +45,7 @@ class ControllerState(Enum):
     WAITING = "waiting"
     """The sequence is suspended until its helper has answered."""
     ANSWER = "answer"
-    """Nothing acts any more."""
+    """No policy acts any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,8 @@ class Controller:
         self._noted: set[str] = set()
         self._scheduler = PolicyScheduler(policies, self.view, self._on_side_effect)
         self._next_wakeup = self._scheduler.next_wakeup
+        self._answer: AnswerWatch | None = None
+        self._closes = 0  # forced ones
         self._trial: TrialDecoder | None = None
         self._trial_tasks: list[PolicyTask] = []
 
@@ -111,6 +119,11 @@ class Controller:
         thinks = self.state in (ControllerState.THINKING, ControllerState.WAITING) and len(self.thinking) > 0
         return self.thinking.boundary if thinks else None
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to follow."""
+        return self.state is ControllerState.ANSWER and self._answer is None
+
     # -- transitions
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
@@ -120,7 +133,8 @@ class Controller:
             return self._observe_trial(token, step)
         self.position += 1
         if state is ControllerState.ANSWER:
-            return KEEP
+            thinks_again = None if self._answer is None else self._answer.add(token)
+            return KEEP if thinks_again is None else self._on_thinks_again(thinks_again)
         if state is ControllerState.BEFORE:
             if self._open.completes(token):
                 self.state = ControllerState.THINKING
@@ -141,8 +155,10 @@ class Controller:
         self._note_missing_verdicts()
         tokens = len(self.thinking)
         due = self._scheduler.due(tokens, self.thinking.boundary)
-        if due and self.thinking.protected is not None:  # inside code, math or a tool call only late deadlines count
-            due = [task for task in due if tokens >= task.deadline + self.budget.reserve // 2]
+        if due and (region := self.thinking.protected) is not None:
+            # Only deadlines count inside code and math, and a tool call may take half of the reserve.
+            late = self.budget.reserve // 2 if region == "tool call" else 0
+            due = [task for task in due if tokens >= task.deadline + late]
         directive = self._run_policies(due)
         self._scheduler.update()
         return directive
@@ -164,7 +180,7 @@ class Controller:
         self._advance(proposals, winner, directive)
         if directive is KEEP:
             self.position += marker_size
-            self.state = ControllerState.ANSWER
+            self._begin_answer(forced=False)
             return KEEP
         self._scheduler.update()
         return Directive(directive.force, retract=directive.retract + marker_size, wait_for=directive.wait_for)
@@ -174,6 +190,39 @@ class Controller:
         self.position -= 1
         directive = self._write("controller", Close("the model ended its turn within its thinking", phrase=""))
         return KEEP if directive is KEEP else Directive(directive.force, retract=1)
+
+    def _begin_answer(self, forced: bool) -> None:
+        self._closes += forced
+        self.state, self._answer = ControllerState.ANSWER, AnswerWatch(self.codec, self.markers, forced)
+
+    def _on_thinks_again(self, how: ThinksAgain) -> Directive:
+        """The model thinks in its answer. A forced close is final, and what came after it counts as thinking."""
+        answer = self._answer
+        assert answer is not None
+        if not answer.forced:
+            self._record("controller", "note", f"the model {how.value}")
+            self.thinking.add_forced(answer.opening())
+            self.state, self._answer = ControllerState.THINKING, None
+            return KEEP
+        if how is not ThinksAgain.CLOSES and self._closes >= MAX_FORCED_CLOSES:
+            self._note_once("controller", "note", f"the model {how.value} after {self._closes} forced closes")
+            return KEEP
+        self.thinking.ids.extend(answer.ids)
+        if how is ThinksAgain.CLOSES:
+            self._record("controller", "note", f"the model {how.value}; what it wrote before counts as thinking")
+            self._answer = AnswerWatch(self.codec, self.markers, forced=True)
+            return KEEP
+        text = closing_text(self.markers, "", paragraph_separator(self.thinking.tail(4)))
+        text += "" if self.markers.answer_prefix else FINAL_HEADER
+        self._record("controller", "close", f"the model {how.value} after a forced close", text=text)
+        return self._force_close(text)
+
+    def _force_close(self, text: str) -> Directive:
+        forced = self.codec.encode(text)
+        self.position += len(forced)
+        self.thinking.ids.extend(forced)
+        self._begin_answer(forced=True)
+        return Directive(forced)
 
     def _observe_trial(self, token: int, step: StepInfo | None) -> Directive:
         """Process a token of the trial; at its end, run the policies that asked for it."""
@@ -301,13 +350,11 @@ class Controller:
         self._actions += kind == "inject"
         if self.shadow:
             return KEEP
+        if isinstance(action, Close):
+            return self._force_close(text)
         forced = self.codec.encode(text)
         self.position += len(forced)
-        if isinstance(action, Close):
-            self.state = ControllerState.ANSWER
-            self.thinking.ids.extend(forced)
-        else:
-            self.thinking.add_forced(forced)
+        self.thinking.add_forced(forced)
         return Directive(forced)
 
     def _render(self, action: Inject | Close) -> str:

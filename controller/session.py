@@ -203,7 +203,7 @@ def build_result(
     notes_after: Sequence[Decision] = (),
 ) -> GenerationResult:
     """The result of one sequence; `state` is where its prompt left the model (see `RenderedPrompt`)."""
-    parts = split_reasoning(done.token_ids, codec, markers, state)
+    parts = split_reasoning(done.token_ids, codec, markers, state, closed_by_force(done, codec, markers))
     return GenerationResult(
         text=codec.decode(done.token_ids),
         thinking=parts.thinking,
@@ -226,6 +226,13 @@ def build_result(
         spans=build_spans(done.token_ids, done.forced, codec),
         token_ids=done.token_ids,
         signals=done.signals,
+    )
+
+
+def closed_by_force(done: Completion, codec: TokenizerAdapter, markers: Markers) -> bool:
+    """Whether the closing marker of an output was not sampled."""
+    return any(done.forced) and markers.close in codec.decode(
+        [token for token, forced in zip(done.token_ids, done.forced, strict=True) if forced]
     )
 
 

@@ -68,6 +68,7 @@ class StreamEmitter:
         if not tokens:
             return
         if forced:
+            parser.forced |= parser.markers.close in self.codec.decode(tokens)
             self._emit_forced(row, self._feed_pending(row), parser.channel)
         elif not self.codec.decode(self._pending[row]).endswith("\ufffd"):
             self._emit(row, self._feed_pending(row))

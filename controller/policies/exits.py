@@ -6,8 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..text.answers import Finality
+from ..text.answers import Finality, find_statements
 from ..text.evidence import AnswerEvidence, Claim
+from ..text.markers import CLOSING_SENTENCE
 from .base import Close, Policy, PolicyView, Wait, Watching
 
 
@@ -19,13 +20,29 @@ class BudgetForcing(Policy):
     """
 
     name: ClassVar[str] = "budget"
-    slack: int = 24  # how many tokens before the limit the end of a sentence is good enough to stop at
+    slack: int = 24  # tokens before the limit where the end of a sentence is good enough; more in long thinking
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         limit = max(1, view.budget.thinking - view.closing_cost)
-        yield Wait(at=max(1, limit - self.slack), boundary="sentence", deadline=limit)
-        yield Close(f"budget of {view.budget.thinking} thinking tokens ({view.budget.tier}) is used up")
+        slack = max(self.slack, min(limit // 128, 128))
+        yield Wait(at=max(1, limit - slack), boundary="sentence", deadline=limit)
+        reason = f"budget of {view.budget.thinking} thinking tokens ({view.budget.tier}) is used up"
+        yield Close(reason, phrase=self.phrase(view, limit - view.tokens))
+
+    def phrase(self, view: PolicyView, room: int) -> str | None:
+        """The closing sentence with the best answer so far; None is the plain one, and "" leaves it out.
+
+        The best answer must fit in `room` tokens, and a budget of a few dozen has no use for a sentence.
+        """
+        if view.budget.thinking < 2 * view.closing_cost:
+            return ""
+        encode, thinking = view.thinking.codec.encode, view.thinking
+        stated = [s.answer for s in find_statements(thinking.tail(), view.question) if s.finality >= Finality.ASKED]
+        if not stated:
+            return None
+        phrase = f"{CLOSING_SENTENCE} So far the answer is {stated[-1]}."
+        return phrase if len(encode(phrase)) - len(encode(CLOSING_SENTENCE)) <= room else None
 
 
 @dataclass(frozen=True, slots=True)

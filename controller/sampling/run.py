@@ -11,7 +11,7 @@ from ...errors import OptionError
 from ..controller import Controller, ControllerState
 from ..options import GenerationOptions, with_seed
 from ..request_builder import PreparedRequest
-from ..session import Session
+from ..session import Session, closed_by_force
 from ..streaming import CancellableWatcher
 from ..text.answers import extract_answer, extract_boxed
 from ..text.reasoning_parser import split_reasoning
@@ -233,7 +233,9 @@ class SampleWatcher(CancellableWatcher):
     def _extract_answer(self, completion: Completion) -> str:
         """The answer of the sample; a model that ended its turn within its thinking may have put it there."""
         state = "thinking" if self.controller.thinking.ids else self.prepared.state
-        parts = split_reasoning(completion.token_ids, self.session.codec, self.session.markers, state)
+        codec, markers = self.session.codec, self.session.markers
+        forced = closed_by_force(completion, codec, markers)
+        parts = split_reasoning(completion.token_ids, codec, markers, state, forced)
         return extract_answer(parts.answer) if parts.answer else extract_boxed(parts.thinking) or ""
 
     def _thought_confidences(self) -> list[tuple[int, float]]:

@@ -30,6 +30,7 @@ class Language:
         no_phrases: beginnings of what is not an answer in words.
         reflections: how a thought begins that reflects on those before, as plain words.
         reconsiders: what shows, anywhere in a text, that what was derived is looked at once more.
+        deliberates: how a sentence begins that goes on thinking, as no answer does.
         signals: words without which a sentence that holds no number states nothing.
         equals: verbs between what the question asks for and its value.
         form_only: sentences of a question that ask for a form only.
@@ -58,6 +59,7 @@ class Language:
     no_phrases: Patterns
     reflections: Patterns
     reconsiders: Patterns
+    deliberates: Patterns
     signals: Patterns
     equals: Patterns
     form_only: Patterns
@@ -154,6 +156,11 @@ ENGLISH = Language(
         r"another (?:way|approach|method)|check again|re-?check|"
         r"let's (?:verify|check|double)|just to (?:confirm|make sure)|but let me|is that right|verify)\b",
     ),
+    deliberates=(
+        r"(?:wait|hmm+|hold on|no,? wait|but wait|actually,? (?:wait|no|let me)|alternatively,? (?:maybe|perhaps|i)|"
+        r"let me (?:re-?check|re-?think|reconsider|re-?read|re-?do|think)|"
+        r"(?:okay|ok|alright),? (?:so|let me|let's))\b(?=.)",
+    ),
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
         "settle",         "it is", "wait", "no,", "no:", "so it's", "so that's", "anser",
@@ -228,6 +235,7 @@ CHINESE = Language(
     no_phrases=(r"(?:正确|错|不|对|这|那|什么|多少|一样|否)",),
     reflections=("等等", "等一下", "不过", "让我再", "再检查", "重新", "另外", "或者", "嗯", "验证一下"),
     reconsiders=(r"(?:等等|等一下|不过|检查|验证|重新|另一种|再想|再算|或者)",),
+    deliberates=(r"(?:等等|等一下|嗯|不对|让我(?:再|重新))",),
     signals=("答案", "选", "正确"),
     equals=(r"(?:是|为|等于|=|有)",),
     form_only=(r"(?:表示|格式|写出)",),

@@ -14,6 +14,8 @@ from .markers import Markers
 from .tokenizer_adapter import TokenizerAdapter
 
 Channel = Literal["thinking", "answer"]
+_HELD_BACK = 32
+"""Characters of an answer after a forced close that are held back, as the model may be thinking on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +26,38 @@ class TextDelta:
     text: str
 
 
+def opens_thinking(answer: str) -> bool:
+    """Whether an opening marker after this much of the answer begins another block of thinking, and is not quoted."""
+    return (not answer.strip() or answer.endswith("\n")) and answer.count("```") % 2 == 0
+
+
 class ReasoningParser:
     """Splits one growing output; the text of each channel is final as soon as it is returned.
 
     Text before a late opening marker is returned as answer, since waiting for the marker could take forever; once the
-    marker comes, that text no longer counts as part of the answer.
+    marker comes, that text no longer counts as part of the answer. A model may think in several blocks.
 
     Args:
         state: Where the prompt left the model: "before" the thinking, in it ("thinking"), or past it ("answer").
         stops: Strings that end the answer; `stopped` is True once one was found, and the rest is dropped.
         hide: From this string on, the answer is held back until `finish`, e.g. the start of a tool call.
+
+    Attributes:
+        forced: The thinking was closed for the model. It may think on and close once more; what stands before the last
+            closing marker is thinking then.
+        blocks: Start and end of each block of thinking in the text fed so far, markers included; the last may be open.
     """
 
     def __init__(self, markers: Markers, state: str, stops: Sequence[str] = (), hide: str = "") -> None:
         self.markers, self.stops, self.hide = markers, tuple(filter(None, stops)), hide
-        self.stopped = self._hidden = False
+        self.stopped = self._hidden = self.forced = False
+        self.blocks: list[tuple[int, int | None]] = [(0, None)] if state == "thinking" else []
         self._state = state
         self._may_open = state == "before"
         self._held = ""
+        self._fed = 0
         self._sent: dict[Channel, list[str]] = {"thinking": [], "answer": []}
+        self._block: dict[Channel, int] = {"thinking": 0, "answer": 0}  # where the present block begins in `_sent`
 
     @property
     def thinking(self) -> str:
@@ -62,15 +77,16 @@ class ReasoningParser:
     def feed(self, text: str) -> list[TextDelta]:
         """Add generated text; return what is now certain."""
         self._held += text
+        self._fed += len(text)
         deltas: list[TextDelta] = []
         if self._state == "before":
             self._parse_opening()
-        if self._state == "answer" and self._may_open and not self.stopped:
-            self._parse_late_opening(deltas)
-        if self._state == "thinking":
-            self._parse_thinking(deltas)
-        if self._state == "answer":
-            self._parse_answer(deltas)
+        while self._state != "before":
+            if self._state == "thinking" and not self._parse_thinking(deltas):
+                break
+            if not self._parse_marker(deltas):
+                self._parse_answer(deltas)
+                break
         return deltas
 
     def finish(self, thinking: str | None = None, answer: str | None = None) -> list[TextDelta]:
@@ -102,24 +118,66 @@ class ReasoningParser:
         elif not marker.startswith(text):
             self._state = "answer"
 
-    def _parse_late_opening(self, deltas: list[TextDelta]) -> None:
-        before, found, rest = self._held.partition(self.markers.open)
-        if found and not truncate_at_stop(before, self.stops)[1]:
-            if not self._hidden:
-                self._emit("answer", before.rstrip(), deltas)
-            self._sent["answer"].clear()
-            self._open(rest)
-
     def _open(self, rest: str) -> None:
+        start = self._fed - len(rest) - len(self.markers.open) if self.blocks else 0
+        self.blocks.append((start, None))
         self._state, self._held, self._may_open, self._hidden = "thinking", rest, False, False
+        self._begin_block("thinking")
 
-    def _parse_thinking(self, deltas: list[TextDelta]) -> None:
+    def _close(self, rest: str) -> None:
+        self.blocks[-1] = self.blocks[-1][0], self._fed - len(rest)
+        self._state, self._held = "answer", rest
+        self._begin_block("answer")
+
+    def _begin_block(self, channel: Channel) -> None:
+        self._block[channel] = len(self._sent[channel])
+
+    def _parse_thinking(self, deltas: list[TextDelta]) -> bool:
+        """Return what is certain of the thinking; whether it has ended."""
         text, found, rest = self._held.partition(self.markers.close)
         if found:
             self._emit("thinking", text.rstrip(), deltas)
-            self._state, self._held = "answer", rest
+            self._close(rest)
         else:
             self._held = self._emit_certain("thinking", text, (self.markers.close,), deltas)
+        return bool(found)
+
+    @property
+    def _answer_markers(self) -> list[str]:
+        """The markers that may still come in the answer."""
+        if self.stopped or (self._hidden and not self._may_open):
+            return []
+        opening = [self.markers.open] if self.blocks or self._may_open else []
+        return [*opening, self.markers.close] if self.forced and self.blocks else opening
+
+    def _parse_marker(self, deltas: list[TextDelta]) -> bool:
+        """Find a marker that ends the answer so far, or shows that it was thinking; whether there is one."""
+        start = 0
+        while found := [(at, one) for one in self._answer_markers if (at := self._held.find(one, start)) >= 0]:
+            at, marker = min(found)
+            before, rest = self._held[:at], self._held[at + len(marker) :]
+            if truncate_at_stop(before, self.stops)[1]:
+                return False
+            answer = "".join(self._sent["answer"][self._block["answer"] :])
+            if marker != self.markers.open:
+                self._reclassify(answer + before)
+                self._close(rest)
+                return True
+            if self._may_open or opens_thinking(answer + before):
+                if not self._hidden:
+                    self._emit("answer", before.rstrip(), deltas)
+                if self._may_open:
+                    self._sent["answer"].clear()
+                self._open(rest)
+                return True
+            start = at + len(marker)
+        return False
+
+    def _reclassify(self, text: str) -> None:
+        """Take what was answer since the last closing marker for thinking."""
+        del self._sent["answer"][self._block["answer"] :]
+        self._begin_block("thinking")
+        self._emit("thinking", text.rstrip(), [])
 
     def _parse_answer(self, deltas: list[TextDelta]) -> None:
         if self.stopped:
@@ -128,14 +186,17 @@ class ReasoningParser:
         if self._hidden:
             self.stopped = truncate_at_stop(self._held, self.stops)[1]
             return
-        text = self._held if self._sent["answer"] else self._held.lstrip()
+        text = self._held if self._begun("answer") else self._held.lstrip()
         text, self.stopped = truncate_at_stop(text, self.stops)
+        if self.forced and not self.stopped and not self._begun("answer") and len(text) < _HELD_BACK:
+            self._held = text
+            return
         shown, found, rest = text.partition(self.hide) if self.hide else (text, "", "")
         if self.stopped or found:
             self._emit("answer", shown.rstrip() if found else shown, deltas)
             self._held, self._hidden = rest, bool(found)
         else:
-            ends = [*self.stops, self.hide, self.markers.open if self._may_open else ""]
+            ends = [*self.stops, self.hide, *self._answer_markers]
             self._held = self._emit_certain("answer", text, list(filter(None, ends)), deltas)
 
     def _emit_certain(self, channel: Channel, text: str, ends: Sequence[str], deltas: list[TextDelta]) -> str:
@@ -148,9 +209,14 @@ class ReasoningParser:
         self._emit(channel, text[:certain], deltas)
         return text[certain:]
 
+    def _begun(self, channel: Channel) -> bool:
+        """Whether the present block of a channel has text."""
+        return len(self._sent[channel]) > self._block[channel]
+
     def _emit(self, channel: Channel, text: str, deltas: list[TextDelta]) -> None:
-        if not self._sent[channel]:
+        if not self._begun(channel):
             text = text.lstrip()
+            text = f"\n\n{text}" if text and self._sent[channel] else text
         if text:
             self._sent[channel].append(text)
             deltas.append(TextDelta(channel, text))
@@ -158,7 +224,7 @@ class ReasoningParser:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningParts:
-    """Thinking and answer texts without markers, and how many tokens belong to each (the marker to the thinking)."""
+    """Thinking and answer texts without markers, and how many tokens belong to each (the markers to the thinking)."""
 
     thinking: str
     answer: str
@@ -174,24 +240,28 @@ def split_text(text: str, markers: Markers, state: str) -> tuple[str, str]:
     return parser.thinking, parser.answer
 
 
-def split_reasoning(ids: Sequence[int], codec: TokenizerAdapter, markers: Markers, state: str) -> ReasoningParts:
-    """Split the tokens of a whole output; see `ReasoningParser` for `state`."""
-    text = codec.decode(ids)
-    thinking, answer = split_text(text, markers, state)
-    if state == "answer" or (state == "before" and markers.open not in text):
-        return ReasoningParts(thinking, answer, 0, len(ids))
-    body = text if state == "thinking" else text.split(markers.open, 1)[1]
-    closed = markers.close in body
-    count = _shortest_prefix_with(ids, codec, markers.close) if closed else len(ids)
-    return ReasoningParts(thinking, answer, count, len(ids) - count)
+def split_reasoning(
+    ids: Sequence[int], codec: TokenizerAdapter, markers: Markers, state: str, forced: bool = False
+) -> ReasoningParts:
+    """Split the tokens of a whole output; see `ReasoningParser` for `state` and `forced`."""
+    parser = ReasoningParser(markers, state)
+    parser.forced = forced
+    parser.feed(codec.decode(ids))
+    blocks = list(parser.blocks)
+    parser.finish()
+    count = 0
+    for start, end in blocks:
+        last = len(ids) if end is None else _count_tokens(ids, codec, end)
+        count += last - (_count_tokens(ids, codec, start) if start else 0)
+    return ReasoningParts(parser.thinking, parser.answer, count, len(ids) - count)
 
 
-def _shortest_prefix_with(ids: Sequence[int], codec: TokenizerAdapter, marker: str) -> int:
-    """Length of the shortest prefix of `ids` whose text contains `marker` (binary search: containment only grows)."""
+def _count_tokens(ids: Sequence[int], codec: TokenizerAdapter, size: int) -> int:
+    """Length of the shortest prefix of `ids` whose text has at least `size` characters (binary search)."""
     low, high = 1, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if marker in codec.decode(ids[:middle]):
+        if len(codec.decode(ids[:middle])) >= size:
             high = middle
         else:
             low = middle + 1

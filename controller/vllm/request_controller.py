@@ -140,8 +140,7 @@ class RequestController:
         self._update_finished()
 
     def _update_finished(self) -> None:
-        answers = self.controller is not None and self.controller.state is ControllerState.ANSWER
-        self._finished = not self._queue and answers
+        self._finished = not self._queue and self.controller is not None and self.controller.finished
 
     def _give_up(self, reason: str) -> None:
         self._queue.clear()

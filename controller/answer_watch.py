@@ -1,0 +1,60 @@
+"""Follows an answer, and notices that the model thinks again: a forced close does not stop every model."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from .text.cues import either
+from .text.markers import MarkerMatcher, Markers
+from .text.reasoning_parser import opens_thinking
+from .text.tokenizer_adapter import TokenFlags, TokenizerAdapter
+
+WINDOW = 128
+"""Tokens after a forced close within which deliberation is looked for; later, an answer may quote anything."""
+_CUE_TOKENS = 8
+"""Tokens of a sentence in which a cue must be complete."""
+_SENTENCE_END = TokenFlags.SENTENCE | TokenFlags.NEWLINE | TokenFlags.BLANK
+_DELIBERATES = re.compile(rf"\W*(?:{either('deliberates')})", re.IGNORECASE)
+
+
+class ThinksAgain(Enum):
+    """How a model thinks again in its answer."""
+
+    OPENS = "opened its thinking again"
+    CLOSES = "closed its thinking once more"
+    DELIBERATES = "went on thinking in its answer"
+
+
+class AnswerWatch:
+    """The answer of one sequence, token by token.
+
+    After a closing that was `forced`, a second closing marker and sentences that go on thinking are noticed as well.
+    """
+
+    def __init__(self, codec: TokenizerAdapter, markers: Markers, forced: bool) -> None:
+        self.codec, self.forced = codec, forced
+        self.ids: list[int] = []
+        self._open, self._close = MarkerMatcher(codec, markers.open), MarkerMatcher(codec, markers.close)
+        self._sentence = 0  # where the present sentence begins
+
+    def add(self, token: int) -> ThinksAgain | None:
+        """Add a token; return how the model thinks again, if it does."""
+        self.ids.append(token)
+        if self._open.completes(token) and opens_thinking(self.codec.decode(self.ids[: -self._open.size(self.ids)])):
+            return ThinksAgain.OPENS
+        if not self.forced:
+            return None
+        if self._close.completes(token):
+            return ThinksAgain.CLOSES
+        return ThinksAgain.DELIBERATES if len(self.ids) <= WINDOW and self._deliberates(token) else None
+
+    def opening(self) -> list[int]:
+        """The tokens of the opening marker, with which the answer ends now."""
+        return self.ids[-self._open.size(self.ids) :]
+
+    def _deliberates(self, token: int) -> bool:
+        sentence = self.ids[self._sentence :]
+        if self.codec.flags(token) & _SENTENCE_END:
+            self._sentence = len(self.ids)
+        return len(sentence) <= _CUE_TOKENS and bool(_DELIBERATES.match(self.codec.decode(sentence)))
