@@ -11,7 +11,7 @@ from ..errors import CapabilityError, OptionError, PromptError
 from .budgets import Budget, canonical_effort, fit_budget, tier_by_length
 from .controller import Controller
 from .delegation import Helper
-from .options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, OptionsDict, make_options
+from .options import GenerationOptions, OptionsDict, make_options
 from .policies import make_policies
 from .policies.base import Policy
 from .prompts import as_messages, thinking_state_after
@@ -285,7 +285,7 @@ def custom_generate(
     effort: str = "normal",
     preset: str | None = "balanced",
     policies: Sequence[Policy | str] | None = None,
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    max_new_tokens: int = 2048,
     answer_reserve: int | None = None,
     markers: Markers | str | Sequence[str] | None = None,
     streamer: Any = None,

@@ -14,6 +14,8 @@ OPENAI_EFFORTS = {"easy": "low", "normal": "medium", "hard": "high"}
 ALIASES = {"minimal": "easy", "low": "easy", "medium": "normal", "high": "hard", "xhigh": "hard", "max": "hard"}
 """Other names of tiers -> tier."""
 ANSWER_RESERVE = 64
+MAX_ANSWER_RESERVE = 1024
+UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,33 +23,32 @@ class Budget:
     """What a tier allows."""
 
     tier: str
-    thinking: int  # most thinking tokens, forced ones included
-    reserve: int = ANSWER_RESERVE  # output tokens kept for the answer
+    thinking: int = UNLIMITED  # most thinking tokens, forced ones included
+    reserve: int = ANSWER_RESERVE  # output tokens kept for the answer, at least
     instruction: str = ""  # appended to the last user message where the chat template does not know efforts
     temperature: float | None = None  # of sampling, above 0; None leaves the caller's or the model's
     share: float = 1.0  # most thinking tokens as a share of the available output tokens
+    floor: int = 1  # thinking tokens that `share` leaves at least
 
 
 TIERS = {
     "none": Budget("none", 0),
-    "easy": Budget("easy", 1024, instruction="This is easy: think briefly and answer."),
-    "normal": Budget("normal", 2048),
-    "hard": Budget("hard", 4096, instruction="This is hard: think step by step and check your result."),
+    "easy": Budget("easy", instruction="This is easy: think briefly and answer.", share=0.25, floor=1024),
+    "normal": Budget("normal"),
+    "hard": Budget("hard", instruction="This is hard: think step by step and check your result."),
 }
-"""Thinking caps of the tiers: the low / medium / high of LiteLLM's table, the common reading of OpenAI's efforts."""
+"""The tiers. Evidence ends the thinking; the cap is a guard that grows with the output tokens that a caller allows."""
 
-_ANY = 1 << 30
 STRATEGIES: Mapping[str, Mapping[str, Budget]] = {
     "tiers": TIERS,
     "diffadapt": {
         "none": TIERS["none"],
         "easy": Budget(
-            "easy", _ANY, instruction="Solve it directly, then verify once. Do not explore.", temperature=0.5, share=0.4
+            "easy", instruction="Solve it directly, then verify once. Do not explore.", temperature=0.5, share=0.4
         ),
-        "normal": Budget("normal", _ANY, instruction="Reason step by step, systematically.", temperature=0.8),
+        "normal": Budget("normal", instruction="Reason step by step, systematically.", temperature=0.8),
         "hard": Budget(
             "hard",
-            _ANY,
             instruction="This may be out of reach: spend few steps, on the way that promises most, and stop early.",
             temperature=0.4,
             share=0.5,
@@ -75,10 +76,18 @@ Strategy: TypeAlias = str | Mapping[str, Budget]
 """One of `STRATEGIES` by name, or a budget for each tier."""
 
 
-def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strategy: Strategy = "tiers") -> Budget:
+def fit_budget(
+    tier: str,
+    max_new_tokens: int,
+    reserve: int | None = None,
+    strategy: Strategy = "tiers",
+    thinking: int | None = None,
+) -> Budget:
     """The budget of a tier within `max_new_tokens`, with the answer's reserve kept.
 
-    Raises OptionError where no room is left beyond the reserve, or the strategy is unknown.
+    `reserve` and `thinking` are what a caller asks for in tokens; `thinking` takes the place of the tier's own cap. The
+    usual reserve grows with `max_new_tokens`. Raises OptionError where no room is left beyond the reserve, or the
+    strategy is unknown.
     """
     if isinstance(strategy, str):
         if strategy not in STRATEGIES:
@@ -87,7 +96,9 @@ def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strat
     if tier not in strategy:
         raise OptionError(f"the strategy has no tier {tier!r}; it has {', '.join(strategy)}")
     budget = strategy[tier]
-    keep = budget.reserve if reserve is None else reserve
+    keep = reserve
+    if keep is None:
+        keep = max(budget.reserve, min(max_new_tokens // 16, MAX_ANSWER_RESERVE))
     if keep < 1:
         raise OptionError(f"answer reserve is {keep}; accepted: 1 or more tokens")
     if max_new_tokens <= keep:
@@ -96,6 +107,6 @@ def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strat
             f"accepted: more than {keep}; raise max_new_tokens or lower answer_reserve"
         )
     room = max_new_tokens - keep
-    return replace(
-        budget, thinking=min(budget.thinking, max(1, int(room * budget.share))) if budget.thinking else 0, reserve=keep
-    )
+    if thinking is None:
+        thinking = min(budget.thinking, max(budget.floor, int(room * budget.share)))
+    return replace(budget, thinking=min(thinking, room) if budget.thinking else 0, reserve=keep)

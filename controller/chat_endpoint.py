@@ -74,6 +74,7 @@ def check_options(options: GenerationOptions) -> None:
         "signals": options.signals,
         "recording": options.record,
         "probes": options.probes,
+        "a thinking budget": options.thinking_budget,
         "an answer reserve": options.answer_reserve,
         "a strategy": options.strategy != "tiers",
     }
@@ -106,12 +107,13 @@ async def _answer(
     return _make_result(client, reply, tier, notes)
 
 
-async def _request(client: OpenAIClient, model: str, body: dict[str, Any], limit: int) -> dict[str, Any]:
+async def _request(client: OpenAIClient, model: str, body: dict[str, Any], limit: int | None) -> dict[str, Any]:
     """The reply to one request; the limit has the older of its two names unless the server wants the other."""
     limit_names, failures = list(_LIMIT_NAMES), 0
     while True:
         try:
-            return await client.request("POST", "/chat/completions", {**body, limit_names[0]: limit})
+            limits = {} if limit is None else {limit_names[0]: limit}
+            return await client.request("POST", "/chat/completions", {**body, **limits})
         except RefusedError as error:
             if error.status == 404:
                 raise await explain_not_found(client, model, error) from error

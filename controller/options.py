@@ -18,12 +18,13 @@ from pydantic import dataclasses as pydantic_dataclasses
 from ..errors import OptionError, TerselyError, unknown
 from ..io import write
 from ..validation import format_validation_error
-from .budgets import STRATEGIES, Budget, Strategy, canonical_effort
+from .budgets import STRATEGIES, Budget, Strategy, canonical_effort, fit_budget
 from .policies import make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
 
-DEFAULT_MAX_NEW_TOKENS = 2048
+MAX_OUTPUT_TOKENS = 32768
+"""Output tokens where a caller sets no limit and the model's context leaves as many."""
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "seed")
 
 
@@ -71,11 +72,17 @@ class GenerationOptions:
         BeforeValidator(_as_tuple),
         Field(description="Changes of the forward pass, by name or as objects."),
     ] = ()
-    max_new_tokens: Annotated[int, Field(ge=1, description="Most output tokens, thinking and answer together.")] = (
-        DEFAULT_MAX_NEW_TOKENS
-    )
+    max_new_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1, description="Most output tokens, thinking and answer; None is the rest of the context, up to 32768."
+        ),
+    ] = None
+    thinking_budget: Annotated[
+        int | None, Field(ge=1, description="Most thinking tokens; None leaves the guard of the effort.")
+    ] = None
     answer_reserve: Annotated[
-        int | None, Field(ge=1, description="Output tokens kept for the answer; None uses the tier's.")
+        int | None, Field(ge=1, description="Output tokens kept for the answer; None is 64 to 1024, by max_new_tokens.")
     ] = None
     strategy: Annotated[
         SkipValidation[Strategy],
@@ -122,7 +129,8 @@ class OptionsDict(TypedDict, total=False):
     preset: str | None
     policies: Sequence[Policy | str] | None
     modifiers: Sequence[ForwardModifier | str]
-    max_new_tokens: int
+    max_new_tokens: int | None
+    thinking_budget: int | None
     answer_reserve: int | None
     strategy: Strategy
     shadow: bool
@@ -153,6 +161,18 @@ def make_options(options: GenerationOptions | None = None, **overrides: Any) -> 
         return replace(options, **overrides)
     except ValidationError as error:
         raise _option_error(error) from None
+
+
+def check_budget(options: GenerationOptions) -> None:
+    """Raise OptionError for an effort, a budget and limits that contradict each other."""
+    tier = canonical_effort(options.effort)
+    if tier == "none" and options.thinking_budget is not None:
+        raise OptionError(
+            f"effort is none and thinking_budget is {options.thinking_budget}; accepted: one of them",
+            code="contradicting_options",
+        )
+    limit = options.max_new_tokens or MAX_OUTPUT_TOKENS
+    fit_budget("normal" if tier == "auto" else tier, limit, options.answer_reserve, options.strategy)
 
 
 def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions:

@@ -16,7 +16,7 @@ from ..errors import PromptError
 from .budgets import EFFORTS, Budget, canonical_effort, fit_budget, tier_by_length
 from .controller import Controller, ControllerState
 from .delegation import Helper
-from .options import GenerationOptions
+from .options import MAX_OUTPUT_TOKENS, GenerationOptions, check_budget
 from .policies.base import Policy
 from .prompts import RenderedPrompt, as_messages, get_question, render
 from .text.markers import Markers
@@ -113,6 +113,7 @@ class RequestBuilder:
 
     def build(self, prompts: Sequence[Prompt], tier_probe: TierProbe | None) -> list[PreparedRequest]:
         """Build a request for each prompt; effort `auto` chooses tiers by the probe, or by length without one."""
+        check_budget(self.options)
         effort = canonical_effort(self.options.effort)
         if effort != "auto":
             return [self._build_one(prompt, TierChoice(effort, "")) for prompt in prompts]
@@ -124,7 +125,7 @@ class RequestBuilder:
 
     def read_questions(self, prompts: Sequence[Prompt], probe: TierProbe) -> list[tuple[tuple[int, ...], State]]:
         """What the difficulty probe reads of each prompt: the ids, and the hidden state after them."""
-        limit = self.options.max_new_tokens
+        limit = self._limit
         prefixes = []
         for prompt in prompts:
             renderings = {tier: self._render(prompt, self._budget(tier, limit)) for tier in probe.tiers}
@@ -142,7 +143,7 @@ class RequestBuilder:
         return choices
 
     def _build_one(self, prompt: Prompt, choice: TierChoice) -> PreparedRequest:
-        budget = self._budget(choice.tier, self.options.max_new_tokens)
+        budget = self._budget(choice.tier, self._limit)
         rendered = self._render(prompt, budget)
         limit = self._max_output_tokens(len(rendered.ids), budget)
         budget = self._budget(choice.tier, limit)
@@ -176,14 +177,19 @@ class RequestBuilder:
         return self.options.signals or bool(required & {Capability.LOGIT_SIGNALS, Capability.LOGPROBS})
 
     def _budget(self, tier: str, limit: int) -> Budget:
-        return fit_budget(tier, limit, self.options.answer_reserve, self.options.strategy)
+        options = self.options
+        return fit_budget(tier, limit, options.answer_reserve, options.strategy, options.thinking_budget)
+
+    @property
+    def _limit(self) -> int:
+        return self.options.max_new_tokens or MAX_OUTPUT_TOKENS
 
     def _render(self, prompt: Prompt, budget: Budget) -> RenderedPrompt:
         return render(self.engine.tokenizer, prompt, budget, self.markers, self.options.tools)
 
     def _max_output_tokens(self, prompt_tokens: int, budget: Budget) -> int:
         """Most output tokens that fit in the context after the prompt; raises PromptError if an answer does not."""
-        context, limit = self.engine.context_length, self.options.max_new_tokens
+        context, limit = self.engine.context_length, self._limit
         if context is None or prompt_tokens + limit <= context:
             return limit
         if context - prompt_tokens <= budget.reserve:

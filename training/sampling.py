@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..controller.budgets import TIERS, canonical_effort
+from ..controller.budgets import canonical_effort
 from ..controller.controller import ControllerState
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.options import GenerationOptions
@@ -90,10 +90,8 @@ class Rollout:
 def build_options(settings: Rollouts) -> GenerationOptions:
     """The generation options of these rollouts; raises OptionError, CapabilityError for unsupported settings."""
     policies = dict(settings.policies)
-    strategy: Any = "tiers"
-    if (budget := settings.thinking_budget) is not None:
+    if settings.thinking_budget is not None:
         policies = {"budget": {}, **policies}
-        strategy = {name: replace(tier, thinking=min(tier.thinking, budget)) for name, tier in TIERS.items()}
     built = make_policies(None, [make_policy(name, dict(values)) for name, values in policies.items()])
     if settings.vllm and settings.engine != "vllm":
         raise OptionError(
@@ -109,7 +107,7 @@ def build_options(settings: Rollouts) -> GenerationOptions:
         policies=built,
         max_new_tokens=settings.max_new_tokens,
         answer_reserve=settings.answer_reserve,
-        strategy=strategy,
+        thinking_budget=settings.thinking_budget,
     )
 
 

@@ -20,7 +20,6 @@ from ..api import resolve_engine, resolve_helper, resolve_markers, resolve_verif
 from ..batch import BatchRow, decode
 from ..budgets import canonical_effort
 from ..options import (
-    DEFAULT_MAX_NEW_TOKENS,
     OPTION_NAMES,
     SAMPLING_OPTIONS,
     GenerationOptions,
@@ -51,7 +50,8 @@ class TerselyModel(BaseModel):
     preset: str | None = option_field("preset")
     policies: Sequence[Any] | None = option_field("policies")
     modifiers: Sequence[Any] = option_field("modifiers")
-    max_tokens: int | None = option_field("max_new_tokens", default=None)
+    max_tokens: int | None = option_field("max_new_tokens")
+    thinking_budget: int | None = option_field("thinking_budget")
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -114,10 +114,9 @@ class TerselyModel(BaseModel):
         effort = settings.get("reasoning_effort") or settings["effort"]
         if after_tool and canonical_effort(effort) == "auto":
             effort = "normal"
-        limit = settings["max_tokens"]
         return make_options(
             effort=effort,
-            max_new_tokens=DEFAULT_MAX_NEW_TOKENS if limit is None else limit,
+            max_new_tokens=settings["max_tokens"],
             tools=tools,
             **{name: settings[name] for name in _OPTIONS if name != "effort"},
         )

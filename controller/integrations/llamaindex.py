@@ -26,7 +26,7 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from ...errors import PromptError
-from ..options import DEFAULT_MAX_NEW_TOKENS
+from ..options import MAX_OUTPUT_TOKENS
 from ..session import Session
 from ..text.reasoning_parser import TextDelta
 from ..text.sanitizer import get_sanitizer
@@ -60,7 +60,7 @@ class TerselyLLM(CustomLLM, TerselyModel):
         engine = self.session().engine
         return LLMMetadata(
             context_window=engine.context_length or 1 << 20,
-            num_output=self.max_tokens or DEFAULT_MAX_NEW_TOKENS,
+            num_output=self.max_tokens or MAX_OUTPUT_TOKENS,
             is_chat_model=True,
             model_name=engine.name,
         )

@@ -28,7 +28,7 @@ from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
 from .responses_api import ResponsesReply, ResponsesRequest
 from .schemas import ChatRequest
-from .settings import ServerSettings, bind_error
+from .settings import ServerSettings, bind_error, effort_caps
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 _KEEP_ALIVE = 75
@@ -125,7 +125,11 @@ def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker
             "created": created,
             "owned_by": "tersely",
             "max_model_len": info.context,
-            "tersely": {"thinks": info.thinks, "tools": info.tools, "efforts": dict(settings.caps)},
+            "tersely": {
+                "thinks": info.thinks,
+                "tools": info.tools,
+                "efforts": effort_caps(settings.caps, settings.limits.tokens),
+            },
         }
 
     @app.get("/v1/models")

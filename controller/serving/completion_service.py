@@ -87,8 +87,9 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     options = make_options(
         settings.defaults,
         effort=effort,
-        strategy=settings.defaults.strategy if use_tuned_budgets else effort_budgets(settings.caps, effort, budget),
+        strategy=settings.defaults.strategy if use_tuned_budgets else effort_budgets(settings.caps, effort),
         max_new_tokens=max(2, limit),
+        thinking_budget=budget if effort != "none" else None,
         answer_reserve=reserve,
         tools=tools,
         **{name: value for name, value in sampling.items() if value is not None},
@@ -141,14 +142,16 @@ def _only_value(given: Mapping[str, T], key: Callable[[T], object] = lambda valu
     return next(iter(given.values()), None)
 
 
-def _fit_effort(settings: ServerSettings, effort: str, budget: int | None, limit: int, reserve: int) -> tuple[str, str]:
+def _fit_effort(
+    settings: ServerSettings, effort: str, budget: int | None, limit: int, reserve: int | None
+) -> tuple[str, str]:
     """The effort that there is room for, and why it is less than requested."""
     cap = settings.caps.get(openai_effort(effort), 1) if budget is None else budget
     if effort == "none" or cap == 0:
         return "none", ""
     if budget is not None and budget < MIN_THINKING:
         return "none", f"no thinking: it could not be closed within a budget of {budget} tokens"
-    if limit - reserve < MIN_THINKING:
+    if reserve is not None and limit - reserve < MIN_THINKING:
         return "none", f"no thinking: {limit} tokens in all leave no room for it in addition to the answer"
     return effort, ""
 

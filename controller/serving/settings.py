@@ -10,21 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import OptionError, unknown
-from ..budgets import ANSWER_RESERVE, OPENAI_EFFORTS, TIERS, Budget, canonical_effort
+from ..budgets import ANSWER_RESERVE, OPENAI_EFFORTS, TIERS, Budget, canonical_effort, fit_budget
 from ..options import GenerationOptions
 
-EFFORT_CAPS: Mapping[str, int] = {
-    "none": 0,
-    "minimal": 128,
-    "low": 1024,
-    "medium": 2048,
-    "high": 4096,
-    "xhigh": 8192,
-    "max": 16384,
-}
-"""Most thinking tokens of each OpenAI effort: LiteLLM's numbers."""
+EFFORT_CAPS: Mapping[str, int] = {"none": 0, "minimal": 128}
+"""Most thinking tokens of OpenAI efforts that do not grow with the output tokens, as the tiers' guards do."""
+OPENAI_NAMES = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _TIERS = ("easy", "normal", "hard")
-EFFORT_NAMES = (*EFFORT_CAPS, "auto", *_TIERS)
+EFFORT_NAMES = (*OPENAI_NAMES, "auto", *_TIERS)
 MIN_THINKING = 32
 """With fewer thinking tokens the model does not think at all, since closing the thinking takes about a dozen."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -96,26 +89,34 @@ def parse_effort_caps(changes: Sequence[str]) -> dict[str, int]:
         if not tokens.isdecimal():
             raise OptionError(f"--budget {text!r} not understood; accepted: EFFORT=TOKENS, as in medium=1500")
         name = openai_effort(effort)
-        if name not in EFFORT_CAPS or name == "none":
-            raise unknown("effort", effort, [effort for effort in EFFORT_CAPS if effort != "none"])
+        if name not in OPENAI_NAMES or name == "none":
+            raise unknown("effort", effort, OPENAI_NAMES[1:])
         caps[name] = int(tokens)
     return caps
 
 
-def effort_budgets(caps: Mapping[str, int], effort: str, budget: int | None) -> dict[str, Budget]:
-    """The budget of each tier for a request of this effort; `budget` is the client's own number of thinking tokens."""
-    budgets = {tier: replace(TIERS[tier], thinking=caps[openai_effort(tier)]) for tier in _TIERS}
-    tier = canonical_effort(effort)
-    if tier == "auto" and budget is not None:
-        budgets = {name: replace(one, thinking=min(one.thinking, budget)) for name, one in budgets.items()}
-    elif tier in budgets:
-        budgets[tier] = replace(budgets[tier], thinking=caps[openai_effort(effort)] if budget is None else budget)
-    return {"none": TIERS["none"], **budgets}
+def effort_budgets(caps: Mapping[str, int], effort: str) -> dict[str, Budget]:
+    """The budget of each tier for a request of this effort, with the server's own caps where it has some."""
+    names = {tier: openai_effort(tier) for tier in _TIERS}
+    if (tier := canonical_effort(effort)) in names:
+        names[tier] = openai_effort(effort)
+    capped = {tier: caps[name] for tier, name in names.items() if name in caps}
+    return {**TIERS, **{tier: replace(TIERS[tier], thinking=cap, share=1.0) for tier, cap in capped.items()}}
 
 
-def answer_reserve(limit: int, reserve: int | None) -> int:
-    """Tokens of `limit` that are reserved for the answer: the usual number, but at most half."""
-    return min(ANSWER_RESERVE if reserve is None else reserve, max(1, limit // 2))
+def effort_caps(caps: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Most thinking tokens of each OpenAI effort within `limit` output tokens."""
+    return {
+        name: fit_budget(canonical_effort(name), limit, strategy=effort_budgets(caps, name)).thinking
+        for name in OPENAI_NAMES
+    }
+
+
+def answer_reserve(limit: int, reserve: int | None) -> int | None:
+    """Tokens of `limit` that are reserved for the answer, at most half; None is the usual number."""
+    if reserve is None and limit > 2 * ANSWER_RESERVE:
+        return None
+    return min(reserve or ANSWER_RESERVE, max(1, limit // 2))
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

@@ -201,7 +201,7 @@ class ReplyAnnotator:
         self._traces: dict[int, Trace] = {}
         control = mapping.control
         self._tier = "none" if control is None else control.effort
-        self._budget = None if control is None else control.thinking
+        self._budget = None if control is None else control.thinking_budget
         self._shadow = control is not None and control.shadow
 
     def rewrite_body(self, body: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import TerselyError
-from ..budgets import canonical_effort
+from ..budgets import UNLIMITED, canonical_effort
 from ..vllm.request_control import KEY, RequestControl, read_control
 from .errors import RequestError, from_validation_error
 from .schemas import Effort, TerselyField, ThinkingOptions
@@ -80,7 +80,7 @@ def translate(
 def _effort_and_cap(
     path: str, body: dict[str, Any], fields: ControlFields, default: str, caps: Mapping[str, int]
 ) -> tuple[str, int | None]:
-    """The effort, and the most thinking tokens that were requested; changes the body accordingly."""
+    """The effort, and the thinking tokens of the request, else of the effort; changes the body accordingly."""
     api_efforts = {CHAT: fields.reasoning_effort, RESPONSES: fields.reasoning and fields.reasoning.effort}
     named = (fields.tersely and fields.tersely.effort) or api_efforts.get(path)
     effort, budget = named or default, fields.thinking_token_budget
@@ -95,8 +95,7 @@ def _effort_and_cap(
         elif path == RESPONSES:
             body["reasoning"] = {**(body.get("reasoning") or {}), "effort": name}
     cap = caps.get(openai_effort(effort)) if effort != "auto" and (named or default != "normal") else None
-    limits = [limit for limit in (cap, None if budget == -1 else budget) if limit is not None]
-    return effort, min(limits, default=None)
+    return effort, UNLIMITED if budget == -1 else budget or cap
 
 
 def _control(
@@ -116,7 +115,7 @@ def _control(
         control = replace(
             control,
             effort=canonical_effort(effort),
-            thinking=cap or control.thinking,
+            thinking_budget=cap or control.thinking_budget,
             shadow=own.shadow or control.shadow,
             answer_reserve=answer_reserve(limit, control.answer_reserve) if isinstance(limit, int) else None,
             question=_last_question(body),

@@ -71,7 +71,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     def generate(self, prompts: Any, sampling_params: Any = None, **options: Any) -> list[Any]:
         """See `vllm.LLM.generate`.
 
-        `preset`, `policies`, `effort`, `thinking` (most thinking tokens), `answer_reserve` and `shadow` control it.
+        `preset`, `policies`, `effort`, `thinking_budget`, `answer_reserve` and `shadow` control it.
         """
         chosen, rest = self._chosen(options)
         size = len(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else 1
@@ -91,7 +91,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
 
     def _chosen(self, options: Mapping[str, Any]) -> tuple[RequestControl, dict[str, Any]]:
         """The control of a call, and the options for vLLM."""
-        names = ("preset", "policies", "effort", "thinking", "answer_reserve", "shadow")
+        names = ("preset", "policies", "effort", "thinking_budget", "answer_reserve", "shadow")
         own = {name: options[name] for name in names if name in options}
         rest = {name: value for name, value in options.items() if name not in names}
         kept = {"effort": self._default.effort} if "preset" in own or "policies" in own else self._default.as_dict()
@@ -122,7 +122,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
             for one in output.outputs:
                 trace = found.get(one.index, ())
                 ids = list(one.token_ids)
-                thinking = split_reasoning(ids, codec, self.markers, state).thinking_tokens
+                forced = any(d.action == "close" and d.acted for d in trace)
+                thinking = split_reasoning(ids, codec, self.markers, state, forced).thinking_tokens
                 injected = sum(len(codec.encode(d.text)) for d in trace if d.acted)
                 one.tersely = ControlInfo(trace, thinking, len(ids) - thinking, injected)
         return outputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -57,7 +57,7 @@ class RequestControl:
     policies: Annotated[dict[str, dict[str, Any]] | None, BeforeValidator(_describe_policies)] = None
     """Settings by name, in the order of their precedence; they replace the preset."""
     effort: str = "normal"  # sets only the budget, as the prompt is the caller's
-    thinking: Annotated[int | None, Field(ge=1)] = None  # most thinking tokens, below what the effort allows
+    thinking_budget: Annotated[int | None, Field(ge=1)] = None  # most thinking tokens; None leaves the effort's guard
     answer_reserve: int | None = None
     shadow: bool = False
     question: str = ""  # for policies that read it
@@ -81,8 +81,7 @@ class RequestControl:
 
     def make_budget(self, tier: str, max_tokens: int) -> Budget:
         """The budget of a tier within `max_tokens`; raises OptionError if it leaves no room for an answer."""
-        budget = fit_budget(tier, max_tokens, self.answer_reserve)
-        return budget if self.thinking is None else replace(budget, thinking=min(budget.thinking, self.thinking))
+        return fit_budget(tier, max_tokens, self.answer_reserve, thinking=self.thinking_budget)
 
     @property
     def disabled(self) -> bool:

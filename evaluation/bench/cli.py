@@ -17,7 +17,7 @@ import typer
 from ...checkpoint_log import CheckpointLog
 from ...controller.api import resolve_verifier
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, read_config
+from ...controller.options import GenerationOptions, read_config
 from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...controller.types import Capability
@@ -57,7 +57,7 @@ def bench(
     margin: cli.Margin = 0.01,
     effort: Annotated[str, typer.Option(help="Effort of arms that do not set one.")] = "normal",
     probes: cli.Probes = None,
-    max_new_tokens: cli.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
+    max_new_tokens: cli.MaxNewTokens = 2048,
     engine: cli.Engine = ENGINES[0],
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows decoded at a time; the default suits the engine.")

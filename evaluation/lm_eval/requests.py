@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
+from ...controller.options import GenerationOptions
 from ...controller.policies import make_policies
 from ...controller.trace import GenerationResult
 from ...controller.types import SamplingParams
@@ -24,6 +24,9 @@ from ...errors import OptionError
 from ...io import append_line, check_writable
 from ...validation import FrozenModel, parse_json
 from ..cli_utils import format_table, make_folder
+
+_MAX_NEW_TOKENS = 2048
+"""The limit of tasks that set none."""
 
 
 class ModelArguments(FrozenModel):
@@ -73,7 +76,7 @@ class TaskArguments(FrozenModel):
     def limit(self) -> int:
         """Maximum new tokens, thinking included."""
         given = (self.max_gen_toks, self.max_new_tokens, self.max_tokens, self.max_completion_tokens)
-        return next((limit for limit in given if limit is not None), DEFAULT_MAX_NEW_TOKENS)
+        return next((limit for limit in given if limit is not None), _MAX_NEW_TOKENS)
 
     @property
     def sampling(self) -> SamplingParams:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.budgets import Budget, canonical_effort, fit_budget
+from ...controller.budgets import UNLIMITED, Budget
 from ...errors import OptionError
 from ...io import write
 from .. import cli_utils as cli
@@ -24,7 +24,6 @@ from .tables import show
 from .tokenizer import load_tokenizer
 
 ABOVE_MARGIN = 1
-_UNLIMITED = 1 << 30
 
 
 def replay(
@@ -36,8 +35,8 @@ def replay(
         list[str] | None,
         typer.Option(metavar="NAME", help="Policy to replay alone, by name or as file.py:Class; repeatable."),
     ] = None,
-    effort: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="Apply this effort's cap on thinking; by default there is none.")
+    thinking_budget: Annotated[
+        int | None, typer.Option(min=1, help="Most thinking tokens; by default recordings may be as long as they are.")
     ] = None,
     tokenizer: Annotated[
         Path | None,
@@ -68,7 +67,7 @@ def replay(
     if page is not None:
         check_page(page)
     arms = make_replay_arms(preset or ([] if policy else ["balanced"]), policy or ())
-    budget = _make_budget(effort)
+    budget = Budget("normal", thinking_budget or UNLIMITED)
     fields = _make_fields(question=question_field, thinking=thinking_field, answer=answer_field, gold=gold_field)
     codec = load_tokenizer(tokenizer)
     sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
@@ -104,14 +103,6 @@ def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def _make_fields(**names: str | None) -> Fields:
     return Fields(**{kind: (name,) for kind, name in names.items() if name is not None})
-
-
-def _make_budget(effort: str | None) -> Budget:
-    """The budget of an effort; without one, recordings may be as long as they are."""
-    tier = "normal" if effort is None else canonical_effort(effort)
-    if tier in ("none", "auto"):
-        raise OptionError(f"--effort is {effort!r}; accepted: easy, normal or hard, which cap the thinking")
-    return Budget(tier, _UNLIMITED) if effort is None else fit_budget(tier, _UNLIMITED)
 
 
 def _load_reader(model: str) -> Reader:

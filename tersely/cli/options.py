@@ -64,7 +64,8 @@ Tokenizer = Annotated[
     typer.Option("--tokenizer", metavar="NAME", help="Tokenizer of the served model: a folder or name."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
-MaxNewTokens = Annotated[int, _option("--max-new-tokens", min=1)]
+MaxNewTokens = Annotated[int | None, _option("--max-new-tokens", min=1)]
+ThinkingBudget = Annotated[int | None, _option("--thinking-budget", min=1)]
 AnswerReserve = Annotated[int | None, _option("--answer-reserve", min=1)]
 Temperature = Annotated[
     float | None,

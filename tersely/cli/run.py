@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..controller.budgets import canonical_effort, fit_budget
-from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, load_config, make_options
+from ..controller.options import GenerationOptions, check_budget, load_config, make_options
 from ..controller.policies import make_policies
 from ..controller.registry import resolve_modifier
 from ..controller.trace import GenerationResult
@@ -42,7 +41,8 @@ def run(
     base_url: o.BaseUrl = None,
     tokenizer: o.Tokenizer = None,
     seed: o.Seed = 0,
-    max_new_tokens: o.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
+    max_new_tokens: o.MaxNewTokens = None,
+    thinking_budget: o.ThinkingBudget = None,
     answer_reserve: o.AnswerReserve = None,
     temperature: o.Temperature = None,
     markers: o.Markers = None,
@@ -60,6 +60,7 @@ def run(
         policies=tuple(policy) if policy else None,
         modifiers=tuple(modifier or ()),
         max_new_tokens=max_new_tokens,
+        thinking_budget=thinking_budget,
         answer_reserve=answer_reserve,
         shadow=shadow,
         signals=trace is not None and engine != "openai",  # which shows no entropy
@@ -88,8 +89,7 @@ def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
 
 def _check(chosen: GenerationOptions, trace: Path | None) -> None:
     """Refuse invalid options before a model is loaded."""
-    tier = canonical_effort(chosen.effort)
-    fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve, chosen.strategy)
+    check_budget(chosen)
     make_policies(chosen.preset, chosen.policies)
     for modifier in chosen.modifiers:
         resolve_modifier(modifier)

@@ -104,7 +104,7 @@ def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
         'normal + {"normal": {"temperature": 0.5}} + hint',
     ]
     strategy = space[3].config.options()["strategy"]
-    assert strategy["normal"] == Budget("normal", 2048, temperature=0.5)
+    assert strategy["normal"] == Budget("normal", temperature=0.5)
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,8 @@ def raw(llm: LLM, controls: Sequence[Any], **params: Any) -> list[Any]:
 
 def test_requests_are_controlled_each_by_its_own_arguments(vllm_llm: LLM) -> None:
     plain = raw(vllm_llm, [None] * 6)
-    short = {"policies": {"budget": {}}, "thinking": 40}
-    mixed = raw(vllm_llm, [None, short, "off", '{"preset": "budget", "thinking": 40}', {"effort": "none"}, "budget"])
+    short = {"policies": {"budget": {}}, "thinking_budget": 40}
+    mixed = raw(vllm_llm, [None, short, "off", '{"preset": "budget", "thinking_budget": 40}', {"effort": "none"}, "budget"])
     tokenizer = vllm_llm.get_tokenizer()
     for place in (0, 2, 4):
         assert mixed[place].token_ids == plain[place].token_ids
@@ -140,7 +140,7 @@ def test_what_a_grammar_forbids_stays_forbidden(vllm_llm: LLM, regex: str, digit
     from vllm.sampling_params import StructuredOutputsParams
 
     # Neither a cut after 16 tokens nor a closing in place of the end, where the model wants it, may be put out.
-    grammar, control = StructuredOutputsParams(regex=regex), {"policies": {"budget": {}}, "thinking": 16}
+    grammar, control = StructuredOutputsParams(regex=regex), {"policies": {"budget": {}}, "thinking_budget": 16}
     (done,) = raw(vllm_llm, [control], structured_outputs=grammar, max_tokens=100)
     assert done.finish_reason != "error"
     assert done.text.isdigit() and len(done.text) >= digits
@@ -149,7 +149,7 @@ def test_what_a_grammar_forbids_stays_forbidden(vllm_llm: LLM, regex: str, digit
 def test_each_of_several_samples_is_controlled(vllm_llm: LLM) -> None:
     from vllm import SamplingParams
 
-    control = {"policies": {"budget": {}}, "thinking": 40}
+    control = {"policies": {"budget": {}}, "thinking_budget": 40}
     params = SamplingParams(n=3, temperature=1.0, max_tokens=300, extra_args={"tersely": control})
     (output,) = vllm_llm.generate([{"prompt_token_ids": chat(vllm_llm, PROBLEMS[5])}], [params], use_tqdm=False)
     texts = [vllm_llm.get_tokenizer().decode(one.token_ids) for one in output.outputs]
@@ -166,8 +166,8 @@ def test_each_of_several_samples_is_controlled(vllm_llm: LLM) -> None:
         {"policies": {"budget": {"slak": 3}}},
         {"policies": ["reconsider"]},
         {"effort": "hardd"},
-        {"thinking": 0},
-        {"thinking": "many"},
+        {"thinking_budget": 0},
+        {"thinking_budget": "many"},
         {"shadow": 1},
         "{'preset': 1}",
         7,

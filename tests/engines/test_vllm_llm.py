@@ -45,7 +45,7 @@ def test_outputs_are_vllms_own_and_say_what_control_made_of_them(llm: Any) -> No
 
 
 def test_a_call_may_be_controlled_otherwise_than_the_rest(llm: Any) -> None:
-    short = llm.chat(MESSAGES, greedy(), use_tqdm=False, policies=["budget"], thinking=40)
+    short = llm.chat(MESSAGES, greedy(), use_tqdm=False, policies=["budget"], thinking_budget=40)
     assert all(output.outputs[0].tersely.thinking <= 40 for output in short)
     assert all(output.outputs[0].tersely.injected > 5 for output in short)
     none = llm.chat(MESSAGES, greedy(), use_tqdm=False, effort="none")
@@ -61,7 +61,7 @@ def test_generate_takes_prompts_of_any_kind(llm: Any) -> None:
     text = tokenizer.apply_chat_template(MESSAGES[0], tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     for prompt in (text, {"prompt_token_ids": ids}, [text]):
-        (output,) = llm.generate(prompt, greedy(), use_tqdm=False, policies=["budget"], thinking=40)
+        (output,) = llm.generate(prompt, greedy(), use_tqdm=False, policies=["budget"], thinking_budget=40)
         assert 0 < output.outputs[0].tersely.thinking <= 40
 
 
@@ -69,7 +69,7 @@ def test_samples_of_one_prompt_have_traces_of_their_own(llm: Any) -> None:
     from vllm import SamplingParams
 
     params = SamplingParams(n=3, temperature=1.0, max_tokens=400)
-    (output,) = llm.chat(MESSAGES[5], params, use_tqdm=False, policies=["budget"], thinking=60)
+    (output,) = llm.chat(MESSAGES[5], params, use_tqdm=False, policies=["budget"], thinking_budget=60)
     for one in output.outputs:
         assert one.tersely.trace
         assert one.tersely.trace[0].position < one.tersely.thinking

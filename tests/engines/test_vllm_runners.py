@@ -117,7 +117,7 @@ def test_the_second_runner_gets_the_same_forcing() -> None:
     tokenizer, prompt = prompt_ids()
     slots = Slots(4, 512)
     processor = TerselyLogitsProcessor(config(), slots)
-    control = {"policies": {"budget": {}}, "thinking": 40}
+    control = {"policies": {"budget": {}}, "thinking_budget": 40}
     params = SamplingParams(max_tokens=200, extra_args={"tersely": control})
     slots.fill(2, prompt, [])
     assert processor.add_request(2, params) is True
@@ -137,7 +137,7 @@ def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -
     from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
     tokenizer, prompt = prompt_ids()
-    params = SamplingParams(max_tokens=200, extra_args={"tersely": {"policies": {"budget": {}}, "thinking": 40}})
+    params = SamplingParams(max_tokens=200, extra_args={"tersely": {"policies": {"budget": {}}, "thinking_budget": 40}})
     word = tokenizer(" the", add_special_tokens=False)["input_ids"][0]
     opening = [] if tokenizer.decode(prompt).rstrip().endswith("<think>") else tokenizer.encode("<think>")
     natural = [*opening, *[word] * 80]

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from ...controller.budgets import TIERS
 from ...controller.text.answers import extract_answer
 from ...controller.text.markers import Markers
 from ...controller.text.reasoning_parser import split_text
@@ -197,6 +196,10 @@ class GroupBrevity(Reward):
         return rewards
 
 
+TIER_TOKENS = {"none": 0, "easy": 1024, "normal": 2048, "hard": 4096}
+"""Thinking tokens of each tier in LiteLLM's table, to which `TierAdherence` trains by default."""
+
+
 def excess_penalty(tokens: int, allowed: int) -> float:
     """0 within the allowed tokens, falling linearly to -1 at twice as many."""
     return -min(1.0, max(0, tokens - allowed) / max(allowed, 1))
@@ -208,11 +211,11 @@ class TierAdherence(Reward):
     name = "tier_adherence"
 
     def __init__(self, budgets: Mapping[str, int] | None = None, marker_id: int | None = None) -> None:
-        """`budgets` are the thinking tokens of each tier, by default those of the controller.
+        """`budgets` are the thinking tokens of each tier, by default `TIER_TOKENS`.
 
         Without a column `thinking_tokens`, they are counted in `completion_ids`, up to the token `marker_id`.
         """
-        self.budgets = dict(budgets or {name: tier.thinking for name, tier in TIERS.items()})
+        self.budgets = dict(budgets or TIER_TOKENS)
         self.marker_id = marker_id
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:

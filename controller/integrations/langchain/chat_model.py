@@ -25,7 +25,7 @@ from pydantic import PrivateAttr
 
 from ....errors import OptionError, TerselyError, unknown
 from ...budgets import ALIASES, EFFORTS, OPENAI_EFFORTS, canonical_effort
-from ...options import DEFAULT_MAX_NEW_TOKENS
+from ...options import MAX_OUTPUT_TOKENS
 from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
@@ -98,7 +98,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
             reasoning_output=True,
             reasoning_effort_levels=list(EFFORTS),
             reasoning_effort_default=self.effort,
-            max_output_tokens=self.max_tokens or DEFAULT_MAX_NEW_TOKENS,
+            max_output_tokens=self.max_tokens or MAX_OUTPUT_TOKENS,
             tool_choice=False,
         )
         engine = getattr(self.model, "engine", self.model)

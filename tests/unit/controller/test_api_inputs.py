@@ -58,7 +58,8 @@ def test_prompts_are_single_or_many() -> None:
     [
         ({"max_new_tokens": "many"}, OptionError, "invalid_option"),
         ({"max_new_tokens": 0}, OptionError, "invalid_option"),
-        ({"max_new_tokens": None}, OptionError, "invalid_option"),
+        ({"thinking_budget": 0}, OptionError, "invalid_option"),
+        ({"thinking_budget": 64, "effort": "none"}, OptionError, "contradicting_options"),
         ({"effort": "norml"}, OptionError, "unknown_name"),
         ({"effort": 3}, OptionError, "invalid_option"),
         ({"preset": "balance"}, OptionError, "unknown_name"),

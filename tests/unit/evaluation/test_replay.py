@@ -117,11 +117,11 @@ def test_the_margin_decides_the_exit_code(log: Path, capsys: pytest.CaptureFixtu
     run_json(capsys, log, "--preset", "careful", "--margin", "0.01", code=1)  # nothing is lost, but of four rows
 
 
-def test_an_effort_caps_the_thinking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_caps_the_thinking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps(row("long", thinking(*map(str, range(60))), "59", "59")))
-    (found,) = run_json(capsys, path, "--effort", "low")["sets"]
-    assert list(found["stops"]) == ["budget: budget of … thinking tokens (easy) is used up"]
+    (found,) = run_json(capsys, path, "--thinking-budget", "1024")["sets"]
+    assert list(found["stops"]) == ["budget: budget of … thinking tokens (normal) is used up"]
     assert (found["lost"], found["lost_upper"]) == (1.0, 1.0)
     assert run_json(capsys, path)["sets"][0]["stops"] == {}
 
