@@ -112,7 +112,9 @@ def raw(llm: LLM, controls: Sequence[Any], **params: Any) -> list[Any]:
 def test_requests_are_controlled_each_by_its_own_arguments(vllm_llm: LLM) -> None:
     plain = raw(vllm_llm, [None] * 6)
     short = {"policies": {"budget": {}}, "thinking_budget": 40}
-    mixed = raw(vllm_llm, [None, short, "off", '{"preset": "budget", "thinking_budget": 40}', {"effort": "none"}, "budget"])
+    mixed = raw(
+        vllm_llm, [None, short, "off", '{"preset": "budget", "thinking_budget": 40}', {"effort": "none"}, "budget"]
+    )
     tokenizer = vllm_llm.get_tokenizer()
     for place in (0, 2, 4):
         assert mixed[place].token_ids == plain[place].token_ids
