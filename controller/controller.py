@@ -19,6 +19,7 @@ from .policies.base import Close, HelperAction, Inject, Note, Policy, PolicyView
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
 from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator
+from .text.regions import TOOL_CALL
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
@@ -157,7 +158,7 @@ class Controller:
         due = self._scheduler.due(tokens, self.thinking.boundary)
         if due and (region := self.thinking.protected) is not None:
             # Only deadlines count inside code and math, and a tool call may take half of the reserve.
-            late = self.budget.reserve // 2 if region == "tool call" else 0
+            late = self.budget.reserve // 2 if region == TOOL_CALL else 0
             due = [task for task in due if tokens >= task.deadline + late]
         directive = self._run_policies(due)
         self._scheduler.update()
@@ -186,7 +187,13 @@ class Controller:
         return Directive(directive.force, retract=directive.retract + marker_size, wait_for=directive.wait_for)
 
     def _on_end_of_turn(self) -> Directive:
-        """The model ended its turn within its thinking: close that instead, or there would be no answer."""
+        """The model ended its turn within its thinking: close that instead, or there would be no answer.
+
+        A turn that ends with a tool call is left alone, as the call takes the place of an answer.
+        """
+        if self.thinking.ends_in_call:
+            self._begin_answer(forced=False)
+            return KEEP
         self.position -= 1
         directive = self._write("controller", Close("the model ended its turn within its thinking", phrase=""))
         return KEEP if directive is KEEP else Directive(directive.force, retract=1)

@@ -19,6 +19,9 @@ KNOWN = (
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
     ("<|channel|>analysis<|message|>", "<|end|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<mm:think>", "</mm:think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
@@ -67,7 +70,7 @@ def find_markers(tokenizer: Any) -> Markers:
     """The markers of a model's tokenizer; raises MarkerError, never guesses."""
     added = set(tokenizer.get_added_vocab())
     for opening, closing in KNOWN:
-        if closing in added and opening.split("|>")[0] in {a.split("|>")[0] for a in added}:
+        if closing in added and any(opening.startswith(token) for token in added):
             return Markers(opening, closing, "tokenizer")
     template = getattr(tokenizer, "chat_template", None)
     for opening, closing in KNOWN:

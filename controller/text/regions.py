@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from .tool_calls import REGIONS
 
+TOOL_CALL = "tool call"
 _LONGEST = {"code": 12_000, "math": 2_000}
 _DISPLAY = ("\\]", "$$", "\\end{")
 _PAIRS = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
@@ -55,7 +56,7 @@ class _State:
     def _take(self, token: str, following: str) -> None:
         if self.kind is not None and self.size > _LONGEST.get(self.kind, self.size):
             self._close()
-        if self.kind in ("code", "tool call"):
+        if self.kind in ("code", TOOL_CALL):
             if token == self.closing:
                 self._close()
         elif token[0] == "\n":
@@ -89,7 +90,7 @@ class _State:
         if token == "```":
             self.kind, self.closing = "code", "```"
         elif token in _OPENINGS:
-            self.kind, self.closing = "tool call", _OPENINGS[token]
+            self.kind, self.closing = TOOL_CALL, _OPENINGS[token]
         elif token in _PAIRS:
             self.kind, self.closing = "math", _PAIRS[token]
         elif token == "\\begin{":

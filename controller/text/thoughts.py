@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from ..types import Signals
 from .cues import LANGUAGES
-from .regions import ProtectedRegions
+from .regions import TOOL_CALL, ProtectedRegions
 from .tokenizer_adapter import TokenFlags, TokenizerAdapter, word_pattern
+from .tool_calls import CALL_ENDS
 
 REFLECTION_CUES = LANGUAGES[0].reflections + LANGUAGES[1].reflections
 """How reflective thoughts begin (TrimR, Speculative Thinking and VSRM use such lists); matched as whole words."""
@@ -71,6 +72,11 @@ class ThinkingState:
         self._regions.feed(self._decode_from(self._scanned))
         self._scanned = len(self.ids)
         return self._regions.open
+
+    @property
+    def ends_in_call(self) -> bool:
+        """Whether a tool call is open, or the text ends with one."""
+        return self._risky and (self.protected == TOOL_CALL or self.tail(16).rstrip().endswith(CALL_ENDS))
 
     def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""

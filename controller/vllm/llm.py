@@ -17,7 +17,7 @@ from ..text.reasoning_parser import split_reasoning
 from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
-from .request_control import KEY, RequestControl, make_control
+from .request_control import KEY, RequestControl, make_control, speculation_error
 from .trace_channel import TraceStore, request_tag
 
 
@@ -45,13 +45,16 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         *,
         preset: str | None = "balanced",
         policies: Sequence[Policy | str] | None = None,
-        effort: str = "normal",
+        effort: str | None = None,
         markers: Markers | None = None,
         **options: Any,
     ) -> None:
         from ..engines.checkpoints import resolve_checkpoint
 
-        self._default = make_control(preset=preset, policies=policies, effort=effort)
+        if options.get("speculative_config"):
+            raise speculation_error()
+        self._default = make_control(preset=preset, policies=policies, effort=effort or "normal")
+        self._names_effort = effort is not None
         self._traces = TraceStore()
         settings = dict(options.pop("additional_config", None) or {})
         if markers is not None:
@@ -81,9 +84,11 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     def chat(self, messages: Any, sampling_params: Any = None, *args: Any, **options: Any) -> list[Any]:
         """See `vllm.LLM.chat`; controlled as `generate` is, with the effort passed to the chat template."""
         chosen, rest = self._chosen(options)
-        tier = canonical_effort(chosen.effort)
-        effort = {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
-        template = {"enable_thinking": False} if tier == "none" else effort
+        template: dict[str, Any] = {}
+        if (tier := canonical_effort(chosen.effort)) == "none":
+            template = {"enable_thinking": False}
+        elif self._names_effort or "effort" in options:  # else the model's own default is the best
+            template = {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
         rest["chat_template_kwargs"] = {**template, **(rest.get("chat_template_kwargs") or {})}
         single = bool(messages) and isinstance(messages[0], dict)
         marked = self._mark(sampling_params, chosen, 1 if single else len(messages))

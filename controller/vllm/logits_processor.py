@@ -20,7 +20,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from ...errors import CapabilityError
 from ..trace import Decision
-from .request_control import parse_control
+from .request_control import parse_control, speculation_error
 from .request_controller import WorkerContext
 from .step import ControlledRow, apply_step, install_tap
 from .trace_channel import request_tag, send_trace
@@ -39,10 +39,9 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:
         if vllm_config.speculative_config is not None:
-            raise CapabilityError(
-                "tersely does not control speculative decoding inside vLLM; start it without a speculative_config"
-            )
+            raise speculation_error()
         self.worker = WorkerContext(vllm_config)
+        self.worker.check()
         self.rows: dict[int, ControlledRow] = {}  # by index in the batch (V1), or by slot (V2)
         self._parked: OrderedDict[int, ControlledRow] = OrderedDict()
         self._history = TokenHistory(runner[0]) if len(runner) == 1 else None

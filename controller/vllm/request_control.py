@@ -93,6 +93,14 @@ class RequestControl:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
 
+def speculation_error() -> CapabilityError:
+    """The error for an engine that decodes speculatively."""
+    return CapabilityError(
+        "tersely does not control speculative decoding inside vLLM; start it without a speculative_config",
+        code="speculative_decoding",
+    )
+
+
 def make_control(**settings: Any) -> RequestControl:
     """Build a control from settings; raises OptionError or CapabilityError."""
     try:

@@ -160,6 +160,8 @@ class RequestController:
         controller = self.controller
         if controller is None or not self.thinks or controller.shadow or not self.end:
             return None
+        if controller.thinking.ends_in_call:
+            return None  # the turn ends with the call
         separator = paragraph_separator(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
         if separator not in self._closings:
             text = closing_text(controller.markers, "", separator)
@@ -219,6 +221,17 @@ class WorkerContext:
         """The control of a request that brings none."""
         return None if self._default is None else read_control(self._default)
 
+    def check(self) -> None:
+        """Raise the error of settings that would leave every request without control."""
+        if self.default is not None:
+            self._bind(self.default.make_policies())
+
+    def _bind(self, policies: Sequence[Policy]) -> tuple[Policy, ...]:
+        for policy in policies:
+            if policy not in self._bound:
+                self._bound[policy] = policy.bind(BindContext(self))
+        return tuple(self._bound[policy] for policy in policies)
+
     def fingerprint(self) -> str | None:
         """See `ModelHandle.fingerprint`."""
         self._fingerprint = self._fingerprint or folder_fingerprint(self.config.model)
@@ -244,11 +257,7 @@ class WorkerContext:
         tier = canonical_effort(control.effort)
         if tier == "auto":
             tier = tier_by_length(codec.decode(ids))
-        policies = control.make_policies()
-        for policy in policies:
-            if policy not in self._bound:
-                self._bound[policy] = policy.bind(BindContext(self))
-        policies = tuple(self._bound[policy] for policy in policies)
+        policies = self._bind(control.make_policies())
         controller = Controller(
             policies,
             codec,

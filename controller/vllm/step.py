@@ -112,7 +112,8 @@ class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]
     def forward(self, lm_head: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """See the class it replaces."""
         _kept[:] = [hidden_states]
-        logits: Tensor | None = super().forward(lm_head, hidden_states, *args, **kwargs)
+        # By name: a wrapper for LoRA calls this with itself, which is no instance of this class.
+        logits: Tensor | None = LogitsProcessor.forward(self, lm_head, hidden_states, *args, **kwargs)
         return logits
 
 

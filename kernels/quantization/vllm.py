@@ -23,6 +23,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.parameter import ChannelQuantScaleParameter, PackedvLLMParameter, RowvLLMParameter
 from vllm.model_executor.utils import set_weight_attrs
+from vllm.platforms import current_platform
 
 from ...errors import ModelError
 from ..w4a8 import w4a8_op
@@ -67,7 +68,13 @@ class VLLMW4A8Config(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> VLLMW4A8Config:
-        """See vLLM; raises ModelError for a checkpoint of another version."""
+        """See vLLM; raises ModelError for a checkpoint of another version, and on accelerators."""
+        if not current_platform.is_cpu():
+            raise ModelError(
+                f"this checkpoint is quantized for CPUs ({METHOD}), and vLLM runs on {current_platform.device_name}; "
+                "load the original model there, or one quantized for GPUs (docs/VLLM.md)",
+                code="cpu_checkpoint",
+            )
         return cls(read_scheme(config))
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:

@@ -67,6 +67,9 @@ def test_markers_come_from_the_tokenizer_then_the_template_and_are_never_guessed
     assert find_markers(make([], "{{ '<think>' }} x </think>")) == Markers("<think>", "</think>", "chat template")
     with refused(MarkerError):
         find_markers(make(["<|im_end|>"], "plain"))
+    assert find_markers(make(["<|channel>", "<channel|>"], None)).open == "<|channel>thought"
+    assert find_markers(make(["<|channel|>", "<|message|>", "<|end|>"], None)).close == "<|end|>"
+    assert find_markers(make(["<|START_THINKING|>", "<|END_THINKING|>"], None)).close == "<|END_THINKING|>"
     assert parse_markers("[a], [b]") == Markers("[a]", "[b]")
     with refused(OptionError):
         parse_markers("[a]")
