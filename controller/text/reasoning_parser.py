@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .markers import Markers
+from .markers import HARMONY_TURN, Markers
 from .tokenizer_adapter import TokenizerAdapter
 
 Channel = Literal["thinking", "answer"]
@@ -28,6 +28,7 @@ class TextDelta:
 
 def opens_thinking(answer: str) -> bool:
     """Whether an opening marker after this much of the answer begins another block of thinking, and is not quoted."""
+    answer = answer.removesuffix(HARMONY_TURN)
     return (not answer.strip() or answer.endswith("\n")) and answer.count("```") % 2 == 0
 
 
@@ -165,7 +166,7 @@ class ReasoningParser:
                 return True
             if self._may_open or opens_thinking(answer + before):
                 if not self._hidden:
-                    self._emit("answer", before.rstrip(), deltas)
+                    self._emit("answer", before.removesuffix(HARMONY_TURN).rstrip(), deltas)
                 if self._may_open:
                     self._sent["answer"].clear()
                 self._open(rest)
@@ -187,6 +188,11 @@ class ReasoningParser:
             self.stopped = truncate_at_stop(self._held, self.stops)[1]
             return
         text = self._held if self._begun("answer") else self._held.lstrip()
+        if (header := self.markers.answer_header) and not self._begun("answer"):
+            if header.startswith(text):
+                self._held = text
+                return
+            text = text.removeprefix(header)
         text, self.stopped = truncate_at_stop(text, self.stops)
         if self.forced and not self.stopped and not self._begun("answer") and len(text) < _HELD_BACK:
             self._held = text
@@ -197,6 +203,7 @@ class ReasoningParser:
             self._held, self._hidden = rest, bool(found)
         else:
             ends = [*self.stops, self.hide, *self._answer_markers]
+            ends += [f"{HARMONY_TURN}{self.markers.open}"] if self.markers.answer_header else []
             self._held = self._emit_certain("answer", text, list(filter(None, ends)), deltas)
 
     def _emit_certain(self, channel: Channel, text: str, ends: Sequence[str], deltas: list[TextDelta]) -> str:
