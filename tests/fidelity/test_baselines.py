@@ -45,9 +45,9 @@ def test_the_published_constants() -> None:
     ("chances", "exits"),
     [
         ((0.97, 0.94), True),  # sqrt(0.9118) = 0.95489
-        ((0.96, 0.94), False),  # sqrt(0.9024) = 0.94995; the arithmetic mean is 0.95
+        ((0.96, 0.94), False),  # sqrt(0.9024) = 0.94995
         ((1.0, 0.91), True),  # 0.95394
-        ((1.0, 0.90), False),  # 0.94868; the arithmetic mean is 0.95
+        ((1.0, 0.901), False),  # 0.94921; the arithmetic mean is 0.9505
     ],
 )
 def test_deer_compares_the_geometric_mean(chances: Sequence[float], exits: bool) -> None:
