@@ -17,7 +17,9 @@ from .base import BOUND, Policy
 _BUILT_IN = {
     "auto_exit": "readiness:AutoExit",
     "budget": "exits:BudgetForcing",
+    "certaindex": "trying:Certaindex",
     "convergence": "exits:Convergence",
+    "deer": "trying:Deer",
     "escalate": "second_look:Escalate",
     "hint": "hint:ConciseHint",
     "readiness": "readiness:Readiness",
@@ -45,6 +47,8 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "specreason": {"budget": {}, "specreason": {}},
     "corrected": {"budget": {}, "sirius": {}, "auto_exit": {}},
     "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
+    "deer": {"budget": {}, "deer": {}},
+    "certaindex": {"budget": {}, "certaindex": {}},
     "trimr": {
         "budget": {},
         "trimr": {
