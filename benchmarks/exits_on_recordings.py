@@ -213,7 +213,9 @@ class Kind:
 def judge(names: Sequence[str], rows: Sequence[Row], lost: float) -> list[dict[str, Any]]:
     """The figures of each set."""
     kinds = [Kind.of(name) for name in names]
-    figures: list[dict[str, Any]] = [{"set": name, "n": sum(r.number == i for r in rows)} for i, name in enumerate(names)]
+    figures: list[dict[str, Any]] = [
+        {"set": name, "n": sum(r.number == i for r in rows)} for i, name in enumerate(names)
+    ]
     for rule, stops in RULES.items():
         for number, one in enumerate(figures):
             mine = [row for row in rows if row.number == number]

@@ -84,6 +84,7 @@ _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:th
 ENGLISH = Language(
     answers=(
         r"(?<!other )(?<!one )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?"
+        r"(?!\s+(?:to|for|of|in) (?:\w+ )?(?:(?:first|second|third|next|previous|part|step|sub-?\w+)\b|case \d))"
         r"(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
@@ -163,9 +164,9 @@ ENGLISH = Language(
         r"let's (?:verify|check|double)|just to (?:confirm|make sure)|but let me|is that right|verify)\b",
     ),
     confirms=(
-        r"\b(?:that(?:'s|’s| is) (?:correct|right|consistent)|is (?:indeed )?(?:correct|right)|match(?:es)?|checks? out|"
-        r"confirms|confirmed|consistent|makes sense|seems (?:correct|right)|same (?:answer|result|as)|adds up|works|"
-        r"agrees|looks good|all good|confident|yes)\b",
+        r"\b(?:that(?:'s|’s| is) (?:correct|right|consistent)|is (?:indeed )?(?:correct|right)|match(?:es)?|"
+        r"checks? out|confirms|confirmed|consistent|makes sense|seems (?:correct|right)|same (?:answer|result|as)|adds up|"
+        r"works|agrees|looks good|all good|confident|yes)\b",
     ),
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
@@ -212,13 +213,15 @@ ENGLISH = Language(
     open=(
         r"(?:^|[.!?:;,]\s+|\b(?:please|and|then|you|also) )(?:explain|describe|discuss|summari[sz]e|translate|suggest|"
         r"recommend|outline|draft|implement|refactor|debug|prove|design|rewrite|compose|elaborate|compare|"
-        r"show that|fix (?:the|this|my)|(?:write|create|generate|make|give|plan|build|list|name)(?: me| us)?"
-        r"(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|code|script|class|"
-        r"test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|list|itinerary|"
-        r"recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
+        r"plan(?! to\b)|show that|fix (?:the|this|my)|(?:write|create|generate|make|give|plan|build|list|name)"
+        r"(?: me| us)?(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|code|script|"
+        r"class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|list|"
+        r"itinerary|recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
         r"(?! (?:your|the|each|all) (?:answers?|reasoning|work|steps?|final|thinking|letter|number|calculations?))",
         r"\b(?:pros and cons|advantages and disadvantages|tell me about|and why|"
         r"how (?:do|does|can|could|would|should) (?:i|you|we|one))\b|(?:^|[.!?]\s+)why\b",
+        r"(?:^|[.!?]\s+)(?:please )?(?:(?:list|name|give|find|state) (?:two|three|four|five|ten|several|some|\d+)|"
+        r"should (?:i|we))\b",
         r"[a-z],? and (?:how|what|which|who|when|where)\b[^.?]*\?",
     ),
     plans=(

@@ -6,13 +6,11 @@ import re
 from dataclasses import dataclass
 
 from .answers import Finality, Statement, find_statements, parse_value
-from .cues import LANGUAGES
+from .cues import either
 from .sentences import read_question
 
-_RECONSIDERS = re.compile(
-    "|".join(pattern for language in LANGUAGES for pattern in language.reconsiders), re.IGNORECASE
-)
-_CONFIRMS = re.compile("|".join(pattern for language in LANGUAGES for pattern in language.confirms), re.IGNORECASE)
+_RECONSIDERS = re.compile(either("reconsiders"))
+_CONFIRMS = re.compile(either("confirms"))
 
 
 @dataclass(slots=True)
@@ -54,22 +52,23 @@ class AnswerEvidence:
     def read(self, text: str) -> tuple[Claim, Finality] | None:
         """Read the next sentences; return the claim stated last in them, and how finally, or None."""
         latest: tuple[Claim, Finality] | None = None
-        at = 0
+        at, lower = 0, text.lower()
         for statement in find_statements(text, self.asked):
-            self._count(text, at, statement.end)
+            self._count(lower, at, statement.end)
             at = statement.end
             latest = self._take(statement), statement.finality
-        self._count(text, at, len(text))
+        self._count(lower, at, len(lower))
         if latest is not None:
             claim = latest[0]
             claim.confirmed = self._confirmed - claim.since
             claim.contested = self._called > (claim.answered > 0)
         return latest
 
-    def _count(self, text: str, start: int, end: int) -> None:
-        self._reconsidered += len(_RECONSIDERS.findall(text, start, end))
+    def _count(self, lower: str, start: int, end: int) -> None:
+        """Count the cues in a part of a text in small letters."""
+        self._reconsidered += len(_RECONSIDERS.findall(lower, start, end))
         if self._last is not None:  # before anything is stated, nothing can be confirmed
-            self._confirmed += len(_CONFIRMS.findall(text, start, end))
+            self._confirmed += len(_CONFIRMS.findall(lower, start, end))
 
     def _take(self, statement: Statement) -> Claim:
         number = None if statement.answer.isdigit() else parse_value(statement.answer)
