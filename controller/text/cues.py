@@ -165,8 +165,8 @@ ENGLISH = Language(
     ),
     confirms=(
         r"\b(?:that(?:'s|’s| is) (?:correct|right|consistent)|is (?:indeed )?(?:correct|right)|match(?:es)?|"
-        r"checks? out|confirms|confirmed|consistent|makes sense|seems (?:correct|right)|same (?:answer|result|as)|adds up|"
-        r"works|agrees|looks good|all good|confident|yes)\b",
+        r"checks? out|confirms|confirmed|consistent|makes sense|seems (?:correct|right)|same (?:answer|result|as)|"
+        r"adds up|works|agrees|looks good|all good|confident|yes)\b",
     ),
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
@@ -214,8 +214,8 @@ ENGLISH = Language(
         r"(?:^|[.!?:;,]\s+|\b(?:please|and|then|you|also) )(?:explain|describe|discuss|summari[sz]e|translate|suggest|"
         r"recommend|outline|draft|implement|refactor|debug|prove|design|rewrite|compose|elaborate|compare|"
         r"plan(?! to\b)|show that|fix (?:the|this|my)|(?:write|create|generate|make|give|plan|build|list|name)"
-        r"(?: me| us)?(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|code|script|"
-        r"class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|list|"
+        r"(?: me| us)?(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|code|"
+        r"script|class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|list|"
         r"itinerary|recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
         r"(?! (?:your|the|each|all) (?:answers?|reasoning|work|steps?|final|thinking|letter|number|calculations?))",
         r"\b(?:pros and cons|advantages and disadvantages|tell me about|and why|"
