@@ -214,9 +214,9 @@ ENGLISH = Language(
         r"(?:^|[.!?:;,]\s+|\b(?:please|and|then|you|also) )(?:explain|describe|discuss|summari[sz]e|translate|suggest|"
         r"recommend|outline|draft|implement|refactor|debug|prove|design|rewrite|compose|elaborate|compare|"
         r"plan(?! to\b)|show that|fix (?:the|this|my)|(?:write|create|generate|make|give|plan|build|list|name)"
-        r"(?: me| us)?(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|code|"
-        r"script|class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|list|"
-        r"itinerary|recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
+        r"(?: me| us)?(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|"
+        r"code|script|class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|"
+        r"list|itinerary|recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
         r"(?! (?:your|the|each|all) (?:answers?|reasoning|work|steps?|final|thinking|letter|number|calculations?))",
         r"\b(?:pros and cons|advantages and disadvantages|tell me about|and why|"
         r"how (?:do|does|can|could|would|should) (?:i|you|we|one))\b|(?:^|[.!?]\s+)why\b",
