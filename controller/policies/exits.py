@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..text.answers import Finality, find_statements
 from ..text.evidence import AnswerEvidence, Claim
 from ..text.markers import CLOSING_SENTENCE
-from .base import Close, Policy, PolicyView, Wait, Watching
+from .base import Close, Note, Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,14 @@ class BudgetForcing(Policy):
 
 @dataclass(frozen=True, slots=True)
 class Convergence(Policy):
-    """Close when `agree` independent derivations arrived at the same answer, and the model calls it the answer.
+    """Close when the model calls a value the answer that enough of its thinking agrees on.
 
-    The consensus rule of TrimR (arXiv 2505.17155), with reading in place of its verifier. A restatement is no
-    derivation: the model must have reconsidered in between.
+    Either `agree` independent derivations arrived at it, two statements in a row; a restatement is no derivation, the
+    model must have reconsidered in between. Or no other value was ever called the answer, and then a confirmation
+    ("that matches") counts as a derivation, intermediate results in between do not count against it, and so many
+    statements in a row are enough by themselves, one more than `agree`. Nothing ends the thinking where a question asks
+    for a text or for several things. The consensus rule of TrimR (arXiv 2505.17155), with reading in place of its
+    verifier.
     """
 
     name: ClassVar[str] = "convergence"
@@ -60,23 +64,31 @@ class Convergence(Policy):
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         evidence, read = AnswerEvidence(view.question), 0
+        if evidence.asked.open:
+            yield Note("the question asks for a text or for several things, where equal answers are no sign of the end")
+            return
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought", sentence_at=view.tokens + self.stride)
             stated = evidence.read(view.thinking.text_from(min(read, view.tokens)))
             read = view.tokens
-            if stated is not None and self.holds(*stated):
-                claim = stated[0]
-                yield Close(f"{claim.derivations} derivations agree on the answer {claim.answer}", phrase="")
+            if stated is not None and stated[1] is Finality.ANSWERS and (support := self.find_support(stated[0])):
+                yield Close(f"{support} the answer {stated[0].answer}", phrase="")
                 return
 
-    def holds(self, claim: Claim, finality: Finality) -> bool:
-        """Whether the evidence for what was stated last is enough."""
-        return (
-            finality is Finality.ANSWERS
-            and claim.derivations >= self.agree
-            and claim.answered >= self.agree - 1
-            and claim.agreeing >= min(2, self.agree)
-        )
+    def find_support(self, claim: Claim) -> str | None:
+        """What is enough to stop at this answer, in words; None if nothing is."""
+        pair = min(2, self.agree)
+        if claim.answered < self.agree - 1:
+            return None
+        if claim.derivations >= self.agree and claim.agreeing >= pair:
+            return f"{claim.derivations} derivations agree on"
+        if claim.contested:
+            return None
+        if claim.derivations + claim.confirmed >= self.agree and claim.insisting >= pair:
+            return f"{claim.derivations} derivations and {claim.confirmed} confirmations agree on"
+        if claim.agreeing > self.agree:
+            return f"{claim.agreeing} statements in a row say"
+        return None
 
 
 _BASE, _PRIME = 1_000_003, (1 << 61) - 1

@@ -76,6 +76,7 @@ class Asked:
         equation: whether an equation is asked for.
         truth: whether yes or no, or true or false, is asked for.
         wants_words: whether a name or words are asked for.
+        open: whether no single value can be the answer: a text is asked for, or several things are.
     """
 
     words: frozenset[str] = frozenset()
@@ -87,6 +88,7 @@ class Asked:
     equation: bool = False
     truth: bool = False
     wants_words: bool = False
+    open: bool = False
 
     def about(self, word: str) -> bool:
         """Whether a word is one that the question asks about, or says nothing by itself."""
@@ -159,7 +161,15 @@ def read_question(question: str) -> Asked:
         equation="equation of" in last or "equation for" in last,
         truth=_TRUTH.search(last) is not None,
         wants_words=_WANTS_WORDS.search(last) is not None,
+        open=_is_open(question),
     )
+
+
+def _is_open(question: str) -> bool:
+    """Whether a question asks for a text, or for several things: in its last paragraph, or in labelled parts."""
+    paragraph = question.rstrip().rpartition("\n\n")[2]
+    several = sum(mark in "?？" for mark in paragraph) > 1 or _PARTS.search(question) is not None
+    return several or _OPEN.search(question) is not None
 
 
 def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
@@ -181,6 +191,8 @@ NUMBER = r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
+_OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
+_PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
 _TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
 _SUBJECT = re.compile(

@@ -32,7 +32,7 @@ _SHORT_FRACTION = re.compile(r"\s?\d\s?(?:\d|\{\d+\})")  # \frac45, \frac 4 5, \
 _SCRIPT = re.compile(r"\\circ|\\[A-Za-z]+|[-−]?(?:\d+|\w)")
 _FACTOR = re.compile(r" \\(?:pi|sqrt|i|text)\b")
 _NO_FACTOR = re.compile(r"\\[()\[\]\\,;!]")
-_FUNCTION = re.compile(rf" ?(?:{_FUNCTIONS})(?![A-Za-z])")
+_FUNCTION = re.compile(rf" ?(?!mod)(?:{_FUNCTIONS})(?![A-Za-z])")
 
 
 def find_closing_brace(text: str) -> int | None:

@@ -162,7 +162,6 @@ def test_a_page_without_stops_and_a_name_with_markup(tmp_path: Path, capsys: pyt
         ({"preset": ["nothing"]}, "unknown_name"),
         ({"policy": ["nothing"]}, "unknown_name"),
         ({"policy": ["none.py:Own"]}, "invalid_policy"),
-        ({"effort": "auto"}, "invalid_option"),
         ({"tokenizer": Path("nowhere")}, "no_such_file"),
     ],
 )
