@@ -141,8 +141,9 @@ class Controller:
         self._note_missing_verdicts()
         tokens = len(self.thinking)
         due = self._scheduler.due(tokens, self.thinking.boundary)
-        if due and self.thinking.protected is not None:  # inside code, math or a tool call only late deadlines count
-            due = [task for task in due if tokens >= task.deadline + self.budget.reserve // 2]
+        if any(not task.protected for task in due) and self.thinking.protected is not None:
+            # Inside code, math or a tool call only late deadlines count, and who asked to be woken there.
+            due = [task for task in due if task.protected or tokens >= task.deadline + self.budget.reserve // 2]
         directive = self._run_policies(due)
         self._scheduler.update()
         return directive
