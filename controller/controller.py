@@ -160,10 +160,11 @@ class Controller:
         self._note_missing_verdicts()
         tokens = len(self.thinking)
         due = self._scheduler.due(tokens, self.thinking.boundary)
-        if due and (region := self.thinking.protected) is not None:
-            # Only deadlines count inside code and math, and a tool call may take half of the reserve.
+        if any(not task.protected for task in due) and (region := self.thinking.protected) is not None:
+            # Inside code and math only deadlines count, and who asked to be woken there; a tool call may take half of
+            # the reserve.
             late = self.budget.reserve // 2 if region == TOOL_CALL else 0
-            due = [task for task in due if tokens >= task.deadline + late]
+            due = [task for task in due if task.protected or tokens >= task.deadline + late]
         directive = self._run_policies(due)
         self._scheduler.update()
         return directive

@@ -33,13 +33,13 @@ _BUILT_IN = {
 _PAPER_HINT = {"earliest": 0, "limit": 64, "whole": True, "clauses": True}
 _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "off": {},
-    "budget": {"budget": {}},
-    "careful": {"budget": {}, "convergence": {"agree": 3}},
-    "balanced": {"budget": {}, "auto_exit": {}},
-    "certified": {"budget": {}, "readiness": {}},
-    "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
-    "concise": {"budget": {}, "hint": {"limit": 1}},
-    "concise-t": {"budget": {}, "hint": {"limit": 1, "learned": True}},
+    "budget": {"budget": {}, "repetition": {}},
+    "careful": {"budget": {}, "repetition": {}, "convergence": {"agree": 3}},
+    "balanced": {"budget": {}, "repetition": {}, "auto_exit": {}},
+    "certified": {"budget": {}, "repetition": {}, "readiness": {}},
+    "fast": {"budget": {}, "repetition": {}, "hint": {}, "convergence": {"agree": 2}},
+    "concise": {"budget": {}, "repetition": {}, "hint": {"limit": 1}},
+    "concise-t": {"budget": {}, "repetition": {}, "hint": {"limit": 1, "learned": True}},
     "concisehint": {"budget": {}, "hint": _PAPER_HINT},
     "concisehint-t": {"budget": {}, "hint": {**_PAPER_HINT, "learned": True}},
     "speculative": {"budget": {}, "speculative": {}},
@@ -58,7 +58,7 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "header": "**Final answer**",
             "grace": None,
         },
-        "repetition": {},
+        "repetition": {"vocabulary": 0},
     },
 }
 

@@ -81,6 +81,8 @@ class Wait:
     """Also wake at the first end of a sentence at or after this many tokens, where thoughts are long."""
     or_close: bool = False
     """Also wake where the model ends its thinking, wherever that is."""
+    protected: bool = False
+    """Also wake inside code, mathematics or a tool call, where nothing may act but what must."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ..text.answers import Finality, find_statements
 from ..text.evidence import AnswerEvidence, Claim
+from ..text.loops import LoopDetector, describe_loop
 from ..text.markers import CLOSING_SENTENCE
-from .base import Close, Note, Policy, PolicyView, Wait, Watching
+from ..text.tokenizer_adapter import get_adapter
+from ..types import BindContext
+from .base import BOUND, Close, Note, Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,68 +93,42 @@ class Convergence(Policy):
         return None
 
 
-_BASE, _PRIME = 1_000_003, (1 << 61) - 1
-
-
-class RepeatCounter:
-    """Counts how often the last `size` tokens occur within the last `window`; overlapping copies count once.
-
-    A rolling hash as in TrimR (arXiv 2505.17155): a few operations per token, however long the runs are.
-    """
-
-    def __init__(self, size: int, window: int) -> None:
-        self.size, self.window = size, window
-        self._run: deque[int] = deque()
-        self._hash = 0
-        self._out = pow(_BASE, size - 1, _PRIME)
-        self._position = 0
-        self._starts: dict[int, deque[int]] = {}  # positions of copies that do not overlap, by the hash of the run
-        self._order: deque[tuple[int, int]] = deque()
-
-    def add(self, token: int) -> int:
-        """Append a token; return how many copies of the run that it ends lie in the window."""
-        if len(self._run) == self.size:
-            self._hash = (self._hash - (self._run.popleft() + 1) * self._out) % _PRIME
-        self._run.append(token)
-        self._hash = (self._hash * _BASE + token + 1) % _PRIME
-        self._position += 1
-        self._forget()
-        if len(self._run) < self.size:
-            return 0
-        starts = self._starts.setdefault(self._hash, deque())
-        if not starts or self._position - starts[-1] >= self.size:
-            starts.append(self._position)
-            self._order.append((self._position, self._hash))
-        return len(starts)
-
-    def _forget(self) -> None:
-        """Drop copies that are no longer entirely in the window."""
-        oldest = self._position - self.window + self.size
-        while self._order and self._order[0][0] < oldest:
-            _, key = self._order.popleft()
-            starts = self._starts[key]
-            starts.popleft()
-            if not starts:
-                del self._starts[key]
-
-
 @dataclass(frozen=True, slots=True)
 class Repetition(Policy):
-    """Close once the same `size` tokens have come `times` times within the last `window`; the numbers are ours."""
+    """Close once the thinking goes round in circles: `tokens` of it said only what had been said twice before.
+
+    TrimR (arXiv 2505.17155) ends exact repetition by a rolling hash; this one also ends copies with small changes,
+    enumerations that only count on, and a few sentences that come again and again. The numbers are ours.
+    """
 
     name: ClassVar[str] = "repetition"
-    size: int = 32
-    times: int = 3
-    window: int = 1024
-    every: int = 64  # tokens between two checks
+    tokens: int = 210
+    window: int = 810
+    """Tokens in which all three must lie: twice the longest period."""
+    vocabulary: int = 4096
+    """Models with fewer tokens than this, as the embedded ones, are left alone: they always re-check in equal words."""
     phrase: str = "I have thought enough and answer now."
+    active: bool = field(default=True, metadata=BOUND)
+
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`."""
+        if context.engine is None:
+            return self
+        return replace(self, active=get_adapter(context.engine.tokenizer).vocabulary >= self.vocabulary)
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        repeats, read = RepeatCounter(self.size, self.window), 0
+        if not self.active:
+            return
+        detector, read = LoopDetector(view.thinking.codec, self.window), 0
+        limit = detector.score_after(self.tokens)
         while True:
-            yield Wait(at=view.tokens + self.every, boundary="token")
-            new, read = view.thinking.ids[read:], view.tokens
-            if max(map(repeats.add, new)) >= self.times:
-                yield Close(f"the same {self.size} tokens came {self.times} times", self.phrase)
-                return
+            yield Wait(at=view.tokens + detector.tokens_to(limit), boundary="token", protected=True)
+            new, read = view.thinking.ids[min(read, view.tokens) :], view.tokens
+            if detector.read(new) < limit:
+                continue
+            kind = describe_loop(view.thinking.ids)
+            if view.thinking.protected == "tool call":
+                yield Wait(at=view.tokens, boundary="token")
+            yield Close(f"loop: {kind}", self.phrase)
+            return

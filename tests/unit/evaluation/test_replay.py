@@ -125,10 +125,10 @@ def test_the_margin_decides_the_exit_code(log: Path, capsys: pytest.CaptureFixtu
 def test_a_budget_caps_the_thinking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps(row("long", thinking(*map(str, range(60))), "59", "59")))
-    (found,) = run_json(capsys, path, "--thinking-budget", "1024")["sets"]
+    (found,) = run_json(capsys, path, "--thinking-budget", "1024", "--policy", "budget")["sets"]
     assert list(found["stops"]) == ["budget: budget of … thinking tokens (normal) is used up"]
     assert (found["lost"], found["lost_upper"]) == (1.0, 1.0)
-    assert run_json(capsys, path)["sets"][0]["stops"] == {}
+    assert run_json(capsys, path, "--policy", "budget")["sets"][0]["stops"] == {}
 
 
 def test_people_get_a_table_and_a_page(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
