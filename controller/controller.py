@@ -19,7 +19,6 @@ from .policies.base import Close, HelperAction, Inject, Note, Policy, PolicyView
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
 from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator
-from .text.regions import TOOL_CALL
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
@@ -160,11 +159,9 @@ class Controller:
         self._note_missing_verdicts()
         tokens = len(self.thinking)
         due = self._scheduler.due(tokens, self.thinking.boundary)
-        if any(not task.protected for task in due) and (region := self.thinking.protected) is not None:
-            # Inside code and math only deadlines count, and who asked to be woken there; a tool call may take half of
-            # the reserve.
-            late = self.budget.reserve // 2 if region == TOOL_CALL else 0
-            due = [task for task in due if task.protected or tokens >= task.deadline + late]
+        if any(not task.protected for task in due) and self.thinking.protected is not None:
+            # Inside code, math or a tool call only late deadlines count, and who asked to be woken there.
+            due = [task for task in due if task.protected or tokens >= task.deadline + self.budget.reserve // 2]
         directive = self._run_policies(due)
         self._scheduler.update()
         return directive

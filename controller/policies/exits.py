@@ -9,6 +9,7 @@ from ..text.answers import Finality, find_statements
 from ..text.evidence import AnswerEvidence, Claim
 from ..text.loops import LoopDetector, describe_loop
 from ..text.markers import CLOSING_SENTENCE
+from ..text.regions import TOOL_CALL
 from ..text.tokenizer_adapter import get_adapter
 from ..types import BindContext
 from .base import BOUND, Close, Note, Policy, PolicyView, Wait, Watching
@@ -17,6 +18,8 @@ from .base import BOUND, Close, Note, Policy, PolicyView, Wait, Watching
 @dataclass(frozen=True, slots=True)
 class BudgetForcing(Policy):
     """Close the thinking so that it never exceeds `budget.thinking`, the closing itself counted.
+
+    Code and math are cut only where the budget ends; a tool call may take half of the answer's reserve.
 
     Budget forcing of s1 (arXiv 2501.19393) and the Qwen3 report (4.3).
     """
@@ -27,8 +30,12 @@ class BudgetForcing(Policy):
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         limit = max(1, view.budget.thinking - view.closing_cost)
-        slack = max(self.slack, min(limit // 128, 128))
-        yield Wait(at=max(1, limit - slack), boundary="sentence", deadline=limit)
+        at, last = max(1, limit - max(self.slack, min(limit // 128, 128))), limit
+        while view.tokens < last:
+            yield Wait(at=at, boundary="sentence", deadline=last, protected=True)
+            if (region := view.thinking.protected) is None:
+                break
+            at, last = view.tokens + 1, limit + (view.budget.reserve // 2 if region == TOOL_CALL else 0)
         reason = f"budget of {view.budget.thinking} thinking tokens ({view.budget.tier}) is used up"
         yield Close(reason, phrase=self.phrase(view, limit - view.tokens))
 
@@ -128,7 +135,7 @@ class Repetition(Policy):
             if detector.read(new) < limit:
                 continue
             kind = describe_loop(view.thinking.ids)
-            if view.thinking.protected == "tool call":
+            if view.thinking.protected == TOOL_CALL:
                 yield Wait(at=view.tokens, boundary="token")
             yield Close(f"loop: {kind}", self.phrase)
             return
