@@ -20,9 +20,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from .auth_middleware import AuthMiddleware
+from .auth_middleware import Access, AuthMiddleware, hash_key
 from .batch_worker import BatchWorker, shutting_down
+from .body_limits import BodyLimits
 from .completion_service import CompletionService
+from .connections import GuardedProtocol
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
@@ -95,9 +97,9 @@ def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) 
 
     _add_info_routes(app, settings, worker, metrics)
     _describe_model(app, settings.model)
-    app.add_middleware(
-        AuthMiddleware, metrics=metrics, max_body=settings.limits.body, api_key=settings.api_key, hosts=settings.hosts
-    )
+    access = Access(settings.api_key and hash_key(settings.api_key), settings.hosts, settings.metrics)
+    limits = BodyLimits(settings.limits.body, settings.limits.held, settings.limits.body_seconds)
+    app.add_middleware(AuthMiddleware, metrics=metrics, access=access, limits=limits)
     return app
 
 
@@ -183,6 +185,7 @@ class UvicornServer(uvicorn.Server):
     def __init__(self, app: FastAPI, worker: BatchWorker, drain: float, ready: str = "") -> None:
         config = uvicorn.Config(
             app,
+            http=GuardedProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
