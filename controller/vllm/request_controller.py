@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
 
+_BOUND = 256
+"""Policies, with their settings, that are kept bound to the model."""
 DRIVERS: dict[str, RequestController] = {}
 """Controllers of requests to an engine in this process, by the `driver` of their control."""
 
@@ -191,7 +193,7 @@ class WorkerContext:
         settings = (vllm_config.additional_config or {}).get(KEY, {})
         self._default = settings.get("default")
         self._markers = settings.get("markers")
-        self._bound: dict[Policy, Policy] = {}
+        self._bind = lru_cache(maxsize=_BOUND)(lambda policy: policy.bind(BindContext(self)))
         self._fingerprint: str | None = None
 
     @cached_property
@@ -245,11 +247,7 @@ class WorkerContext:
         tier = canonical_effort(control.effort)
         if tier == "auto":
             tier = tier_by_length(codec.decode(ids))
-        policies = control.make_policies()
-        for policy in policies:
-            if policy not in self._bound:
-                self._bound[policy] = policy.bind(BindContext(self))
-        policies = tuple(self._bound[policy] for policy in policies)
+        policies: tuple[Policy, ...] = tuple(map(self._bind, control.make_policies()))
         controller = Controller(
             policies,
             codec,

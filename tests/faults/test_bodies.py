@@ -201,7 +201,7 @@ def test_a_row_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, method: s
         async def ask_all() -> None:
             async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
                 stops: list[dict[str, Any]] = [{}, {"stop": "bad"}, {"stop": "good"}]
-                fields = {"max_tokens": 200, "temperature": 0}
+                fields: dict[str, Any] = {"max_tokens": 200, "temperature": 0}
                 asked = [http.post("/v1/chat/completions", json=body(**fields, **stop)) for stop in stops]
                 replies.extend(await asyncio.gather(*asked))
 
