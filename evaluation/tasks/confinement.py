@@ -63,8 +63,11 @@ def confine(libraries: Sequence[str]) -> None:
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is only numbers, short names, known functions and operators, hence no program."""
-    position = 0
+    """Whether a text is only numbers, short names, known functions and operators, hence no program.
+
+    One name alone is none either: sympy parses those of its units while it is imported.
+    """
+    position = len(text) if text.isalpha() else 0
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None:

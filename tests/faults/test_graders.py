@@ -146,7 +146,17 @@ def test_a_confined_root_has_no_rights_left() -> None:
 
 
 def test_expressions_are_numbers_names_and_operators() -> None:
-    for text in ("1 + 2*(3 - 4)/5", "x**2*exp(-3*x)/2 + C", "asin(x)", "1e-5", ".5", "-10*x**8", "(1, 2]", "x1 + y2"):
+    for text in (
+        "1 + 2*(3 - 4)/5",
+        "x**2*exp(-3*x)/2 + C",
+        "asin(x)",
+        "1e-5",
+        ".5",
+        "-10*x**8",
+        "(1, 2]",
+        "x1 + y2",
+        "yotta",
+    ):
         assert is_expression(text), text
     for text in (
         "__import__",
