@@ -105,6 +105,9 @@ def serve(
     ] = None,
     max_body: MaxBody = _LIMITS.body,
     metrics: MetricsAccess = "key",
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens", help="Let texts of users and tools become special tokens.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request, waiting included.")
     ] = _LIMITS.timeout,
@@ -137,6 +140,7 @@ def serve(
         shadow_share=shadow_share,
         hosts=LOCAL if host in LOCAL and api_key is None else None,
         metrics=metrics,
+        special_tokens=special_tokens,
     )
     with bind_socket(host, port) as bound:
         from ..engines.transformers.engine import load_engine

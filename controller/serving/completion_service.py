@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ..options import make_options
 from ..policies import make_policies
 from ..policies.base import Policy
+from ..text.sanitizer import get_sanitizer
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
 from .metrics import request_span, result_attributes
@@ -30,6 +32,7 @@ from .settings import (
     effort_budgets,
     openai_effort,
 )
+from .untrusted_text import sanitize_messages, sanitize_tools
 
 T = TypeVar("T")
 _GREEDY = 1e-5
@@ -43,7 +46,9 @@ class CompletionService:
 
     def __init__(self, settings: ServerSettings, worker: BatchWorker) -> None:
         self.settings, self.worker = settings, worker
-        self._prompt_limit = PromptLimit(worker.session.engine, settings.limits.prompt)
+        session = worker.session
+        self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
+        self._prompt_limit = PromptLimit(session.engine, settings.limits.prompt)
 
     async def respond(
         self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], ChatReply | ResponsesReply]
@@ -53,6 +58,10 @@ class CompletionService:
         A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
         request = resolve_request(body, self.settings, self.worker.model_info)
+        if not self.settings.special_tokens:
+            tools = sanitize_tools(request.options.tools, self._sanitize)
+            options = make_options(request.options, tools=tools) if tools else request.options
+            request = replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
         await self._prompt_limit.check(request)
         reply = make_reply(request)
         with ExitStack() as stack:

@@ -60,6 +60,7 @@ class ServerSettings:
     api_key: str | None = field(default=None, repr=False)
     shadow_share: float = 0.0  # share of requests that are answered in shadow mode, for the metrics
     hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
+    special_tokens: bool = False  # whether texts of users and tools may become special tokens
     metrics: str = "key"  # who may read /metrics; see `auth_middleware.Access`
 
 
