@@ -24,7 +24,7 @@ from .auth_middleware import Access, AuthMiddleware, hash_key
 from .batch_worker import BatchWorker, shutting_down
 from .body_limits import BodyLimits
 from .completion_service import CompletionService
-from .connections import GuardedProtocol
+from .connections import GRACE, GuardedProtocol
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
@@ -35,8 +35,6 @@ from .settings import ServerSettings, bind_error
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 _KEEP_ALIVE = 75
 """Seconds that idle connections are kept: longer than clients do, or one might be closed just as it is used again."""
-_GRACE = 5
-"""Seconds for clients to read the rest of their responses."""
 
 
 class ErrorDetail(BaseModel):
@@ -190,7 +188,7 @@ class UvicornServer(uvicorn.Server):
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=GRACE,
             lifespan="on",
         )
         super().__init__(config)

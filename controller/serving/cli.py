@@ -49,6 +49,10 @@ Budgets = Annotated[
     list[str] | None,
     typer.Option("--budget", metavar="EFFORT=TOKENS", help="Thinking tokens of an effort; repeat for several."),
 ]
+_DRAIN = 30.0
+Drain = Annotated[
+    float, typer.Option(min=0.0, metavar="SECONDS", help="Time for running requests to finish after Ctrl-C.")
+]
 MaxBody = Annotated[int, typer.Option(min=1024, metavar="BYTES", help="Largest request body.")]
 MetricsAccess = Annotated[
     str, typer.Option("--metrics", metavar="WHO", help="Who may read /metrics: key, open (no key needed) or off.")
@@ -111,9 +115,7 @@ def serve(
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request, waiting included.")
     ] = _LIMITS.timeout,
-    drain: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Time for running requests to finish after Ctrl-C.")
-    ] = 30.0,
+    drain: Drain = _DRAIN,
 ) -> None:
     """Serve a model under control to clients of the OpenAI API; stop with Ctrl-C."""
     try:
@@ -180,6 +182,7 @@ def serve_vllm(
         list[str] | None,
         typer.Option(metavar="PATH", help="Another path of vLLM's to serve, without control; repeat for several."),
     ] = None,
+    drain: Drain = _DRAIN,
 ) -> None:
     """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
     from ..vllm.request_control import make_control
@@ -190,7 +193,8 @@ def serve_vllm(
     settings |= {"metrics": metrics, "exposed": expose or []}
     from .vllm_server import run_vllm_server
 
-    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, context.args)
+    flags = [f"--shutdown-timeout={drain:.0f}", *context.args]
+    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags)
 
 
 def served_model_name(model: str) -> str:

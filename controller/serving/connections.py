@@ -9,6 +9,8 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEADER_SECONDS = 20.0
 """For the headers of a request to arrive, from the connection or from their first byte on."""
+GRACE = 5
+"""Seconds for clients to read the rest of their responses once the server ends."""
 MOST = 1024
 """Connections at once; fewer where the process may open fewer files."""
 _OTHER_FILES = 64
@@ -37,6 +39,8 @@ class GuardedProtocol(AutoHTTPProtocol):
     def connection_made(self, transport: Any) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
+        if self.config.timeout_graceful_shutdown is None:  # as vLLM has it: then a client that stays stops the end
+            self.config.timeout_graceful_shutdown = GRACE
         self._wait_for_headers()
         if len(self.connections) > max_connections():
             others = [one for one in self.connections if one is not self and one.idle]

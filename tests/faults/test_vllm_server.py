@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from tersely.controller.serving.connections import GRACE
 
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
@@ -18,7 +23,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    with vllm_server("tersely-tiny-small", tmp_path_factory.mktemp("vllm"), "--max-num-batched-tokens", "1024") as up:
+    with vllm_server(
+        "tersely-tiny-small", tmp_path_factory.mktemp("vllm"), "--max-num-batched-tokens", "1024", "--drain", "5"
+    ) as up:
         yield up
 
 
@@ -77,3 +84,24 @@ def test_settings_of_policies_are_refused(http: httpx.Client) -> None:
         control = json.dumps({"policies": policies})
         response = http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": control}))
         assert response.status_code == 400 and len(response.content) < 5_000
+
+
+def test_sigterm_ends_the_server_in_time(server: VllmServer, http: httpx.Client) -> None:
+    """The last test here: a stream is under way, and another client stays connected and silent."""
+    port = int(server.url.rsplit(":", 1)[1])
+    fields = body(stream=True, tersely={"preset": "off"}, ignore_eos=True) | {"max_tokens": 900}
+    family = [pid for pid, _ in server.processes()]
+    with (
+        socket.create_connection(("127.0.0.1", port)),
+        http.stream("POST", "/v1/chat/completions", json=fields) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        began = time.monotonic()
+        server.process.terminate()
+        with contextlib.suppress(httpx.TransportError):
+            rest = list(lines)
+            assert rest[-2:] == ["data: [DONE]", ""] or '"error"' in rest[-2]
+    server.process.wait(90)
+    assert time.monotonic() - began < 5 + GRACE + 30  # the drain, the grace, and ending processes on a busy machine
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
