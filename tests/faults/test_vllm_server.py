@@ -104,4 +104,6 @@ def test_sigterm_ends_the_server_in_time(server: VllmServer, http: httpx.Client)
             assert rest[-2:] == ["data: [DONE]", ""] or '"error"' in rest[-2]
     server.process.wait(90)
     assert time.monotonic() - began < 5 + GRACE + 30  # the drain, the grace, and ending processes on a busy machine
-    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+    while left := [pid for pid in family if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() - began < 60, left
+        time.sleep(0.2)
