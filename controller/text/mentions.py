@@ -46,6 +46,7 @@ _PROSE = re.compile(r"(?<![\\a-zA-Z])[a-z]{3}")
 _STARTS = re.compile(
     r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+]))"
 )
+_SYMBOL = re.compile(r"[\d\\πi√]")
 _EQUALS = re.compile(
     r"(?:\b(?:(?i:it's|it is|that's)|is|be|equals|at|(?:gives|leaves)(?: me| us)?(?: with)?)\s+|"
     r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
@@ -106,19 +107,17 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     """The value behind the last sign of equality, in the last formula, with what is counted, or the last one."""
     if asked.counted is not None and (counts := asked.counted.findall(sentence)):
         return str(counts[-1])
-    values: dict[int, str] = {}
-    for match in _EQUALS.finditer(sentence):
-        end = scan_expression(sentence, match.end())
-        if end is not None and re.search(r"[\d\\πi√]", sentence[match.end() : end]):
-            values[match.end()] = sentence[match.end() : end]
-    if values and not asked.many:
-        return values[max(values)]
+    for match in reversed([] if asked.many else list(_EQUALS.finditer(sentence))):
+        end = scan_expression(sentence, match.end()) if _SYMBOL.search(sentence, match.end()) else None
+        if end is not None and _SYMBOL.search(sentence, match.end(), end):
+            return sentence[match.end() : end]
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
     formulas = [next(filter(None, match)) for match in formulas]
     formulas = [formula for formula in formulas if not _PROSE.search(formula)]
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
-    values, reach = {}, 0
+    values: dict[int, str] = {}
+    reach = 0
     for match in _STARTS.finditer(sentence):
         end = scan_expression(sentence, match.start()) if match.start() >= reach else None
         if end is not None and not _DENIED.search(sentence[: match.start()]):

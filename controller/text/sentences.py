@@ -10,7 +10,7 @@ from functools import lru_cache
 from .cues import LANGUAGES, either
 from .values import normalize_answer
 
-_END = re.compile(r"[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
+_END = re.compile(r"(?<![.!?])[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
 _DISPLAY = re.compile(r"\s*\\\[")
 _ABBREVIATED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|\b[A-Z])\.$")
 
@@ -51,7 +51,7 @@ def is_supposed(lower: str) -> bool:
     return _SUPPOSED.search(lower[find_turn(lower) :]) is not None
 
 
-_OPTION = re.compile(r"^\s*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
+_OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|\s)\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _NAMED = re.compile(
     r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)", re.I

@@ -228,7 +228,8 @@ def _spell(text: str) -> str:
     return text
 
 
-_VALUE = re.compile(r"(-?\d*\.?\d+)(?:/(-?\d*\.?\d+))?(%?)")
+_DECIMAL = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
+_VALUE = re.compile(rf"({_DECIMAL})(?:/({_DECIMAL}))?(%?)")
 _FRACTION = re.compile(r"(-?)\\frac\{(-?[\d.]+)\}\{(-?[\d.]+)\}")
 
 
