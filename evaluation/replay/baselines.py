@@ -13,7 +13,7 @@ from ...controller.text.answers import find_statements
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trace import Decision
 from ..tasks.equality import AnswerChecker
-from .run import Reader, ReplayedRow, Stop, ask_reader, find_right_answer, find_stop, grade
+from .run import Reader, ReplayedRow, Stop, ask_reader, find_stop, grade, is_right
 
 EQUAL_BUDGET, FIRST_CORRECT = "equal-budget", "first-correct"
 
@@ -50,9 +50,9 @@ def stop_at_first_correct(
 
 
 def _find_first(one: ReplayedRow, codec: TokenizerAdapter, checker: AnswerChecker) -> Stop | None:
-    row, gold = one.row, find_right_answer(one.row)
+    row = one.row
     for statement in find_statements(row.thinking, row.question):
-        if checker.check(gold, statement.answer).equal:
+        if is_right(row, statement.answer, checker):
             thinking = row.thinking[: statement.end]
             tokens = min(len(codec.encode(thinking)), one.tokens)
             if not row.thinking[statement.end :].strip():

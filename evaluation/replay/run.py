@@ -19,6 +19,7 @@ from ...controller.registry import find_entry_points
 from ...controller.replay import bind_for_replay, replay
 from ...controller.text.answers import extract_answer, extract_stated_answer
 from ...controller.text.markers import Markers
+from ...controller.text.sentences import read_question
 from ...controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ...controller.trace import Decision
 from ...errors import CapabilityError
@@ -194,12 +195,22 @@ def find_right_answer(row: RecordedOutput) -> str:
     return extract_answer(row.answer, row.question) if row.gold is None else row.gold.rpartition("####")[2].strip()
 
 
+def is_right(row: RecordedOutput, answer: str, checker: AnswerChecker) -> bool:
+    """Whether an answer is the right one; a choice may be given by its label or by its text."""
+    gold = find_right_answer(row)
+    if checker.check(gold, answer).equal:
+        return True
+    asked = read_question(row.question)
+    label = asked.resolve(gold)
+    return label in asked.options and label == asked.resolve(answer)
+
+
 def grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[ReplayedRow]:
     """The outcomes with what was right, as recorded and at the stop."""
     graded = []
     for one in found:
-        gold = find_right_answer(one.row)
-        full = one.row.gold is None or checker.check(gold, extract_answer(one.row.answer, one.row.question)).equal
-        stopped = full if one.stop is None else checker.check(gold, one.stop.answer).equal
+        row = one.row
+        full = row.gold is None or is_right(row, extract_answer(row.answer, row.question), checker)
+        stopped = full if one.stop is None else is_right(row, one.stop.answer, checker)
         graded.append(replace(one, right_full=full, right_controlled=stopped))
     return graded

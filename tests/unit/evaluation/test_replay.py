@@ -19,7 +19,7 @@ from tersely.evaluation.replay.baselines import EQUAL_BUDGET, FIRST_CORRECT, cut
 from tersely.evaluation.replay.cli import replay
 from tersely.evaluation.replay.formats import RecordedOutput
 from tersely.evaluation.replay.result import summarize
-from tersely.evaluation.replay.run import ReplayedRow, make_replay_arms, replay_rows
+from tersely.evaluation.replay.run import ReplayedRow, is_right, make_replay_arms, replay_rows
 from tersely.evaluation.replay.tokenizer import PieceTokenizer, load_tokenizer
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.models import get_model_path
@@ -320,3 +320,12 @@ def test_a_model_s_tokenizer_is_loaded(log: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "tokenizer.json").write_text("{}")
     with refused(OptionError, "invalid_tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_choice_is_right_by_its_label_and_by_its_text() -> None:
+    question = "What is half of 3?\n(A) 1\n(B) 3/2\n(C) 6"
+    row = RecordedOutput("1", question, "", "B", gold="3/2")
+    with AnswerChecker() as checker:
+        assert is_right(row, "B", checker) and is_right(row, "3/2", checker)
+        assert not is_right(row, "A", checker) and not is_right(row, "", checker)
+        assert not is_right(RecordedOutput("2", "What is B?", "", "B", gold="3/2"), "B", checker)
