@@ -110,6 +110,8 @@ class Repetition(Policy):
 
     name: ClassVar[str] = "repetition"
     tokens: int = 210
+    counting: int = 2000
+    """Tokens for which an enumeration goes on beyond that, as people count cases out, too."""
     window: int = 810
     """Tokens in which all three must lie: twice the longest period."""
     vocabulary: int = 4096
@@ -128,11 +130,14 @@ class Repetition(Policy):
         if not self.active:
             return
         detector, read = LoopDetector(view.thinking.codec, self.window), 0
-        limit = detector.score_after(self.tokens)
+        limit, since = detector.score_after(self.tokens), 0
         while True:
             yield Wait(at=view.tokens + detector.tokens_to(limit), boundary="token", protected=True)
             new, read = view.thinking.ids[min(read, view.tokens) :], view.tokens
             if detector.read(new) < limit:
+                since = view.tokens
+                continue
+            if detector.counts and view.tokens - since < self.counting:
                 continue
             kind = describe_loop(view.thinking.ids)
             if view.thinking.protected == TOOL_CALL:

@@ -43,6 +43,7 @@ class LoopDetector:
         self._digits, self._held = "", 0  # of a number that may go on
         self._last: dict[int, int] = {}  # where three symbols ended last, and where they did before that
         self._before: dict[int, int] = {}
+        self._counted = -self.window  # where a number counted on last
         self._counts: dict[int, tuple[int, int]] = {}  # the number behind two symbols, and its step
 
     @staticmethod
@@ -53,6 +54,11 @@ class LoopDetector:
     def tokens_to(self, score: float) -> int:
         """The fewest tokens after which the score can be this high."""
         return max(1, ceil(_MEMORY * log((_MEMORY - self.score) / (_MEMORY - score))))
+
+    @property
+    def counts(self) -> bool:
+        """Whether a number that counts on is part of what is said again."""
+        return self._position - self._counted <= _LONGEST_PERIOD // 2
 
     def read(self, tokens: Sequence[int]) -> float:
         """Append tokens; return the score after them."""
@@ -100,6 +106,7 @@ class LoopDetector:
         before, step = self._counts.get(context, (value, 0))
         self._counts[context] = (value, value - before)
         if step and value - before == step:
+            self._counted = self._position
             self._add(_COUNTER, 0)
         else:
             self._add(value * _SPREAD >> 20 & _SYMBOL | 1, weight)

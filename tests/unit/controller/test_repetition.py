@@ -61,3 +61,11 @@ def test_it_is_in_every_ordinary_preset(preset: str) -> None:
 def test_the_budget_goes_first() -> None:
     row = Fed(BudgetForcing(), Repetition(), thinking=60).feed(LOOP * 40)
     assert row.said == [("budget", "close")]
+
+
+def test_an_enumeration_that_counts_on_may_go_on_for_a_while() -> None:
+    text = "".join(f"Now we take the case {n} and see that it is so again, " for n in range(400))
+    assert Fed(Repetition(counting=0), thinking=50_000).feed(text).last.position < 400
+    row = Fed(Repetition(), thinking=50_000).feed(text)
+    assert row.said == [("repetition", "close")]
+    assert 2_200 < row.last.position < 2_600
