@@ -69,7 +69,7 @@ class BodyLimits:
 def check_shape(body: bytes) -> int:
     """Count the values of a JSON body without parsing it; raises RequestError for too many, or too deep ones.
 
-    Linear in the length, with no memory for each value. What is no JSON is left to the parser.
+    Linear in the length, with no memory for each value. What is not JSON is left to the parser.
     """
     if b"\0" in body:  # as in UTF-16, in which quotes cannot be told from others so easily
         raise RequestError("the request body is not valid JSON: it is not UTF-8", code="invalid_json")

@@ -44,7 +44,7 @@ class PromptLimit:
             options["tools"] = [dict(tool) for tool in request.options.tools]
         try:
             text = str(self.tokenizer.apply_chat_template([dict(m) for m in request.messages], **options))
-        except Exception:  # whatever the template raises is told when the prompt is prepared
+        except Exception:  # what the template raises is reported when the prompt is prepared
             return 0
         size, tokens = _GROWTH * self.limit, 0
         while tokens <= self.limit + _CUT:

@@ -154,7 +154,7 @@ def _restrict_system_calls(folders: Sequence[str]) -> None:
 
 
 def drop_user(needed: Sequence[str]) -> None:
-    """Become nobody where this is root; without root's capabilities only, if nobody could not read these files."""
+    """Become `nobody` where this is root, or drop its capabilities if `nobody` could not read these files."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
     os.setgroups([])

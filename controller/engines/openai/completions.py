@@ -174,17 +174,17 @@ class CompletionsBackend:
     def _read_chunk(self, choice: dict[str, Any], tokenizer: StreamingTokenizer | None) -> Chunk:
         reason = choice.get("finish_reason")
         if not isinstance(reason, str | None):
-            raise TypeError("finish_reason is no text")
+            raise TypeError("finish_reason is not text")
         finish: Any = None if reason is None else "length" if reason == "length" else "stop"
         if tokenizer is None:
             ids = tuple(choice.get("token_ids") or ())
             if any(type(token) is not int or not 0 <= token < _TOKEN_IDS_END for token in ids):
-                raise ValueError("token_ids has what is no token of this model")
+                raise ValueError("token_ids has ids that this model does not have")
             lacks_eos = not ids
         else:
             text = choice.get("text") or ""
             if not isinstance(text, str) or len(text) > _MAX_TEXT:
-                raise ValueError(f"text is no text of at most {_MAX_TEXT} characters")
+                raise ValueError(f"text is not text of at most {_MAX_TEXT} characters")
             ids, lacks_eos = tokenizer.add(text, last=finish is not None), True
         if finish == "stop" and lacks_eos and self.tokenizer.eos_token_id is not None:
             ids = (*ids, self.tokenizer.eos_token_id)
@@ -199,7 +199,7 @@ class CompletionsBackend:
 
 
 def _get_choices(event: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first choice of an event; others are of samples that nobody asked for. Raises StreamError."""
+    """The first choice of an event; others are of samples that were not asked for. Raises StreamError."""
     choices = event.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise StreamError("an event is malformed: choices is not a list of objects")
