@@ -112,8 +112,9 @@ def effort_budgets(caps: Mapping[str, int], effort: str) -> dict[str, Budget]:
 
 def effort_caps(caps: Mapping[str, int], limit: int) -> dict[str, int]:
     """Most thinking tokens of each OpenAI effort within `limit` output tokens."""
+    reserve = answer_reserve(limit, None)
     return {
-        name: fit_budget(canonical_effort(name), limit, strategy=effort_budgets(caps, name)).thinking
+        name: fit_budget(canonical_effort(name), limit, reserve, effort_budgets(caps, name)).thinking
         for name in OPENAI_NAMES
     }
 

@@ -6,16 +6,19 @@ white space is held back, so that the deltas of a channel always add up to what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .cues import DELIBERATION_WORDS
 from .markers import HARMONY_TURN, Markers
 from .tokenizer_adapter import TokenizerAdapter
 
 Channel = Literal["thinking", "answer"]
+_FIRST_WORD = re.compile(r"\W*(\w*)")
 _HELD_BACK = 32
-"""Characters of an answer after a forced close that are held back, as the model may be thinking on."""
+"""Characters of an answer after a forced close that are held back at most, if the model may be thinking on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,12 @@ def opens_thinking(answer: str) -> bool:
     """Whether an opening marker after this much of the answer begins another block of thinking, and is not quoted."""
     answer = answer.removesuffix(HARMONY_TURN)
     return (not answer.strip() or answer.endswith("\n")) and answer.count("```") % 2 == 0
+
+
+def _may_deliberate(text: str) -> bool:
+    """Whether this beginning of an answer may turn out to go on thinking."""
+    word = _FIRST_WORD.match(text.lower())[1]  # type: ignore[index]  # it matches any text
+    return len(text) < _HELD_BACK and any(cue.startswith(word) or word.startswith(cue) for cue in DELIBERATION_WORDS)
 
 
 class ReasoningParser:
@@ -194,7 +203,7 @@ class ReasoningParser:
                 return
             text = text.removeprefix(header)
         text, self.stopped = truncate_at_stop(text, self.stops)
-        if self.forced and not self.stopped and not self._begun("answer") and len(text) < _HELD_BACK:
+        if self.forced and not self.stopped and not self._begun("answer") and _may_deliberate(text):
             self._held = text
             return
         shown, found, rest = text.partition(self.hide) if self.hide else (text, "", "")
