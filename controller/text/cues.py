@@ -283,7 +283,8 @@ CHINESE = Language(
 
 LANGUAGES = (ENGLISH, CHINESE)
 DELIBERATION_WORDS = (
-    "wait", "hmm", "hold", "no", "but", "actually", "alternatively", "let", "okay", "ok", "alright", "等", "嗯", "不对", "让我",
+    "wait", "hmm", "hold", "no", "but", "actually", "alternatively", "let", "okay", "ok", "alright",
+    "等", "嗯", "不对", "让我",
 )  # fmt: skip
 """First words of the sentences of `deliberates`."""
 
