@@ -42,6 +42,14 @@ class Language:
         truth: how a question for yes or no begins.
         wants_words: how a question asks for a name or words.
         plans: what shows that a sentence is not the last step.
+        checks: how a sentence begins that checks an answer, or what shows that it did.
+        closers: whole sentences that end a text and say nothing.
+        asides: clauses behind a value that speak of another one.
+        denials: what denies the value of its clause.
+        gives: how somebody says what they will answer.
+        measures: nouns of what can be measured, of which a question asks for some.
+        alternatives: what a question chooses between, in two groups.
+        dates: how a question asks for a date or a time.
         common: words of a question that say nothing about what the question asks for, without a final s.
     """
 
@@ -70,6 +78,14 @@ class Language:
     many: Patterns
     truth: Patterns
     plans: Patterns
+    checks: Patterns
+    closers: Patterns
+    asides: Patterns
+    denials: Patterns
+    gives: Patterns
+    measures: Patterns
+    alternatives: Patterns
+    dates: Patterns
     wants_words: Patterns
     common: Patterns
 
@@ -79,7 +95,7 @@ _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:th
 
 ENGLISH = Language(
     answers=(
-        r"(?<!other )(?<!one )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?"
+        r"(?<!other )(?<!one )(?<!trap )(?<!wrong )(?<!tempting )(?<!obvious )(?<!naive )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?"
         r"(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
@@ -190,24 +206,69 @@ ENGLISH = Language(
         r"(?:[a-z-]+ (?!does|is|was|has)(?=[a-z]+s\b))?"
         r"([a-z]{3,})",
     ),
-    many=(r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs)\b",),
+    many=(
+        r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs|two numbers)"
+        r"\b|^\W*(?:solve|list|order|arrange|sort|rank|name the)\b|\border of\b|\blist (?:them|the)\b",
+    ),
     truth=(
         r"^\W*(?:is|are|do|does|did|can|could|will|would|was|were|has|have|should|must)\b|\btrue or false\b|"
         r"\byes or no\b|\byes/no\b",
     ),
-    wants_words=(
-        r"\b(?:who|whom|whose|which (?!values?|numbers?|x\b)|where|what(?:'s| is| was)? the "
-        r"(?:name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
-        r"smallest country)|"
-        r"what (?:day|kind|shape|word|colou?r|country|city|language)|in which|unscramble|print|output|decode|"
-        r"concatenate|"
-        r"symbol|what does)\b",
-    ),
     plans=(
-        r"^\W*(?:next|first|now,? (?:i|let|for)|let me|let's|then i|to find|we could|i will|"
-        r"i'll (?:compute|find|use|try))\b|"
-        r"\b(?:(?:i|we) (?:need|have|want|still need) to|i can (?:plug|use|now)|doesn't work|does not work|"
-        r"then i take|they ask for|they want)\b",
+        r"^\W*(?:next|first|now,? (?:i|let|for|we)|let me|let's|let (?=[a-z]+ (?:be|denote)\b)|then (?:i|we|[a-z]+ it\b)|"
+        r"to find|we could|i will|what about|but (?:only|should)|"
+        r"(?:add|subtract|multiply|divid|squar|doubl|halv|count|averag)ing [^,;]* (?:will|should|would) )\b|"
+        r"\b(?:(?<!what )(?<!that )(?<!one )(?<!number )(?<!value )(?:i|we)(?:'ll|'d| will| should| can|)? "
+        r"(?:then |now |just |still |only |also )*"
+        r"(?:need(?! \W*(?:about |only |exactly |at least )?\d)|want|have to|ought|must|compute|calculate|add|divide|multiply|subtract|use|try|count|work out|plug)\b|"
+        r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
+        r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
+        r"let (?:me|us)|let's|i'll do|i'll \w+ (?:now|next|then|later))\b|^\W*then [^.]* would\b|"
+        r"^\W*the (?:question|problem) (?:says|states|gives)\b",
+    ),
+    checks=(
+        r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|double[- ]?|re-?)*"
+        r"(?:check|verify|verification|verifying|sanity|confirm)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
+        r"\bchecks? (?:passes|out)\b|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
+    ),
+    closers=(
+        r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|sure|hmm|so|"
+        r"that'?s|that|is|it|it'?s|i'?m|i|am|all|the|answer|final|done|pretty|quite|fairly|very|confident|sure|certain|"
+        r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
+        r"[\s,.!;—-]*)+",
+    ),
+    asides=(
+        r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
+        r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:what|how|the|not|about|roughly|also)|"
+        r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
+        r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
+        r" \((?=[^()]*(?:[a-z]{2}|≈|~))(?![^()]*\bor [a-h]\b)[^()]*\)",
+    ),
+    denials=(
+        r"\b(?:can't|cannot|can not|couldn't|isn't|aren't|doesn't|don't|didn't|does not|is not|are not|it's not|that's not|"
+        r"wasn't|was not|not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
+        r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|fails?)\b",
+    ),
+    gives=(
+        r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply |still )?(?:answer|say|report|give|output|reply|write|"
+        r"respond with|leave (?:it|this|that) as|go with|put)\b(?: (?:it|this) as)?[:\s]*(?:about |approximately |roughly |"
+        r"the (?:full |final |exact )?(?:date|answer|form|value)[:\s]*)?",
+    ),
+    measures=(
+        r"\b(?:length|width|height|side|radius|radii|diameter|perimeter|circumference|area|volume|speed|velocity|"
+        r"cost|price|weight|mass|distance|age|angle|period|profit|mod|exponent|complement|digits?)(?:e?s)?\b",
+    ),
+    alternatives=(r"\b([a-z]+)(?: (?:more|up))? or (?:is it |does it |do they |will it )?([a-z]+)\b",),
+    dates=(r"^\W*(?:on )?(?:when|what (?:date|time))\b|\bfull date\b",),
+    wants_words=(
+        r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|years?\b)|where|"
+        r"what(?:'s| is| was)? the "
+        r"(?:name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
+        r"smallest country|past tense|synonym|antonym)|"
+        r"what (?:day|kind|shape|word|colou?r|country|city|language|animal|command|element)|in which (?!year)|unscramble|"
+        r"print|output|decode|reverse|command|statement|"
+        r"concatenate|"
+        r"symbol|what does)\b|\bwhat is (?-i:[A-Z][a-z]+)\?$|\bsql\b",
     ),
     common=tuple(
         "the and for what how many much doe did will would can are was were that this with have has had his her their "
@@ -246,7 +307,15 @@ CHINESE = Language(
     many=("哪些", "所有"),
     truth=(r"吗[？?]|是否|对不对",),
     wants_words=(r"(?:谁|什么|哪|作者|星期几|化学式)",),
-    plans=(r"^\W*(?:接下来|首先|让我|先)",),
+    plans=(r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是",),
+    checks=(r"(?:验算|检查|检验|代入|验证)",),
+    closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?|[，。！\s])+",),
+    asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
+    denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),
+    gives=(r"(?:因此|所以|应该|应当|故)*(?:回答|答(?!案))(?:为|是)?[:：]?\s*",),
+    measures=(r"(?:半径|直径|周长|面积|体积|长度|宽度|高度|速度|时间|价格)",),
+    alternatives=(r"([\u4e00-\u9fff]{1,4}?)(?:，|,)?还是([\u4e00-\u9fff]{1,4})",),
+    dates=(r"(?:什么时候|何时|哪一天)",),
     common=(),
 )
 

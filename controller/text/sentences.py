@@ -12,7 +12,10 @@ from .values import normalize_answer
 
 _END = re.compile(r"[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
 _DISPLAY = re.compile(r"\s*\\\[")
-_ABBREVIATED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|\b[A-Z])\.$")
+_ABBREVIATED = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
+    r"(?<!is )(?<!['’]s )(?<!be )(?<![Ss]o )(?<!ith )(?<!ion )(?<!ice )(?<!wer )(?<!hus )(?<!nce )(?<![:→,] )\b[A-Z])\.$"
+)
 
 
 def split_sentences(text: str) -> Iterator[tuple[int, int]]:
@@ -76,6 +79,12 @@ class Asked:
         equation: whether an equation is asked for.
         truth: whether yes or no, or true or false, is asked for.
         wants_words: whether a name or words are asked for.
+        date: whether a date or a time is asked for.
+        point: whether a point or a vector is asked for.
+        alternatives: the words that the question chooses between.
+        text: the sentence that asks.
+        measures: which measures it asks for ("area").
+        others: names that the question mentions but does not ask about.
     """
 
     words: frozenset[str] = frozenset()
@@ -87,6 +96,12 @@ class Asked:
     equation: bool = False
     truth: bool = False
     wants_words: bool = False
+    date: bool = False
+    point: bool = False
+    alternatives: tuple[str, ...] = ()
+    text: str = ""
+    measures: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
 
     def about(self, word: str) -> bool:
         """Whether a word is one that the question asks about, or says nothing by itself."""
@@ -103,6 +118,16 @@ class Asked:
         """Whether a sentence says that something else than what the question asks for has its value."""
         subject = _SUBJECT.search(lower)
         return bool(self.words and subject and not self.about(subject[1]) and not self.covers(lower))
+
+    def is_about_other(self, clause: str) -> bool:
+        """Whether a clause gives another person's value, or another measure, than the one that is asked for."""
+        names = frozenset(_PERSON.findall(clause))
+        if names & self.others and not any(name in self.text for name in names):
+            return True
+        measures = _measures_in(clause.lower())
+        if not self.measures or self.wants_words or measures & self.measures:
+            return False
+        return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
 
     def letter_in(self, sentence: str) -> str | None:
         """The label that a sentence names last."""
@@ -145,6 +170,8 @@ def read_question(question: str) -> Asked:
     asking = [s for s in sentences if ("?" in s or "？" in s or _ASKS.search(s)) and not _FORM_ONLY.search(s)]
     last = asking[-1] if asking else sentences[-1] if sentences else ""
     words = [word for one in _WORD.findall(last.lower()) if (word := _stem(one)) not in _COMMON]
+    persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
+    either_or = _ALTERNATIVES.search(last) if _TRUTH.search(last) or "还是" in last else None
     numeric = _NUMERIC.search(last) is not None
     if options:
         return Asked(frozenset(words), options)
@@ -154,12 +181,22 @@ def read_question(question: str) -> Asked:
         frozenset(words),
         numeric=numeric or things is not None,
         names=_name_pattern(last, words),
-        counted=things and re.compile(rf"({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
-        many=things is None and _MANY.search(last) is not None,
+        counted=things and re.compile(rf"(?<![\d^.,/])({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
+        many=things is None and _MANY.search(last) is not None and not re.search("inequality|interval|larger|smaller", last),
         equation="equation of" in last or "equation for" in last,
         truth=_TRUTH.search(last) is not None,
         wants_words=_WANTS_WORDS.search(last) is not None,
+        point=_POINT.search(last) is not None,
+        date=_DATE.search(last) is not None,
+        alternatives=tuple(filter(None, either_or.groups())) if either_or else (),
+        text=last,
+        measures=_measures_in(last.lower()),
+        others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
     )
+
+
+def _measures_in(lower: str) -> frozenset[str]:
+    return frozenset("cost" if found in ("price", "cost") else _stem(found) for found in _MEASURE.findall(lower))
 
 
 def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
@@ -182,6 +219,16 @@ _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
+_PERSON = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)")
+_NO_PERSONS = frozenset(
+    "Who What How Which When Where If The She He It They In There Each Every One Two An Let This That Then So His Her "
+    "At On For After Before And But Find Compute".split()
+)
+_POINT = re.compile(r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I)
+_UNPRICED = re.compile(r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I)
+_MEASURE = re.compile(rf"(?:{either('measures')})")
+_ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
+_DATE = re.compile(rf"(?:{either('dates')})", re.I)
 _TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
 _SUBJECT = re.compile(
     r"\b(?:the|its|their) (?:\w+ )?([a-z]+)(?: (?:came|comes) out)? (?:is|are|was|as|costs|weighs)\s+(?=[-$\\(\d])"
