@@ -228,12 +228,12 @@ ENGLISH = Language(
     ),
     checks=(
         r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|double[- ]?|re-?)*"
-        r"(?:check|verify|verification|verifying|sanity|confirm)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
+        r"(?:check|verify|verification|verifying|sanity|confirm|recap|recount|summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
         r"\bchecks? (?:passes|out)\b|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
     ),
     closers=(
         r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|sure|hmm|so|"
-        r"that'?s|that|is|it|it'?s|i'?m|i|am|all|the|answer|final|done|pretty|quite|fairly|very|confident|sure|certain|"
+        r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|done|pretty|quite|fairly|very|confident|sure|certain|"
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
         r"[\s,.!;—-]*)+",
     ),
@@ -242,7 +242,7 @@ ENGLISH = Language(
         r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:what|how|the|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
-        r" \((?=[^()]*(?:[a-z]{2}|≈|~))(?![^()]*\bor [a-h]\b)[^()]*\)",
+        r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
     ),
     denials=(
         r"\b(?:can't|cannot|can not|couldn't|isn't|aren't|doesn't|don't|didn't|does not|is not|are not|it's not|that's not|"

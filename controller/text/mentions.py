@@ -42,7 +42,8 @@ class Ending:
 
 def read_ending(text: str, asked: Asked) -> Ending:
     """Read the last sentences of a text backwards; what only checks, denies or closes is passed over."""
-    sentences = [text[start:end].strip() for start, end in split_sentences(text[-1_200:])]
+    text = text[-1_200:]
+    sentences = [text[start:end].strip() for start, end in split_sentences(text)]
     left, denied = _SENTENCES, ""
     for sentence in reversed(sentences[-2 * _SENTENCES :]):
         if asked.truth and (value := _read_truth(sentence)):
@@ -91,7 +92,7 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
         dropped.append(sentence[:start])
     for end in (*(match.end() for match in _CLAUSE.finditer(sentence, start)), len(sentence)):
         clause = sentence[start:end]
-        other = asked.is_about_other(clause)
+        other = asked.is_about_other(clause) and not sentence.startswith("Therefore")
         if other or _DENIALS.search(clause.lstrip()):
             dropped.append(clause)
             if (other and re.search(r"\d", clause)) or _SO.match(clause):
