@@ -122,7 +122,7 @@ ENGLISH = Language(
         r"\b(?:confident|certain|sure) (?:that|in)\b|\b(?:i think|i believe|i get|it (?:looks|seems) like|seems that|"
         r"conclude that|confirms? that|we get)\b",
     ),
-    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|i\.e\.|meaning|namely)\b,?\s?|\bthat is,\s?|=>|→|⇒",),
+    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|meaning|namely)\b,?\s?|\bi\.e\.,?\s?|\bthat is,\s?|=>|→|⇒",),
     states=(
         r"\b(?:answer|result|total|value|sum|product|probability|difference|number|amount|area|length|cost|remainder)\s+"
         r"(?:of [^.,;=]{1,60}? )?(?:is|equals|=|:|must be|would be|should be)",
@@ -208,7 +208,7 @@ ENGLISH = Language(
     ),
     many=(
         r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs|two numbers)"
-        r"\b|^\W*(?:solve|list|order|arrange|sort|rank|name the)\b|\border of\b|\blist (?:them|the)\b",
+        r"\b|^\W*(?:solve|list|order|arrange|sort|rank|name the)\b|\border of\b|\bthe order\b|\blist (?:them|the)\b",
     ),
     truth=(
         r"^\W*(?:is|are|do|does|did|can|could|will|would|was|were|has|have|should|must)\b|\btrue or false\b|"
@@ -224,7 +224,10 @@ ENGLISH = Language(
         r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
         r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
         r"let (?:me|us)|let's|i'll do|i'll \w+ (?:now|next|then|later))\b|^\W*then [^.]* would\b|"
-        r"^\W*the (?:question|problem) (?:says|states|gives)\b",
+        r"^\W*the (?:question|problem) (?:says|states|gives)\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|remaining) step\b|"
+        r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b|"
+        r"^\W*(?:(?:now|then|next)\b,? )?(?:just )?(?:plug|apply|take|add|subtract|multiply|divide|compute|calculate|find|"
+        r"use|square|cube|sum|count|combine|substitute|convert|average)\b(?![^.]*(?:=|→|\bgives\b|\bis\b|\bto get\b|:))",
     ),
     checks=(
         r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|double[- ]?|re-?)*"
@@ -233,7 +236,7 @@ ENGLISH = Language(
     ),
     closers=(
         r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|sure|hmm|so|"
-        r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|done|pretty|quite|fairly|very|confident|sure|certain|"
+        r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|done|pretty|quite|fairly|very|confident|sure|certain|our|my|solution|and|so|"
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
         r"[\s,.!;—-]*)+",
     ),
@@ -247,7 +250,8 @@ ENGLISH = Language(
     denials=(
         r"\b(?:can't|cannot|can not|couldn't|isn't|aren't|doesn't|don't|didn't|does not|is not|are not|it's not|that's not|"
         r"wasn't|was not|not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
-        r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|fails?)\b",
+        r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|fails?|don't need|(?:is|comes) (?:only )?(?:second|third)|"
+        r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|to begin with)\b",
     ),
     gives=(
         r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply |still )?(?:answer|say|report|give|output|reply|write|"
@@ -256,9 +260,13 @@ ENGLISH = Language(
     ),
     measures=(
         r"\b(?:length|width|height|side|radius|radii|diameter|perimeter|circumference|area|volume|speed|velocity|"
+        r"resistance|current|voltage|force|energy|momentum|frequency|charge|power|pressure|temperature|"
         r"cost|price|weight|mass|distance|age|angle|period|profit|mod|exponent|complement|digits?)(?:e?s)?\b",
     ),
-    alternatives=(r"\b([a-z]+)(?: (?:more|up))? or (?:is it |does it |do they |will it )?([a-z]+)\b",),
+    alternatives=(
+        r"\b([a-z]+)(?: (?:more|up))? or (?:is it |does it |do they |will it )?([a-z]+)\b",
+        r"[,:] ([^,:?]{1,40}?),? or ([^,:?]{1,40})\?",
+    ),
     dates=(r"^\W*(?:on )?(?:when|what (?:date|time))\b|\bfull date\b",),
     wants_words=(
         r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|years?\b)|where|"
@@ -304,7 +312,7 @@ CHINESE = Language(
     asks=("求", "计算", "多少", "几", "哪", "什么", "谁"),
     numeric=("多少", "几", "求", "计算"),
     counted=(r"多少(?:个|只|本|块|张)?([\u4e00-\u9fff]{1,2})(?=？|\?)",),
-    many=("哪些", "所有"),
+    many=("哪些", "所有", "解方程"),
     truth=(r"吗[？?]|是否|对不对",),
     wants_words=(r"(?:谁|什么|哪|作者|星期几|化学式)",),
     plans=(r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是",),

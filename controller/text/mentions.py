@@ -21,8 +21,10 @@ _CLOSERS = re.compile(rf"\W*(?:{either('closers')})\W*", re.I)
 _ASIDES = re.compile(rf"(?:{either('asides')})", re.I)
 _DENIALS = re.compile(rf"(?:{either('denials')})", re.I)
 _GIVES = re.compile(rf"(?:{either('gives')})", re.I)
+_POINTS_BACK = re.compile(r"\W*(?:that|this)(?:'s|’s| is)\b", re.I)
+_UNASKED = re.compile(r"\b(?:not (?:asked|needed|what)|don't need|isn't (?:asked|needed)|irrelevant)\b", re.I)
 _SO = re.compile(r"\s*(?:so|thus|hence|therefore|所以|因此)\b", re.I)
-_NO = re.compile(r"\W*(?:no|not)\b|\W*不[，,]", re.I)
+_NO = re.compile(r"\W*(?:no|not|i don't think so)\b|\W*不[，,]", re.I)
 _CORRECTION = re.compile(r"\b(?:it's|it is|it must be|it should be|but|so|therefore)\b|而是|应该是", re.I)
 _CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|while) )|[，；]")
 
@@ -64,7 +66,8 @@ def read_ending(text: str, asked: Asked) -> Ending:
         value = _read(kept, asked)
         if value and not (asked.options and re.search(rf"(?<![A-Za-z]){re.escape(value)}(?![A-Za-z])", denied)):
             return Ending(value)
-        if not asked.options and re.search(r"\d", dropped):
+        points_back = _POINTS_BACK.match(sentence) and asked.is_about_other(sentence)
+        if points_back or (not asked.options and re.search(r"\d", dropped) and not _UNASKED.search(dropped)):
             return Ending(open=True)
     return Ending()
 
@@ -105,7 +108,14 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
 
 
 def _read(sentence: str, asked: Asked) -> str | None:
-    """The value behind the last turn of a sentence, else anywhere in it."""
+    """The value that is called the answer, that behind the last turn of a sentence, else anywhere in it."""
+    if not asked.options and not asked.truth:
+        for match in _GIVES.finditer(sentence):
+            starts = re.match(r"[-−$\\(]?(?:\d|\\|[a-z]?[(√π])", sentence[match.end() :])
+            if starts and (value := _read_at(sentence, match.end(), asked)):
+                return value
+    if asked.output and (printed := _PRINTED.search(sentence)):
+        return printed[1].strip(" `\"'*")
     turns = [match.end() for match in _TURN.finditer(sentence)]
     for start in (*turns[-1:], 0):
         if value := _read_part(sentence[start:].strip(), asked):
@@ -164,6 +174,7 @@ _ITEM = re.compile(rf"\s*(?:,\s*(?:and|or)\s|,|\band\b|\bor\b|和|或|、)\s*\$?
 _FIRST_ITEM = re.compile(rf"({_VARIABLE})|(?<![\w.,^*/+=(\[{{-])(?<![*/+=^×·-] )(?=[-−+]?(?:\d|√|π|\\frac|\\sqrt))")
 _BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 _NAME = r"[A-Z][\w’'.-]*(?:(?: (?:of|da|van|de|the|von|and the))? [A-Z][\w’'.-]*){0,4}"
+_WORD_LIST = re.compile(r"(?:^|: |\bis |\bare )((?:the )?[^\W\d][^\d,.:=]{0,40}(?:, [^\d,.:=]{1,40}){2,12})\.?$")
 _NAMES = re.compile(rf"{_NAME}(?:(?:, and|,| and|、| >| <| →)\s(?:and )?{_NAME})+")
 _QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1,60})\*\*")
 _CODE = re.compile(r"\[[^\[\]]{1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?")
@@ -181,6 +192,10 @@ _LOWER = re.compile(
     r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just )?"
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
+_PRINTED = re.compile(
+    r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get)(?::|\s)\s*"
+    r"(?!(?:the|an?|that|in|on|of)\b)([^;]{1,60}?)\.?$"
+)
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
@@ -189,9 +204,9 @@ _STARTS = re.compile(
 _FIRST = re.compile(
     r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I
 )
-_SUBJECT_OF = re.compile(r"(?: [a-z°]+){0,2} (?:is|are|was|were|does|works|remains?|left|satisf)\b(?! (?:divisible|even|odd|prime|too))")
+_SUBJECT_OF = re.compile(r"(?: [a-z°]+){0,2} (?:is(?! \W*\d)|are|was|were|does|works|remains?|left|satisf)\b(?! (?:divisible|even|odd|prime|too))")
 _EQUALS = re.compile(
-    r"(?:\b(?:(?i:it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
+    r"(?:\b(?:(?i:(?:al)?together|totall?ing|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
     r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
 )
 _STOP_WORDS = frozenset(
@@ -226,16 +241,20 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
 
 def _read_alternative(sentence: str, asked: Asked) -> str | None:
     """The one of the question's alternatives that a sentence names last."""
-    lower = sentence.lower()
-    at = {one: lower.rfind(one[:-1] if one.isascii() and len(one) > 4 else one) for one in asked.alternatives}
+    lower = sentence.lower().partition(" than ")[0]
+    if same := re.search(r"\b(?:the same|equal|neither|both)\b", lower):
+        return same[0]
+    at = {one: lower.rfind(one.lower()[:-1] if one.isalpha() and len(one) > 4 else one.lower()) for one in asked.alternatives}
     best = max(at, key=lambda one: (at[one], len(one)))
     if at[best] < 0:
         return None
-    return re.match(r"\w+", sentence[at[best] :])[0] if best.isascii() else best  # type: ignore[index]
+    return re.match(r"\w+", sentence[at[best] :])[0] if best.isalpha() and best.isascii() else best  # type: ignore[index]
 
 
 def _read_series(sentence: str, asked: Asked) -> str | None:
     """Several values or names: "x = 7 or x = -2", "0.7, 3/4 and 1", "Gus, Dana, Eli"; None if there are fewer than two."""
+    if words := _WORD_LIST.search(sentence):
+        return re.sub(r"^(?:and|the order is) ", "", words[1])
     names = [match[0] for match in _NAMES.finditer(sentence)]
     if names and (asked.wants_words or not re.search(r"\d", sentence)):
         return ", ".join(re.split(r"(?:, and|,| and|、| >| <| →)\s(?:and )?", names[-1])).rstrip(".")
@@ -271,9 +290,6 @@ def _scan_values(sentence: str) -> Iterator[tuple[int, int]]:
 
 def _read_number(sentence: str, asked: Asked) -> str | None:
     """The value of what is asked for, behind the last equality, in the last formula, or the last one."""
-    for match in _GIVES.finditer(sentence):
-        if re.match(r"[-−$\\(]?[\d\\a-z√π(]", sentence[match.end() :]) and (value := _read_at(sentence, match.end(), asked)):
-            return value
     for match in _FIRST.finditer(sentence):
         end = scan_expression(sentence, match.end())
         if end is not None and _SUBJECT_OF.match(sentence, end):
@@ -295,7 +311,7 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     spans = list(_scan_values(sentence))
     if spans:
         return sentence[slice(*spans[-1])]
-    words = [str(read_number_words(sentence, match.start())[0]) for match in _NUMBER_WORDS.finditer(sentence)]
+    words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
     return words[-1] if words and asked.numeric else None
 
 
@@ -305,7 +321,10 @@ def _read_at(sentence: str, at: int, asked: Asked) -> str | None:
     return value if value and not one and re.search(r"[\d\\πi√∞²³]", value) else None
 
 
-_NUMBER_WORDS = re.compile(rf"\b{NUMBER_WORDS}", re.I)
+_NUMBER_WORDS = re.compile(
+    rf"(?:^\W*|\b(?:so|it's|that's|is|are|makes?|takes?|costs?|be|has|have|needs?|gives?|about|namely)\W+|i\.e\. |[=→] )"
+    rf"({NUMBER_WORDS})", re.I
+)
 
 
 def _read_words(sentence: str, asked: Asked) -> str | None:
@@ -338,7 +357,10 @@ def _read_words(sentence: str, asked: Asked) -> str | None:
 
 
 def _clean(words: str) -> str | None:
-    """A name or words without article and verb; None for what is neither."""
+    """A name or words without article and verb, a number as its digits; None for what is neither."""
+    number, end = read_number_words(words, 0)
+    if number is not None and words.islower() and words.count(" ", end) < 2:
+        return str(number)
     words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", _ARTICLE.sub("", words)).rstrip("."))
     words = re.sub(r"['’]s$", "", words)
     stop = not words or words.split()[0] in _STOP_WORDS or re.search(r"['’](?:s|re|ve|m|ll|d)$", words.split()[0])

@@ -80,6 +80,7 @@ class Asked:
         truth: whether yes or no, or true or false, is asked for.
         wants_words: whether a name or words are asked for.
         date: whether a date or a time is asked for.
+        output: whether what a program prints or a string is asked for.
         point: whether a point or a vector is asked for.
         alternatives: the words that the question chooses between.
         text: the sentence that asks.
@@ -98,6 +99,7 @@ class Asked:
     wants_words: bool = False
     date: bool = False
     point: bool = False
+    output: bool = False
     alternatives: tuple[str, ...] = ()
     text: str = ""
     measures: frozenset[str] = frozenset()
@@ -171,8 +173,9 @@ def read_question(question: str) -> Asked:
     last = asking[-1] if asking else sentences[-1] if sentences else ""
     words = [word for one in _WORD.findall(last.lower()) if (word := _stem(one)) not in _COMMON]
     persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
-    either_or = _ALTERNATIVES.search(last) if _TRUTH.search(last) or "还是" in last else None
-    numeric = _NUMERIC.search(last) is not None
+    either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
+    measures = _measures_in(last.lower())
+    numeric = _NUMERIC.search(last) is not None or bool(measures)
     if options:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
@@ -186,11 +189,12 @@ def read_question(question: str) -> Asked:
         equation="equation of" in last or "equation for" in last,
         truth=_TRUTH.search(last) is not None,
         wants_words=_WANTS_WORDS.search(last) is not None,
+        output=_OUTPUT.search(question[-300:]) is not None,
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
-        alternatives=tuple(filter(None, either_or.groups())) if either_or else (),
+        alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
         text=last,
-        measures=_measures_in(last.lower()),
+        measures=measures,
         others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
     )
 
@@ -225,8 +229,10 @@ _NO_PERSONS = frozenset(
     "At On For After Before And But Find Compute".split()
 )
 _POINT = re.compile(r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I)
+_OUTPUT = re.compile(r"\b(?:prints?|output|python|code|string|replace|program|return(?:s|ed)?)\b", re.I)
 _UNPRICED = re.compile(r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I)
 _MEASURE = re.compile(rf"(?:{either('measures')})")
+_CHOOSES = re.compile(rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?is\b[^,:]*[,:][^,:?]* or ", re.I)
 _ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
 _DATE = re.compile(rf"(?:{either('dates')})", re.I)
 _TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
