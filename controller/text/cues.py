@@ -208,7 +208,7 @@ ENGLISH = Language(
     ),
     many=(
         r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs|two numbers)"
-        r"\b|^\W*(?:solve|list|order|arrange|sort|rank|name the)\b|\border of\b|\bthe order\b|\blist (?:them|the)\b",
+        r"\b|^\W*(?:solve|alphabeti[sz]e|put|list|order|arrange|sort|rank|name the)\b|\border of\b|\bthe order\b|\bwhat are [a-z]\b|\blist (?:them|the)\b",
     ),
     truth=(
         r"^\W*(?:is|are|do|does|did|can|could|will|would|was|were|has|have|should|must)\b|\btrue or false\b|"
@@ -231,7 +231,7 @@ ENGLISH = Language(
     ),
     checks=(
         r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|double[- ]?|re-?)*"
-        r"(?:check|verify|verification|verifying|sanity|confirm|recap|recount|summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
+        r"(?:check|verify|verification|verifying|sanity|confirm|recap|re-?count|re-?compute|re-?calculate|re-?do|summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
         r"\bchecks? (?:passes|out)\b|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
     ),
     closers=(
@@ -242,7 +242,7 @@ ENGLISH = Language(
     ),
     asides=(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
-        r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:what|how|the|not|about|roughly|also)|"
+        r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:how|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
@@ -250,7 +250,7 @@ ENGLISH = Language(
     denials=(
         r"\b(?:can't|cannot|can not|couldn't|isn't|aren't|doesn't|don't|didn't|does not|is not|are not|it's not|that's not|"
         r"wasn't|was not|not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
-        r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|fails?|don't need|(?:is|comes) (?:only )?(?:second|third)|"
+        r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|don't need|(?:is|comes) (?:only )?(?:second|third)|"
         r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|to begin with)\b",
     ),
     gives=(
@@ -264,14 +264,14 @@ ENGLISH = Language(
         r"cost|price|weight|mass|distance|age|angle|period|profit|mod|exponent|complement|digits?)(?:e?s)?\b",
     ),
     alternatives=(
-        r"\b([a-z]+)(?: (?:more|up))? or (?:is it |does it |do they |will it )?([a-z]+)\b",
+        r"\b([a-z]+)['’\"”]?(?: (?:more|up))? or (?:is it |does it |do they |will it )?['‘\"“]?([a-z]+)\b",
         r"[,:] ([^,:?]{1,40}?),? or ([^,:?]{1,40})\?",
     ),
     dates=(r"^\W*(?:on )?(?:when|what (?:date|time))\b|\bfull date\b",),
     wants_words=(
         r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|years?\b)|where|"
-        r"what(?:'s| is| was)? the "
-        r"(?:name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
+        r"what(?:'s| is| was)? the (?:[\w]+ ){0,2}"
+        r"(?:unit|name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
         r"smallest country|past tense|synonym|antonym)|"
         r"what (?:day|kind|shape|word|colou?r|country|city|language|animal|command|element)|in which (?!year)|unscramble|"
         r"print|output|decode|reverse|command|statement|"
@@ -315,7 +315,7 @@ CHINESE = Language(
     many=("哪些", "所有", "解方程"),
     truth=(r"吗[？?]|是否|对不对",),
     wants_words=(r"(?:谁|什么|哪|作者|星期几|化学式)",),
-    plans=(r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是",),
+    plans=(r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是|[，。](?:先|再|还要|然后)[^，。=]*$",),
     checks=(r"(?:验算|检查|检验|代入|验证)",),
     closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?|[，。！\s])+",),
     asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),

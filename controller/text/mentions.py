@@ -23,6 +23,7 @@ _DENIALS = re.compile(rf"(?:{either('denials')})", re.I)
 _GIVES = re.compile(rf"(?:{either('gives')})", re.I)
 _POINTS_BACK = re.compile(r"\W*(?:that|this)(?:'s|’s| is)\b", re.I)
 _UNASKED = re.compile(r"\b(?:not (?:asked|needed|what)|don't need|isn't (?:asked|needed)|irrelevant)\b", re.I)
+_STARTS_FINAL = re.compile(r"\W*(?:so|thus|hence|therefore|it's|that's|yes|the answer)\b", re.I)
 _SO = re.compile(r"\s*(?:so|thus|hence|therefore|所以|因此)\b", re.I)
 _NO = re.compile(r"\W*(?:no|not|i don't think so)\b|\W*不[，,]", re.I)
 _CORRECTION = re.compile(r"\b(?:it's|it is|it must be|it should be|but|so|therefore)\b|而是|应该是", re.I)
@@ -51,7 +52,7 @@ def read_ending(text: str, asked: Asked) -> Ending:
         if asked.truth and (value := _read_truth(sentence)):
             return Ending(value)
         lower = sentence.lower()
-        asks = sentence.endswith(("?", "？"))
+        asks = sentence.endswith(("?", "？", "...", "…"))
         if not asks and (_CLOSERS.fullmatch(sentence) or _CHECKS.search(lower)):
             continue
         if left == 0 or is_supposed(lower):
@@ -59,7 +60,9 @@ def read_ending(text: str, asked: Asked) -> Ending:
         left -= 1
         sentence = _cut_asides(sentence, asked)
         plans = sentence[find_turn(sentence.lower()) :]
-        if asks or (_PLANS.search(plans.lower()) and not _GIVES.search(plans)):
+        however = _HOWEVER.search(sentence) and not _STARTS_FINAL.match(sentence) and not _UNASKED.search(sentence)
+        on_the_way = however or (_ON_THE_WAY.search(sentence) and not asked.many)
+        if asks or on_the_way or (_PLANS.search(plans.lower()) and not _GIVES.search(plans)):
             return Ending(open=True)
         kept, dropped = _keep_asserted(sentence, asked)
         denied += dropped
@@ -69,7 +72,7 @@ def read_ending(text: str, asked: Asked) -> Ending:
         points_back = _POINTS_BACK.match(sentence) and asked.is_about_other(sentence)
         if points_back or (not asked.options and re.search(r"\d", dropped) and not _UNASKED.search(dropped)):
             return Ending(open=True)
-    return Ending()
+    return Ending(open=bool(asked.options and denied))
 
 
 def _cut_asides(sentence: str, asked: Asked) -> str:
@@ -114,6 +117,8 @@ def _read(sentence: str, asked: Asked) -> str | None:
             starts = re.match(r"[-−$\\(]?(?:\d|\\|[a-z]?[(√π])", sentence[match.end() :])
             if starts and (value := _read_at(sentence, match.end(), asked)):
                 return value
+    if asked.output and len(sentence.split()) == 1:
+        return sentence.removesuffix(".").strip("`\"'*")
     if asked.output and (printed := _PRINTED.search(sentence)):
         return printed[1].strip(" `\"'*")
     turns = [match.end() for match in _TURN.finditer(sentence)]
@@ -134,11 +139,17 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
         return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
     if asked.many and (series := _read_series(sentence, asked)):
         return series
+    if asked.output and (code := _CODE.findall(sentence) or re.findall(r"`([^`]{1,80})`", sentence)):
+        return str(code[-1])
+    if asked.inequality and (found := [match[0] for match in _INEQUALITY.finditer(sentence)]):
+        return found[-1].strip(" .$")
     if asked.point and (points := _POINT.findall(sentence)):
         return str(points[-1])
     if asked.wants_words:
-        return _read_words(sentence, asked) or _read_number(sentence, asked)
-    return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked))
+        return (
+            _read_words(sentence, asked) or _read_number(sentence, asked) or _read_words(sentence, asked, stale_too=True)
+        )
+    return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
 
 
 # -- one kind of value -------------------------------------------------------------------------------------------------
@@ -196,6 +207,13 @@ _PRINTED = re.compile(
     r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get)(?::|\s)\s*"
     r"(?!(?:the|an?|that|in|on|of)\b)([^;]{1,60}?)\.?$"
 )
+_INEQUALITY = re.compile(
+    r"(?:[-−]?[\d./]+ ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?)?\b[a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+"
+    r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
+)
+_UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
+_ON_THE_WAY = re.compile(r"(?:^|\s)(?:\d+[a-z]|[a-z](?:²|³|\^\d))\s*=[^a-z]*$")  # "d² = 225", "3m = 30"
+_HOWEVER = re.compile(r"(?:,? (?:but|however|yet)\b|[，,]但)[^\d]*$", re.I)
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
@@ -254,7 +272,7 @@ def _read_alternative(sentence: str, asked: Asked) -> str | None:
 def _read_series(sentence: str, asked: Asked) -> str | None:
     """Several values or names: "x = 7 or x = -2", "0.7, 3/4 and 1", "Gus, Dana, Eli"; None if there are fewer than two."""
     if words := _WORD_LIST.search(sentence):
-        return re.sub(r"^(?:and|the order is) ", "", words[1])
+        return re.sub(r"^.*\b(?:is|are) ", "", words[1])
     names = [match[0] for match in _NAMES.finditer(sentence)]
     if names and (asked.wants_words or not re.search(r"\d", sentence)):
         return ", ".join(re.split(r"(?:, and|,| and|、| >| <| →)\s(?:and )?", names[-1])).rstrip(".")
@@ -318,7 +336,9 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
 def _read_at(sentence: str, at: int, asked: Asked) -> str | None:
     value = read_value(sentence, at, asked)
     one = value == "1" and "1" not in sentence  # "giving one root"
-    return value if value and not one and re.search(r"[\d\\πi√∞²³]", value) else None
+    if not value or one or not re.search(r"[\d\\πi√∞²³]", value) or (asked.numeric and _UNKNOWN.search(value)):
+        return None
+    return value
 
 
 _NUMBER_WORDS = re.compile(
@@ -327,7 +347,7 @@ _NUMBER_WORDS = re.compile(
 )
 
 
-def _read_words(sentence: str, asked: Asked) -> str | None:
+def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str | None:
     """Code, a quoted or bold text, a name that the question does not mention, or the word that ends a clause."""
     if code := _CODE.findall(sentence):
         return str(code[-1])
@@ -342,7 +362,7 @@ def _read_words(sentence: str, asked: Asked) -> str | None:
     proper = _PROPER.search(asked.text) is not None
     groups = ((_NAMED,), (_ACTING,), (_PREPOSED,), (_LOWER, _CHINESE)) if proper else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
     stale: list[str] = []
-    for group in groups if asked.wants_words else groups[:1]:
+    for group in groups:
         found = sorted((m for pattern in group for m in pattern.finditer(sentence)), key=lambda m: m.start())
         names = [next(filter(None, m.groups())) for m in found if not _DENIED.search(sentence[: m.start(m.lastindex or 0)])]
         names = [name for one in names if (name := _clean(one))]
@@ -350,6 +370,8 @@ def _read_words(sentence: str, asked: Asked) -> str | None:
         if fresh:
             return fresh[-1]
         stale += names
+    if not stale_too:
+        return None
     if stale and (len(sentence.split()) <= 5 or not asked.wants_words):
         return stale[-1]
     clause = re.match(r"(?:the |an? )?([a-z]+)(?=,|\s*$)", sentence)

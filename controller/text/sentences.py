@@ -81,6 +81,7 @@ class Asked:
         wants_words: whether a name or words are asked for.
         date: whether a date or a time is asked for.
         output: whether what a program prints or a string is asked for.
+        inequality: whether the solutions of an inequality are asked for.
         point: whether a point or a vector is asked for.
         alternatives: the words that the question chooses between.
         text: the sentence that asks.
@@ -98,6 +99,7 @@ class Asked:
     truth: bool = False
     wants_words: bool = False
     date: bool = False
+    inequality: bool = False
     point: bool = False
     output: bool = False
     alternatives: tuple[str, ...] = ()
@@ -126,7 +128,16 @@ class Asked:
         names = frozenset(_PERSON.findall(clause))
         if names & self.others and not any(name in self.text for name in names):
             return True
-        measures = _measures_in(clause.lower())
+        lower = clause.lower()
+        named = _CALLED.search(lower)
+        if named and named[1] != "what" and self.words and not self.about(named[1]):
+            return True
+        part = _PART.match(lower)
+        if part and self.text and not _same_part(part[1], self.text.lower()):
+            return True
+        if _LEFT.search(self.text) and _GONE.search(lower) and not _LEFT.search(lower):
+            return True
+        measures = _measures_in(lower)
         if not self.measures or self.wants_words or measures & self.measures:
             return False
         return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
@@ -175,7 +186,8 @@ def read_question(question: str) -> Asked:
     persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
-    numeric = _NUMERIC.search(last) is not None or bool(measures)
+    wants_words = _WANTS_WORDS.search(last) is not None
+    numeric = _NUMERIC.search(last) is not None or (bool(measures) and not wants_words)
     if options:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
@@ -188,8 +200,9 @@ def read_question(question: str) -> Asked:
         many=things is None and _MANY.search(last) is not None and not re.search("inequality|interval|larger|smaller", last),
         equation="equation of" in last or "equation for" in last,
         truth=_TRUTH.search(last) is not None,
-        wants_words=_WANTS_WORDS.search(last) is not None,
+        wants_words=wants_words,
         output=_OUTPUT.search(question[-300:]) is not None,
+        inequality="inequality" in last or re.search(r"^\W*Solve[^=]*(?:[<>≤≥]|\\[lg]e)", last) is not None,
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
         alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
@@ -197,6 +210,13 @@ def read_question(question: str) -> Asked:
         measures=measures,
         others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
     )
+
+
+def _same_part(part: str, text: str) -> bool:
+    """Whether a question asks about a part ("each", "the larger one") too."""
+    if part in ("each", "every", "per"):
+        return re.search(r"\b(?:each|every|per|an?|one)\b", text) is not None
+    return part[:4] in text
 
 
 def _measures_in(lower: str) -> frozenset[str]:
@@ -229,7 +249,14 @@ _NO_PERSONS = frozenset(
     "At On For After Before And But Find Compute".split()
 )
 _POINT = re.compile(r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I)
-_OUTPUT = re.compile(r"\b(?:prints?|output|python|code|string|replace|program|return(?:s|ed)?)\b", re.I)
+_OUTPUT = re.compile(r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I)
+_CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
+_PART = re.compile(
+    r"\W*(?:so |then |hence |thus |and )?(?:the )?(each|every|per|first|second|third|inner|outer|other|smaller|larger|"
+    r"remaining|former|latter)\b(?!\W*$)"
+)
+_LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
+_GONE = re.compile(r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)")
 _UNPRICED = re.compile(r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I)
 _MEASURE = re.compile(rf"(?:{either('measures')})")
 _CHOOSES = re.compile(rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?is\b[^,:]*[,:][^,:?]* or ", re.I)
