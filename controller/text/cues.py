@@ -150,7 +150,7 @@ ENGLISH = Language(
         r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
         r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
         r"\b(?:between \S+ and|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
-        r"\b(?:wrong|incorrect|mistaken|cannot be right|can't be right)\b",
+        r"\b(?:ruled out|excluded|eliminated|wrong|incorrect|mistaken|cannot be right|can't be right)\b",
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
     no_phrases=(
@@ -220,7 +220,7 @@ ENGLISH = Language(
         r"(?:add|subtract|multiply|divid|squar|doubl|halv|count|averag)ing [^,;]* (?:will|should|would) )\b|"
         r"\b(?:(?<!what )(?<!that )(?<!one )(?<!number )(?<!value )(?:i|we)(?:'ll|'d| will| should| can|)? "
         r"(?:then |now |just |still |only |also )*"
-        r"(?:need(?! \W*(?:about |only |exactly |at least )?\d)|want|have to|ought|must|compute|calculate|add|divide|multiply|subtract|use|try|count|work out|plug)\b|"
+        r"(?:need(?! \W*(?:about |only |exactly |at least )?\d)|want|have to|ought|must|compute|calculate|add|divide|multiply|subtract|use|try|count|compare|consider|work out|plug)\b|"
         r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
         r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
         r"let (?:me|us)|let's|i'll do|i'll \w+ (?:now|next|then|later))\b|^\W*then [^.]* would\b|"

@@ -60,9 +60,7 @@ def read_ending(text: str, asked: Asked) -> Ending:
         left -= 1
         sentence = _cut_asides(sentence, asked)
         plans = sentence[find_turn(sentence.lower()) :]
-        however = _HOWEVER.search(sentence) and not _STARTS_FINAL.match(sentence) and not _UNASKED.search(sentence)
-        on_the_way = however or (_ON_THE_WAY.search(sentence) and not asked.many)
-        if asks or on_the_way or (_PLANS.search(plans.lower()) and not _GIVES.search(plans)):
+        if asks or _is_on_the_way(sentence, asked) or (_PLANS.search(plans.lower()) and not _GIVES.search(plans)):
             return Ending(open=True)
         kept, dropped = _keep_asserted(sentence, asked)
         denied += dropped
@@ -73,6 +71,15 @@ def read_ending(text: str, asked: Asked) -> Ending:
         if points_back or (not asked.options and re.search(r"\d", dropped) and not _UNASKED.search(dropped)):
             return Ending(open=True)
     return Ending(open=bool(asked.options and denied))
+
+
+def _is_on_the_way(sentence: str, asked: Asked) -> bool:
+    """Whether a sentence ends with a reservation, or with a power or a multiple of what is asked for."""
+    if asked.many or asked.equation or asked.options or _STARTS_FINAL.match(sentence) or _UNASKED.search(sentence):
+        return False
+    if asked.wants_words and not asked.date:
+        return _BUT_NOT.search(sentence) is not None
+    return _HOWEVER.search(sentence) is not None or _ON_THE_WAY.search(sentence) is not None
 
 
 def _cut_asides(sentence: str, asked: Asked) -> str:
@@ -101,7 +108,7 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
         other = asked.is_about_other(clause) and not sentence.startswith("Therefore")
         if other or _DENIALS.search(clause.lstrip()):
             dropped.append(clause)
-            if (other and re.search(r"\d", clause)) or _SO.match(clause):
+            if (other and re.search(r"\d|\bwhich\b", clause)) or _SO.match(clause):
                 dropped += kept
                 kept.clear()  # what the sentence arrives at is something else
         else:
@@ -118,9 +125,9 @@ def _read(sentence: str, asked: Asked) -> str | None:
             if starts and (value := _read_at(sentence, match.end(), asked)):
                 return value
     if asked.output and len(sentence.split()) == 1:
-        return sentence.removesuffix(".").strip("`\"'*")
+        return sentence.removesuffix(".").strip("`\"'")
     if asked.output and (printed := _PRINTED.search(sentence)):
-        return printed[1].strip(" `\"'*")
+        return printed[1].removeprefix("**").removesuffix("**").strip(" `\"'")
     turns = [match.end() for match in _TURN.finditer(sentence)]
     for start in (*turns[-1:], 0):
         if value := _read_part(sentence[start:].strip(), asked):
@@ -213,7 +220,8 @@ _INEQUALITY = re.compile(
 )
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _ON_THE_WAY = re.compile(r"(?:^|\s)(?:\d+[a-z]|[a-z](?:²|³|\^\d))\s*=[^a-z]*$")  # "d² = 225", "3m = 30"
-_HOWEVER = re.compile(r"(?:,? (?:but|however|yet)\b|[，,]但)[^\d]*$", re.I)
+_HOWEVER = re.compile(r"(?:,? (?:but|however|yet)\b|[，,]但)[^\d,，;]*$", re.I)
+_BUT_NOT = re.compile(r", but not\b", re.I)
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
@@ -262,17 +270,24 @@ def _read_alternative(sentence: str, asked: Asked) -> str | None:
     lower = sentence.lower().partition(" than ")[0]
     if same := re.search(r"\b(?:the same|equal|neither|both)\b", lower):
         return same[0]
-    at = {one: lower.rfind(one.lower()[:-1] if one.isalpha() and len(one) > 4 else one.lower()) for one in asked.alternatives}
+    at = {one: _find_last(one.lower(), lower) for one in asked.alternatives}
     best = max(at, key=lambda one: (at[one], len(one)))
     if at[best] < 0:
         return None
     return re.match(r"\w+", sentence[at[best] :])[0] if best.isalpha() and best.isascii() else best  # type: ignore[index]
 
 
+def _find_last(word: str, text: str) -> int:
+    """Where a word, perhaps with another ending, begins last; -1 for nowhere."""
+    start = r"\b" if word[:1].isascii() and word[:1].isalnum() else ""
+    stem = word[:-1] if word.isascii() and word.isalpha() and len(word) > 4 else word
+    return max((match.start() for match in re.finditer(start + re.escape(stem), text)), default=-1)
+
+
 def _read_series(sentence: str, asked: Asked) -> str | None:
     """Several values or names: "x = 7 or x = -2", "0.7, 3/4 and 1", "Gus, Dana, Eli"; None if there are fewer than two."""
     if words := _WORD_LIST.search(sentence):
-        return re.sub(r"^.*\b(?:is|are) ", "", words[1])
+        return re.sub(r"^(?:.*\b(?:is|are)|so,?) ", "", words[1], flags=re.I)
     names = [match[0] for match in _NAMES.finditer(sentence)]
     if names and (asked.wants_words or not re.search(r"\d", sentence)):
         return ", ".join(re.split(r"(?:, and|,| and|、| >| <| →)\s(?:and )?", names[-1])).rstrip(".")
@@ -336,7 +351,9 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
 def _read_at(sentence: str, at: int, asked: Asked) -> str | None:
     value = read_value(sentence, at, asked)
     one = value == "1" and "1" not in sentence  # "giving one root"
-    if not value or one or not re.search(r"[\d\\πi√∞²³]", value) or (asked.numeric and _UNKNOWN.search(value)):
+    if not value or one or not re.search(r"[\d\\πi√∞²³]", value) or (
+        (asked.numeric or asked.date) and _UNKNOWN.search(value) and not _UNKNOWN.search(asked.text)
+    ):
         return None
     return value
 

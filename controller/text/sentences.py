@@ -133,7 +133,7 @@ class Asked:
         if named and named[1] != "what" and self.words and not self.about(named[1]):
             return True
         part = _PART.match(lower)
-        if part and self.text and not _same_part(part[1], self.text.lower()):
+        if part and self.text and not _same_part(part[1], part[2], self.text.lower()):
             return True
         if _LEFT.search(self.text) and _GONE.search(lower) and not _LEFT.search(lower):
             return True
@@ -212,10 +212,10 @@ def read_question(question: str) -> Asked:
     )
 
 
-def _same_part(part: str, text: str) -> bool:
-    """Whether a question asks about a part ("each", "the larger one") too."""
+def _same_part(part: str, noun: str, text: str) -> bool:
+    """Whether a question asks about a part ("each person", "the larger one") too."""
     if part in ("each", "every", "per"):
-        return re.search(r"\b(?:each|every|per|an?|one)\b", text) is not None
+        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or noun in text
     return part[:4] in text
 
 
@@ -253,7 +253,7 @@ _OUTPUT = re.compile(r"\b(?:prints?|output|python|code|string|replace|program|re
 _CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
 _PART = re.compile(
     r"\W*(?:so |then |hence |thus |and )?(?:the )?(each|every|per|first|second|third|inner|outer|other|smaller|larger|"
-    r"remaining|former|latter)\b(?!\W*$)"
+    r"remaining|former|latter)\b(?!\W*$)\W*(\w*)"
 )
 _LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
 _GONE = re.compile(r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)")
