@@ -224,6 +224,7 @@ ENGLISH = Language(
         r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
         r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
         r"let (?:me|us)|let's|i'll do|i'll \w+ (?:now|next|then|later))\b|^\W*then [^.]* would\b|"
+        r"\b(?:can|to|must|should) be (?:added|counted|found|multiplied|divided|subtracted|summed|computed|included|corrected)\b|"
         r"^\W*the (?:question|problem) (?:says|states|gives)\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|remaining) step\b|"
         r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b|"
         r"^\W*(?:(?:now|then|next)\b,? )?(?:just )?(?:plug|apply|take|add|subtract|multiply|divide|compute|calculate|find|"
@@ -232,7 +233,8 @@ ENGLISH = Language(
     checks=(
         r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|double[- ]?|re-?)*"
         r"(?:check|verify|verification|verifying|sanity|confirm|recap|re-?count|re-?compute|re-?calculate|re-?do|summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
-        r"\bchecks? (?:passes|out)\b|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
+        r"\bchecks? (?:passes|out)\b|^\W*(?:(?:this|that|it|which) )?(?:works|fits|holds|satisfies)\b|"
+        r"^\W*\([^()]* [^()]* [^()]*\)\W*$|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
     ),
     closers=(
         r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|sure|hmm|so|"
@@ -244,6 +246,7 @@ ENGLISH = Language(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
         r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:how|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
+        r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
     ),

@@ -58,9 +58,10 @@ def read_ending(text: str, asked: Asked) -> Ending:
         if left == 0 or is_supposed(lower):
             break
         left -= 1
+        on_the_way = _is_on_the_way(sentence, asked)
         sentence = _cut_asides(sentence, asked)
         plans = sentence[find_turn(sentence.lower()) :]
-        if asks or _is_on_the_way(sentence, asked) or (_PLANS.search(plans.lower()) and not _GIVES.search(plans)):
+        if asks or on_the_way or (_PLANS.search(plans.lower()) and not _GIVES.search(plans)):
             return Ending(open=True)
         kept, dropped = _keep_asserted(sentence, asked)
         denied += dropped
@@ -75,7 +76,7 @@ def read_ending(text: str, asked: Asked) -> Ending:
 
 def _is_on_the_way(sentence: str, asked: Asked) -> bool:
     """Whether a sentence ends with a reservation, or with a power or a multiple of what is asked for."""
-    if asked.many or asked.equation or asked.options or _STARTS_FINAL.match(sentence) or _UNASKED.search(sentence):
+    if asked.equation or asked.options or _STARTS_FINAL.match(sentence) or _UNASKED.search(sentence):
         return False
     if asked.wants_words and not asked.date:
         return _BUT_NOT.search(sentence) is not None
@@ -89,7 +90,7 @@ def _cut_asides(sentence: str, asked: Asked) -> str:
         return sum(asked.about(word) for word in re.findall(r"[a-z]{3,}", text.lower()))
 
     def cut(match: re.Match[str]) -> str:
-        return match[0] if speaks(match[0]) > speaks(sentence[: match.start()]) else ""
+        return match[0] if speaks(match[0]) >= max(1, speaks(sentence[: match.start()])) else ""
 
     return _ASIDES.sub(cut, sentence).rstrip("。")
 
@@ -108,7 +109,7 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
         other = asked.is_about_other(clause) and not sentence.startswith("Therefore")
         if other or _DENIALS.search(clause.lstrip()):
             dropped.append(clause)
-            if (other and re.search(r"\d|\bwhich\b", clause)) or _SO.match(clause):
+            if (other and re.search(r"\d|\bwhich\b|\bthat(?:'s| is)\b", clause)) or _SO.match(clause):
                 dropped += kept
                 kept.clear()  # what the sentence arrives at is something else
         else:
@@ -142,7 +143,7 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
         return value
     if asked.truth:
         return None
-    if asked.date and (dates := _DATE.findall(sentence)):
+    if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
         return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
     if asked.many and (series := _read_series(sentence, asked)):
         return series
@@ -153,9 +154,8 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.point and (points := _POINT.findall(sentence)):
         return str(points[-1])
     if asked.wants_words:
-        return (
-            _read_words(sentence, asked) or _read_number(sentence, asked) or _read_words(sentence, asked, stale_too=True)
-        )
+        number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
+        return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
     return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
 
 
@@ -211,7 +211,7 @@ _LOWER = re.compile(
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
 _PRINTED = re.compile(
-    r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get)(?::|\s)\s*"
+    r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get|so(?=:)|command is|query is)(?::|\s)\s*"
     r"(?!(?:the|an?|that|in|on|of)\b)([^;]{1,60}?)\.?$"
 )
 _INEQUALITY = re.compile(
@@ -219,8 +219,8 @@ _INEQUALITY = re.compile(
     r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
 )
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
-_ON_THE_WAY = re.compile(r"(?:^|\s)(?:\d+[a-z]|[a-z](?:²|³|\^\d))\s*=[^a-z]*$")  # "d² = 225", "3m = 30"
-_HOWEVER = re.compile(r"(?:,? (?:but|however|yet)\b|[，,]但)[^\d,，;]*$", re.I)
+_ON_THE_WAY = re.compile(r"(?:^|\s)(?:\d+[a-z]|[a-z](?:²|³|\^\d))\s*=[^a-z]*$|[a-z][^=]*[-+] ?\d+ ?= ?0\W*$")  # "d² = 225", "3m = 30"
+_HOWEVER = re.compile(r"(?:,? (?:but|however|yet|before \w+ing)\b|[，,]但)[^\d,，;]*$", re.I)
 _BUT_NOT = re.compile(r", but not\b", re.I)
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
@@ -312,12 +312,13 @@ def _read_series(sentence: str, asked: Asked) -> str | None:
     return found
 
 
-def _scan_values(sentence: str) -> Iterator[tuple[int, int]]:
+def _scan_values(sentence: str, asked: Asked) -> Iterator[tuple[int, int]]:
     reach = 0
     for match in _STARTS.finditer(sentence):
         end = scan_expression(sentence, match.start()) if match.start() >= reach else None
         if end is not None and not _DENIED.search(sentence[: match.start()]):
-            yield match.start(), end
+            if not _has_unknown(sentence[match.start() : end], asked):
+                yield match.start(), end
             reach = end
 
 
@@ -333,27 +334,33 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
             return named[-1]
     if asked.counted is not None and (counts := asked.counted.findall(sentence)):
         return str(counts[-1])
-    values = [value for match in _EQUALS.finditer(sentence) if (value := _read_at(sentence, match.end(), asked))]
-    if values:
-        return values[-1]
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
     formulas = [next(filter(None, match)) for match in formulas]
     formulas = [formula for formula in formulas if not _PROSE.search(formula)]
+    if asked.equation and formulas and "=" in formulas[-1]:
+        return str(formulas[-1]).rstrip(" .,")
+    values = [value for match in _EQUALS.finditer(sentence) if (value := _read_at(sentence, match.end(), asked))]
+    if values:
+        return values[-1]
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
-    spans = list(_scan_values(sentence))
+    spans = list(_scan_values(sentence, asked))
     if spans:
         return sentence[slice(*spans[-1])]
     words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
     return words[-1] if words and asked.numeric else None
 
 
+def _has_unknown(value: str, asked: Asked) -> bool:
+    """Whether a value holds a variable although a number is asked for in words."""
+    variable = (asked.numeric or asked.date) and _UNKNOWN.search(value)
+    return bool(variable and not _UNKNOWN.search(asked.text))
+
+
 def _read_at(sentence: str, at: int, asked: Asked) -> str | None:
     value = read_value(sentence, at, asked)
     one = value == "1" and "1" not in sentence  # "giving one root"
-    if not value or one or not re.search(r"[\d\\πi√∞²³]", value) or (
-        (asked.numeric or asked.date) and _UNKNOWN.search(value) and not _UNKNOWN.search(asked.text)
-    ):
+    if not value or one or not re.search(r"[\d\\πi√∞²³]", value) or _has_unknown(value, asked):
         return None
     return value
 

@@ -137,6 +137,8 @@ class Asked:
             return True
         if _LEFT.search(self.text) and _GONE.search(lower) and not _LEFT.search(lower):
             return True
+        if self.counted and _PRICED.search(clause) and not _PRICED.search(self.text) and not self.counted.search(clause):
+            return True
         measures = _measures_in(lower)
         if not self.measures or self.wants_words or measures & self.measures:
             return False
@@ -215,7 +217,7 @@ def read_question(question: str) -> Asked:
 def _same_part(part: str, noun: str, text: str) -> bool:
     """Whether a question asks about a part ("each person", "the larger one") too."""
     if part in ("each", "every", "per"):
-        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or noun in text
+        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or bool(noun and re.search(rf"\b{noun}", text))
     return part[:4] in text
 
 
@@ -252,11 +254,12 @@ _POINT = re.compile(r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoin
 _OUTPUT = re.compile(r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I)
 _CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
 _PART = re.compile(
-    r"\W*(?:so |then |hence |thus |and )?(?:the )?(each|every|per|first|second|third|inner|outer|other|smaller|larger|"
+    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?(each|every|per|first|second|third|inner|outer|other|smaller|larger|"
     r"remaining|former|latter)\b(?!\W*$)\W*(\w*)"
 )
 _LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
 _GONE = re.compile(r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)")
+_PRICED = re.compile(r"\$\d|\bdollars?\b|\bcents?\b")
 _UNPRICED = re.compile(r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I)
 _MEASURE = re.compile(rf"(?:{either('measures')})")
 _CHOOSES = re.compile(rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?is\b[^,:]*[,:][^,:?]* or ", re.I)

@@ -212,6 +212,7 @@ _SPELLINGS = (
     (re.compile(r"\s?percent(?:age)?\b|\\%"), "%"),
     (re.compile(r"\{,\}|,\\!"), ","),
     (re.compile(r"−|–(?=\d)"), "-"),
+    (re.compile(r"\^(-?\d{2,}|-\d)"), r"^{\1}"),
     (re.compile(r"(?<=[xyzabkpqrsuvw)])²"), "^2"),
     (re.compile(r"(?<=[xyzabkpqrsuvw)])³"), "^3"),
 )
