@@ -101,6 +101,10 @@ _CONCLUDES = re.compile(rf"(?:{either('concludes')})")
 _HEDGED = re.compile(rf"(?:{either('hedges')})")
 _STATES = re.compile(rf"(?:{either('states')})\s*:?\s*(?:exactly |just |still )?")
 _COPULA = re.compile(rf"(?:{either('copulas')})")
+_SETTLED = re.compile(
+    r"\W*(?:(?:(?:so|hence|thus|therefore)\b|→|=>)[,:\s]*(?:it's|that's|(?:it|that) is|it must be)?|that's|that is|it's)"
+    r"\s*[*(]*([A-Z])\b[)*]*(?=[.!:,]|\s*$|\s\()", _FLAGS
+)
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
 _NUMBER = re.compile(NUMBER)
 _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
@@ -118,7 +122,9 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
     found = _answer(sentence, lower, asked) if any(signal in lower for signal in _SIGNALS) else None
     finality = Finality.ANSWERS
     if found is None:
-        if asked.options:
+        if asked.options and (settled := _SETTLED.match(sentence)) and (label := asked.label(settled[1])):
+            found = label
+        elif asked.options:
             found = asked.label_of_text_in(lower) if _CONCLUDES.search(lower) else None
             finality = Finality.HEDGED
         elif not asked.truth and (asked.numeric or not asked.wants_words) and _SYMBOL.search(sentence):

@@ -100,6 +100,8 @@ ENGLISH = Language(
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
         r"\b(?:answer|solution) (?=[-$\\(]?\d|\\[(b])",
+        r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply )?(?:answer|output|report|reply)\b(?: with)?:?(?=\s*[-$\\(]*\d)",
+        r"\bfinal\s*:",
         r"\banswer of\b",
         r"(?:\bwait\b,? ?no|\bno|\bactually|\bsorry)\b\s?[,:—-]*\s*(?:it|that)(?:'s|’s| is| should be| must be)\b",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
@@ -179,7 +181,7 @@ ENGLISH = Language(
     ),
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
-        "settle",         "it is", "wait", "no,", "no:", "so it's", "so that's", "anser",
+        "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply", "final:",
     ),
     equals=(
         r"=|≈|:|\b(?:is|are|was|must be|should be|would be|will be|has to be|equals?|remains|comes (?:out )?to)\b"
