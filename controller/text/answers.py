@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from .cues import LANGUAGES, either
-from .mentions import read_ending
+from .endings import read_ending
 from .sentences import NUMBER, Asked, find_turn, is_supposed, read_question, split_sentences
 from .value_reader import PLACEHOLDER, from_math, read_value
 from .values import answers_equal, extract_boxed, find_closing_brace, normalize_answer, parse_value
@@ -102,8 +102,10 @@ _HEDGED = re.compile(rf"(?:{either('hedges')})")
 _STATES = re.compile(rf"(?:{either('states')})\s*:?\s*(?:exactly |just |still )?")
 _COPULA = re.compile(rf"(?:{either('copulas')})")
 _SETTLED = re.compile(
-    r"\W*(?:(?:(?:so|hence|thus|therefore)\b|→|=>)[,:\s]*(?:it's|that's|(?:it|that) is|it must be)?|that's|that is|it's)"
-    r"\s*[*(]*([A-Z])\b[)*]*(?=[.!:,]|\s*$|\s\()", _FLAGS
+    r"\W*(?:(?:(?:so|hence|thus|therefore)\b|→|=>)[,:\s]*(?:it's|that's|(?:it|that) is|it must be)?|that's|"
+    r"that is|it's)"
+    r"\s*[*(]*([A-Z])\b[)*]*(?=[.!:,]|\s*$|\s\()",
+    _FLAGS,
 )
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
 _NUMBER = re.compile(NUMBER)
@@ -176,9 +178,7 @@ def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Fi
     verbs = [value for cue in _COPULA.finditer(lower) if (value := read_value(sentence, cue.end(), asked))]
     if stated or verbs:
         return (stated or verbs)[-1], finality
-    if (stop := max(sentence.rfind("\\("), sentence.rfind(" $"))) >= 0 and (
-        value := read_value(sentence, stop, asked)
-    ):
+    if (stop := max(sentence.rfind("\\("), sentence.rfind(" $"))) >= 0 and (value := read_value(sentence, stop, asked)):
         return value, finality
     numbers = _NUMBER.findall(sentence)
     if asked.many and turn:

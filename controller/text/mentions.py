@@ -1,166 +1,28 @@
-"""What a text ends with where no words call it an answer: "24*7 is 168.", "**Yes**", "so C.", "So 54."
+"""The value that a sentence mentions, by the kind of answer that its question wants: a choice, a date, a number.
 
-Only for the end of a text whose question is known; far too lenient to decide on while a model thinks.
+Lenient: the sentence has to be one that answers (see `endings`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .cues import either
-from .sentences import Asked, find_turn, is_supposed, split_sentences
+from .sentences import Asked
 from .value_reader import read_value
 from .values import NUMBER_WORDS, read_number_words, scan_expression
 
-_SENTENCES = 3
-_PLANS = re.compile(rf"(?:{either('plans')})")
-_CHECKS = re.compile(rf"(?:{either('checks')})")
-_CLOSERS = re.compile(rf"\W*(?:{either('closers')})\W*", re.I)
-_ASIDES = re.compile(rf"(?:{either('asides')})", re.I)
-_DENIALS = re.compile(rf"(?:{either('denials')})", re.I)
-_GIVES = re.compile(rf"(?:{either('gives')})", re.I)
-_POINTS_BACK = re.compile(r"\W*(?:that|this)(?:'s|’s| is)\b", re.I)
-_UNASKED = re.compile(r"\b(?:not (?:asked|needed|what)|don't need|isn't (?:asked|needed)|irrelevant)\b", re.I)
-_STARTS_FINAL = re.compile(r"\W*(?:so|thus|hence|therefore|it's|that's|yes|the answer)\b", re.I)
-_SO = re.compile(r"\s*(?:so|thus|hence|therefore|所以|因此)\b", re.I)
-_NO = re.compile(r"\W*(?:no|not|i don't think so)\b|\W*不[，,]", re.I)
-_CORRECTION = re.compile(r"\b(?:it's|it is|it must be|it should be|but|so|therefore)\b|而是|应该是", re.I)
-_CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|while) )|[，；]")
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What the last sentences of a text arrive at.
-
-    Attributes:
-        value: as it stands there; None if they arrive at none.
-        open: whether the text ends on the way: with a plan, a question, or what is not asked for.
-    """
-
-    value: str | None = None
-    open: bool = False
-
-
-def read_ending(text: str, asked: Asked) -> Ending:
-    """Read the last sentences of a text backwards; what only checks, denies or closes is passed over."""
-    text = text[-1_200:]
-    sentences = [text[start:end].strip() for start, end in split_sentences(text)]
-    left, denied = _SENTENCES, ""
-    for sentence in reversed(sentences[-2 * _SENTENCES :]):
-        if asked.truth and (value := _read_truth(sentence)):
-            return Ending(value)
-        lower = sentence.lower()
-        asks = sentence.endswith(("?", "？", "...", "…"))
-        if not asks and (_CLOSERS.fullmatch(sentence) or _CHECKS.search(lower)):
-            continue
-        if left == 0 or is_supposed(lower):
-            break
-        left -= 1
-        on_the_way = _is_on_the_way(sentence, asked)
-        sentence = _cut_asides(sentence, asked)
-        plans = sentence[find_turn(sentence.lower()) :]
-        if asks or on_the_way or (_PLANS.search(plans.lower()) and not _GIVES.search(plans)):
-            return Ending(open=True)
-        kept, dropped = _keep_asserted(sentence, asked)
-        denied += dropped
-        value = _read(kept, asked)
-        if value and not (asked.options and re.search(rf"(?<![A-Za-z]){re.escape(value)}(?![A-Za-z])", denied)):
-            return Ending(value)
-        points_back = _POINTS_BACK.match(sentence) and asked.is_about_other(sentence)
-        if points_back or (not asked.options and re.search(r"\d", dropped) and not _UNASKED.search(dropped)):
-            return Ending(open=True)
-    return Ending(open=bool(asked.options and denied))
-
-
-def _is_on_the_way(sentence: str, asked: Asked) -> bool:
-    """Whether a sentence ends with a reservation, or with a power or a multiple of what is asked for."""
-    if asked.equation or asked.options or _STARTS_FINAL.match(sentence) or _UNASKED.search(sentence):
-        return False
-    if asked.wants_words and not asked.date:
-        return _BUT_NOT.search(sentence) is not None
-    return _HOWEVER.search(sentence) is not None or _ON_THE_WAY.search(sentence) is not None
-
-
-def _cut_asides(sentence: str, asked: Asked) -> str:
-    """A sentence without its asides, but for those that speak more of what is asked for than the rest."""
-
-    def speaks(text: str) -> int:
-        return sum(asked.about(word) for word in re.findall(r"[a-z]{3,}", text.lower()))
-
-    def cut(match: re.Match[str]) -> str:
-        return match[0] if speaks(match[0]) >= max(1, speaks(sentence[: match.start()])) else ""
-
-    return _ASIDES.sub(cut, sentence).rstrip("。")
-
-
-def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
-    """A sentence without what it denies or says about something else, and that."""
-    if asked.truth:
-        return sentence, ""
-    kept, dropped, start = [], [], 0
-    if no := _NO.match(sentence):
-        correction = _CORRECTION.search(sentence, no.end())
-        start = correction.start() if correction else len(sentence)
-        dropped.append(sentence[:start])
-    for end in (*(match.end() for match in _CLAUSE.finditer(sentence, start)), len(sentence)):
-        clause = sentence[start:end]
-        other = asked.is_about_other(clause) and not sentence.startswith("Therefore")
-        if other or _DENIALS.search(clause.lstrip()):
-            dropped.append(clause)
-            if (other and re.search(r"\d|\bwhich\b|\bthat(?:'s| is)\b", clause)) or _SO.match(clause):
-                dropped += kept
-                kept.clear()  # what the sentence arrives at is something else
-        else:
-            kept.append(clause)
-        start = end
-    return "".join(kept).strip(), " ".join(dropped)
-
-
-def _read(sentence: str, asked: Asked) -> str | None:
-    """The value that is called the answer, that behind the last turn of a sentence, else anywhere in it."""
-    if not asked.options and not asked.truth:
-        for match in _GIVES.finditer(sentence):
-            starts = re.match(r"[-−$\\(]?(?:\d|\\|[a-z]?[(√π])", sentence[match.end() :])
-            if starts and (value := _read_at(sentence, match.end(), asked)):
-                return value
-    if asked.output and len(sentence.split()) == 1:
-        return sentence.removesuffix(".").strip("`\"'")
-    if asked.output and (printed := _PRINTED.search(sentence)):
-        return printed[1].removeprefix("**").removesuffix("**").strip(" `\"'")
-    turns = [match.end() for match in _TURN.finditer(sentence)]
-    for start in (*turns[-1:], 0):
-        if value := _read_part(sentence[start:].strip(), asked):
-            return value
-    return None
-
-
-def _read_part(sentence: str, asked: Asked) -> str | None:
-    if asked.options:
-        return _read_label(sentence, asked)
-    if asked.alternatives and (value := _read_alternative(sentence, asked)):
-        return value
-    if asked.truth:
-        return None
-    if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
-        return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
-    if asked.many and (series := _read_series(sentence, asked)):
-        return series
-    if asked.output and (code := _CODE.findall(sentence) or re.findall(r"`([^`]{1,80})`", sentence)):
-        return str(code[-1])
-    if asked.inequality and (found := [match[0] for match in _INEQUALITY.finditer(sentence)]):
-        return found[-1].strip(" .$")
-    if asked.point and (points := _POINT.findall(sentence)):
-        return str(points[-1])
-    if asked.wants_words:
-        number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
-        return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
-    return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
-
-
-# -- one kind of value -------------------------------------------------------------------------------------------------
-
+GIVES = re.compile(rf"(?:{either('gives')})", re.I)
+_NUMBER_WORDS = re.compile(
+    rf"(?:^\W*|\b(?:so|it's|that's|is|are|makes?|takes?|costs?|be|has|have|needs?|gives?|about|namely)\W+|i\.e\. |"
+    rf"[=→] )"
+    rf"({NUMBER_WORDS})",
+    re.I,
+)
+_PROPER = re.compile(
+    r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都"
+)
 _TURN = re.compile(
     rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)", re.I
 )
@@ -211,7 +73,8 @@ _LOWER = re.compile(
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
 _PRINTED = re.compile(
-    r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get|so(?=:)|command is|query is)(?::|\s)\s*"
+    r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get|"
+    r"so(?=:)|command is|query is)(?::|\s)\s*"
     r"(?!(?:the|an?|that|in|on|of)\b)([^;]{1,60}?)\.?$"
 )
 _INEQUALITY = re.compile(
@@ -219,33 +82,75 @@ _INEQUALITY = re.compile(
     r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
 )
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
-_ON_THE_WAY = re.compile(r"(?:^|\s)(?:\d+[a-z]|[a-z](?:²|³|\^\d))\s*=[^a-z]*$|[a-z][^=]*[-+] ?\d+ ?= ?0\W*$")  # "d² = 225", "3m = 30"
-_HOWEVER = re.compile(r"(?:,? (?:but|however|yet|before \w+ing)\b|[，,]但)[^\d,，;]*$", re.I)
-_BUT_NOT = re.compile(r", but not\b", re.I)
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
     r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+]))"
 )
-_FIRST = re.compile(
-    r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I
+_FIRST = re.compile(r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I)
+_SUBJECT_OF = re.compile(
+    r"(?: [a-z°]+){0,2} (?:is(?! \W*\d)|are|was|were|does|works|remains?|left|satisf)\b(?! (?:divisible|even|odd|"
+    r"prime|too))"
 )
-_SUBJECT_OF = re.compile(r"(?: [a-z°]+){0,2} (?:is(?! \W*\d)|are|was|were|does|works|remains?|left|satisf)\b(?! (?:divisible|even|odd|prime|too))")
 _EQUALS = re.compile(
-    r"(?:\b(?:(?i:(?:al)?together|totall?ing|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
+    r"(?:\b(?:(?i:(?:al)?together|totall?ing|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
+    r"leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
     r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
 )
 _STOP_WORDS = frozenset(
     "It So That This The I On After From We He She They Then Now Okay Ok Hmm Yes No But And In At If Not Only There "
     "Both Her His Its One Also Thus Hence That's It's I'm I'd I'll Let Wait All Each Alone To Of For By As Or People "
-    "Answer Output Answering Because Since When Where Which What Who With Good Great Right Done Final Given Reversing "
-    "Close answer it correct that what irregular easy simple right true found obvious not also still known already".split()
+    "Answer Output Answering Because Since When Where Which What Who With Good Great Right Done Final Given "
+    "Close answer it correct that what easy simple right true found "
+    "obvious not also still known already".split()
 )
 _CHINESE = re.compile(r"(?:应该是|一般认为是|就是|即|叫|选|是|(?<!认)为|由|属于|[:：])(?!的)([^，。；、：\s]{1,12})")
 _CHINESE_VERB = re.compile(r"(?:所|写|作|的|即可|创作|著|画|发明|发现)+的?$")
 
 
-def _read_truth(sentence: str) -> str | None:
+def read_mention(sentence: str, asked: Asked) -> str | None:
+    """The value that is called the answer, that behind the last turn of a sentence, else anywhere in it."""
+    if not asked.options and not asked.truth:
+        for match in GIVES.finditer(sentence):
+            starts = re.match(r"[-−$\\(]?(?:\d|\\|[a-z]?[(√π])", sentence[match.end() :])
+            if starts and (value := _read_at(sentence, match.end(), asked)):
+                return value
+    if asked.output and len(sentence.split()) == 1:
+        return sentence.removesuffix(".").strip("`\"'")
+    if asked.output and (printed := _PRINTED.search(sentence)):
+        return printed[1].removeprefix("**").removesuffix("**").strip(" `\"'")
+    turns = [match.end() for match in _TURN.finditer(sentence)]
+    for start in (*turns[-1:], 0):
+        if value := _read_part(sentence[start:].strip(), asked):
+            return value
+    return None
+
+
+def _read_part(sentence: str, asked: Asked) -> str | None:
+    if asked.options:
+        return _read_label(sentence, asked)
+    if asked.alternatives and (value := _read_alternative(sentence, asked)):
+        return value
+    if asked.truth:
+        return None
+    if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
+        return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
+    if asked.many and (series := _read_series(sentence, asked)):
+        return series
+    if asked.output and (code := _CODE.findall(sentence) or re.findall(r"`([^`]{1,80})`", sentence)):
+        return str(code[-1])
+    if asked.inequality and (found := [match[0] for match in _INEQUALITY.finditer(sentence)]):
+        return found[-1].strip(" .$")
+    if asked.point and (points := _POINT.findall(sentence)):
+        return str(points[-1])
+    if asked.wants_words:
+        number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
+        return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
+    return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
+
+
+def read_truth(sentence: str) -> str | None:
+    """The yes or no, or true or false, that a sentence says last."""
     found = list(_TRUTH.finditer(sentence))
     return (found[-1][1] or _CHINESE_TRUTH.get(found[-1][2], "No")) if found else None
 
@@ -285,7 +190,7 @@ def _find_last(word: str, text: str) -> int:
 
 
 def _read_series(sentence: str, asked: Asked) -> str | None:
-    """Several values or names: "x = 7 or x = -2", "0.7, 3/4 and 1", "Gus, Dana, Eli"; None if there are fewer than two."""
+    """Several values or names: "x = 7 or x = -2", "3/4 and 1", "Gus, Dana, Eli"; None if there are fewer than two."""
     if words := _WORD_LIST.search(sentence):
         return re.sub(r"^(?:.*\b(?:is|are)|so,?) ", "", words[1], flags=re.I)
     names = [match[0] for match in _NAMES.finditer(sentence)]
@@ -365,12 +270,6 @@ def _read_at(sentence: str, at: int, asked: Asked) -> str | None:
     return value
 
 
-_NUMBER_WORDS = re.compile(
-    rf"(?:^\W*|\b(?:so|it's|that's|is|are|makes?|takes?|costs?|be|has|have|needs?|gives?|about|namely)\W+|i\.e\. |[=→] )"
-    rf"({NUMBER_WORDS})", re.I
-)
-
-
 def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str | None:
     """Code, a quoted or bold text, a name that the question does not mention, or the word that ends a clause."""
     if code := _CODE.findall(sentence):
@@ -378,17 +277,23 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
     quoted = [next(filter(None, match)).strip() for match in _QUOTED.findall(sentence)]
     if quoted := [one for one in quoted if one not in asked.text]:
         return _ARTICLE.sub("", quoted[-1])
-    for match in reversed(list(_GIVES.finditer(sentence))):
+    for match in reversed(list(GIVES.finditer(sentence))):
         if named := re.compile(rf"(?:the )?({_NAME})").match(sentence, match.end()):
             return named[1].rstrip(".")
         if not match[0].isascii():
             return re.sub(r"即可$", "", sentence[match.end() :]).strip(" ，。") or None
     proper = _PROPER.search(asked.text) is not None
-    groups = ((_NAMED,), (_ACTING,), (_PREPOSED,), (_LOWER, _CHINESE)) if proper else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
+    groups = (
+        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_LOWER, _CHINESE))
+        if proper
+        else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
+    )
     stale: list[str] = []
     for group in groups:
         found = sorted((m for pattern in group for m in pattern.finditer(sentence)), key=lambda m: m.start())
-        names = [next(filter(None, m.groups())) for m in found if not _DENIED.search(sentence[: m.start(m.lastindex or 0)])]
+        names = [
+            next(filter(None, m.groups())) for m in found if not _DENIED.search(sentence[: m.start(m.lastindex or 0)])
+        ]
         names = [name for one in names if (name := _clean(one))]
         fresh = [one for one in names if one.lower() not in asked.text.lower()]
         if fresh:
@@ -411,6 +316,3 @@ def _clean(words: str) -> str | None:
     words = re.sub(r"['’]s$", "", words)
     stop = not words or words.split()[0] in _STOP_WORDS or re.search(r"['’](?:s|re|ve|m|ll|d)$", words.split()[0])
     return None if stop or re.match(rf"{_MONTH} \d", words) else words
-
-
-_PROPER = re.compile(r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都")

@@ -14,7 +14,8 @@ _END = re.compile(r"[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？�
 _DISPLAY = re.compile(r"\s*\\\[")
 _ABBREVIATED = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
-    r"(?<!is )(?<!['’]s )(?<!be )(?<![Ss]o )(?<!ith )(?<!ion )(?<!ice )(?<!wer )(?<!hus )(?<!nce )(?<![:→,] )\b[A-Z])\.$"
+    r"(?<!is )(?<!['’]s )(?<!be )(?<![Ss]o )(?<!ith )(?<!ion )(?<!ice )(?<!wer )(?<!hus )(?<!nce )"
+    r"(?<![:→,] )\b[A-Z])\.$"
 )
 
 
@@ -137,7 +138,12 @@ class Asked:
             return True
         if _LEFT.search(self.text) and _GONE.search(lower) and not _LEFT.search(lower):
             return True
-        if self.counted and _PRICED.search(clause) and not _PRICED.search(self.text) and not self.counted.search(clause):
+        if (
+            self.counted
+            and _PRICED.search(clause)
+            and not _PRICED.search(self.text)
+            and not self.counted.search(clause)
+        ):
             return True
         measures = _measures_in(lower)
         if not self.measures or self.wants_words or measures & self.measures:
@@ -198,8 +204,11 @@ def read_question(question: str) -> Asked:
         frozenset(words),
         numeric=numeric or things is not None,
         names=_name_pattern(last, words),
-        counted=things and re.compile(rf"(?<![\d^.,/])({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
-        many=things is None and _MANY.search(last) is not None and not re.search("inequality|interval|larger|smaller", last),
+        counted=things
+        and re.compile(rf"(?<![\d^.,/])({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
+        many=things is None
+        and _MANY.search(last) is not None
+        and not re.search("inequality|interval|larger|smaller", last),
         equation="equation of" in last or "equation for" in last,
         truth=_TRUTH.search(last) is not None,
         wants_words=wants_words,
@@ -217,7 +226,9 @@ def read_question(question: str) -> Asked:
 def _same_part(part: str, noun: str, text: str) -> bool:
     """Whether a question asks about a part ("each person", "the larger one") too."""
     if part in ("each", "every", "per"):
-        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or bool(noun and re.search(rf"\b{noun}", text))
+        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or bool(
+            noun and re.search(rf"\b{noun}", text)
+        )
     return part[:4] in text
 
 
@@ -245,22 +256,33 @@ _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
-_PERSON = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)")
+_PERSON = re.compile(
+    r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)"
+)
 _NO_PERSONS = frozenset(
     "Who What How Which When Where If The She He It They In There Each Every One Two An Let This That Then So His Her "
     "At On For After Before And But Find Compute".split()
 )
-_POINT = re.compile(r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I)
-_OUTPUT = re.compile(r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I)
+_POINT = re.compile(
+    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I
+)
+_OUTPUT = re.compile(
+    r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I
+)
 _CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
 _PART = re.compile(
-    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?(each|every|per|first|second|third|inner|outer|other|smaller|larger|"
+    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?(each|every|per|first|second|third|inner|"
+    r"outer|other|smaller|larger|"
     r"remaining|former|latter)\b(?!\W*$)\W*(\w*)"
 )
 _LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
-_GONE = re.compile(r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)")
+_GONE = re.compile(
+    r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)"
+)
 _PRICED = re.compile(r"\$\d|\bdollars?\b|\bcents?\b")
-_UNPRICED = re.compile(r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I)
+_UNPRICED = re.compile(
+    r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I
+)
 _MEASURE = re.compile(rf"(?:{either('measures')})")
 _CHOOSES = re.compile(rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?is\b[^,:]*[,:][^,:?]* or ", re.I)
 _ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)

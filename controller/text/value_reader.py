@@ -1,4 +1,4 @@
-"""Reads the value that begins at a position of a sentence: mathematics, a number, a choice, number words or a phrase."""
+"""Reads the value that begins at a position of a sentence: mathematics, a number, a choice or a phrase."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def _looks_like_math(content: str) -> bool:
 
 
 def from_math(content: str) -> str | None:
+    """What stands between the delimiters of a formula, or in the box within it."""
     content = re.sub(r"(?:\\quad|\\qquad|[\s.,;:])+$", "", content.strip())
     boxed = extract_boxed(content)
     return boxed or content or None
@@ -100,7 +101,9 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     name = _NAME.match(words) if not asked.numeric else None
     if name and name[0].strip() in asked.text:
-        words = re.sub(r"^(?:is|has to be|must be)\s+(?:an? )?", "", words[name.end() :])  # "B is a knight" where B is asked
+        words = re.sub(
+            r"^(?:is|has to be|must be)\s+(?:an? )?", "", words[name.end() :]
+        )  # "B is a knight" where B is asked
     elif name and len(name[0]) < len(words):
         return name[0].strip()  # "Ben in position 5"
     if (numbers := _NUMBER.findall(words)) and len(words.split()) > 2:

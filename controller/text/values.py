@@ -233,7 +233,13 @@ def normalize_answer(answer: str) -> str:
     Equal spellings are equal answers; different ones may still be (see `answers_equal`).
     """
     text = answer.strip().strip("$ ").rstrip(". ")
-    if any(c in text for c in "\\*`°−–×·√π∞²³") or "sqrt" in text or "percent" in text or "pi" in text or "infin" in text:
+    if (
+        any(c in text for c in "\\*`°−–×·√π∞²³")
+        or "sqrt" in text
+        or "percent" in text
+        or "pi" in text
+        or "infin" in text
+    ):
         text = _spell(text)
     plain = text.replace("$", "").replace("€", "").replace("£", "").strip().lstrip("+")
     if _THOUSANDS.fullmatch(plain):
