@@ -95,7 +95,8 @@ _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:th
 
 ENGLISH = Language(
     answers=(
-        r"(?<!other )(?<!one )(?<!trap )(?<!wrong )(?<!tempting )(?<!obvious )(?<!naive )(?<!first )(?<!second )(?<!another )"
+        r"(?<!other )(?<!one )(?<!trap )(?<!wrong )(?<!tempting )(?<!obvious )(?<!naive )"
+        r"(?<!first )(?<!second )(?<!another )"
         r"\b(?:answer|solution)s?(?:\*\*)?"
         r"(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
@@ -237,7 +238,8 @@ ENGLISH = Language(
         r"divide|multiply|subtract|use|try|count|compare|consider|work out|plug)\b|"
         r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
         r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
-        r"let (?:me|us)|let's|i'll do|i'll \w+ (?:now|next|then|later))\b|^\W*then [^.]* would\b|"
+        r"some (?:years|time|days|months) (?:later|after|before)|let (?:me|us)|let's|i'll do|i'll \w+ (?:now|"
+        r"next|then|later))\b|^\W*then [^.]* would\b|"
         r"\b(?:can|to|must|should) be (?:added|counted|found|multiplied|divided|subtracted|summed|computed|"
         r"included|corrected)\b|"
         r"^\W*the (?:question|problem) (?:says|states|gives)\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"

@@ -29,7 +29,7 @@ _CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|
 _ON_THE_WAY = re.compile(
     r"(?:^|\s)(?:\d+[a-z]|[a-z](?:²|³|\^\d))\s*=[^a-z]*$|[a-z][^=]*[-+] ?\d+ ?= ?0\W*$"
 )  # "d² = 225", "3m = 30"
-_HOWEVER = re.compile(r"(?:,? (?:but|however|yet|before \w+ing)\b|[，,]但)[^\d,，;]*$", re.I)
+_HOWEVER = re.compile(r"(?:,? (?:but|however|yet|before (?:\w+ing|tax|tips?|discounts?))\b|[，,]但)[^\d,，;]*$", re.I)
 _BUT_NOT = re.compile(r", but not\b", re.I)
 
 

@@ -20,6 +20,9 @@ _NUMBER_WORDS = re.compile(
     rf"({NUMBER_WORDS})",
     re.I,
 )
+_SPELLED = re.compile(rf"\b{NUMBER_WORDS}", re.I)
+_PLACE = re.compile(r"(?i)\b(?:where|city|country|capital)\b")
+_TAIL = re.compile(r" (?!too|then|again|either|first|itself|today|now|here|there|instead)[a-z]+(?=[.,;]|$)")
 _PROPER = re.compile(
     r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都"
 )
@@ -30,7 +33,10 @@ _TRUTH = re.compile(r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正�
 _CHINESE_TRUTH = {"是的": "Yes", "对的": "Yes", "正确": "Yes"}
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
 _ARTICLE_A = re.compile(r" (?!is (?:right|correct))[a-z]")
-_DENIED = re.compile(r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?$")
+_DENIED = re.compile(
+    r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?"
+    r"(?:\(?[A-J]\)?,? (?:or|nor|and) )*$"
+)
 _LEADS = re.compile(
     r"(?:\bso|\bhence|\bthus|\bit's|\bthat's|\b(?:it|that) is|\bleaves|\bleft with|\bchoice|\boption|\banswer|"
     r"\bletter is|\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|选|\*\*)[\s,:*]*\(?$|^\W*$",
@@ -66,7 +72,7 @@ _NAMED = re.compile(
     rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|prints?|raises|only|as|answer|say)"
     rf"\b[\s,:]*|→\s*|:\s+)(?:in fact |now |the |an? )?({_NAME})|^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
 )
-_PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of) (?:the )?({_NAME})")
+_PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
 _LOWER = re.compile(
     r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|facing|makes?|means|for|were|gives?|prints?|outputs?|"
     r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just )?"
@@ -110,6 +116,8 @@ _CHINESE_VERB = re.compile(r"(?:所|写|作|的|即可|创作|著|画|发明|发
 
 def read_mention(sentence: str, asked: Asked) -> str | None:
     """The value that is called the answer, that behind the last turn of a sentence, else anywhere in it."""
+    if asked.numeric:
+        sentence = _SPELLED.sub(_spell_large, sentence)
     if not asked.options and not asked.truth:
         for match in GIVES.finditer(sentence):
             starts = re.match(r"[-−$\\(]?(?:\d|\\|[a-z]?[(√π])", sentence[match.end() :])
@@ -147,6 +155,12 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
         number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
         return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
     return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
+
+
+def _spell_large(match: re.Match[str]) -> str:
+    """A number above twelve in digits."""
+    number = read_number_words(match[0], 0)[0] or 0
+    return str(number) if number > 12 else match[0]
 
 
 def read_truth(sentence: str) -> str | None:
@@ -291,9 +305,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
     stale: list[str] = []
     for group in groups:
         found = sorted((m for pattern in group for m in pattern.finditer(sentence)), key=lambda m: m.start())
-        names = [
-            next(filter(None, m.groups())) for m in found if not _DENIED.search(sentence[: m.start(m.lastindex or 0)])
-        ]
+        names = [_name_of(m, asked) for m in found if not _DENIED.search(sentence[: m.start(m.lastindex or 0)])]
         names = [name for one in names if (name := _clean(one))]
         fresh = [one for one in names if one.lower() not in asked.text.lower()]
         if fresh:
@@ -305,6 +317,16 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
         return stale[-1]
     clause = re.match(r"(?:the |an? )?([a-z]+)(?=,|\s*$)", sentence)
     return clause[1] if clause else None
+
+
+def _name_of(match: re.Match[str], asked: Asked) -> str:
+    """The name that a match found; a noun behind it belongs to what is no person ("the Swiss franc")."""
+    name = str(match[match.lastindex or 0])
+    if _PLACE.search(asked.text) and match[0].lower().startswith("by "):
+        return ""
+    person = re.search(r"(?i)\b(?:who|whom|whose)\b", asked.text)
+    tail = None if person or not name[0].isupper() else _TAIL.match(match.string, match.end(match.lastindex or 0))
+    return name + (tail[0] if tail else "")
 
 
 def _clean(words: str) -> str | None:

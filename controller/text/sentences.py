@@ -85,6 +85,7 @@ class Asked:
         inequality: whether the solutions of an inequality are asked for.
         point: whether a point or a vector is asked for.
         alternatives: the words that the question chooses between.
+        unit: the unit of time or length that "how many" asks for.
         text: the sentence that asks.
         measures: which measures it asks for ("area").
         others: names that the question mentions but does not ask about.
@@ -104,6 +105,7 @@ class Asked:
     point: bool = False
     output: bool = False
     alternatives: tuple[str, ...] = ()
+    unit: str = ""
     text: str = ""
     measures: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
@@ -144,6 +146,9 @@ class Asked:
             and not _PRICED.search(self.text)
             and not self.counted.search(clause)
         ):
+            return True
+        units = {_stem(unit) for unit in _UNIT.findall(lower)}
+        if self.unit and units and self.unit not in units:
             return True
         measures = _measures_in(lower)
         if not self.measures or self.wants_words or measures & self.measures:
@@ -217,6 +222,7 @@ def read_question(question: str) -> Asked:
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
         alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
+        unit=_stem(things) if things and _UNIT.fullmatch(f"1 {things}") else "",
         text=last,
         measures=measures,
         others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
@@ -278,6 +284,9 @@ _PART = re.compile(
 _LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
 _GONE = re.compile(
     r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)"
+)
+_UNIT = re.compile(
+    r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|kilometers?)\b"
 )
 _PRICED = re.compile(r"\$\d|\bdollars?\b|\bcents?\b")
 _UNPRICED = re.compile(
