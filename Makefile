@@ -33,7 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast test-newest check format bench clean
+.PHONY: demo test test-fast attack test-newest check format bench clean
 
 demo: $(VENV)/core.stamp
 	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
@@ -44,6 +44,10 @@ test: $(VENV)/test.stamp
 # What to run before a commit: the unit tests that are not marked as slow.
 test-fast: $(VENV)/test.stamp
 	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadfile -m 'not slow' $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
+
+# The long part of tests/faults: storms, thousands of hostile inputs, slow clients. Takes some ten minutes.
+attack: $(VENV)/test.stamp
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml -m attack $(or $(ARGS),$(CURDIR)/tests/faults)
 
 # A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
 test-newest:

@@ -1,6 +1,6 @@
-"""Decoding steps foretold and measured: copies of a model with few layers and random weights, then the model itself.
+"""Decoding steps predicted and measured: copies of a model with few layers and random weights, then the model itself.
 
-For each model, in the dtype it is saved in: milliseconds of a step foretold (`tersely roofline --predict`), measured on
+For each model, in the dtype of its file: predicted milliseconds of a step (`tersely roofline --predict`), measured by
 the transformers engine on the embedded task's questions, their ratio, and the roofline's bound.
 
     python benchmarks/decode_prediction.py tersely-tiny-large MODEL ... --json
@@ -23,8 +23,8 @@ from tersely.evaluation.tasks.questions import load
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def foretold(model: str, batch: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """A model's step, foretold and measured."""
+def predict(model: str, batch: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """A model's step, predicted and measured."""
     shape = load_shape(model)
     engine, dtype = load_engine(model), shape.dtype or "float32"
     asked = [[{"role": "user", "content": question.problem}] for question in load("tiny", "test", batch, 0)]
@@ -36,7 +36,7 @@ def foretold(model: str, batch: int, clock: Callable[[], float]) -> dict[str, An
     device = measure_device(dtype, moved_bytes(shape, dtype, batch, context))
     return {
         "dtype": dtype,
-        "foretold_ms": 1e3 * expected,
+        "predicted_ms": 1e3 * expected,
         "measured_ms": 1e3 * found,
         "ratio": expected / found,
         "bound_ms": 1e3 * compute_roofline(shape, device, dtype, batch, context).decode.seconds,
@@ -44,20 +44,20 @@ def foretold(model: str, batch: int, clock: Callable[[], float]) -> dict[str, An
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Foretell, measure, print."""
+    """Predict, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="names or folders")
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time (default: %(default)s)")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    found = {model: foretold(model, options.batch, CLOCKS[options.clock]) for model in options.models}
+    found = {model: predict(model, options.batch, CLOCKS[options.clock]) for model in options.models}
     if options.json:
         print(json.dumps(found))
         return
-    print(f"{'model':40}{'dtype':>10}{'foretold':>10}{'measured':>10}{'ratio':>7}{'bound':>8}")
+    print(f"{'model':40}{'dtype':>10}{'predicted':>10}{'measured':>10}{'ratio':>7}{'bound':>8}")
     for model, one in found.items():
-        times = f"{one['foretold_ms']:10.2f}{one['measured_ms']:10.2f}{one['ratio']:7.2f}{one['bound_ms']:8.2f}"
+        times = f"{one['predicted_ms']:10.2f}{one['measured_ms']:10.2f}{one['ratio']:7.2f}{one['bound_ms']:8.2f}"
         print(f"{model:40}{one['dtype']:>10}{times}")
 
 

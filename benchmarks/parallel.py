@@ -1,4 +1,4 @@
-"""Tokens and accuracy of several samples a question beside one, all rules on the same questions in one run.
+"""Tokens and accuracy of several samples a question next to one, all rules on the same questions in one run.
 
 A ratio is a rule's tokens over those of the full majority vote, so below 1 means that it is cheaper. Tokens are all
 that was written, stopped samples and branches read again included; prompts are not.

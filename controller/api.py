@@ -299,7 +299,8 @@ def custom_generate(
     to `model.generate`. Trace and usage are in the `results` of what is returned.
     """
     resolved_markers = choose_markers(tokenizer, resolve_markers(markers), think_prompt=False)
-    active = bind_for_replay(make_policies(preset, None if policies is None else tuple(policies)))
+    given = make_policies(preset, None if policies is None else tuple(policies))
+    active = bind_for_replay(given, trials=True)  # what asks for them is refused below
     if unfit := [policy.name for policy in active if policy.requires - {Capability.VERIFIER}]:
         raise CapabilityError(
             f"policy {unfit[0]!r} needs more than custom_generate provides (signals, hidden states, trials or a "

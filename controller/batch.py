@@ -40,6 +40,10 @@ class BatchRow(CancellableWatcher):
 
         self.emitter = StreamEmitter(session.codec, session.markers, [prepared], send, [parser])
 
+    def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
+        """Stream what the engine wrote; see `types.TokenSink`."""
+        self.emitter(0, tokens, forced)
+
     def result(self, completion: Completion) -> GenerationResult:
         """The result, cut at the first stop string."""
         result = self.session.finish(self.prepared, completion)
@@ -51,7 +55,7 @@ def decode(rows: Sequence[BatchRow], sampling: SamplingParams) -> list[Completio
     """Decode rows of one session as one batch."""
 
     def sink(row: int, tokens: Sequence[int], forced: bool) -> None:
-        rows[row].emitter(0, tokens, forced)
+        rows[row].on_tokens(tokens, forced)
 
     streams = any(row.streams for row in rows)
     return rows[0].session.engine.generate([row.request for row in rows], sampling, sink if streams else None)

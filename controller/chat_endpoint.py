@@ -127,7 +127,7 @@ async def _request(client: OpenAIClient, model: str, body: dict[str, Any], limit
                     f"the request to {client.url} failed ({error}); check that the server is running",
                     code="server_unreachable",
                 ) from error
-            await asyncio.sleep(0.2 * 2**failures)
+            await asyncio.sleep(max(error.retry_after, 0.2 * 2**failures))
 
 
 def _make_result(client: OpenAIClient, reply: dict[str, Any], tier: str, notes: list[Decision]) -> GenerationResult:

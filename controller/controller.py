@@ -8,7 +8,7 @@ it is closed once more. Every decision goes into the trace.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -19,11 +19,10 @@ from .policies.base import Close, HelperAction, Inject, Note, Policy, PolicyView
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
 from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator
-from .text.regions import TOOL_CALL
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
-from .trial_answers import MAX_TRIAL_TOKENS, TrialDecoder, start_trial
+from .trial_answers import AnswerTrial, TrialDecoder, start_trial
 from .types import KEEP, Directive, Prompt, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
@@ -69,6 +68,7 @@ class Controller:
         closing_sentence: of a `Close` that brings none.
         verifier: answers the policies' questions; None decides by rules only.
         prompt: the text or messages, for policies and the helper.
+        answer_trial: answers trials in shadow mode, where the model is not asked; None leaves them without a reply.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Controller:
         verifier: Verifier | None = None,
         helper: Helper | None = None,
         prompt: Prompt = "",
+        answer_trial: AnswerTrial | None = None,
     ) -> None:
         self.codec, self.markers, self.budget = codec, markers, budget
         self.shadow, self.closing_sentence = shadow, closing_sentence
@@ -106,6 +107,8 @@ class Controller:
         self._closes = 0  # forced ones
         self._trial: TrialDecoder | None = None
         self._trial_tasks: list[PolicyTask] = []
+        self._answer_trial = answer_trial
+        self._set_aside: tuple[int, ...] = ()  # the latest tokens, before which a trial was asked
 
     # -- facts for the session and for forward modifiers
 
@@ -156,10 +159,9 @@ class Controller:
         self._note_missing_verdicts()
         tokens = len(self.thinking)
         due = self._scheduler.due(tokens, self.thinking.boundary)
-        if due and (region := self.thinking.protected) is not None:
-            # Only deadlines count inside code and math, and a tool call may take half of the reserve.
-            late = self.budget.reserve // 2 if region == TOOL_CALL else 0
-            due = [task for task in due if tokens >= task.deadline + late]
+        if any(not task.protected for task in due) and self.thinking.protected is not None:
+            # Inside code, math or a tool call only late deadlines count, and who asked to be woken there.
+            due = [task for task in due if task.protected or tokens >= task.deadline + self.budget.reserve // 2]
         directive = self._run_policies(due)
         self._scheduler.update()
         return directive
@@ -241,7 +243,8 @@ class Controller:
         self._trial, self.state = None, ControllerState.THINKING
         directive = self._run_policies(self._trial_tasks, trial.answer(), may_try=False)
         self._scheduler.update()
-        return Directive(directive.force, retract=trial.tokens, trial=False)
+        restored, self._set_aside = self._set_aside, ()
+        return Directive((*restored, *directive.force), retract=trial.tokens, trial=False)
 
     def resume(self) -> Directive:
         """Process what the helper wrote; see `SuspendableWatcher.resume`."""
@@ -352,11 +355,18 @@ class Controller:
         return directive
 
     def _write(self, policy: str, action: Inject | Close) -> Directive:
-        text, kind = self._render(action), "close" if isinstance(action, Close) else "inject"
-        self._record(policy, kind, action.reason, text=text, acted=not self.shadow)
+        kind = "close" if isinstance(action, Close) else "inject"
+        aside = len(self._set_aside) if kind == "close" else 0  # the thinking ends before them
+        if aside and not self.shadow:
+            self._set_aside = ()
+            self.thinking.retract(aside)
+        text = self._render(action)
+        at = self.position - aside
+        self._record(policy, kind, action.reason, position=at, text=text, acted=not self.shadow)
         self._actions += kind == "inject"
         if self.shadow:
             return KEEP
+        self.position = at
         if isinstance(action, Close):
             return self._force_close(text)
         forced = self.codec.encode(text)
@@ -373,17 +383,33 @@ class Controller:
         return closing_text(self.markers, sentence, separator)
 
     def _start_trial(self, proposals: Sequence[Proposal]) -> Directive:
-        """Start one trial for all policies that want one; reply None where there is no room for it."""
-        if not proposals:
+        """Start one trial for all policies that want the same one; reply None where there is no room for it."""
+        wanted = [(p.task, p.action) for p in proposals if isinstance(p.action, Trial)]
+        if not wanted:
             return KEEP
-        tasks = [proposal.task for proposal in proposals]
-        sampled = any(isinstance(p.action, Trial) and p.action.sampled for p in proposals)
-        forced, trial = start_trial(self.codec, self.markers, self.thinking.tail(4), self.budget.reserve, sampled)
+        asked = replace(wanted[0][1], sampled=any(action.sampled for _, action in wanted))
+        tasks = []
+        for task, action in wanted:
+            if replace(action, sampled=asked.sampled) == asked:
+                tasks.append(task)
+            else:
+                task.advance()
+        kept = len(self.thinking) - self.thinking.retractable(asked.retract)
+        before = self.codec.decode(self.thinking.ids[max(0, kept - 4) : kept])
+        forced, trial = start_trial(self.codec, self.markers, before, self.budget.reserve, asked)
         room = self.budget.thinking + self.budget.reserve - self.position
-        if self.shadow or len(forced) + MAX_TRIAL_TOKENS > room:
+        aside = tuple(self.thinking.ids[kept:])
+        if not self.shadow and len(forced) + trial.most <= room:
+            self._trial, self._trial_tasks, self._set_aside = trial, tasks, aside
+            self.state = ControllerState.TRIAL
+            return Directive(forced, retract=len(aside), trial=True)
+        if not self.shadow or self._answer_trial is None:
             return self._run_policies(tasks, None, may_try=False)
-        self._trial, self._trial_tasks, self.state = trial, tasks, ControllerState.TRIAL
-        return Directive(forced, trial=True)
+        self._set_aside = aside
+        answer = self._answer_trial(self.codec.decode(self.thinking.ids[:kept]), asked)
+        directive = self._run_policies(tasks, answer, may_try=False)
+        self._set_aside = ()
+        return directive
 
     # -- the trace
 

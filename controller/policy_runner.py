@@ -39,13 +39,24 @@ class PolicyTask:
     that every request would show.
     """
 
-    __slots__ = ("_on_side_effect", "at", "close_at", "deadline", "generator", "policy", "rank", "sentence_at")
+    __slots__ = (
+        "_on_side_effect",
+        "at",
+        "close_at",
+        "deadline",
+        "generator",
+        "policy",
+        "protected",
+        "rank",
+        "sentence_at",
+    )
 
     def __init__(self, policy: Policy, view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.policy, self._on_side_effect = policy, on_side_effect
         self.generator: Watching | None = policy.watch(view)
         self.at = self.deadline = self.rank = 0
         self.close_at = self.sentence_at = NEVER
+        self.protected = False
         if self.resume(None) is not None:
             raise TypeError(f"policy {policy.name!r} must wait before its first action")
 
@@ -95,7 +106,7 @@ class PolicyTask:
         # Compared here, since what cannot be compared must not reach the per-token path.
         at, deadline = max(0, action.at), NEVER if action.deadline is None else max(0, action.deadline)
         self.sentence_at = NEVER if action.sentence_at is None else max(0, action.sentence_at)
-        self.rank, self.deadline = BOUNDARY_RANK[action.boundary], deadline
+        self.rank, self.deadline, self.protected = BOUNDARY_RANK[action.boundary], deadline, action.protected
         self.at, self.close_at = (NEVER, at) if action.boundary == "close" else (at, 0 if action.or_close else NEVER)
         return None
 

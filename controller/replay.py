@@ -12,6 +12,7 @@ from .policies.base import Policy
 from .text.markers import Markers
 from .text.tokenizer_adapter import get_adapter
 from .trace import Decision
+from .trial_answers import AnswerTrial
 from .types import BindContext, Capability, Prompt, StepInfo
 from .verification import Verifier
 
@@ -29,14 +30,16 @@ def replay(
     verifier: Verifier | None = None,
     steps: Sequence[StepInfo] | None = None,
     until_close: bool = False,
+    answer_trial: AnswerTrial | None = None,
 ) -> tuple[Decision, ...]:
     """The decisions that policies would have made on a recorded output; nothing is changed (shadow mode).
 
     For the arguments see `Controller`; verdicts are waited for, so that replays are reproducible. `steps` is what the
     engine knew about the step of each token; a policy that needs it and lacks it is a CapabilityError. `until_close`
     ends the replay where a policy first closes the thinking, since nothing after it would have been written.
+    `answer_trial` answers the policies' trials, which have no reply otherwise.
     """
-    policies = bind_for_replay(policies)
+    policies = bind_for_replay(policies, answer_trial is not None)
     needs_steps = {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES}
     if steps is None and (unfit := [policy.name for policy in policies if policy.requires & needs_steps]):
         raise CapabilityError(
@@ -52,6 +55,7 @@ def replay(
         prompt=prompt,
         prompt_tokens=prompt_tokens,
         verifier=verifier,
+        answer_trial=answer_trial,
     )
     for index, token in enumerate(token_ids):
         controller.observe(token, steps[index] if steps is not None else None)
@@ -61,6 +65,9 @@ def replay(
     return tuple(controller.decisions)
 
 
-def bind_for_replay(policies: Sequence[Policy]) -> tuple[Policy, ...]:
-    """Bind policies where there is no engine; a policy that needs one raises CapabilityError or ProbeError."""
-    return tuple(policy.bind(BindContext(None)) for policy in policies)
+def bind_for_replay(policies: Sequence[Policy], trials: bool = False) -> tuple[Policy, ...]:
+    """Bind policies where there is no engine; a policy that needs one raises CapabilityError or ProbeError.
+
+    `trials` says whether trials are answered.
+    """
+    return tuple(policy.bind(BindContext(None, trials=trials)) for policy in policies)

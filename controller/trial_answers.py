@@ -1,7 +1,8 @@
 r"""Trial answers in the middle of thinking: what the model would answer if it had to stop here, and how sure it is.
 
-As in DEER (arXiv 2504.15895): the thinking is closed, the beginning of the answer is forced, and the confidence is the
-geometric mean probability of what the model writes greedily into ``\boxed{``. All of it is dropped afterwards.
+As in DEER (arXiv 2504.15895): the beginning of an answer is forced, and the confidence is the geometric mean
+probability of what the model writes greedily into ``\boxed{``. All of it is dropped afterwards. Unless a `TrialPrompt`
+says how to ask, the thinking is closed first.
 
 Collections for probes also record what a policy that closes here would get: an answer in the model's own words, sampled
 like the rest of the output. Where nothing has been worked out yet a model guesses, and how often a sampled guess is
@@ -12,9 +13,11 @@ answer and is skipped, as it would be most of the work of a collection.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
-from .policies.base import TrialAnswer
+from .policies.base import Trial, TrialAnswer, TrialPrompt
 from .text.answers import extract_boxed, find_closing_brace, normalize_answer
 from .text.markers import Markers, closing_text, paragraph_separator
 from .text.tokenizer_adapter import TokenizerAdapter
@@ -22,9 +25,12 @@ from .types import KEEP, Directive
 
 ANSWER_PREFIX = "The answer is \\boxed{"
 MAX_TRIAL_TOKENS = 24
-"""Longest trial answer; a longer one is cut here."""
+"""Longest trial answer of a trial without a prompt of its own; a longer one is cut here."""
 CERTAIN = 0.999
 """From this confidence on, the greedy answer is used as the sampled one."""
+
+AnswerTrial = Callable[[str, Trial], TrialAnswer]
+"""Answers a trial after the thinking so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +43,24 @@ class SampledTrial:
 
 
 class TrialDecoder:
-    """A trial in progress, opened by `forced` tokens; `sampling` asks for a sampled answer after the greedy one."""
+    """A trial in progress, opened by `forced` tokens; `sampling` asks for a sampled answer after the greedy one.
 
-    def __init__(self, codec: TokenizerAdapter, forced: int, sampling: SampledTrial | None = None) -> None:
+    `most` tokens at most are read, and behind the end of the box only of a `whole` reply.
+    """
+
+    def __init__(
+        self,
+        codec: TokenizerAdapter,
+        forced: int,
+        sampling: SampledTrial | None = None,
+        most: int = MAX_TRIAL_TOKENS,
+        whole: bool = False,
+    ) -> None:
         self.codec, self.forced, self.sampling = codec, forced, sampling
+        self.most, self.whole = most, whole
         self._greedy: TrialAnswer | None = None  # set while the sampled answer is decoded
         self._ids: list[int] = []
-        self._log_probability = 0.0
+        self._log_probabilities: list[float] = []  # of the tokens up to the end of the box
         self._boxed = ""
 
     @property
@@ -56,10 +73,11 @@ class TrialDecoder:
         self._ids.append(token)
         if self._greedy is not None:
             return None if self._sampled_is_complete(token) else KEEP
-        self._log_probability += math.log(max(probability, 1e-12))
-        self._boxed += self.codec.decode([token])
-        open_box = find_closing_brace(self._boxed) is None
-        if open_box and len(self._ids) < MAX_TRIAL_TOKENS and token != self._eos:
+        if open_box := find_closing_brace(self._boxed) is None:
+            self._log_probabilities.append(math.log(max(probability, 1e-12)))
+            self._boxed += self.codec.decode([token])
+            open_box = find_closing_brace(self._boxed) is None
+        if (open_box or self.whole) and len(self._ids) < self.most and token != self._eos:
             return KEEP
         answer = self._read_answer()
         if self.sampling is None or answer.confidence >= CERTAIN:
@@ -74,8 +92,8 @@ class TrialDecoder:
         return answer if self.sampling is None else replace(answer, sampled=f"\\boxed{{{answer.answer}}}")
 
     def _read_answer(self) -> TrialAnswer:
-        confidence = math.exp(self._log_probability / len(self._ids))
-        return TrialAnswer(read_boxed(self._text), confidence, self.tokens)
+        confidence = math.exp(fmean(self._log_probabilities))
+        return TrialAnswer(read_boxed(self._text), confidence, self.tokens, text=self._text)
 
     def _start_sampling(self, answer: TrialAnswer, sampling: SampledTrial) -> Directive:
         retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(sampling.closing)
@@ -109,13 +127,14 @@ def read_boxed(text: str) -> str:
 
 
 def start_trial(
-    codec: TokenizerAdapter, markers: Markers, tail: str, reserve: int, sampled: bool
+    codec: TokenizerAdapter, markers: Markers, tail: str, reserve: int, asked: Trial
 ) -> tuple[tuple[int, ...], TrialDecoder]:
     """Start a trial after a text that ends in `tail`; return the ids that open it, and the trial.
 
     A sampled answer has at most `reserve` tokens.
     """
-    forced = codec.encode(trial_opening(markers, tail))
+    prompt = asked.prompt or TrialPrompt(trial_opening(markers, tail), MAX_TRIAL_TOKENS)
+    forced = codec.encode(prompt.opening)
     closing = codec.encode(closing_text(markers, "", paragraph_separator(tail)))
-    sampling = SampledTrial(closing, markers.answer_prefix, reserve) if sampled else None
-    return forced, TrialDecoder(codec, len(forced), sampling)
+    sampling = SampledTrial(closing, markers.answer_prefix, reserve) if asked.sampled else None
+    return forced, TrialDecoder(codec, len(forced), sampling, prompt.tokens, prompt.whole)

@@ -232,6 +232,7 @@ class BindContext:
 
     engine: ModelHandle | None  # the engine that runs the model; None where recorded output is replayed
     probes: str | None = None  # folder of `tersely calibrate`; None uses the pretrained probes of the model
+    trials: bool = False  # whether something answers trials of recorded output
 
 
 class StepHook:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_SHOWN = 60
+"""Characters that a message shows of a value that was not accepted."""
 
 
 class TerselyError(Exception):
@@ -51,14 +55,23 @@ class CapabilityError(TerselyError, RuntimeError):
     code = "missing_capability"
 
 
+def shorten(value: object) -> str:
+    """The beginning of a value's repr; takes little time however large or deep the value is."""
+    cut = reprlib.Repr()
+    cut.maxstring = cut.maxother = cut.maxlong = 2 * _SHOWN
+    cut.maxlevel = 3
+    text = cut.repr(value[: 2 * _SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Name the closest match, if any, and everything that is accepted."""
     names = list(known)
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(got)[:_SHOWN], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}accepted: {', '.join(names)}"
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> OptionError:
     """Build the error for an unknown name of some kind."""
-    return OptionError(f"unknown {what} {got!r}; {did_you_mean(got, known)}", code="unknown_name")
+    return OptionError(f"unknown {what} {shorten(got)}; {did_you_mean(got, known)}", code="unknown_name")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import TerselyError, did_you_mean
+from .errors import TerselyError, did_you_mean, shorten
 
 
 class FrozenModel(BaseModel):
@@ -25,7 +25,6 @@ Model = TypeVar("Model", bound=BaseModel)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _PLAIN = {"tuple_type": "a list", "model_type": "an object", "mapping_type": "an object", "path_type": "a path"}
 """What is accepted, where pydantic's messages name Python types."""
-_MAX_SHOWN = 60  # characters of a rejected value
 
 
 def format_validation_error(error: ValidationError, model: type | None = None) -> str:
@@ -56,7 +55,7 @@ def format_error_details(details: Mapping[str, Any], model: type | None = None) 
             return f"{path}: {reason}" if path else reason
     subject = f"{path} is" if path else "got"
     wanted = _PLAIN.get(details["type"]) or _accepted(message)
-    return f"{subject} {_shorten(details['input'])}; accepted: {wanted}"
+    return f"{subject} {shorten(details['input'])}; accepted: {wanted}"
 
 
 def format_location(location: Sequence[int | str]) -> str:
@@ -91,11 +90,6 @@ def _accepted(message: str) -> str:
     """Return what a message of the form 'Input should be ...' asks for."""
     wanted = message.partition(" should ")[2]
     return wanted.removeprefix("be ").removeprefix("have ") or message
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def parse_json(model: type[Model], text: str, source: str, error: type[TerselyError]) -> Model:

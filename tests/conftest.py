@@ -40,8 +40,12 @@ if threading.current_thread() is threading.main_thread():
 _SHARED_PROCESS = ("test_vllm_", "test_async_llm.", "test_contract.", "test_training_vllm.")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs vLLM where there is none, without importing it."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs vLLM where there is none, without importing it; leave long attacks to `make attack`."""
+    if "attack" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("attack"):
+                item.add_marker(pytest.mark.skip(reason="run by `make attack`"))
     if find_spec("vllm") is None:
         for item in items:
             if item.get_closest_marker("vllm"):

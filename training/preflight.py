@@ -6,7 +6,7 @@ No weights are loaded; the tokenizer and the configuration of the model are enou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -26,7 +26,7 @@ from .processes import check_launcher, world_size
 from .sampling import CompletionRequest, RolloutSampler
 
 Row = dict[str, Any]
-"""A question. Columns: id, prompt (messages), answer, gym_entry (name and entry of a reasoning-gym task), tier, level
+"""A question. Columns: id, prompt (messages), answer, gym_entry (name, seed and index in reasoning-gym), tier, level
 (the kind, for agent tasks). Methods add columns of their own."""
 
 AGENTS = "agents"
@@ -58,7 +58,7 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
             "id": question.id,
             "prompt": [*head, {"role": "user", "content": question.problem}],
             "answer": question.answer,
-            "gym_entry": None if question.drawn is None else [question.drawn.name, question.drawn.entry],
+            "gym_entry": None if question.drawn is None else asdict(question.drawn),
             "tier": data.efforts[i % len(data.efforts)],
             "level": question.kind if question.level is None else question.level,
         }

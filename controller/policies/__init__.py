@@ -17,7 +17,9 @@ from .base import BOUND, Policy
 _BUILT_IN = {
     "auto_exit": "readiness:AutoExit",
     "budget": "exits:BudgetForcing",
+    "certaindex": "trying:Certaindex",
     "convergence": "exits:Convergence",
+    "deer": "trying:Deer",
     "escalate": "second_look:Escalate",
     "hint": "hint:ConciseHint",
     "readiness": "readiness:Readiness",
@@ -31,13 +33,13 @@ _BUILT_IN = {
 _PAPER_HINT = {"earliest": 0, "limit": 64, "whole": True, "clauses": True}
 _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "off": {},
-    "budget": {"budget": {}},
-    "careful": {"budget": {}, "convergence": {"agree": 3}},
-    "balanced": {"budget": {}, "auto_exit": {}},
-    "certified": {"budget": {}, "readiness": {}},
-    "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
-    "concise": {"budget": {}, "hint": {"limit": 1}},
-    "concise-t": {"budget": {}, "hint": {"limit": 1, "learned": True}},
+    "budget": {"budget": {}, "repetition": {}},
+    "careful": {"budget": {}, "repetition": {}, "convergence": {"agree": 3}},
+    "balanced": {"budget": {}, "repetition": {}, "auto_exit": {}},
+    "certified": {"budget": {}, "repetition": {}, "readiness": {}},
+    "fast": {"budget": {}, "repetition": {}, "hint": {}, "convergence": {"agree": 2}},
+    "concise": {"budget": {}, "repetition": {}, "hint": {"limit": 1}},
+    "concise-t": {"budget": {}, "repetition": {}, "hint": {"limit": 1, "learned": True}},
     "concisehint": {"budget": {}, "hint": _PAPER_HINT},
     "concisehint-t": {"budget": {}, "hint": {**_PAPER_HINT, "learned": True}},
     "speculative": {"budget": {}, "speculative": {}},
@@ -45,6 +47,8 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "specreason": {"budget": {}, "specreason": {}},
     "corrected": {"budget": {}, "sirius": {}, "auto_exit": {}},
     "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
+    "deer": {"budget": {}, "deer": {}},
+    "certaindex": {"budget": {}, "certaindex": {}},
     "trimr": {
         "budget": {},
         "trimr": {
@@ -54,7 +58,7 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "header": "**Final answer**",
             "grace": None,
         },
-        "repetition": {},
+        "repetition": {"vocabulary": 0},
     },
 }
 

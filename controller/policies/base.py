@@ -81,6 +81,8 @@ class Wait:
     """Also wake at the first end of a sentence at or after this many tokens, where thoughts are long."""
     or_close: bool = False
     """Also wake where the model ends its thinking, wherever that is."""
+    protected: bool = False
+    """Also wake inside code, mathematics or a tool call, where nothing may act but what must."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +146,30 @@ class AskHelper:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialPrompt:
+    """How a trial asks: `opening` goes into the thinking as it is and ends inside a box, which the model fills."""
+
+    opening: str
+    tokens: int
+    """Longest reply, written greedily."""
+    whole: bool = False
+    """Read on behind the box, to the reply's last token."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """Ask what the model would answer if it had to stop here. Replies with a `TrialAnswer`; its tokens are dropped.
 
-    Replies with None where there is no room for a trial, and in shadow mode.
+    Replies with None where there is no room for a trial, in shadow mode, and where another policy asks in another way
+    at the same time.
     """
 
     sampled: bool = False  # also ask for an answer that is sampled like the rest of the output
+    prompt: TrialPrompt | None = None
+    """None closes the thinking and begins the answer (`trial_answers.ANSWER_PREFIX`)."""
+    retract: int = 0
+    """Ask before the latest tokens, as far as the model wrote them itself; they come back unless the reply makes a
+    policy close the thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +183,8 @@ class TrialAnswer:
     tokens: int
     sampled: str | None = None
     """The sampled answer in the model's own words, where it was asked for; its tokens are not counted."""
+    text: str = ""
+    """The whole greedy reply, from the box on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ..text.answers import Finality, find_statements
 from ..text.evidence import AnswerEvidence, Claim
+from ..text.loops import LoopDetector, describe_loop
 from ..text.markers import CLOSING_SENTENCE
-from .base import Close, Policy, PolicyView, Wait, Watching
+from ..text.regions import TOOL_CALL
+from ..text.tokenizer_adapter import get_adapter
+from ..types import BindContext
+from .base import BOUND, Close, Note, Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetForcing(Policy):
     """Close the thinking so that it never exceeds `budget.thinking`, the closing itself counted.
+
+    Code and math are cut only where the budget ends; a tool call may take half of the answer's reserve.
 
     Budget forcing of s1 (arXiv 2501.19393) and the Qwen3 report (4.3).
     """
@@ -25,8 +30,12 @@ class BudgetForcing(Policy):
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         limit = max(1, view.budget.thinking - view.closing_cost)
-        slack = max(self.slack, min(limit // 128, 128))
-        yield Wait(at=max(1, limit - slack), boundary="sentence", deadline=limit)
+        at, last = max(1, limit - max(self.slack, min(limit // 128, 128))), limit
+        while view.tokens < last:
+            yield Wait(at=at, boundary="sentence", deadline=last, protected=True)
+            if (region := view.thinking.protected) is None:
+                break
+            at, last = view.tokens + 1, limit + (view.budget.reserve // 2 if region == TOOL_CALL else 0)
         reason = f"budget of {view.budget.thinking} thinking tokens ({view.budget.tier}) is used up"
         yield Close(reason, phrase=self.phrase(view, limit - view.tokens))
 
@@ -47,10 +56,14 @@ class BudgetForcing(Policy):
 
 @dataclass(frozen=True, slots=True)
 class Convergence(Policy):
-    """Close when `agree` independent derivations arrived at the same answer, and the model calls it the answer.
+    """Close when the model calls a value the answer that enough of its thinking agrees on.
 
-    The consensus rule of TrimR (arXiv 2505.17155), with reading in place of its verifier. A restatement is no
-    derivation: the model must have reconsidered in between.
+    Either `agree` independent derivations arrived at it, two statements in a row; a restatement is no derivation, the
+    model must have reconsidered in between. Or no other value was ever called the answer, and then a confirmation
+    ("that matches") counts as a derivation, intermediate results in between do not count against it, and so many
+    statements in a row are enough by themselves, one more than `agree`. Nothing ends the thinking where a question asks
+    for a text or for several things. The consensus rule of TrimR (arXiv 2505.17155), with reading in place of its
+    verifier.
     """
 
     name: ClassVar[str] = "convergence"
@@ -60,87 +73,74 @@ class Convergence(Policy):
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         evidence, read = AnswerEvidence(view.question), 0
+        if evidence.asked.open:
+            yield Note("the question asks for a text or for several things, where equal answers are no sign of the end")
+            return
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought", sentence_at=view.tokens + self.stride)
             stated = evidence.read(view.thinking.text_from(min(read, view.tokens)))
             read = view.tokens
-            if stated is not None and self.holds(*stated):
-                claim = stated[0]
-                yield Close(f"{claim.derivations} derivations agree on the answer {claim.answer}", phrase="")
+            if stated is not None and stated[1] is Finality.ANSWERS and (support := self.find_support(stated[0])):
+                yield Close(f"{support} the answer {stated[0].answer}", phrase="")
                 return
 
-    def holds(self, claim: Claim, finality: Finality) -> bool:
-        """Whether the evidence for what was stated last is enough."""
-        return (
-            finality is Finality.ANSWERS
-            and claim.derivations >= self.agree
-            and claim.answered >= self.agree - 1
-            and claim.agreeing >= min(2, self.agree)
-        )
-
-
-_BASE, _PRIME = 1_000_003, (1 << 61) - 1
-
-
-class RepeatCounter:
-    """Counts how often the last `size` tokens occur within the last `window`; overlapping copies count once.
-
-    A rolling hash as in TrimR (arXiv 2505.17155): a few operations per token, however long the runs are.
-    """
-
-    def __init__(self, size: int, window: int) -> None:
-        self.size, self.window = size, window
-        self._run: deque[int] = deque()
-        self._hash = 0
-        self._out = pow(_BASE, size - 1, _PRIME)
-        self._position = 0
-        self._starts: dict[int, deque[int]] = {}  # positions of copies that do not overlap, by the hash of the run
-        self._order: deque[tuple[int, int]] = deque()
-
-    def add(self, token: int) -> int:
-        """Append a token; return how many copies of the run that it ends lie in the window."""
-        if len(self._run) == self.size:
-            self._hash = (self._hash - (self._run.popleft() + 1) * self._out) % _PRIME
-        self._run.append(token)
-        self._hash = (self._hash * _BASE + token + 1) % _PRIME
-        self._position += 1
-        self._forget()
-        if len(self._run) < self.size:
-            return 0
-        starts = self._starts.setdefault(self._hash, deque())
-        if not starts or self._position - starts[-1] >= self.size:
-            starts.append(self._position)
-            self._order.append((self._position, self._hash))
-        return len(starts)
-
-    def _forget(self) -> None:
-        """Drop copies that are no longer entirely in the window."""
-        oldest = self._position - self.window + self.size
-        while self._order and self._order[0][0] < oldest:
-            _, key = self._order.popleft()
-            starts = self._starts[key]
-            starts.popleft()
-            if not starts:
-                del self._starts[key]
+    def find_support(self, claim: Claim) -> str | None:
+        """What is enough to stop at this answer, in words; None if nothing is."""
+        pair = min(2, self.agree)
+        if claim.answered < self.agree - 1:
+            return None
+        if claim.derivations >= self.agree and claim.agreeing >= pair:
+            return f"{claim.derivations} derivations agree on"
+        if claim.contested:
+            return None
+        if claim.derivations + claim.confirmed >= self.agree and claim.insisting >= pair:
+            return f"{claim.derivations} derivations and {claim.confirmed} confirmations agree on"
+        if claim.agreeing > self.agree:
+            return f"{claim.agreeing} statements in a row say"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Repetition(Policy):
-    """Close once the same `size` tokens have come `times` times within the last `window`; the numbers are ours."""
+    """Close once the thinking goes round in circles: `tokens` of it said only what had been said twice before.
+
+    TrimR (arXiv 2505.17155) ends exact repetition by a rolling hash; this one also ends copies with small changes,
+    enumerations that only count on, and a few sentences that come again and again. The numbers are ours.
+    """
 
     name: ClassVar[str] = "repetition"
-    size: int = 32
-    times: int = 3
-    window: int = 1024
-    every: int = 64  # tokens between two checks
+    tokens: int = 210
+    counting: int = 2000
+    """Tokens for which an enumeration goes on beyond that, as people count cases out, too."""
+    window: int = 810
+    """Tokens in which all three must lie: twice the longest period."""
+    vocabulary: int = 4096
+    """Models with fewer tokens than this, as the embedded ones, are left alone: they always re-check in equal words."""
     phrase: str = "I have thought enough and answer now."
+    active: bool = field(default=True, metadata=BOUND)
+
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`."""
+        if context.engine is None:
+            return self
+        return replace(self, active=get_adapter(context.engine.tokenizer).vocabulary >= self.vocabulary)
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        repeats, read = RepeatCounter(self.size, self.window), 0
+        if not self.active:
+            return
+        detector, read = LoopDetector(view.thinking.codec, self.window), 0
+        limit, since = detector.score_after(self.tokens), 0
         while True:
-            yield Wait(at=view.tokens + self.every, boundary="token")
-            new, read = view.thinking.ids[read:], view.tokens
-            if max(map(repeats.add, new)) >= self.times:
-                yield Close(f"the same {self.size} tokens came {self.times} times", self.phrase)
-                return
+            yield Wait(at=view.tokens + detector.tokens_to(limit), boundary="token", protected=True)
+            new, read = view.thinking.ids[min(read, view.tokens) :], view.tokens
+            if detector.read(new) < limit:
+                since = view.tokens
+                continue
+            if detector.counts and view.tokens - since < self.counting:
+                continue
+            kind = describe_loop(view.thinking.ids)
+            if view.thinking.protected == TOOL_CALL:
+                yield Wait(at=view.tokens, boundary="token")
+            yield Close(f"loop: {kind}", self.phrase)
+            return

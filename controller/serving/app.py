@@ -20,9 +20,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from .auth_middleware import AuthMiddleware
+from .auth_middleware import Access, AuthMiddleware, hash_key
 from .batch_worker import BatchWorker, shutting_down
+from .body_limits import BodyLimits
 from .completion_service import CompletionService
+from .connections import GRACE, GuardedProtocol
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
@@ -33,8 +35,6 @@ from .settings import ServerSettings, bind_error, effort_caps
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 _KEEP_ALIVE = 75
 """Seconds that idle connections are kept: longer than clients do, or one might be closed just as it is used again."""
-_GRACE = 5
-"""Seconds for clients to read the rest of their responses."""
 
 
 class ErrorDetail(BaseModel):
@@ -95,9 +95,9 @@ def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) 
 
     _add_info_routes(app, settings, worker, metrics)
     _describe_model(app, settings.model)
-    app.add_middleware(
-        AuthMiddleware, metrics=metrics, max_body=settings.limits.body, api_key=settings.api_key, hosts=settings.hosts
-    )
+    access = Access(settings.api_key and hash_key(settings.api_key), settings.hosts, settings.metrics)
+    limits = BodyLimits(settings.limits.body, settings.limits.held, settings.limits.body_seconds)
+    app.add_middleware(AuthMiddleware, metrics=metrics, access=access, limits=limits)
     return app
 
 
@@ -187,11 +187,12 @@ class UvicornServer(uvicorn.Server):
     def __init__(self, app: FastAPI, worker: BatchWorker, drain: float, ready: str = "") -> None:
         config = uvicorn.Config(
             app,
+            http=GuardedProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=GRACE,
             lifespan="on",
         )
         super().__init__(config)

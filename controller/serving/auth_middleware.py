@@ -1,38 +1,98 @@
-"""ASGI middleware in front of both servers: API key, Host header, size of the body, and request counting."""
+"""ASGI middleware in front of both servers: paths, API key, Host header, bodies, and request counting."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import RequestError
+from .body_limits import BodyLimits, BodyTooLarge, check_shape, memory_of, replay
+from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
 
-_PROTECTED = ("/v1/", "/metrics")
+OPEN_PATHS = ("/health", "/ping")
+"""What needs no key: whether the server is up."""
+METRICS = "/metrics"
+_METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+
+
+def hash_key(key: str) -> str:
+    """The digest by which a guard knows a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may reach what.
+
+    `key` is a digest of `hash_key`; None asks for no key. With `hosts`, a web page cannot reach a local server under
+    its own name. `paths` are all that is served, None leaves that to the application; one that ends in `/*` includes
+    what is below it.
+    """
+
+    key: str | None = None
+    hosts: Sequence[str] | None = None
+    metrics: str = "key"  # one of METRICS_ACCESS
+    paths: Sequence[str] | None = None
+
+    def check(self, scope: Scope) -> None:
+        """Raise RequestError for a request that may not pass."""
+        headers = Headers(scope=scope)
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        self._check_host(headers)
+        if not (path in OPEN_PATHS or (path == METRICS and self.metrics == "open") or _is_preflight(scope, headers)):
+            self._check_key(headers)
+        if (path == METRICS and self.metrics == "off") or not self._is_served(path):
+            raise RequestError(f"{scope.get('method', 'GET')} {scope['path']!r:.200}: not served here", 404)
+
+    def _is_served(self, path: str) -> bool:
+        if self.paths is None or path in OPEN_PATHS:
+            return True
+        return any(path == one or (one.endswith("/*") and path.startswith(one[:-1])) for one in self.paths)
+
+    def _check_host(self, headers: Headers) -> None:
+        host = headers.get("host", "")
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if self.hosts is not None and name.lower() not in self.hosts:
+            raise RequestError(f"Host header {host!r:.200} is not allowed; set --api-key to accept other hosts", 403)
+
+    def _check_key(self, headers: Headers) -> None:
+        if self.key is None:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        # Digests have one length, so the comparison takes the same time for every key.
+        if not hmac.compare_digest(hashlib.sha256(key.encode("latin-1")).hexdigest(), self.key):
+            reason = "the API key is wrong" if key else "the API key is missing"
+            raise RequestError(f"{reason}; send it as Authorization: Bearer KEY", 401, code="invalid_api_key")
+
+
+def _is_preflight(scope: Scope, headers: Headers) -> bool:
+    """Whether a browser asks for CORS permission, which carries no key and reaches no route."""
+    asks = "origin" in headers and "access-control-request-method" in headers
+    return scope.get("method") == "OPTIONS" and asks
 
 
 @dataclass
 class AuthMiddleware:
-    """Answers what it refuses itself; bodies and streams pass through untouched.
-
-    A body has at most `max_body` bytes, whatever headers claim. The key is required below `/v1/` and for `/metrics`.
-    With `hosts`, a web page cannot reach a local server under its own name.
-    """
+    """Answers what it refuses itself; bodies that are accepted and streams pass through unchanged."""
 
     app: ASGIApp
     metrics: Metrics
-    max_body: int
-    api_key: str | None = None
-    hosts: Sequence[str] | None = None
+    access: Access
+    limits: BodyLimits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check and count an HTTP request; see ASGI."""
-        if scope["type"] != "http":
+        """Check and count a request; see ASGI."""
+        if scope["type"] == "websocket":
+            await self._pass_websocket(scope, receive, send)
+        elif scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"].startswith("/v1/"):
             state = scope.setdefault("state", {})
@@ -45,55 +105,44 @@ class AuthMiddleware:
         else:
             await self._answer(scope, receive, send)
 
+    async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.access.check(scope)
+        except RequestError:
+            await receive()  # the request to connect; the refusal becomes status 403
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self.app(scope, receive, send)
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Pass a request on, or send its refusal; returns the status."""
-        size, status = 0, None
-
-        async def measure() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.max_body:
-                raise _BodyTooLarge
-            return message
+        status = None
 
         async def watch(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        headers = Headers(scope=scope)
         try:
-            self._check_headers(scope["path"], headers)
-            length = headers.get("content-length", "")
-            if length.isdecimal() and int(length) > self.max_body:
-                raise _BodyTooLarge
-            await self.app(scope, measure, watch)
+            self.access.check(scope)
+            with ExitStack() as held:
+                if scope["method"] not in _METHODS_WITHOUT_BODY:
+                    length = Headers(scope=scope).get("content-length", "")
+                    if length.isdecimal() and (len(length) > 20 or int(length) > self.limits.each):
+                        raise BodyTooLarge
+                    body = await self.limits.read(receive)
+                    if body is None:
+                        return CLIENT_LEFT
+                    held.enter_context(self.limits.hold(memory_of(body, check_shape(body))))
+                    receive = replay(body, receive)
+                    del body
+                await self.app(scope, receive, watch)
         except RequestError as refusal:
             await send_error(refusal, scope, receive, watch)
-        except _BodyTooLarge:
-            if status is not None:
-                raise
-            message = f"the request body is too large; accepted: at most {self.max_body} bytes"
+        except BodyTooLarge:
+            message = f"the request body is too large; accepted: at most {self.limits.each} bytes"
             await send_error(RequestError(message, 413), scope, receive, watch)
         return status or 500
-
-    def _check_headers(self, path: str, headers: Headers) -> None:
-        host = headers.get("host", "")
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-        if self.hosts is not None and name.lower() not in self.hosts:
-            raise RequestError(f"Host header {host!r} is not allowed; set --api-key to accept other hosts", 403)
-        if self.api_key is None or not path.startswith(_PROTECTED):
-            return
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(key.encode("latin-1"), self.api_key.encode()):
-            reason = "the API key is wrong" if key else "the API key is missing"
-            raise RequestError(f"{reason}; send it as Authorization: Bearer KEY", 401, code="invalid_api_key")
-
-
-class _BodyTooLarge(BaseException):
-    """The body is larger than allowed; no exception handler of the application may catch this."""
 
 
 async def send_error(refusal: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,7 @@ from ..request_builder import PreparedRequest, distinct_policies
 from ..session import Session
 from ..text.tool_calls import OPEN
 from ..trace import Decision
-from ..types import Completion
+from ..types import Completion, Directive, StepInfo
 from .errors import RequestError
 from .metrics import Metrics
 from .replies import PendingResponse, RowFinished, split_tool_calls
@@ -41,7 +41,7 @@ class ServedRow(BatchRow):
         super().__init__(
             session,
             prepared,
-            lambda: pending.cancelled,
+            lambda: pending.cancelled or self._finished,
             request.stops,
             OPEN if request.options.tools else "",
             (lambda event: pending.send(replace(event, row=number))) if pending.streams else None,
@@ -49,11 +49,40 @@ class ServedRow(BatchRow):
         self.pending, self.number, self.metrics = pending, number, metrics
         self._finished = False
 
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        """See `types.Watcher`; an error ends this row alone."""
+        try:
+            return super().observe(token, step)
+        except Exception as error:
+            self._fail(error)
+            return Directive(stop=True)
+
+    def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
+        """Stream what the engine wrote; an error ends this row alone."""
+        if self._finished:
+            return
+        try:
+            super().on_tokens(tokens, forced)
+        except Exception as error:
+            self._fail(error)
+
     def on_finish(self, completion: Completion) -> None:
         """Send the result, once, without waiting for other rows; see `types.CompletionListener`."""
         if self._finished:
             return
+        try:
+            self._finish(completion)
+        except Exception as error:
+            self._fail(error)
         self._finished = True
+
+    def _fail(self, error: Exception) -> None:
+        self._finished = True
+        _log.error("a row failed", exc_info=error)
+        self.pending.send(_engine_failed())
+        self.pending.cancel()
+
+    def _finish(self, completion: Completion) -> None:
         request = self.pending.request
         result = self.result(completion)
         if request.note:
@@ -136,7 +165,7 @@ class BatchWorker:
             except Exception:  # the next batch may be fine
                 _log.exception("a batch of %d requests failed", len(batch))
                 for pending in batch:
-                    pending.send(RequestError("the engine failed; see the server log", 500, code="engine_failed"))
+                    pending.send(_engine_failed())
             with self._changed:
                 self._running = []
 
@@ -200,18 +229,22 @@ class BatchWorker:
             if limit is not None and size > limit:
                 message = f"the prompt has {size} tokens; accepted: at most {limit}"
                 raise RequestError(message, param=request.prompt_field, code="context_length_exceeded")
+            for row in prepared:
+                row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
+                row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
+            return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
         except Exception as error:  # only this request fails; the rest of the batch goes on
             pending.send(_to_request_error(error, request.prompt_field))
             return []
-        for row in prepared:
-            row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
-            row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
-        return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
 
 
 def shutting_down() -> RequestError:
     """The refusal of requests that come too late."""
     return RequestError("the server is shutting down", 503, code="shutting_down", retry_after=5)
+
+
+def _engine_failed() -> RequestError:
+    return RequestError("the engine failed; see the server log", 500, code="engine_failed")
 
 
 def _to_request_error(error: Exception, prompt_field: str) -> RequestError:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ...errors import CapabilityError, OptionError
+from ...errors import CapabilityError, OptionError, unknown
 from ..api import resolve_helper, resolve_verifier
 from ..options import GenerationOptions, load_config, make_options
 from ..policies import make_policies
@@ -17,6 +17,7 @@ from ..text.markers import Markers, parse_markers
 from .settings import (
     EFFORT_CAPS,
     LOCAL,
+    METRICS_ACCESS,
     ServerLimits,
     ServerSettings,
     base_url,
@@ -48,7 +49,14 @@ Budgets = Annotated[
     list[str] | None,
     typer.Option("--budget", metavar="EFFORT=TOKENS", help="Thinking tokens of an effort; repeat for several."),
 ]
+_DRAIN = 30.0
+Drain = Annotated[
+    float, typer.Option(min=0.0, metavar="SECONDS", help="Time for running requests to finish after Ctrl-C.")
+]
 MaxBody = Annotated[int, typer.Option(min=1024, metavar="BYTES", help="Largest request body.")]
+MetricsAccess = Annotated[
+    str, typer.Option("--metrics", metavar="WHO", help="Who may read /metrics: key, open (no key needed) or off.")
+]
 
 
 def serve(
@@ -100,12 +108,14 @@ def serve(
         int | None, typer.Option(min=1, help="Longest prompt; default: what the model's context holds.")
     ] = None,
     max_body: MaxBody = _LIMITS.body,
+    metrics: MetricsAccess = "key",
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens", help="Let texts of users and tools become special tokens.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request, waiting included.")
     ] = _LIMITS.timeout,
-    drain: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Time for running requests to finish after Ctrl-C.")
-    ] = 30.0,
+    drain: Drain = _DRAIN,
 ) -> None:
     """Serve a model under control to clients of the OpenAI API; stop with Ctrl-C."""
     try:
@@ -118,7 +128,7 @@ def serve(
     parsed_markers = None if markers is None else parse_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
-    _check_api_key(api_key)
+    _check_access(api_key, metrics)
     defaults = _default_options(effort, preset, policy, config)
     settings = ServerSettings(
         model=name or served_model_name(model),
@@ -131,6 +141,8 @@ def serve(
         api_key=api_key,
         shadow_share=shadow_share,
         hosts=LOCAL if host in LOCAL and api_key is None else None,
+        metrics=metrics,
+        special_tokens=special_tokens,
     )
     with bind_socket(host, port) as bound:
         from ..engines.transformers.engine import load_engine
@@ -148,9 +160,9 @@ def serve(
         session.run(["1 + 1"], make_options(settings.defaults, max_new_tokens=2, answer_reserve=1, **first))
         address = base_url(*bound.getsockname()[:2])
         ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
-        metrics = Metrics()
-        worker = BatchWorker(session, settings.limits, metrics, not no_thinking)
-        run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
+        counters = Metrics()
+        worker = BatchWorker(session, settings.limits, counters, not no_thinking)
+        run_server(UvicornServer(create_app(settings, worker, counters), worker, drain, ready), bound)
 
 
 def serve_vllm(
@@ -165,16 +177,24 @@ def serve_vllm(
     policy: PolicyNames = None,
     budget: Budgets = None,
     max_body: MaxBody = _LIMITS.body,
+    metrics: MetricsAccess = "key",
+    expose: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Another path of vLLM's to serve, without control; repeat for several."),
+    ] = None,
+    drain: Drain = _DRAIN,
 ) -> None:
     """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
     from ..vllm.request_control import make_control
 
-    _check_api_key(api_key)
+    _check_access(api_key, metrics)
     default = make_control(preset=preset, policies=policy or None, effort=effort)
     settings = {"default": default.as_dict(), "caps": parse_effort_caps(budget or ()), "max_body": max_body}
+    settings |= {"metrics": metrics, "exposed": expose or []}
     from .vllm_server import run_vllm_server
 
-    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, context.args)
+    flags = [f"--shutdown-timeout={drain:.0f}", *context.args]
+    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags)
 
 
 def served_model_name(model: str) -> str:
@@ -183,7 +203,9 @@ def served_model_name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
-def _check_api_key(api_key: str | None) -> None:
+def _check_access(api_key: str | None, metrics: str) -> None:
+    if metrics not in METRICS_ACCESS:
+        raise unknown("--metrics", metrics, METRICS_ACCESS)
     if api_key is not None and not api_key.strip():
         raise OptionError("the API key is empty; set one with --api-key or TERSELY_API_KEY, or leave it out")
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -14,9 +15,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ..options import make_options
 from ..policies import make_policies
 from ..policies.base import Policy
+from ..text.sanitizer import get_sanitizer
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
 from .metrics import request_span, result_attributes
+from .prompt_limit import PromptLimit
 from .replies import ChatReply, Event, PendingResponse, RowFinished
 from .responses_api import ResponsesReply
 from .schemas import ChatRequest, RequestBody
@@ -29,8 +32,11 @@ from .settings import (
     effort_budgets,
     openai_effort,
 )
+from .untrusted_text import sanitize_messages, sanitize_tools
 
 T = TypeVar("T")
+_GREEDY = 1e-5
+"""Below this temperature the likeliest token is taken: dividing by it would not give finite numbers."""
 _SEED_RANGE = 1 << 63
 """Seeds are taken modulo this, since random generators accept no larger ones."""
 
@@ -40,6 +46,9 @@ class CompletionService:
 
     def __init__(self, settings: ServerSettings, worker: BatchWorker) -> None:
         self.settings, self.worker = settings, worker
+        session = worker.session
+        self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
+        self._prompt_limit = PromptLimit(session.engine, settings.limits.prompt)
 
     async def respond(
         self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], ChatReply | ResponsesReply]
@@ -49,6 +58,11 @@ class CompletionService:
         A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
         request = resolve_request(body, self.settings, self.worker.model_info)
+        if not self.settings.special_tokens:
+            tools = sanitize_tools(request.options.tools, self._sanitize)
+            options = make_options(request.options, tools=tools) if tools else request.options
+            request = replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
+        await self._prompt_limit.check(request)
         reply = make_reply(request)
         with ExitStack() as stack:
             set_attributes = stack.enter_context(request_span(request.model))
@@ -78,7 +92,7 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     reserve = answer_reserve(limit, settings.defaults.answer_reserve)
     effort, note = _fit_effort(settings, named or settings.defaults.effort, budget, limit, reserve)
     sampling = {
-        "temperature": body.temperature,
+        "temperature": 0 if body.temperature is not None and body.temperature < _GREEDY else body.temperature,
         "top_p": body.top_p,
         "top_k": chat.top_k if chat else None,
         "seed": None if body.seed is None else body.seed % _SEED_RANGE,

@@ -7,11 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ...errors import TerselyError, did_you_mean
+from ...errors import TerselyError, did_you_mean, shorten
 from ...validation import format_error_details, format_location
 
 CLIENT_LEFT = 499
 """Status of a request whose client disconnected; only the metrics see it."""
+_LONGEST, _LONGEST_PARAM = 2000, 200
+"""Characters of a refusal's message and of the field that it names: what was sent is not sent back whole."""
 _NO_FIELDS = ("body", "str", "int", "float", "bool")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
 
@@ -33,8 +35,8 @@ class RequestError(TerselyError):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message, code=code)
-        self.status, self.param, self.retry_after = status, param, retry_after
+        super().__init__(message[:_LONGEST], code=code)
+        self.status, self.param, self.retry_after = status, param and param[:_LONGEST_PARAM], retry_after
         self.sent_code = code
 
     @property
@@ -52,7 +54,7 @@ class RequestError(TerselyError):
 
 def unknown_model(name: str, known: Iterable[str]) -> RequestError:
     """The refusal of a model that is not served."""
-    message = f"unknown model {name!r}; {did_you_mean(name, known)}"
+    message = f"unknown model {shorten(name)}; {did_you_mean(name, known)}"
     return RequestError(message, 404, param="model", code="model_not_found")
 
 

@@ -41,8 +41,8 @@ class InputReasoning(schemas.StrictModel):
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningText] | None = None
-    content: list[ReasoningText] | None = None
+    summary: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
+    content: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
     encrypted_content: None = None
     status: str | None = None
 
@@ -84,7 +84,7 @@ class ResponsesRequest(schemas.RequestBody):
     effort_fields = ("tersely.effort", "reasoning.effort")
 
     input: Annotated[
-        Annotated[str, Tag("a text")] | Annotated[list[Item], Field(min_length=1), Tag("a list")],
+        Annotated[str, Tag("a text")] | Annotated[list[Item], Field(fail_fast=True, min_length=1), Tag("a list")],
         Discriminator(schemas.by_shape),
         Field(examples=[schemas.EXAMPLE]),
     ]

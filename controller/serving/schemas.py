@@ -17,6 +17,10 @@ from ..options import option_field
 from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
 
+_METADATA = 16_384
+"""Characters of a request's metadata, which is kept and repeated in replies."""
+_FIELDS = 100
+"""Most fields of a body, far more than are known."""
 EXAMPLE = "What is 17 times 3?"  # shown in the API description; clients and tools try it first
 
 
@@ -52,6 +56,12 @@ def _check_policies(names: list[str]) -> list[str]:
     return names
 
 
+def _check_size(value: dict[str, Any]) -> dict[str, Any]:
+    if (size := len(json.dumps(value))) > _METADATA:
+        raise ValueError(f"has {size} characters as JSON; accepted: at most {_METADATA}")
+    return value
+
+
 def _check_false(value: bool) -> bool:
     if value:
         raise ValueError("this server cannot do that; accepted: False")
@@ -61,11 +71,15 @@ def _check_false(value: bool) -> bool:
 Effort = Annotated[str, _one_of("effort", EFFORT_NAMES), Field(json_schema_extra={"enum": list(EFFORT_NAMES)})]
 Preset = Annotated[str, _one_of("preset", get_presets()), Field(json_schema_extra={"enum": list(get_presets())})]
 PolicyName = Annotated[str, Field(json_schema_extra={"enum": list_policies()})]
-Policies = Annotated[list[PolicyName], AfterValidator(_check_policies)]
+Policies = Annotated[list[PolicyName], Field(fail_fast=True, max_length=32), AfterValidator(_check_policies)]
 JsonObject = dict[str, Any]
+JsonObjects = Annotated[list[JsonObject], Field(fail_fast=True)]
+Metadata = Annotated[JsonObject, Field(max_length=16), AfterValidator(_check_size)]
+Label = Annotated[str, Field(max_length=512)]
+"""A text that changes nothing."""
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Stops = Annotated[
-    Annotated[Stop, Tag("a text")] | Annotated[list[Stop], Field(max_length=4), Tag("a list")],
+    Annotated[Stop, Tag("a text")] | Annotated[list[Stop], Field(fail_fast=True, max_length=4), Tag("a list")],
     Discriminator(by_shape),
 ]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
@@ -83,12 +97,12 @@ class TextPart(StrictModel):
 
     type: Literal["text", "input_text", "output_text"]
     text: str
-    annotations: list[JsonObject] | None = None
-    logprobs: list[JsonObject] | None = None
+    annotations: JsonObjects | None = None
+    logprobs: JsonObjects | None = None
 
 
 Content = Annotated[
-    Annotated[str, Tag("a text")] | Annotated[list[TextPart], Tag("a list")],
+    Annotated[str, Tag("a text")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("a list")],
     Discriminator(by_shape),
 ]
 
@@ -154,20 +168,22 @@ class RequestBody(StrictModel):
     top_p: TopP | None = None
     seed: int | None = None
     tersely: TerselyField | None = None
-    metadata: JsonObject | None = None
+    metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+    safety_identifier: Label | None = None
+    service_tier: Label | None = None
     store: bool | None = None
-    user: str | None = None
+    user: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _text_can_be_encoded(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
+        if len(body) > _FIELDS:
+            raise ValueError(f"the body has {len(body)} fields; accepted: at most {_FIELDS}")
         try:
             json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
@@ -216,12 +232,12 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[JsonObject] | None = None
+    tool_calls: JsonObjects | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    annotations: list[JsonObject] | None = None
+    annotations: JsonObjects | None = None
     audio: None = None
     function_call: None = None
 
@@ -260,7 +276,9 @@ class ChatRequest(RequestBody):
     effort_fields = ("tersely.effort", "reasoning_effort")
     budget_fields = ("thinking_token_budget", "thinking.budget_tokens")
 
-    messages: Annotated[list[Message], Field(min_length=1, examples=[[{"role": "user", "content": EXAMPLE}]])]
+    messages: Annotated[
+        list[Message], Field(fail_fast=True, min_length=1, examples=[[{"role": "user", "content": EXAMPLE}]])
+    ]
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     stop: Stops | None = None
@@ -272,7 +290,7 @@ class ChatRequest(RequestBody):
     thinking: ThinkingOptions | None = None
     chat_template_kwargs: TemplateOptions | None = None
     response_format: TextFormat | None = None
-    tools: list[JsonObject] | None = None
+    tools: JsonObjects | None = None
     tool_choice: Literal["none", "auto"] | None = None
 
     frequency_penalty: Zero | None = None
@@ -280,7 +298,7 @@ class ChatRequest(RequestBody):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     logprobs: Never | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _limits_agree(self) -> ChatRequest:

@@ -20,6 +20,8 @@ _TIERS = ("easy", "normal", "hard")
 EFFORT_NAMES = (*OPENAI_NAMES, "auto", *_TIERS)
 MIN_THINKING = 32
 """With fewer thinking tokens the model does not think at all, since closing the thinking takes about a dozen."""
+METRICS_ACCESS = ("key", "open", "off")
+"""Who may read /metrics: clients with the key, everybody, or no client."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """Names of a server that only this machine can reach."""
 
@@ -35,6 +37,8 @@ class ServerLimits:
     tokens: int = 32768  # output tokens of a row
     prompt: int | None = None  # prompt tokens; None allows what the model's context holds
     body: int = 4 << 20  # bytes of a request body
+    body_seconds: float = 30.0  # for a body to arrive
+    held: int = 256 << 20  # bytes of all bodies that are being answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class ServerSettings:
     api_key: str | None = field(default=None, repr=False)
     shadow_share: float = 0.0  # share of requests that are answered in shadow mode, for the metrics
     hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
+    special_tokens: bool = False  # whether texts of users and tools may become special tokens
+    metrics: str = "key"  # who may read /metrics; see `auth_middleware.Access`
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +112,9 @@ def effort_budgets(caps: Mapping[str, int], effort: str) -> dict[str, Budget]:
 
 def effort_caps(caps: Mapping[str, int], limit: int) -> dict[str, int]:
     """Most thinking tokens of each OpenAI effort within `limit` output tokens."""
+    reserve = answer_reserve(limit, None)
     return {
-        name: fit_budget(canonical_effort(name), limit, strategy=effort_budgets(caps, name)).thinking
+        name: fit_budget(canonical_effort(name), limit, reserve, effort_budgets(caps, name)).thinking
         for name in OPENAI_NAMES
     }
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import uvicorn.config
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,13 +28,17 @@ from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine import PROCESSOR
 from ..vllm.request_control import read_control
 from ..vllm.trace_channel import PLACE, TraceStore
-from .auth_middleware import AuthMiddleware, send_error
+from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, send_error
+from .body_limits import BodyLimits, replay
+from .connections import GuardedProtocol
 from .errors import RequestError
 from .metrics import Metrics
 from .settings import EFFORT_CAPS, LOCAL, ServerLimits, base_url, bind_socket, exposure_warning
 from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
 
 SETTINGS_VARIABLE = "TERSELY_SERVE"
+UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", "/v1/messages/count_tokens")
+"""What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
 _EVENT_END = b"\n\n"
 Trace = tuple[Decision, ...]
 _REASONING_PARSERS = {
@@ -60,12 +65,16 @@ def run_vllm_server(
             warnings.simplefilter("ignore")
             from vllm.entrypoints.cli.serve import ServeSubcommand
             from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+            from vllm.platforms import current_platform
             from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError as error:
         raise CapabilityError(f"serving with vLLM needs {error.name!r}; pip install 'tersely[vllm]'") from None
     own_flags = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
     own_flags += ["--logits-processors", PROCESSOR, "--middleware", f"{__name__}.ControlMiddleware"]
-    own_flags += [] if api_key is None else ["--api-key", api_key]
+    if not any(flag.startswith("--allowed-origins") for flag in flags):
+        own_flags += ["--allowed-origins", "[]"]  # vLLM's default lets every web page read replies
+    if current_platform.is_cpu() and not any("chunked-prefill" in flag for flag in flags):
+        own_flags += ["--no-enable-chunked-prefill"]  # with it, a request with a seed may end vLLM's engine on CPUs
     if not any(flag.startswith("--reasoning-parser") for flag in flags):
         own_flags += _reasoning_parser_flags(checkpoint)
     parser = make_arg_parser(FlexibleArgumentParser(prog="tersely serve --engine vllm"))
@@ -78,9 +87,14 @@ def run_vllm_server(
         raise
     except (TypeError, ValueError) as error:
         raise OptionError(f"vLLM does not accept these flags: {error}") from None
+    # The middleware guards every path with the key; vLLM's own check leaves most of them open, and knows one header.
+    api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
     settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
+    settings["key"] = api_key and hash_key(api_key)
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
+        # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{GuardedProtocol.__module__}:{GuardedProtocol.__name__}"
         ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
         print(ready + exposure_warning(host, api_key), file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
@@ -101,8 +115,8 @@ def _reasoning_parser_flags(checkpoint: str) -> list[str]:
 class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
-    Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`; `max_body`
-    and `hosts`, see `AuthMiddleware`.
+    Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`;
+    `max_body`; `key`, `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -111,15 +125,27 @@ class ControlMiddleware:
         self.caps: Mapping[str, int] = {**EFFORT_CAPS, **settings.get("caps", {})}
         self.traces, self.metrics = TraceStore(), Metrics()
         self.app = app
-        max_body, hosts = settings.get("max_body", ServerLimits().body), settings.get("hosts")
-        self.checked = AuthMiddleware(self._route, self.metrics, max_body, hosts=hosts)  # vLLM checks the key itself
+        limits = ServerLimits(body=settings.get("max_body", ServerLimits().body))
+        self.checked = AuthMiddleware(
+            self._route,
+            self.metrics,
+            Access(
+                settings.get("key"),
+                settings.get("hosts"),
+                settings.get("metrics", "key"),
+                (*PATHS, *UNCONTROLLED_PATHS, *settings.get("exposed", ())),
+            ),
+            BodyLimits(limits.body, limits.held, limits.body_seconds),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; see ASGI."""
-        await (self.checked if scope["type"] == "http" else self.app)(scope, receive, send)
+        await self.checked(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/metrics":
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["path"] == METRICS:
             await self.app(scope, receive, rewriting(send, lambda body: body + self.metrics.render()))
         elif scope["method"] == "POST" and scope["path"] in PATHS:
             await self._control(scope, receive, send)
@@ -137,14 +163,14 @@ class ControlMiddleware:
         except ClientDisconnect:
             return
         except (ValueError, AttributeError, TypeError):  # not a JSON object of this form; vLLM explains that better
-            await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, replay(body, receive), send)
             return
         reply = ReplyAnnotator(scope["path"], mapping, lambda: self.traces.take(tag), self.metrics)
         text = json.dumps(mapping.body).encode()
         inner = {**scope, "headers": list(scope["headers"])}
         MutableHeaders(scope=inner)["content-length"] = str(len(text))
         try:
-            await self.app(inner, _replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
+            await self.app(inner, replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
         finally:
             self.traces.take(tag)  # of a client that disconnected
 
@@ -273,13 +299,3 @@ def _read_usage(reply: Mapping[str, Any]) -> Usage:
     thinking = (usage.get(f"{written}_tokens_details") or {}).get("reasoning_tokens") or 0
     answer = max(0, (usage.get(f"{written}_tokens") or 0) - thinking)
     return Usage(prompt=usage.get(f"{read}_tokens") or 0, thinking=thinking, answer=answer)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A channel with this body, followed by what else arrives, such as a disconnect."""
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay

@@ -95,7 +95,7 @@ _BULLET = re.compile(r"[\s*>#-]*")
 _SIGNALS = tuple(signal for language in LANGUAGES for signal in language.signals)
 _SYMBOL = re.compile(r"[\d\\π√∞]")
 _HEADING = re.compile(rf"(?:{either('headings')})\W*$", _FLAGS)
-_ANSWER = re.compile(rf"(?:{either('answers')})")
+_ANSWER = re.compile(rf"(?:{either('answers')}|(?P<corrects>{either('corrects')}))")
 _ANSWER_BEHIND = re.compile(rf"\s*(?:{either('behind')})")
 _CONCLUDES = re.compile(rf"(?:{either('concludes')})")
 _HEDGED = re.compile(rf"(?:{either('hedges')})")
@@ -121,8 +121,9 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
     lower = sentence.lower()
     if len(lower) != len(sentence):
         lower = sentence
-    found = _answer(sentence, lower, asked) if any(signal in lower for signal in _SIGNALS) else None
-    finality = Finality.ANSWERS
+    found, finality = None, Finality.ANSWERS
+    if any(signal in lower for signal in _SIGNALS):
+        found, finality = _answer(sentence, lower, asked)
     if found is None:
         if asked.options and (settled := _SETTLED.match(sentence)) and (label := asked.label(settled[1])):
             found = label
@@ -136,17 +137,24 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
     return found, min(finality, Finality.HEDGED if _HEDGED.search(lower) else Finality.ANSWERS)
 
 
-def _answer(sentence: str, lower: str, asked: Asked) -> str | None:
-    """The value that a sentence calls the answer."""
-    found = None
+def _answer(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finality]:
+    """The value that a sentence calls the answer, or corrects the one before to.
+
+    A solution is on the way where a number is asked for, such as how many there are.
+    """
+    found, finality = None, Finality.ANSWERS
     for cue in _ANSWER.finditer(lower):
-        found = read_value(sentence, cue.end(), asked, phrases=True, many=cue[0].endswith("are")) or found
-    found = found or _value_before(sentence, lower)
+        if value := read_value(sentence, cue.end(), asked, phrases=True, many=cue[0].endswith("are")):
+            found, finality = value, Finality.HEDGED if cue["corrects"] else Finality.ANSWERS
+            if asked.numeric and cue[0].startswith("solution"):
+                finality = Finality.ASKED
+    if found is None:
+        found = _value_before(sentence, lower)
     if asked.options and (found is None or found not in asked.options):
         letter = asked.letter_in(sentence)
         if letter and (found or _CONCLUDES.search(lower) or "correct" in lower):
-            return letter
-    return found
+            return letter, Finality.ANSWERS
+    return found, finality
 
 
 def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finality]:

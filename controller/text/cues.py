@@ -17,6 +17,7 @@ class Language:
 
     Attributes:
         answers: what stands before an answer.
+        corrects: what stands before a value that corrects the one before it, which may be on the way.
         behind: what stands behind one ("... is the answer").
         headings: a line after which the answer stands on the next one.
         concludes: how a sentence draws a conclusion.
@@ -31,6 +32,7 @@ class Language:
         reflections: how a thought begins that reflects on those before, as plain words.
         reconsiders: what shows, anywhere in a text, that what was derived is looked at once more.
         deliberates: how a sentence begins that goes on thinking, as no answer does.
+        confirms: what shows that a result was found to be right.
         signals: words without which a sentence that holds no number states nothing.
         equals: verbs between what the question asks for and its value.
         form_only: sentences of a question that ask for a form only.
@@ -41,6 +43,7 @@ class Language:
         many: what asks for several values.
         truth: how a question for yes or no begins.
         wants_words: how a question asks for a name or words.
+        open: how a question asks for a text, a program or a proof, which no short value answers.
         plans: what shows that a sentence is not the last step.
         checks: how a sentence begins that checks an answer, or what shows that it did.
         closers: whole sentences that end a text and say nothing.
@@ -54,6 +57,7 @@ class Language:
     """
 
     answers: Patterns
+    corrects: Patterns
     behind: Patterns
     headings: Patterns
     concludes: Patterns
@@ -68,6 +72,7 @@ class Language:
     reflections: Patterns
     reconsiders: Patterns
     deliberates: Patterns
+    confirms: Patterns
     signals: Patterns
     equals: Patterns
     form_only: Patterns
@@ -87,6 +92,7 @@ class Language:
     alternatives: Patterns
     dates: Patterns
     wants_words: Patterns
+    open: Patterns
     common: Patterns
 
 
@@ -98,6 +104,7 @@ ENGLISH = Language(
         r"(?<!other )(?<!one )(?<!trap )(?<!wrong )(?<!tempting )(?<!obvious )(?<!naive )"
         r"(?<!first )(?<!second )(?<!another )"
         r"\b(?:answer|solution)s?(?:\*\*)?"
+        r"(?!\s+(?:to|for|of|in) (?:\w+ )?(?:(?:first|second|third|next|previous|part|step|sub-?\w+)\b|case \d))"
         r"(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
@@ -106,11 +113,13 @@ ENGLISH = Language(
         r"reply)\b(?: with)?:?(?=\s*[-$\\(]*\d)",
         r"\bfinal\s*:",
         r"\banswer of\b",
-        r"(?:\bwait\b,? ?no|\bno|\bactually|\bsorry)\b\s?[,:—-]*\s*(?:it|that)(?:'s|’s| is| should be| must be)\b",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
         rf"{_MODAL}{_BE}\b",
         r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
         r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
+    ),
+    corrects=(
+        r"(?:\bwait\b,? ?no|\bno|\bactually|\bsorry)\b\s?[,:—-]*\s*(?:it|that)(?:'s|’s| is| should be| must be)\b",
     ),
     behind=(
         rf"\s{_MODAL}(?:is|be|seems|are)\s+(?:indeed |definitely |in fact |probably |likely )?"
@@ -187,6 +196,11 @@ ENGLISH = Language(
         r"let me (?:re-?check|re-?think|reconsider|re-?read|re-?do|think)|"
         r"(?:okay|ok|alright),? (?:so|let me|let's))\b(?=.)",
     ),
+    confirms=(
+        r"\b(?:that(?:'s|’s| is) (?:correct|right|consistent)|is (?:indeed )?(?:correct|right)|match(?:es)?|"
+        r"checks? out|confirms|confirmed|consistent|makes sense|seems (?:correct|right)|same (?:answer|result|as)|"
+        r"adds up|works|agrees|looks good|all good|confident|yes)\b",
+    ),
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
         "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply", "final:",
@@ -226,6 +240,20 @@ ENGLISH = Language(
     truth=(
         r"^\W*(?:is|are|do|does|did|can|could|will|would|was|were|has|have|should|must)\b|\btrue or false\b|"
         r"\byes or no\b|\byes/no\b",
+    ),
+    open=(
+        r"(?:^|[.!?:;,]\s+|\b(?:please|and|then|you|also) )(?:explain|describe|discuss|summari[sz]e|translate|suggest|"
+        r"recommend|outline|draft|implement|refactor|debug|prove|design|rewrite|compose|elaborate|compare|"
+        r"plan(?! to\b)|show that|fix (?:the|this|my)|(?:write|create|generate|make|give|plan|build|list|name)"
+        r"(?: me| us)?(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|"
+        r"code|script|class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|"
+        r"list|itinerary|recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
+        r"(?! (?:your|the|each|all) (?:answers?|reasoning|work|steps?|final|thinking|letter|number|calculations?))",
+        r"\b(?:pros and cons|advantages and disadvantages|tell me about|and why|"
+        r"how (?:do|does|can|could|would|should) (?:i|you|we|one))\b|(?:^|[.!?]\s+)why\b",
+        r"(?:^|[.!?]\s+)(?:please )?(?:(?:list|name|give|find|state) (?:two|three|four|five|ten|several|some|\d+)|"
+        r"should (?:i|we))\b",
+        r"[a-z],? and (?:how|what|which|who|when|where)\b[^.?]*\?",
     ),
     plans=(
         r"^\W*(?:next|first|now,? (?:i|let|for|we)|let me|let's|let (?=[a-z]+ (?:be|denote)\b)|then (?:i|we|"
@@ -324,6 +352,7 @@ CHINESE = Language(
         r"(?:答案|结果|最终答案|正确选项|正确答案)(?:应该|就|应当|也|便)?(?:是|为|：|:|＝|=)",
         r"(?:应该|应当|因此|所以|故)?选(?:择|项)?(?=\s*[a-z（(])",
     ),
+    corrects=(),
     behind=(r"(?:就|应该)?是(?:正确|最终)?的?答案", r"是正确的"),
     headings=(r"最终答案[：:]?", r"答案[：:]?"),
     concludes=(r"(?:所以|因此|于是|故|因而|综上|这样|那么|总共|一共)",),
@@ -338,6 +367,7 @@ CHINESE = Language(
     reflections=("等等", "等一下", "不过", "让我再", "再检查", "重新", "另外", "或者", "嗯", "验证一下"),
     reconsiders=(r"(?:等等|等一下|不过|检查|验证|重新|另一种|再想|再算|或者)",),
     deliberates=(r"(?:等等|等一下|嗯|不对|让我(?:再|重新))",),
+    confirms=(r"(?:没错|没问题|一致|吻合|符合|验证正确|正确无误|对的)",),
     signals=("答案", "选", "正确"),
     equals=(r"(?:是|为|等于|=|有)",),
     form_only=(r"(?:表示|格式|写出)",),
@@ -359,10 +389,16 @@ CHINESE = Language(
     measures=(r"(?:半径|直径|周长|面积|体积|长度|宽度|高度|速度|时间|价格)",),
     alternatives=(r"([\u4e00-\u9fff]{1,4}?)(?:，|,)?还是([\u4e00-\u9fff]{1,4})",),
     dates=(r"(?:什么时候|何时|哪一天)",),
+    open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),
     common=(),
 )
 
 LANGUAGES = (ENGLISH, CHINESE)
+DELIBERATION_WORDS = (
+    "wait", "hmm", "hold", "no", "but", "actually", "alternatively", "let", "okay", "ok", "alright",
+    "等", "嗯", "不对", "让我",
+)  # fmt: skip
+"""First words of the sentences of `deliberates`."""
 
 
 def either(kind: str) -> str:

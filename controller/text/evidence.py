@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 
 from .answers import Finality, Statement, find_statements, parse_value
-from .cues import LANGUAGES
+from .cues import either
 from .sentences import read_question
 
-_RECONSIDERS = re.compile(
-    "|".join(pattern for language in LANGUAGES for pattern in language.reconsiders), re.IGNORECASE
-)
+_RECONSIDERS = re.compile(either("reconsiders"))
+_CONFIRMS = re.compile(either("confirms"))
 
 
 @dataclass(slots=True)
@@ -21,45 +20,69 @@ class Claim:
     Attributes:
         derivations: how often the model arrived at it. A statement counts if the model reconsidered since the one
             before it; a restatement does not.
+        confirmed: how often the model has said that something is right or fits, since it was first stated.
         answered: how many statements call it the answer.
         agreeing: how many statements in a row say the same, up to the last one.
+        insisting: the same, where intermediate results do not count, only statements about what is asked for.
+        contested: whether any other value has been called the answer.
     """
 
     answer: str
     derivations: int = 0
+    confirmed: int = 0
     answered: int = 0
     agreeing: int = 0
+    insisting: int = 0
+    contested: bool = False
     at: int = -1  # how often the model had reconsidered when it was stated last
+    since: int = 0  # how often it had confirmed anything when it was stated first
 
 
 class AnswerEvidence:
     """Reads a growing thinking piece by piece; each piece is read once."""
 
     def __init__(self, question: str = "") -> None:
-        self._asked = read_question(question)
+        self.asked = read_question(question)
         self._claims: dict[str, Claim] = {}
         self._last: Claim | None = None
-        self._reconsidered = 0
+        self._last_asked: Claim | None = None
+        self._called = 0  # how many values have been called the answer
+        self._reconsidered = self._confirmed = 0
 
     def read(self, text: str) -> tuple[Claim, Finality] | None:
         """Read the next sentences; return the claim stated last in them, and how finally, or None."""
         latest: tuple[Claim, Finality] | None = None
-        at = 0
-        for statement in find_statements(text, self._asked):
-            self._reconsidered += len(_RECONSIDERS.findall(text, at, statement.end))
+        at, lower = 0, text.lower()
+        for statement in find_statements(text, self.asked):
+            self._count(lower, at, statement.end)
             at = statement.end
             latest = self._take(statement), statement.finality
-        self._reconsidered += len(_RECONSIDERS.findall(text, at))
+        self._count(lower, at, len(lower))
+        if latest is not None:
+            claim = latest[0]
+            claim.confirmed = self._confirmed - claim.since
+            claim.contested = self._called > (claim.answered > 0)
         return latest
+
+    def _count(self, lower: str, start: int, end: int) -> None:
+        """Count the cues in a part of a text in small letters."""
+        self._reconsidered += len(_RECONSIDERS.findall(lower, start, end))
+        if self._last is not None:  # before anything is stated, nothing can be confirmed
+            self._confirmed += len(_CONFIRMS.findall(lower, start, end))
 
     def _take(self, statement: Statement) -> Claim:
         number = None if statement.answer.isdigit() else parse_value(statement.answer)
         key = statement.answer if number is None else f"{number}{'%' * ('%' in statement.answer)}"
-        claim = self._claims.setdefault(key, Claim(statement.answer))
+        claim = self._claims.setdefault(key, Claim(statement.answer, since=self._confirmed))
         if self._reconsidered > claim.at:
             claim.derivations += 1
             claim.at = self._reconsidered
         claim.agreeing = claim.agreeing + 1 if claim is self._last else 1
-        claim.answered += statement.finality is Finality.ANSWERS
+        if statement.finality >= Finality.ASKED:
+            claim.insisting = claim.insisting + 1 if claim is self._last_asked else 1
+            self._last_asked = claim
+        if statement.finality is Finality.ANSWERS:
+            self._called += claim.answered == 0
+            claim.answered += 1
         self._last = claim
         return claim

@@ -28,6 +28,10 @@ KNOWN = (
 )
 
 
+HARMONY_TURN = "<|start|>assistant"
+HARMONY_ANSWER = f"{HARMONY_TURN}<|channel|>final<|message|>"
+
+
 @dataclass(frozen=True, slots=True)
 class Markers:
     """The opening and closing text; `source` tells where they were found."""
@@ -38,8 +42,13 @@ class Markers:
 
     @property
     def close_suffix(self) -> str:
-        """White space that models write after the closing marker."""
-        return "" if self.close == "<|end|>" else "\n\n"
+        """What models write after the closing marker: white space, or the header of the message with the answer."""
+        return self.answer_header or "\n\n"
+
+    @property
+    def answer_header(self) -> str:
+        """What begins the message with the answer in the harmony format of gpt-oss; "" elsewhere."""
+        return HARMONY_ANSWER if self.close == "<|end|>" else ""
 
     @property
     def answer_prefix(self) -> str:

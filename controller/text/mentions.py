@@ -247,10 +247,9 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
         end = scan_expression(sentence, match.end())
         if end is not None and _SUBJECT_OF.match(sentence, end):
             return sentence[match.end() : end]
-    if asked.names is not None:
-        named = [value for cue in asked.names.finditer(sentence) if (value := _read_at(sentence, cue.end(), asked))]
-        if named:
-            return named[-1]
+    for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
+        if value := _read_at(sentence, match.end(), asked):
+            return value
     if asked.counted is not None and (counts := asked.counted.findall(sentence)):
         return str(counts[-1])
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
@@ -258,9 +257,9 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     formulas = [formula for formula in formulas if not _PROSE.search(formula)]
     if asked.equation and formulas and "=" in formulas[-1]:
         return str(formulas[-1]).rstrip(" .,")
-    values = [value for match in _EQUALS.finditer(sentence) if (value := _read_at(sentence, match.end(), asked))]
-    if values:
-        return values[-1]
+    for match in reversed(list(_EQUALS.finditer(sentence))):
+        if value := _read_at(sentence, match.end(), asked):
+            return value
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
     spans = list(_scan_values(sentence, asked))

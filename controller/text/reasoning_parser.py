@@ -6,16 +6,19 @@ white space is held back, so that the deltas of a channel always add up to what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .markers import Markers
+from .cues import DELIBERATION_WORDS
+from .markers import HARMONY_TURN, Markers
 from .tokenizer_adapter import TokenizerAdapter
 
 Channel = Literal["thinking", "answer"]
+_FIRST_WORD = re.compile(r"\W*(\w*)")
 _HELD_BACK = 32
-"""Characters of an answer after a forced close that are held back, as the model may be thinking on."""
+"""Characters of an answer after a forced close that are held back at most, if the model may be thinking on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,14 @@ class TextDelta:
 
 def opens_thinking(answer: str) -> bool:
     """Whether an opening marker after this much of the answer begins another block of thinking, and is not quoted."""
+    answer = answer.removesuffix(HARMONY_TURN)
     return (not answer.strip() or answer.endswith("\n")) and answer.count("```") % 2 == 0
+
+
+def _may_deliberate(text: str) -> bool:
+    """Whether this beginning of an answer may turn out to go on thinking."""
+    word = _FIRST_WORD.match(text.lower())[1]  # type: ignore[index]  # it matches any text
+    return len(text) < _HELD_BACK and any(cue.startswith(word) or word.startswith(cue) for cue in DELIBERATION_WORDS)
 
 
 class ReasoningParser:
@@ -165,7 +175,7 @@ class ReasoningParser:
                 return True
             if self._may_open or opens_thinking(answer + before):
                 if not self._hidden:
-                    self._emit("answer", before.rstrip(), deltas)
+                    self._emit("answer", before.removesuffix(HARMONY_TURN).rstrip(), deltas)
                 if self._may_open:
                     self._sent["answer"].clear()
                 self._open(rest)
@@ -187,8 +197,13 @@ class ReasoningParser:
             self.stopped = truncate_at_stop(self._held, self.stops)[1]
             return
         text = self._held if self._begun("answer") else self._held.lstrip()
+        if (header := self.markers.answer_header) and not self._begun("answer"):
+            if header.startswith(text):
+                self._held = text
+                return
+            text = text.removeprefix(header)
         text, self.stopped = truncate_at_stop(text, self.stops)
-        if self.forced and not self.stopped and not self._begun("answer") and len(text) < _HELD_BACK:
+        if self.forced and not self.stopped and not self._begun("answer") and _may_deliberate(text):
             self._held = text
             return
         shown, found, rest = text.partition(self.hide) if self.hide else (text, "", "")
@@ -197,6 +212,7 @@ class ReasoningParser:
             self._held, self._hidden = rest, bool(found)
         else:
             ends = [*self.stops, self.hide, *self._answer_markers]
+            ends += [f"{HARMONY_TURN}{self.markers.open}"] if self.markers.answer_header else []
             self._held = self._emit_certain("answer", text, list(filter(None, ends)), deltas)
 
     def _emit_certain(self, channel: Channel, text: str, ends: Sequence[str], deltas: list[TextDelta]) -> str:

@@ -42,27 +42,55 @@ class SpecialTokenSanitizer:
         self._pattern = _compile_pattern([*special.values(), *own, *_ROLES, *_CALLS, *known])
 
     def __call__(self, text: str) -> str:
-        """Break all markers in a text."""
+        """Break all markers and effort switches in a text."""
+        return self._break(text, switches=True)
+
+    def break_markers(self, text: str) -> str:
+        """Break all markers in a text of a user, who may switch efforts."""
+        return self._break(text, switches=False)
+
+    def _break(self, text: str, switches: bool) -> str:
         text = text.encode("utf-8", "replace").decode("utf-8")  # tokenizers reject lone surrogates
         broken = self._pattern.sub(lambda match: f"{match[0][0]}{BREAK}{match[0][1:]}", text)
-        broken = _SWITCHES.sub(lambda match: f"{match[0]}{BREAK}", broken)
+        if switches:
+            broken = _SWITCHES.sub(lambda match: f"{match[0]}{BREAK}", broken)
         # A tokenizer's own normalization may still turn text into a marker, so the tokenizer has the last word.
         return unicodedata.normalize("NFKC", broken).translate(_LOOKALIKES) if self._leaks(broken) else broken
 
     def sanitize_content(self, content: Any) -> Any:
-        """Break all markers in a message's content, which is a text or a list of blocks."""
+        """Break all markers in a message's content, which is a text or a list of blocks.
+
+        Blocks of text are joined by chat templates, so a marker may also lie across them: then the first one takes all
+        the text, and the others are left empty.
+        """
         if isinstance(content, str):
             return self(content)
         if isinstance(content, list):
-            return [self.sanitize_content(block) for block in content]
+            return self._join_texts([self.sanitize_content(block) for block in content])
         if isinstance(content, dict):
             return {key: value if key == "type" else self.sanitize_content(value) for key, value in content.items()}
         return content
+
+    def _join_texts(self, blocks: list[Any]) -> list[Any]:
+        places = [place for place, block in enumerate(blocks) if _text_of(block) is not None]
+        joined = "".join(str(_text_of(blocks[place])) for place in places)
+        if (broken := self(joined)) == joined:
+            return blocks
+        for place in places:
+            block = blocks[place]
+            blocks[place] = broken if isinstance(block, str) else {**block, "text": broken}
+            broken = ""
+        return blocks
 
     def _leaks(self, text: str) -> bool:
         if self._tokenizer is None or not text:
             return False
         return not self._ids.isdisjoint(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _text_of(block: Any) -> str | None:
+    text = block.get("text") if isinstance(block, dict) else block
+    return text if isinstance(text, str) else None
 
 
 def _is_markup(token: Any) -> bool:

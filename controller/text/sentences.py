@@ -10,7 +10,7 @@ from functools import lru_cache
 from .cues import LANGUAGES, either
 from .values import normalize_answer
 
-_END = re.compile(r"[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
+_END = re.compile(r"(?<![.!?])[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
 _DISPLAY = re.compile(r"\s*\\\[")
 _ABBREVIATED = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
@@ -55,7 +55,7 @@ def is_supposed(lower: str) -> bool:
     return _SUPPOSED.search(lower[find_turn(lower) :]) is not None
 
 
-_OPTION = re.compile(r"^\s*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
+_OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|\s)\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _NAMED = re.compile(
     r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)", re.I
@@ -89,6 +89,7 @@ class Asked:
         text: the sentence that asks.
         measures: which measures it asks for ("area").
         others: names that the question mentions but does not ask about.
+        open: whether no single value can be the answer: a text is asked for, or several things are.
     """
 
     words: frozenset[str] = frozenset()
@@ -109,6 +110,7 @@ class Asked:
     text: str = ""
     measures: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
+    open: bool = False
 
     def about(self, word: str) -> bool:
         """Whether a word is one that the question asks about, or says nothing by itself."""
@@ -223,6 +225,7 @@ def read_question(question: str) -> Asked:
         date=_DATE.search(last) is not None,
         alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
         unit=_stem(things) if things and _UNIT.fullmatch(f"1 {things}") else "",
+        open=_is_open(question),
         text=last,
         measures=measures,
         others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
@@ -240,6 +243,13 @@ def _same_part(part: str, noun: str, text: str) -> bool:
 
 def _measures_in(lower: str) -> frozenset[str]:
     return frozenset("cost" if found in ("price", "cost") else _stem(found) for found in _MEASURE.findall(lower))
+
+
+def _is_open(question: str) -> bool:
+    """Whether a question asks for a text, or for several things: in its last paragraph, or in labelled parts."""
+    paragraph = question.rstrip().rpartition("\n\n")[2]
+    several = sum(mark in "?？" for mark in paragraph) > 1 or _PARTS.search(question) is not None
+    return several or _OPEN.search(question) is not None
 
 
 def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
@@ -261,6 +271,8 @@ NUMBER = r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
+_OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
+_PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
 _PERSON = re.compile(
     r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)"

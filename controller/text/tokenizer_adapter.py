@@ -29,6 +29,7 @@ class TokenizerAdapter:
         module = getattr(getattr(type(tokenizer), "_decode", None), "__module__", "")
         plain = module.startswith("transformers.tokenization_utils") and hasattr(tokenizer, "backend_tokenizer")
         self._backend = tokenizer.backend_tokenizer if plain else None  # without transformers' checks of each id
+        self.kinds = _TokenKinds(self)
         self._flags: dict[int, int] = {}
         self._holding: dict[tuple[int, str], bool] = {}
 
@@ -41,6 +42,11 @@ class TokenizerAdapter:
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of text as a continuation: nothing is added around it."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the tokenizer has; very many if it does not say."""
+        return len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else 1 << 60
 
     def flags(self, token: int) -> int:
         """Flags of one token."""
@@ -56,6 +62,24 @@ class TokenizerAdapter:
             text = self.decode([token])
             known = self._holding[token, character] = character in text or "\ufffd" in text
         return known
+
+
+class _TokenKinds(dict[int, str]):
+    """What a token is to who compares texts: its digits if it has nothing else, "." if it ends a sentence or line,
+    else ""; worked out where first asked for.
+    """
+
+    def __init__(self, codec: TokenizerAdapter) -> None:
+        self._codec = codec
+
+    def __missing__(self, token: int) -> str:
+        text = self._codec.decode([token]).strip()
+        if text.isascii() and text.isdigit():
+            kind = text
+        else:
+            kind = "." if self._codec.flags(token) & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else ""
+        self[token] = kind
+        return kind
 
 
 def _flags_of(text: str) -> int:

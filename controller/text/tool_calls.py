@@ -99,7 +99,7 @@ def _parse_call(body: str, closed: bool) -> ToolCall:
         return ToolCall(None, {}, text, f"the answer ends before {CLOSE}", call_id)
     try:
         call = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ToolCall(None, {}, text, f"not valid JSON: {error}", call_id)
     name = call.get("name") if isinstance(call, dict) else None
     if not isinstance(name, str) or not name:
@@ -108,7 +108,7 @@ def _parse_call(body: str, closed: bool) -> ToolCall:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return ToolCall(name, {}, text, f"the arguments are not valid JSON: {error}", call_id)
     if not isinstance(arguments, dict):
         return ToolCall(name, {}, text, "the arguments are not an object", call_id)

@@ -90,7 +90,7 @@ def _reduce(expression: str) -> str:
     last = sides[-1].strip()
     if len(sides) == 1 or not last or last.count("{") != last.count("}") or last.count("(") != last.count(")"):
         return expression.strip()
-    if len(sides) == 2 and re.search(r"\d\s*[a-z]", sides[0]) and re.fullmatch(r"-?\d+", last):
+    if len(sides) == 2 and re.search(r"\d\s*[a-z](?![a-z])", sides[0]) and re.fullmatch(r"-?\d+", last):
         return expression.strip()  # 2x + 3y = 7 is an answer itself
     return last
 

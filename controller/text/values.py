@@ -32,7 +32,7 @@ _SHORT_FRACTION = re.compile(r"\s?\d\s?(?:\d|\{\d+\})")  # \frac45, \frac 4 5, \
 _SCRIPT = re.compile(r"\\circ|\\[A-Za-z]+|[-−]?(?:\d+|\w)")
 _FACTOR = re.compile(r" \\(?:pi|sqrt|i|text)\b")
 _NO_FACTOR = re.compile(r"\\[()\[\]\\,;!]")
-_FUNCTION = re.compile(rf" ?(?:{_FUNCTIONS})(?![A-Za-z])")
+_FUNCTION = re.compile(rf" ?(?!mod)(?:{_FUNCTIONS})(?![A-Za-z])")
 
 
 def find_closing_brace(text: str) -> int | None:
@@ -281,7 +281,8 @@ def _spell(text: str) -> str:
     return text
 
 
-_VALUE = re.compile(r"(-?\d*\.?\d+)(?:/(-?\d*\.?\d+))?(%?)")
+_DECIMAL = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
+_VALUE = re.compile(rf"({_DECIMAL})(?:/({_DECIMAL}))?(%?)")
 _FRACTION = re.compile(r"(-?)\\frac\{(-?[\d.]+)\}\{(-?[\d.]+)\}")
 
 

@@ -1,7 +1,7 @@
 """How a request asks for control: plain settings that travel to vLLM's workers, checked before it is admitted.
 
 Offline they are `SamplingParams.extra_args["tersely"]`, over HTTP `vllm_xargs={"tersely": ...}`: an object, its JSON
-text (vLLM rejects nested values), or the name of a preset.
+text (vLLM rejects nested values), or the name of a preset. What comes as text comes from a client, who may set less.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ...errors import CapabilityError, OptionError
+from ...errors import CapabilityError, OptionError, shorten
 from ...validation import format_validation_error
 from ..budgets import Budget, canonical_effort, fit_budget
 from ..policies import list_policies, make_policies, make_policy
 from ..policies.base import BOUND, Policy
 from ..types import Capability
+from .client_settings import check_client_settings
 
 KEY = "tersely"
 AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.VERIFIER})
@@ -115,14 +116,15 @@ def read_control(settings: Any) -> RequestControl:
     if isinstance(settings, str) and settings.lstrip()[:1] == "{":
         try:
             settings = json.loads(settings)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OptionError(f"{KEY!r} is not valid JSON: {error}; {accepted}") from None
         if "driver" in settings:  # which belongs to this process, and never comes as text
             raise OptionError(f"{KEY!r}: unknown field 'driver'; remove it")
+        check_client_settings(settings.get("policies"))
     if isinstance(settings, str):
         settings = {"preset": settings}
     if not isinstance(settings, dict):
-        raise OptionError(f"{KEY!r} is {settings!r}; {accepted}")
+        raise OptionError(f"{KEY!r} is {shorten(settings)}; {accepted}")
     return make_control(**settings)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
 
+_BOUND = 256
+"""Policies, with their settings, that are kept bound to the model."""
 DRIVERS: dict[str, RequestController] = {}
 """Controllers of requests to an engine in this process, by the `driver` of their control."""
 
@@ -192,7 +194,7 @@ class WorkerContext:
         settings = (vllm_config.additional_config or {}).get(KEY, {})
         self._default = settings.get("default")
         self._markers = settings.get("markers")
-        self._bound: dict[Policy, Policy] = {}
+        self._bind = lru_cache(maxsize=_BOUND)(lambda policy: policy.bind(BindContext(self)))
         self._fingerprint: str | None = None
 
     @cached_property
@@ -224,13 +226,8 @@ class WorkerContext:
     def check(self) -> None:
         """Raise the error of settings that would leave every request without control."""
         if self.default is not None:
-            self._bind(self.default.make_policies())
-
-    def _bind(self, policies: Sequence[Policy]) -> tuple[Policy, ...]:
-        for policy in policies:
-            if policy not in self._bound:
-                self._bound[policy] = policy.bind(BindContext(self))
-        return tuple(self._bound[policy] for policy in policies)
+            for policy in self.default.make_policies():
+                self._bind(policy)
 
     def fingerprint(self) -> str | None:
         """See `ModelHandle.fingerprint`."""
@@ -257,7 +254,7 @@ class WorkerContext:
         tier = canonical_effort(control.effort)
         if tier == "auto":
             tier = tier_by_length(codec.decode(ids))
-        policies = self._bind(control.make_policies())
+        policies: tuple[Policy, ...] = tuple(map(self._bind, control.make_policies()))
         controller = Controller(
             policies,
             codec,

@@ -112,7 +112,7 @@ class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]
     def forward(self, lm_head: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """See the class it replaces."""
         _kept[:] = [hidden_states]
-        # By name: a wrapper for LoRA calls this with itself, which is no instance of this class.
+        # By name: a wrapper for LoRA calls this with itself, which is not an instance of this class.
         logits: Tensor | None = LogitsProcessor.forward(self, lm_head, hidden_states, *args, **kwargs)
         return logits
 

@@ -55,6 +55,8 @@ TRUNCATED_ARMS: Mapping[str, str] = {
     "bound",
 }
 """Baselines made by truncating the baseline arm's thinking; every benchmark has these and `no-think`."""
+EQUAL = "equal:"
+"""Begins the names of baselines for each policy: the hard cut of a thinking budget that costs as much as the arm."""
 
 _SHOWN_IDS = 3
 _ROUNDING = 1e-6
@@ -78,6 +80,11 @@ class Arm:
     def on_helper(self) -> bool:
         """Whether the helper model answers alone."""
         return self.name == HELPER
+
+    @property
+    def controlled(self) -> bool:
+        """Whether policies follow the thinking."""
+        return self.options.preset != "off"
 
 
 def make_arm(
@@ -132,7 +139,7 @@ def load_own_arms(specs: Sequence[str], common: GenerationOptions) -> dict[str, 
     for spec in specs:
         policy = load_policy(spec)
         name = policy.name
-        if name in arms or name in (*ARMS, *TRUNCATED_ARMS, HELPER, TUNED) or "," in name:
+        if name in arms or name in (*ARMS, *TRUNCATED_ARMS, HELPER, TUNED) or "," in name or name.startswith(EQUAL):
             raise OptionError(
                 f"policy {spec!r} has the name {name!r}, which is another arm's or holds a comma; rename it",
                 code="invalid_policy",

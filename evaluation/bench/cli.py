@@ -32,7 +32,7 @@ from ..tasks.toy_problems import SPLITS
 from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, as_text
 from .costs import CostModel, load_cost_model
-from .counterfactual import TOTAL_WORK, WORK
+from .counterfactual import TOTAL_WORK, TRUNCATION_WORK, WORK
 from .result import BenchPlan, environment, measure
 
 _LONGEST = 20
@@ -206,7 +206,8 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
 @contextmanager
 def _progress(plan: BenchPlan) -> Iterator[Any]:
     """Show progress in units of one generation."""
-    per_question = len(plan.arms) + TOTAL_WORK * plan.baselines
+    cuts = TOTAL_WORK + TRUNCATION_WORK * sum(arm.controlled for arm in plan.arms)
+    per_question = len(plan.arms) + cuts * plan.baselines
     work = {**WORK, **{arm.name: 1.0 for arm in plan.arms}}
     curve = min(WORK.values())
     with cli.show_progress(len(plan.questions) * plan.rollouts * per_question) as advance:

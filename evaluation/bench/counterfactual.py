@@ -21,7 +21,7 @@ from ...controller.types import Completion, SamplingParams
 from ..runner import batch_seed
 from ..tasks.questions import Question
 from . import truncation
-from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm, Bench, run_batch
+from .arms import CONFIDENCE, EQUAL, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm, Bench, run_batch
 from .records import ArmRecords, BenchRow, to_row
 from .truncation import Recording, TrialPoint, Truncation, TruncationBaseline
 
@@ -36,12 +36,13 @@ TRIALS = "trial answers"
 """The description that `advance` gets while trial answers are sampled."""
 _TOLERANCE = 0.02
 """Relative distance from the target cost above which an arm's setting says so."""
-_TRIAL_WORK, _TRUNCATION_WORK = 0.3, 0.1
+_TRIAL_WORK, TRUNCATION_WORK = 0.3, 0.1
 """Time of one generation's trial answers, and of truncating it once, relative to the generation itself."""
 
-WORK = {TRIALS: _TRIAL_WORK, **dict.fromkeys(TRUNCATED_ARMS, _TRUNCATION_WORK)}
+WORK = {TRIALS: _TRIAL_WORK, **dict.fromkeys(TRUNCATED_ARMS, TRUNCATION_WORK)}
 """Work of each step for one generation; that of a budget of the curve is the same as that of a truncated arm."""
-TOTAL_WORK = _TRIAL_WORK + _TRUNCATION_WORK * (len(TRUNCATED_ARMS) + CURVE)
+TOTAL_WORK = _TRIAL_WORK + TRUNCATION_WORK * (len(TRUNCATED_ARMS) + CURVE)
+"""Without the hard budgets, of which there is one for each policy."""
 
 Choice = Callable[[Recording, int], tuple[Truncation | None, int]]
 """Called as `choose(recording, rollout)`; returns the truncation (None: not at all) and tokens paid for trials."""
@@ -98,6 +99,18 @@ class Counterfactual:
         matched = [self._note_mismatch(self._truncate(*arm), target) for arm in searched]
         return [*matched, self._truncate(ORACLE, self._at_first_correct, "", GREEDY)]
 
+    def equal_budgets(self, arms: Sequence[ArmRecords]) -> list[ArmRecords]:
+        """A hard budget for each of these arms, which costs as near to the arm on average as possible."""
+        longest = max(recording.thinking for recording in self.recordings)
+        found = []
+        for arm in arms:
+            target = arm.mean("total")
+            budget = round(self._match(lambda b: self._at_hard_budget(round(b)), target, 1, longest))
+            setting = f"at exactly {budget} thinking tokens"
+            records = self._truncate(f"{EQUAL}{arm.arm}", self._at_hard_budget(budget), setting)
+            found.append(self._note_mismatch(records, target))
+        return found
+
     def curve(self) -> list[tuple[int, ArmRecords]]:
         """Fixed budgets, from small to large."""
         budgets = truncation.curve_budgets(self.recordings, CURVE)
@@ -107,6 +120,9 @@ class Counterfactual:
 
     def _at_budget(self, budget: int) -> Choice:
         return lambda recording, _: (self._truncator.truncate_to_budget(recording, budget), 0)
+
+    def _at_hard_budget(self, budget: int) -> Choice:
+        return lambda recording, _: (self._truncator.truncate_hard(recording, budget), 0)
 
     def _at_random(self, probability: float) -> Choice:
         return lambda recording, rollout: (
@@ -143,7 +159,7 @@ class Counterfactual:
         difference = records.mean("total") / target - 1
         if abs(difference) <= _TOLERANCE:
             return records
-        return replace(records, setting=f"{records.setting}; {difference:+.0%} tokens against the judged arm")
+        return replace(records, setting=f"{records.setting}; {difference:+.0%} tokens against its target")
 
     # -- pieces of work ----------------------------------------------------------------------------------------------
 

@@ -102,7 +102,8 @@ def measure(plan: BenchPlan, bench: Bench, costs: CostModel) -> tuple[dict[str, 
     if not plan.baselines or not any(row.thinking for row in records[0].rows):
         return assemble(plan, records, [], [], costs), records
     counterfactual = Counterfactual(bench, plan.arms[0])
-    records += counterfactual.baselines(records[1].mean("total"))
+    controlled = [one for one, arm in zip(records, plan.arms, strict=True) if arm.controlled]
+    records += [*counterfactual.equal_budgets(controlled), *counterfactual.baselines(records[1].mean("total"))]
     return assemble(plan, records, counterfactual.curve(), counterfactual.recordings, costs), records
 
 
@@ -137,7 +138,7 @@ def _areas(
     curve: Sequence[tuple[int, ArmRecords]], records: Sequence[ArmRecords], arms: Sequence[Arm]
 ) -> dict[str, float] | None:
     """Accuracy over log tokens, for fixed budgets and for the controlled arms, over their common range."""
-    controlled = {arm.name for arm in arms if arm.options.preset != "off"} | {records[0].arm}
+    controlled = {arm.name for arm in arms if arm.controlled} | {records[0].arm}
     fixed = [(one.mean("total"), float(one.means("right").mean())) for _, one in curve]
     ours = [(arm.mean("total"), float(arm.means("right").mean())) for arm in records if arm.arm in controlled]
     if len(fixed) < 2 or len(ours) < 2:

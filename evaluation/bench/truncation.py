@@ -2,7 +2,7 @@
 
 The decision is made by a controller that watches the recording, so a cut is where a live policy could have made it, and
 never inside mathematics or code. A budget closes the thinking with the budget-forcing sentence, the other rules with
-the marker alone.
+the marker alone. Only a hard budget cuts wherever it is reached, as servers do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from ...controller.budgets import Budget
 from ...controller.controller import Controller, ControllerState
 from ...controller.policies.base import Close, Policy, PolicyView, Wait, Watching
 from ...controller.policies.exits import BudgetForcing
-from ...controller.text.markers import Markers
+from ...controller.text.markers import Markers, closing_text
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
+
+HARD_CLOSING = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
+)
+"""The words with which Qwen's thinking budget ends a thinking (Qwen3 report, 4.3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,17 @@ class TruncationBaseline:
         full = recording.budget
         tight = Budget(full.tier, min(budget, full.thinking), full.reserve)
         return self._watch(recording, BudgetForcing(), tight)
+
+    def truncate_hard(self, recording: Recording, budget: int) -> Truncation | None:
+        """Truncate at a budget to the token, as the thinking budgets of vLLM and Qwen do; the closing is not counted.
+
+        None if the thinking, with its marker, has no more tokens.
+        """
+        budget = min(budget, recording.budget.thinking)
+        if recording.thinking <= budget + 1:
+            return None
+        closing = self.codec.encode(closing_text(self.markers, HARD_CLOSING, "\n\n"))
+        return Truncation((*recording.ids[:budget], *closing), len(closing))
 
     def _watch(self, recording: Recording, policy: Policy, budget: Budget) -> Truncation | None:
         controller = Controller([policy], self.codec, self.markers, budget, opened=recording.opened)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ...controller.budgets import UNLIMITED, Budget
+from ...controller.text.tokenizer_adapter import get_adapter
 from ...errors import OptionError
 from ...io import write
 from .. import cli_utils as cli
 from ..tasks.equality import AnswerChecker
+from .baselines import EQUAL_BUDGET, FIRST_CORRECT, cut_at_equal_tokens, stop_at_first_correct
 from .formats import Fields
 from .logs import RecordedSet, load_set
 from .page import check_page, replay_page
@@ -24,6 +26,7 @@ from .tables import show
 from .tokenizer import load_tokenizer
 
 ABOVE_MARGIN = 1
+POLICY = "policy"
 
 
 def replay(
@@ -51,8 +54,11 @@ def replay(
     ] = None,
     reader: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="A small model that reads the answer off the thinking at a stop."),
+        typer.Option(metavar="MODEL", help="A small model that says the answer at a stop, and answers trials."),
     ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Compare with a budget at equal tokens, and with the first right answer.")
+    ] = True,
     question_field: Annotated[str | None, typer.Option(help="Field of the question.")] = None,
     thinking_field: Annotated[str | None, typer.Option(help="Field of the thinking.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="Field of the model's answer.")] = None,
@@ -66,20 +72,21 @@ def replay(
     """
     if page is not None:
         check_page(page)
-    arms = make_replay_arms(preset or ([] if policy else ["balanced"]), policy or ())
+    arms = make_replay_arms(preset or ([] if policy else ["balanced"]), policy or (), trials=reader is not None)
     budget = Budget("normal", thinking_budget or UNLIMITED)
     fields = _make_fields(question=question_field, thinking=thinking_field, answer=answer_field, gold=gold_field)
     codec = load_tokenizer(tokenizer)
     sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
     loaded = None if reader is None else _load_reader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
-        found = [
-            replay_rows(one.rows, arms, codec, budget, checker, lambda: advance("replaying", 1), loaded) for one in sets
-        ]
+        found = []
+        for one in sets:
+            outcomes = replay_rows(one.rows, arms, codec, budget, checker, lambda: advance("replaying", 1), loaded)
+            found.append(_compare(outcomes, codec, loaded, checker) if baselines else [{POLICY: o} for o in outcomes])
     results = [_summarize_arm(arm, sets, [rows[i] for rows in found], reader) for i, arm in enumerate(arms)]
     if page is not None:
         rows = [
-            (f"{one.name}, {arm.name}", part[i])
+            (f"{one.name}, {arm.name}", part[i][POLICY])
             for one, part in zip(sets, found, strict=True)
             for i, arm in enumerate(arms)
         ]
@@ -87,7 +94,7 @@ def replay(
     if as_json:
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"presets": results}, indent=2))
     else:
-        skipped = [sum(one.skipped for part in found for one in part[i]) for i in range(len(arms))]
+        skipped = [sum(one.skipped for part in found for one in part[i][POLICY]) for i in range(len(arms))]
         show(results, margin, skipped, sum(row.gold is None for one in sets for row in one.rows), tokenizer is None)
     if margin is not None and any(one["lost_upper"] > margin for result in results for one in result["sets"]):
         raise typer.Exit(ABOVE_MARGIN)
@@ -111,12 +118,39 @@ def _load_reader(model: str) -> Reader:
     return ModelReader(model)
 
 
+def _compare(
+    outcomes: Sequence[Sequence[ReplayedRow]], tokenizer: Any, reader: Reader | None, checker: AnswerChecker
+) -> list[dict[str, Sequence[ReplayedRow]]]:
+    """The rows of each arm on one set with those of its baselines, by name."""
+    codec = get_adapter(tokenizer)
+    first = stop_at_first_correct(outcomes[0], codec, checker)
+    return [
+        {POLICY: rows, EQUAL_BUDGET: cut_at_equal_tokens(rows, codec, reader, checker), FIRST_CORRECT: first}
+        for rows in outcomes
+    ]
+
+
 def _summarize_arm(
-    arm: ReplayArm, sets: Sequence[RecordedSet], found: Sequence[Sequence[ReplayedRow]], reader: str | None
+    arm: ReplayArm,
+    sets: Sequence[RecordedSet],
+    found: Sequence[Mapping[str, Sequence[ReplayedRow]]],
+    reader: str | None,
 ) -> dict[str, Any]:
-    """The figures of an arm on each set, and on all of them where there are several."""
-    figures = [summarize(one.name, rows, one.left_out) for one, rows in zip(sets, found, strict=True)]
-    result: dict[str, Any] = {"sets": figures, "preset": arm.name, "reader": reader}
+    """The figures of an arm and of its baselines."""
+    parts = {name: _summarize(sets, [rows[name] for rows in found]) for name in found[0]}
+    result = {**parts.pop(POLICY), "preset": arm.name, "reader": reader}
+    if parts:
+        result["baselines"] = parts
+        for one, rows in zip(parts[EQUAL_BUDGET]["sets"], found, strict=True):
+            one["budget"] = next((row.stop.tokens for row in rows[EQUAL_BUDGET] if row.stop is not None), None)
+    return result
+
+
+def _summarize(sets: Sequence[RecordedSet], found: Sequence[Sequence[ReplayedRow]]) -> dict[str, Any]:
+    """The figures on each set, and on all of them where there are several."""
+    result: dict[str, Any] = {
+        "sets": [summarize(one.name, rows, one.left_out) for one, rows in zip(sets, found, strict=True)]
+    }
     if len(sets) > 1:
         left_out = sum((one.left_out for one in sets), Counter[str]())
         result["all"] = summarize("all", [row for rows in found for row in rows], left_out)

@@ -21,7 +21,7 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
     """The figures of one set. All are shares of its rows, except:
 
     `lost` is the share of the rows right in full that are wrong under control, `repaired` that of the wrong ones that
-    are right, and `thinking_saved` that of the tokens.
+    are right, `thinking_saved` that of the tokens, and `trial_tokens` those of trials over all thinking tokens.
     """
     right = [one for one in found if one.right_full]
     lost = sum(not one.right_controlled for one in right)
@@ -41,6 +41,7 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
         "repaired": _share(repaired, len(found) - len(right)),
         "thinking_saved": saved.estimate,
         "thinking_saved_ci": [saved.low, saved.high],
+        "trial_tokens": sum(one.trial_tokens for one in found) / sum(one.tokens for one in found),
         "control_us_per_token": 1e6 * sum(one.seconds for one in found) / sum(one.used for one in found),
         "stops": stops,
         "stopped_at": median(at) if (at := [one.used / one.tokens for one in found if one.stop]) else None,

@@ -1,7 +1,7 @@
 """Replaying recorded thinking through policies: where each would have stopped, and whether the answer was right there.
 
-The answer at a stop is what the thinking stated last, or what a reader makes of the thinking so far. Without a gold
-answer the recorded one counts as right.
+The answer at a stop is what the thinking stated last, or what a reader makes of the thinking so far, which also answers
+trials. Without a gold answer the recorded one counts as right.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any, Protocol
 
 from ...controller.budgets import Budget
 from ...controller.policies import make_policies, resolve_policy
-from ...controller.policies.base import Policy
+from ...controller.policies.base import Policy, Trial, TrialAnswer
+from ...controller.registry import find_entry_points
 from ...controller.replay import bind_for_replay, replay
 from ...controller.text.answers import extract_answer, extract_stated_answer
 from ...controller.text.markers import Markers
+from ...controller.text.sentences import read_question
 from ...controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ...controller.trace import Decision
+from ...errors import CapabilityError
 from ..tasks.equality import AnswerChecker
 from .formats import RecordedOutput
 
@@ -67,8 +70,9 @@ class ReplayedRow:
     row: RecordedOutput
     tokens: int
     stop: Stop | None
-    seconds: float  # of the processor, for the controller alone
-    skipped: int  # injections and delegations up to there, whose effect on the text a replay cannot know
+    seconds: float = 0.0  # of the processor, for the controller alone
+    skipped: int = 0  # injections and delegations up to there, whose effect on the text a replay cannot know
+    trial_tokens: int = 0  # that were read and written for trial answers
     right_full: bool = False
     right_controlled: bool = False
 
@@ -79,7 +83,7 @@ class ReplayedRow:
 
 
 class Reader(Protocol):
-    """Says what the answer is after the thinking so far."""
+    """Says what the answer is after the thinking so far, and answers trials."""
 
     name: str
 
@@ -87,15 +91,27 @@ class Reader(Protocol):
         """The answer to each (question, thinking so far), in order; "" for none."""
         ...
 
+    def answer_trial(self, question: str, thinking: str, asked: Trial) -> TrialAnswer:
+        """The reply to a trial after the thinking so far."""
+        ...
 
-def make_replay_arms(presets: Sequence[str], policies: Sequence[str]) -> list[ReplayArm]:
-    """An arm for each preset and for each policy.
+
+def make_replay_arms(presets: Sequence[str], policies: Sequence[str], trials: bool = False) -> list[ReplayArm]:
+    """An arm for each preset and for each policy; `trials` says whether a reader answers trials.
 
     Raises OptionError for an unknown one, and CapabilityError or ProbeError for one that needs the model.
     """
+    modifiers = find_entry_points("tersely.forward_modifiers")
+    for name in (*presets, *policies):
+        if name in modifiers:
+            raise CapabilityError(
+                f"{name!r} changes what the model writes, which a recording cannot show; compare it by `tersely bench "
+                f"MODEL --arms full,{name}`",
+                code="cannot_replay",
+            )
     arms = [ReplayArm(name, make_policies(name)) for name in presets]
     arms += [ReplayArm(spec, (resolve_policy(spec),)) for spec in policies]
-    return [ReplayArm(arm.name, bind_for_replay(arm.policies)) for arm in arms]
+    return [ReplayArm(arm.name, bind_for_replay(arm.policies, trials)) for arm in arms]
 
 
 def replay_rows(
@@ -113,30 +129,59 @@ def replay_rows(
     for row in rows:
         ids = codec.encode(row.thinking)
         for arm, found in zip(arms, outcomes, strict=True):
-            start = time.thread_time()
-            decisions = replay(ids, arm.policies, tokenizer, MARKERS, budget, prompt=row.question, until_close=True)
-            seconds = time.thread_time() - start
-            skipped = sum(decision.action in ("inject", "delegate") for decision in decisions)
-            found.append(ReplayedRow(row, len(ids), _find_stop(row, ids, decisions, codec), seconds, skipped))
+            found.append(_replay_row(row, ids, arm, tokenizer, budget, reader))
             advance()
-    return [_grade(_ask(found, reader), checker) for found in outcomes]
+    return [grade(ask_reader(found, reader), checker) for found in outcomes]
 
 
-def _find_stop(
-    row: RecordedOutput, ids: Sequence[int], decisions: Sequence[Decision], codec: TokenizerAdapter
-) -> Stop | None:
-    """The stop, unless nothing but white space would have followed."""
-    if not decisions or decisions[-1].action != "close":
-        return None
-    tokens = decisions[-1].position
+class _Trials:
+    """Has a reader answer the trials of one row; counts their tokens, and seconds of the processor."""
+
+    def __init__(self, reader: Reader, question: str) -> None:
+        self.reader, self.question = reader, question
+        self.tokens, self.seconds = 0, 0.0
+
+    def answer(self, thinking: str, asked: Trial) -> TrialAnswer:
+        start = time.thread_time()
+        reply = self.reader.answer_trial(self.question, thinking, asked)
+        self.tokens += reply.tokens
+        self.seconds += time.thread_time() - start
+        return reply
+
+
+def _replay_row(
+    row: RecordedOutput, ids: Sequence[int], arm: ReplayArm, tokenizer: Any, budget: Budget, reader: Reader | None
+) -> ReplayedRow:
+    trials = None if reader is None else _Trials(reader, row.question)
+    start = time.thread_time()
+    decisions = replay(
+        ids,
+        arm.policies,
+        tokenizer,
+        MARKERS,
+        budget,
+        prompt=row.question,
+        until_close=True,
+        answer_trial=None if trials is None else trials.answer,
+    )
+    seconds = time.thread_time() - start - (0.0 if trials is None else trials.seconds)
+    skipped = sum(decision.action in ("inject", "delegate") for decision in decisions)
+    closed = bool(decisions) and decisions[-1].action == "close"
+    stop = find_stop(row, ids, decisions[-1], get_adapter(tokenizer)) if closed else None
+    return ReplayedRow(row, len(ids), stop, seconds, skipped, 0 if trials is None else trials.tokens)
+
+
+def find_stop(row: RecordedOutput, ids: Sequence[int], close: Decision, codec: TokenizerAdapter) -> Stop | None:
+    """The stop where thinking with these ids is closed, unless nothing but white space would have followed."""
+    tokens = close.position
     if not codec.decode(ids[tokens:]).strip():
         return None
     thinking = codec.decode(ids[:tokens])
     stated = extract_stated_answer(thinking, row.question) or ""
-    return Stop(decisions[-1], tokens, thinking, stated, answer=stated)
+    return Stop(close, tokens, thinking, stated, answer=stated)
 
 
-def _ask(found: Sequence[ReplayedRow], reader: Reader | None) -> Sequence[ReplayedRow]:
+def ask_reader(found: Sequence[ReplayedRow], reader: Reader | None) -> Sequence[ReplayedRow]:
     """The outcomes with the reader's answers in place of those that were stated."""
     stops = [(one.row, one.stop) for one in found if one.stop is not None]
     if reader is None or not stops:
@@ -145,12 +190,27 @@ def _ask(found: Sequence[ReplayedRow], reader: Reader | None) -> Sequence[Replay
     return [replace(one, stop=one.stop and replace(one.stop, answer=next(answers))) for one in found]
 
 
-def _grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[ReplayedRow]:
+def find_right_answer(row: RecordedOutput) -> str:
+    """The gold answer, or the recorded one where there is none."""
+    return extract_answer(row.answer, row.question) if row.gold is None else row.gold.rpartition("####")[2].strip()
+
+
+def is_right(row: RecordedOutput, answer: str, checker: AnswerChecker) -> bool:
+    """Whether an answer is the right one; a choice may be given by its label or by its text."""
+    gold = find_right_answer(row)
+    if checker.check(gold, answer).equal:
+        return True
+    asked = read_question(row.question)
+    label = asked.resolve(gold)
+    return label in asked.options and label == asked.resolve(answer)
+
+
+def grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[ReplayedRow]:
+    """The outcomes with what was right, as recorded and at the stop."""
     graded = []
     for one in found:
-        recorded = extract_answer(one.row.answer, one.row.question)
-        gold = recorded if one.row.gold is None else one.row.gold.rpartition("####")[2].strip()
-        full = one.row.gold is None or checker.check(gold, recorded).equal
-        stopped = full if one.stop is None else checker.check(gold, one.stop.answer).equal
+        row = one.row
+        full = row.gold is None or is_right(row, extract_answer(row.answer, row.question), checker)
+        stopped = full if one.stop is None else is_right(row, one.stop.answer, checker)
         graded.append(replace(one, right_full=full, right_controlled=stopped))
     return graded

@@ -11,7 +11,7 @@ from rich.table import Table
 
 _WIDE = 200
 """Columns where no terminal says how many there are; set names are file names."""
-_COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "us/token")
+_COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
 _STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
 _READ = "of the reader {} counts there"
 
@@ -57,14 +57,21 @@ def _make_table(result: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(_COLUMNS):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for one in _list_figures(result):
-        shares = [_percent(one[name]) for name in ("right_full", "right_controlled")]
-        lost = f"{_percent(one['lost'])} ({_percent(one['lost_upper'])})"
-        low, high = map(_percent, one["thinking_saved_ci"])
-        saved = f"{_percent(one['thinking_saved'])} [{low},{high}]"
-        cost = f"{one['control_us_per_token']:.1f}"
-        table.add_row(one["name"], str(one["n"]), *shares, lost, _percent(one["repaired"]), saved, cost)
+    baselines = [(name, _list_figures(figures)) for name, figures in result.get("baselines", {}).items()]
+    for i, one in enumerate(_list_figures(result)):
+        costs = [_percent(one["trial_tokens"]), f"{one['control_us_per_token']:.1f}"]
+        table.add_row(one["name"], str(one["n"]), *_list_outcomes(one), *costs)
+        for name, figures in baselines:
+            budget = figures[i].get("budget")
+            table.add_row(f"  {name}{'' if budget is None else f' {budget}'}", "", *_list_outcomes(figures[i]))
     return table
+
+
+def _list_outcomes(one: Mapping[str, Any]) -> list[str]:
+    shares = [_percent(one[name]) for name in ("right_full", "right_controlled")]
+    lost = f"{_percent(one['lost'])} ({_percent(one['lost_upper'])})"
+    low, high = map(_percent, one["thinking_saved_ci"])
+    return [*shares, lost, _percent(one["repaired"]), f"{_percent(one['thinking_saved'])} [{low},{high}]"]
 
 
 def _list_figures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ...controller.options import MAX_OUTPUT_TOKENS
 from ...io import write
 from ..cli_utils import make_folder
 from ..html_page import make_environment, render_page
@@ -75,7 +76,7 @@ def list_facts(result: BenchmarkResult) -> list[tuple[str, str]]:
             for name, split in result.splits.items()
         ),
         ("Seed", f"{result.seed}, {formatting.pluralize(result.rollouts, 'rollout')} per question"),
-        ("Effort", f"{result.effort}, at most {result.max_new_tokens:,} new tokens"),
+        ("Effort", f"{result.effort}, at most {result.max_new_tokens or MAX_OUTPUT_TOKENS:,} new tokens"),
         ("Margin", f"{formatting.format_points(result.margin)} of accuracy"),
         ("Engine", result.engine),
         ("Machine", result.machine),

@@ -158,7 +158,7 @@ class BenchmarkResult(ResultModel):
     seed: int
     rollouts: Annotated[int, Field(ge=1)]
     effort: str
-    max_new_tokens: Count
+    max_new_tokens: Count | None
     weights: dict[str, float] = Field(default_factory=dict)
     baseline: str
     judged: str

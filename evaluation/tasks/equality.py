@@ -7,15 +7,15 @@ make it compute forever (its issue 65) and its own timeouts only work in a main 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import OptionError
-from .questions import Question
-from .sandbox import CallError, Closing, CrashError, DeadlineError, SandboxProcess
+from .questions import GYM_DRAW_SECONDS, Drawn, Question, TaskError
+from .sandbox import CallError, Closing, CrashError, DeadlineError, SandboxError, SandboxProcess
 
 DEADLINE = 5.0
 """Seconds for one comparison; math-verify usually needs a few hundredths."""
@@ -73,25 +73,27 @@ class AnswerChecker(Closing):
         self.deadline = deadline
         self.method: Method = "math-verify" if find_spec("math_verify") else "exact"
         self._sandboxes = {library: SandboxProcess(library) for library in ("math_verify", "reasoning_gym")}
-        self._cache: dict[tuple[str, ...], Equality] = {}
+        self._cache: dict[tuple[Hashable, ...], Equality] = {}
 
     def check(self, gold: str, answer: str) -> Equality:
         r"""Compare an answer with the gold one; not symmetric: `(2,\infty)` is fine for `x > 2`, not the reverse."""
         return self._cached((gold, answer), self._compare)
 
     def grade(self, question: Question, answer: str) -> Equality:
-        """Grade an answer (or its boxed part) to a question, by the question's own scorer if it has one."""
+        """Grade an answer (or its boxed part) to a question, by the question's own scorer if it has one.
+
+        Raises TaskError for a question of reasoning-gym that cannot be drawn again.
+        """
         if question.drawn is None:
             return self.check(question.answer, answer)
-        key = (question.drawn.name, question.drawn.entry, extract_boxed(answer) or answer)
-        return self._cached(key, self._score)
+        return self._cached((question.drawn, extract_boxed(answer) or answer), self._score)
 
     def close(self) -> None:
         """End the sandbox processes; cached outcomes stay."""
         for sandbox in self._sandboxes.values():
             sandbox.close()
 
-    def _cached(self, key: tuple[str, ...], compute: Callable[..., Equality]) -> Equality:
+    def _cached(self, key: tuple[Hashable, ...], compute: Callable[..., Equality]) -> Equality:
         if key not in self._cache:
             self._cache[key] = compute(*key)
         return self._cache[key]
@@ -108,16 +110,21 @@ class AnswerChecker(Closing):
         rewritten = (_substitute(text, _REWRITES) for text in (gold, answer))
         return Equality(self._call("math_verify", "compare", *rewritten), "math-verify")
 
-    def _score(self, name: str, entry: str, answer: str) -> Equality:
+    def _score(self, drawn: Drawn, answer: str) -> Equality:
         if len(answer) > LONGEST or not answer.strip():
             return Equality("unparsable", "score_answer")
+        try:
+            self._sandboxes["reasoning_gym"].call("prepare", drawn.name, drawn.seed, seconds=GYM_DRAW_SECONDS)
+        except SandboxError as error:
+            raise TaskError(f"{drawn} cannot be drawn again: {error}; use the release that drew it") from None
         wrapped = _WRAPPED.fullmatch(answer.strip())
-        score = self._call("reasoning_gym", "score", name, entry, wrapped[1] if wrapped else answer)
+        text = wrapped[1] if wrapped else answer
+        score = self._call("reasoning_gym", "score", drawn.name, drawn.seed, drawn.index, text)
         if isinstance(score, float):
             score = "equal" if score >= PASS_SCORE else "different"
         return Equality(score, "score_answer")
 
-    def _call(self, library: str, *request: str) -> Any:
+    def _call(self, library: str, *request: Any) -> Any:
         """Call the sandbox; a failed call becomes an outcome."""
         try:
             return self._sandboxes[library].call(*request, seconds=self.deadline)

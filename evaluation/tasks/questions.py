@@ -1,7 +1,7 @@
 """Questions of a benchmark: the embedded family `tiny`, reasoning-gym by name, or JSONL files of your own.
 
 Questions of reasoning-gym are generated in disjoint splits and scored by its own rules. The package runs in a sandbox
-process only: it is slow to import, some generators search for long, and some scorers evaluate the answers they get.
+process only: it is slow to import, some generators search for long, and some scorers would evaluate what they get.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from ...errors import TerselyError, unknown
 from ...probes.fingerprint import question_hash
 from ...validation import parse_json, read_text
 from .sandbox import SandboxError, SandboxProcess
+from .sandbox_main import BATCH
 from .toy_problems import SPLITS, stream
 
 TINY = "tiny"
@@ -32,11 +33,9 @@ GYM = "gym:"
 DEFAULT_LIMIT = 200
 _FORM = '{"id": ..., "problem": ..., "answer": ...} with an optional whole number "level"'
 
-_GYM_BATCH = 50
-"""Problems drawn from one seed."""
 _GYM_PATIENCE = 4
 """Batches in a row without a new problem after which a generator counts as exhausted."""
-_GYM_NAMES_SECONDS, _GYM_DRAW_SECONDS = 10.0, 180.0
+_GYM_NAMES_SECONDS, GYM_DRAW_SECONDS = 10.0, 180.0
 """Time limits for the list of names, and for one batch of the slowest generators."""
 
 
@@ -48,10 +47,19 @@ class TaskError(TerselyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A question's reasoning-gym task, and its entry as packed by `sandbox_main`; scores are computed from it."""
+    """Where a question of reasoning-gym comes from, to draw it again for scoring; raises TaskError for wrong types."""
 
     name: str
-    entry: str = field(repr=False)
+    seed: int
+    index: int  # within the batch of the seed
+
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (self.seed, self.index))
+        if not (isinstance(self.name, str) and numbers and self.index < BATCH):
+            accepted = f"a task's name, a seed, and an index below {BATCH}"
+            raise TaskError(
+                f"{self.name!r:.50}, {self.seed!r:.50}, {self.index!r:.50} is no problem; accepted: {accepted}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +185,9 @@ def _draw_from_gym(name: str, split: str, limit: int, seed: int) -> list[Questio
             names = sandbox.call("names", seconds=_GYM_NAMES_SECONDS)
             if name not in names:
                 raise unknown("task of reasoning-gym", name, names)
-            for text, answer, level, entry in islice(_stream_gym(sandbox, name, split, seed), limit):
+            for text, answer, level, drawn in islice(_stream_gym(sandbox, name, split, seed), limit):
                 question_id = f"{GYM}{name}-{split}-{seed}-{len(questions)}"
-                questions.append(Question(question_id, text, answer, level, name, Drawn(name, entry), GYM + name))
+                questions.append(Question(question_id, text, answer, level, name, drawn, GYM + name))
     except SandboxError as error:
         raise TaskError(f"{GYM}{name} cannot be generated: {error}; choose another task or seed") from None
     if not questions:
@@ -189,19 +197,19 @@ def _draw_from_gym(name: str, split: str, limit: int, seed: int) -> list[Questio
 
 def _stream_gym(
     sandbox: SandboxProcess, name: str, split: str, seed: int
-) -> Iterator[tuple[str, str, int | None, str]]:
+) -> Iterator[tuple[str, str, int | None, Drawn]]:
     """Distinct problems of one split; the hash of a problem's text decides its split, whatever the seed."""
     seen: set[str] = set()
     batch = stale = 0
     while stale < _GYM_PATIENCE:
         start = int.from_bytes(_sha256(f"tersely:{name}:{split}:{seed}:{batch}")[:4]) % 2**31
         stale += 1
-        for problem in sandbox.call("draw", name, start, _GYM_BATCH, seconds=_GYM_DRAW_SECONDS):
-            text = problem[0]
+        problems = sandbox.call("draw", name, start, seconds=GYM_DRAW_SECONDS)
+        for index, (text, answer, level) in enumerate(problems):
             if SPLITS[_sha256(text)[0] % len(SPLITS)] == split and text not in seen:
                 seen.add(text)
                 stale = 0
-                yield problem
+                yield text, answer, level, Drawn(name, start, index)
         batch += 1
 
 

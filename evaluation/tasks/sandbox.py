@@ -17,6 +17,9 @@ from ...errors import TerselyError
 _START_SECONDS = 180.0
 """Time to import a library; generous, because imports never hang, but the machine may be busy."""
 _END_SECONDS = 10.0
+_KEPT_ENVIRONMENT = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT")
+"""What an interpreter needs to find its libraries; the process forgets these too, once they are imported."""
+_ENVIRONMENT = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
 
 
 class SandboxError(TerselyError, RuntimeError):
@@ -88,8 +91,7 @@ class SandboxProcess(Closing):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ
-            | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"},
+            env={name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ} | _ENVIRONMENT,
         )
         try:
             self._exchange(b"", _START_SECONDS)

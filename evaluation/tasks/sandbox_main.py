@@ -2,37 +2,34 @@
 
 It runs as a script, so that it starts without importing any of our modules. It reads one JSON request per line,
 `[function, seconds, *arguments]`, and writes one JSON reply per line, `[value, error]`. It trusts no text that it
-gets: some scorers of reasoning-gym evaluate an answer as Python.
+gets: scorers of reasoning-gym evaluate answers as Python, which `confinement` prevents.
 """
 
 from __future__ import annotations
 
-import base64
+import copy
 import json
 import math
 import os
-import pickle
 import random
+import runpy
 import signal
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-_MEMORY = 2 * 2**30
-"""Bytes of memory that one request may use in addition to the libraries."""
 _PLACES = 6
 """Decimal places, or significant digits of small numbers, that are compared if one side is a decimal fraction."""
 _EXCLUDED = {
     "codeio",  # runs code from the web to make its problems, and makes others each time
     "composite",  # needs settings
 }
-_HARMFUL_EVENTS = (
-    *("ctypes.", "os.chmod", "os.chown", "os.exec", "os.fork", "os.kill", "os.link", "os.mkdir", "os.posix_spawn"),
-    *("os.remove", "os.rename", "os.rmdir", "os.spawn", "os.startfile", "os.symlink", "os.system", "os.truncate"),
-    *("pty.", "shutil.", "socket.", "subprocess.", "webbrowser."),
-)
-_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+BATCH = 50
+"""Problems drawn from one seed."""
+_KEPT = 64
+"""Batches that are kept for scoring."""
 
 
 def compare(gold: str, answer: str) -> str:
@@ -62,21 +59,26 @@ def names() -> list[str]:
     return sorted(DATASETS.keys() - _EXCLUDED)
 
 
-def draw(name: str, seed: int, count: int) -> list[tuple[str, str, int | None, str]]:
-    """The first `count` problems of a seed: question, gold answer (may be empty), level, and packed entry for scoring.
-
-    They are generated in order by a new generator, because some generators keep state.
-    """
+@lru_cache(maxsize=_KEPT)
+def _entries(name: str, seed: int) -> list[dict[str, Any]]:
+    """A batch of a seed, generated in order by a new generator, because some generators keep state."""
     import reasoning_gym
 
     random.seed(seed)
-    dataset = reasoning_gym.create_dataset(name, seed=seed, size=count)
-    problems = []
-    for index in range(count):
-        entry = dataset[index]
-        packed = base64.b64encode(pickle.dumps(entry)).decode()
-        problems.append((str(entry["question"]), str(entry["answer"] or ""), level(entry["metadata"]), packed))
-    return problems
+    dataset = reasoning_gym.create_dataset(name, seed=seed, size=BATCH)
+    return [dataset[index] for index in range(BATCH)]
+
+
+def draw(name: str, seed: int) -> list[tuple[str, str, int | None]]:
+    """The problems of a seed: question, gold answer (may be empty), and level."""
+    return [
+        (str(entry["question"]), str(entry["answer"] or ""), level(entry["metadata"])) for entry in _entries(name, seed)
+    ]
+
+
+def prepare(name: str, seed: int) -> int:
+    """Draw the problems of a seed for `score`; returns how many there are."""
+    return len(_entries(name, seed))
 
 
 def level(metadata: dict[str, Any]) -> int | None:
@@ -94,34 +96,17 @@ def level(metadata: dict[str, Any]) -> int | None:
     return min(5, max(1, 1 + int(5 * sum(shares) / len(shares))))
 
 
-def score(name: str, packed: str, answer: str) -> float:
-    """The score that reasoning-gym's own `score_answer` gives an answer to an entry packed by `draw`."""
+def score(name: str, seed: int, index: int, answer: str) -> float:
+    """The score that reasoning-gym's own `score_answer` gives an answer to a problem of a seed."""
     from reasoning_gym import get_score_answer_fn
 
-    # Packed by this script in another sandbox process; it never leaves the machine.
-    return float(get_score_answer_fn(name)(answer, pickle.loads(base64.b64decode(packed))))
+    return float(get_score_answer_fn(name)(answer, copy.deepcopy(_entries(name, seed)[index])))
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"compare": compare, "names": names, "draw": draw, "score": score}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (compare, names, draw, prepare, score)
+}
 _WARM_UP: dict[str, Callable[[], object]] = {"math_verify": lambda: compare("1", "2"), "reasoning_gym": names}
-
-
-def _cap_memory() -> None:
-    """Limit memory where the system can, so that a power tower fails instead of filling the machine."""
-    try:
-        import resource
-
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    except (ImportError, OSError, ValueError):
-        return
-
-
-def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook that stops evaluated answers from writing files, starting processes and opening connections."""
-    writes = event == "open" and bool((arguments[2] or 0) & _WRITE_FLAGS)
-    if writes or event.startswith(_HARMFUL_EVENTS):
-        raise PermissionError(f"{event} is not allowed in the sandbox")
 
 
 def _answer(request: list[Any]) -> list[Any]:
@@ -145,12 +130,11 @@ def serve(library: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         _WARM_UP[library]()
+        runpy.run_path(str(Path(__file__).with_name("confinement.py")))["confine"]([library])
         ready: list[Any] = [True, None]
     except Exception as error:
         ready = [None, f"{type(error).__name__}: {error}"]
     print(json.dumps(ready), file=replies, flush=True)
-    _cap_memory()
-    sys.addaudithook(_refuse)
     for line in sys.stdin.buffer:
         print(json.dumps(_answer(json.loads(line))), file=replies, flush=True)
 

@@ -364,7 +364,13 @@ def test_the_command_runs_the_embedded_model(tmp_path: Path, capsys: pytest.Capt
     result = json.loads(capsys.readouterr().out)
     assert ended.value.exit_code == EXIT_CODES[result["verdict"]]
     assert set(result) >= {"tasks", "model", "splits", "margin", "arms", "verdict", "needed_n"}
-    assert {arm["name"] for arm in result["arms"]} == {"full", "balanced", "no-think", *TRUNCATED_ARMS}
+    assert {arm["name"] for arm in result["arms"]} == {
+        "full",
+        "balanced",
+        "no-think",
+        "equal:balanced",
+        *TRUNCATED_ARMS,
+    }
     assert all(set(arm) >= KEYS for arm in result["arms"])
     full, ours, none = result["arms"][:3]
     oracle = result["arms"][-1]

@@ -62,7 +62,7 @@ def hooks_of(model: PreTrainedModel) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
-def foretold(model: Any, prompt: tuple[int, ...], output: tuple[int, ...]) -> dict[int, State]:
+def expected_states(model: Any, prompt: tuple[int, ...], output: tuple[int, ...]) -> dict[int, State]:
     """By layer, the states [output, width] that the tokens of an output were sampled from."""
     with torch.no_grad():
         states = model(torch.tensor([[*prompt, *output]]), output_hidden_states=True).hidden_states
@@ -100,7 +100,7 @@ def test_states_are_those_of_a_forward_over_all(kind: str, temperature: float) -
     assert (sizes[-1] < sizes[0]) == (kind == "full"), "rows that have ended leave the batch where they can"
     checked = 0
     for prompt, watcher, one in zip(PROMPTS, watchers, done, strict=True):
-        truth = foretold(model, prompt, one.token_ids)
+        truth = expected_states(model, prompt, one.token_ids)
         for place, (token, (said, states)) in enumerate(zip(one.token_ids, watcher.kept, strict=False)):
             assert token == said
             assert (states is None) == one.forced[place]
@@ -116,7 +116,7 @@ def test_states_of_half_precision_are_handed_out_whole() -> None:
     model = random_model(dtype=torch.bfloat16)
     watcher = Noting()
     (done,) = engine_of(model).generate([Request(PROMPTS[0], 6, watcher, layers=LAYERS)], GREEDY)
-    truth = foretold(model, PROMPTS[0], done.token_ids)
+    truth = expected_states(model, PROMPTS[0], done.token_ids)
     for place, (_, states) in enumerate(watcher.kept):
         assert states is not None
         assert states[-1].dtype == np.float32
@@ -196,7 +196,7 @@ def test_layer_0_of_a_model_with_learned_positions_is_that_of_transformers() -> 
     ).eval()
     watcher = Noting()
     (done,) = engine_of(model).generate([Request((5, 6), 3, watcher, layers=LAYERS)], GREEDY)
-    truth = foretold(model, (5, 6), done.token_ids)
+    truth = expected_states(model, (5, 6), done.token_ids)
     states = watcher.kept[2][1]
     assert states is not None
     for layer in (1, -1, 0):

@@ -161,6 +161,7 @@ def test_wrong_servers_keys_models_and_tokenizers_are_refused(
         assert refused(OptionError, server.url, tokenizer=MODEL, api_key="sesame") == "ambiguous_model"
         assert refused(ModelError, server.url, "tiny", letters(), api_key="sesame") == "wrong_tokenizer"
         assert refused(ModelError, server.url, "tiny", api_key="sesame") == "missing_tokenizer"
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         for name in ("OPENAI_API_KEY", "TERSELY_API_KEY"):
             monkeypatch.setenv("OPENAI_API_KEY", "mellon")
             monkeypatch.setenv(name, "sesame")

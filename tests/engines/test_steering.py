@@ -84,7 +84,7 @@ def hooks_of(model: PreTrainedModel) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
-def foretold(model: Any, row: int) -> tuple[int, ...]:
+def expected_ids(model: Any, row: int) -> tuple[int, ...]:
     """A row's output, greedy, by a forward over all of it for each token; steered position by position."""
     prompt, span = PROMPTS[row], SPANS[row] or (0, 0)
     out: list[int] = []
@@ -118,7 +118,7 @@ def test_rows_are_steered_each_in_its_own_span(kind: str) -> None:
     done = engine.generate(requests(spells()), GREEDY)
     watch.remove()
     assert (rows[-1] < rows[0]) == (kind == "full"), "rows that have ended leave the batch where they can"
-    assert [d.token_ids for d in done] == [foretold(model, row) for row in range(len(PROMPTS))]
+    assert [d.token_ids for d in done] == [expected_ids(model, row) for row in range(len(PROMPTS))]
     plain = engine.generate(requests(spells(), steer=False), GREEDY)
     changed = [a.token_ids != b.token_ids for a, b in zip(done, plain, strict=True)]
     assert changed == [True, True, False, True, True]

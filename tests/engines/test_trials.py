@@ -17,6 +17,7 @@ from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, TrialAnswer, Wait, Watching
+from tersely.controller.policies.trying import Deer
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.tokenizer_adapter import get_adapter
@@ -96,6 +97,23 @@ def test_in_shadow_and_without_room_none_is_asked(engine: TransformersEngine, pl
     assert cut.token_ids == plain[0].token_ids
     asked = [reply is not None for _, reply in tight.heard[0]]
     assert asked == sorted(asked, reverse=True) and set(asked) == {True, False}
+
+
+def test_what_a_trial_was_asked_before_comes_back(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
+    for tried, untried in zip(ask(engine, Deer(threshold=1.0)), plain, strict=True):
+        assert tried.token_ids == untried.token_ids
+        asked = untried.thinking.count("Wait")
+        assert tried.usage.injected == tried.usage.discarded == asked > 0
+        assert tried.usage.trial > 8 * asked
+
+
+def test_thinking_that_is_closed_at_a_trial_ends_before_it(
+    engine: TransformersEngine, plain: list[GenerationResult]
+) -> None:
+    for closed, free in zip(ask(engine, Deer(threshold=0.0)), plain, strict=True):
+        assert closed.thinking.strip() == free.thinking[: free.thinking.index("Wait")].strip()
+        assert closed.answer.strip().startswith("The answer is")
+        assert closed.usage.total == len(closed.token_ids) + closed.usage.trial + 1
 
 
 def test_an_engine_that_cannot_crop_takes_no_trials(engine: TransformersEngine) -> None:

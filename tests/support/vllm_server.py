@@ -67,7 +67,9 @@ def free_port() -> int:
 
 def vllm_server(model: str, folder: Path, *flags: str) -> AbstractContextManager[VllmServer]:
     """`tersely serve --engine vllm`; folder takes its log."""
-    return _started(["tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME, *flags], folder)
+    return _started(
+        ["tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME, "--metrics", "open", *flags], folder
+    )
 
 
 def plain_vllm_server(model: str, folder: Path) -> AbstractContextManager[VllmServer]:

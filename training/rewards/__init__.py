@@ -21,7 +21,7 @@ from ...controller.text.markers import Markers
 from ...controller.text.reasoning_parser import split_text
 from ...errors import OptionError, did_you_mean, unknown
 from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
-from ...evaluation.tasks.questions import Drawn, Question
+from ...evaluation.tasks.questions import Drawn, Question, TaskError
 from ...evaluation.tasks.sandbox import Closing
 
 _NUMBER = TypeAdapter(FiniteFloat)
@@ -47,8 +47,8 @@ class Correctness(Reward, Closing):
     """1 for a right answer, 0 for a wrong or missing one, by the equality that the benchmarks use.
 
     Columns: `answer`, the gold answer, text or a number. Optional: `response`, the text after the thinking, if the
-    rollouts have split it off; `gym_entry`, name and entry of a reasoning-gym task; `solved`, a verdict of the
-    environment. With one of the last two, `answer` may be None.
+    rollouts have split it off; `gym_entry`, name, seed and index of a problem of reasoning-gym; `solved`, a verdict
+    of the environment. With one of the last two, `answer` may be None.
 
     A helper process is started when a comparison needs it; `close()` ends it.
     """
@@ -76,16 +76,22 @@ class Correctness(Reward, Closing):
             rewards.append(float(solved))
         return rewards
 
-    def is_right(self, gold: str, response: str, gym_entry: Sequence[str] | None = None) -> bool:
-        """Whether a response gives the gold answer, or solves a reasoning-gym entry."""
+    def is_right(self, gold: str, response: str, gym_entry: Mapping[str, Any] | None = None) -> bool:
+        """Whether a response gives the gold answer, or solves a problem of reasoning-gym; raises TaskError."""
         if not response:
             return False
-        question = Question("", "", gold, drawn=Drawn(*gym_entry) if gym_entry else None)
+        question = Question("", "", gold, drawn=_parse_gym_entry(gym_entry) if gym_entry else None)
         return self._checker.grade(question, response if gym_entry else extract_answer(response)).equal
 
     def close(self) -> None:
         """End the helper process, if there is one."""
         self._checker.close()
+
+
+def _parse_gym_entry(entry: Any) -> Drawn:
+    if not isinstance(entry, Mapping) or entry.keys() != {"name", "seed", "index"}:
+        raise TaskError("column 'gym_entry' is not understood; accepted: {'name': ..., 'seed': ..., 'index': ...}")
+    return Drawn(**entry)
 
 
 def get_text(completion: Any) -> str:

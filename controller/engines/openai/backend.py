@@ -23,7 +23,14 @@ class Chunk:
 
 
 class StreamError(Exception):
-    """A stream broke, or could not start, for a reason that may be temporary."""
+    """A stream broke, or could not start, for a reason that may be temporary.
+
+    `retry_after` is how many seconds the server wants to be left alone.
+    """
+
+    def __init__(self, message: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ServerLostError(ModelError):

@@ -12,11 +12,16 @@ from urllib.parse import urlsplit
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
 from .backend import StreamError
+from .events import EventDecoder, parse_event
 
 if TYPE_CHECKING:
     import httpx
 
 KEYS = ("TERSELY_API_KEY", "OPENAI_API_KEY")
+_OPENAI_HOST = "api.openai.com"
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
+_MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
 _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
 
@@ -37,8 +42,8 @@ class OpenAIClient:
     Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
 
     Args:
-        api_key: None takes it from the environment (`KEYS`).
-        timeout: seconds that the server may be silent.
+        api_key: None takes it from the environment, see `find_key`.
+        timeout: seconds that the server may be silent, or write nothing but comments.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
@@ -56,7 +61,12 @@ class OpenAIClient:
             ) from None
         self.url = base_url.strip().rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.timeout = timeout
-        self._key = api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        self._key = api_key or find_key(self.url)
+        if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL:
+            raise OptionError(
+                f"the API key would travel unencrypted to {parts.hostname}; use https://, or a tunnel to this machine",
+                code="insecure_key",
+            )
         self._httpx = httpx
         self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
 
@@ -72,18 +82,20 @@ class OpenAIClient:
             raise ModelError(
                 f"no server answers at {self.url} ({error}); start it, or check the URL", code="server_unreachable"
             ) from error
-        return {str(card["id"]): card for card in reply.get("data") or () if isinstance(card, dict) and "id" in card}
+        cards = reply.get("data")
+        cards = cards if isinstance(cards, list) else []
+        return {str(card["id"]): card for card in cards if isinstance(card, dict) and "id" in card}
 
     async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return its reply; raises what `stream_events` does."""
         try:
-            reply = await self._open().request(method, self.url + path, json=body)
-            if reply.status_code >= 400:
-                raise self._error_from_status(reply.status_code, path, reply.text)
-            value = reply.json()
+            async with self._open().stream(method, self.url + path, json=body) as reply:
+                if reply.status_code >= 400:
+                    raise await self._error_from_reply(reply, path)
+                value = json.loads(await _read(reply, _MAX_REPLY))
         except self._httpx.TransportError as error:
             raise self._error_from_transport(error) from error
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise ModelError(
@@ -101,15 +113,11 @@ class OpenAIClient:
         try:
             async with self._open().stream("POST", self.url + path, json=body) as reply:
                 if reply.status_code >= 400:
-                    text = (await reply.aread()).decode("utf-8", "replace")
-                    raise self._error_from_status(reply.status_code, path, text)
-                async for line in reply.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line.removeprefix("data:").strip()
-                    if data == "[DONE]":
+                    raise await self._error_from_reply(reply, path)
+                async for data in _read_events(reply):
+                    if data.strip() == "[DONE]":
                         return
-                    event = json.loads(data)
+                    event = parse_event(data)
                     if error := event.get("error"):
                         status = error.get("code") if isinstance(error, dict) else None
                         if not isinstance(status, int) or not 400 <= status < 600:
@@ -118,8 +126,6 @@ class OpenAIClient:
                     yield event
         except self._httpx.TransportError as error:
             raise self._error_from_transport(error) from error
-        except json.JSONDecodeError as error:
-            raise StreamError(f"an event is not valid JSON: {error}") from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -130,7 +136,8 @@ class OpenAIClient:
         if self._client is None:
             httpx = self._httpx
             self._client = httpx.AsyncClient(
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                headers={"Accept-Encoding": "identity"}
+                | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
                 timeout=httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
             )
@@ -145,7 +152,11 @@ class OpenAIClient:
             )
         return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
-    def _error_from_status(self, status: int, path: str, text: str) -> Exception:
+    async def _error_from_reply(self, reply: httpx.Response, path: str) -> Exception:
+        text = (await _read(reply, _MAX_ERROR, cut=True)).decode("utf-8", "replace")
+        return self._error_from_status(reply.status_code, path, text, reply.headers.get("retry-after", ""))
+
+    def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
         """The error for a status of 400 or more."""
         message = _extract_message(text)
         if status in (401, 403):
@@ -155,8 +166,48 @@ class OpenAIClient:
                 code="invalid_api_key",
             )
         if status in _TEMPORARY:
-            return StreamError(f"{status}: {message}")
+            seconds = float(retry_after) if retry_after.isdecimal() and len(retry_after) < 9 else 0.0
+            return StreamError(f"{status}: {message}", min(seconds, _MAX_RETRY_AFTER))
         return RefusedError(f"{self.url}{path} refuses the request ({status}: {message})", status)
+
+
+def find_key(url: str) -> str | None:
+    """The API key of the environment for a server.
+
+    TERSELY_API_KEY goes to every server; OPENAI_API_KEY to OpenAI's own, and to that of OPENAI_BASE_URL.
+    """
+    ours, openai = (os.environ.get(name) for name in KEYS)
+    named = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname
+    return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
+
+
+async def _read(reply: httpx.Response, limit: int, cut: bool = False) -> bytes:
+    """A body of at most `limit` bytes; a longer one is cut, or a ValueError."""
+    chunks: list[bytes] = []
+    async for chunk in _read_raw(reply):
+        chunks.append(chunk)
+        if sum(map(len, chunks)) > limit:
+            if cut:
+                break
+            raise ValueError(f"more than {limit} bytes")
+    return b"".join(chunks)[:limit]
+
+
+async def _read_raw(reply: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The bytes as they were sent: nothing is unpacked, which could be far more than arrives."""
+    if reply.headers.get("content-encoding", "identity").lower() != "identity":
+        raise StreamError("the reply is compressed, which was not asked for")
+    async for chunk in reply.aiter_raw():
+        yield chunk
+
+
+async def _read_events(reply: httpx.Response) -> AsyncGenerator[str, None]:
+    decoder = EventDecoder()
+    async for chunk in _read_raw(reply):
+        for data in decoder.feed(chunk):
+            yield data
+    for data in decoder.finish():
+        yield data
 
 
 async def explain_not_found(client: OpenAIClient, model: str, error: RefusedError) -> ModelError:

@@ -6,6 +6,8 @@ server that returns only text is tokenized here, and one that takes only text ge
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import product
@@ -20,6 +22,13 @@ from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
 from .engine import RemoteEngine
 from .streaming_tokenizer import StreamingTokenizer, check_offsets
 
+_TOKEN_IDS_END = 1 << 31
+_LONGEST_STREAM = 3600.0
+"""Seconds that one stream may take."""
+_MAX_TEXT = 1 << 15
+"""Characters of one event's text; more than any server collects before it sends."""
+_MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+"""What reading an event of another form raises."""
 _TEST_PROMPT = "The answer is 42."
 _LOGPROBS = {"logprobs": 2, "return_tokens_as_token_ids": True}
 _TOKEN_IDS = {"return_token_ids": True}
@@ -71,7 +80,7 @@ class CompletionsBackend:
             body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "stream": True}
             try:
                 async with aclosing(self.client.stream_events("/completions", {**body, **extensions})) as events:
-                    choices = [choice async for event in events for choice in event.get("choices") or ()]
+                    choices = [choice async for event in events for choice in _get_choices(event)]
             except RefusedError as error:
                 if error.status == 404:
                     raise await explain_not_found(self.client, self.model, error) from error
@@ -79,7 +88,7 @@ class CompletionsBackend:
                 continue
             self.takes_ids = prompt is ids
             self.returns_ids = any(choice.get("token_ids") for choice in choices)
-            self.has_logprobs = self.returns_ids and any(_read_signals(choice) for choice in choices)
+            self.has_logprobs = self.returns_ids and any(_has_signals(choice) for choice in choices)
             self._extensions = {name: value for name, value in extensions.items() if name not in _LOGPROBS}
             if not self.returns_ids:
                 check_offsets(self.tokenizer)
@@ -103,8 +112,10 @@ class CompletionsBackend:
         """Raise ModelError if the server tokenizes a text differently, as far as it shows that."""
         body = {"model": self.model, "prompt": _TEST_PROMPT, "max_tokens": 1, "temperature": 0.0}
         reply = await self.client.request("POST", "/completions", {**body, **self._extensions})
-        theirs = next((choice.get("prompt_token_ids") for choice in reply.get("choices") or ()), None)
-        count = len(theirs) if theirs else (reply.get("usage") or {}).get("prompt_tokens")
+        theirs = next((choice.get("prompt_token_ids") for choice in _get_choices(reply)), None)
+        theirs = theirs if isinstance(theirs, list) else None
+        usage = reply.get("usage")
+        count = len(theirs) if theirs else usage.get("prompt_tokens") if isinstance(usage, dict) else None
         ours = [
             list(self.tokenizer(_TEST_PROMPT, add_special_tokens=special)["input_ids"]) for special in (False, True)
         ]
@@ -130,13 +141,31 @@ class CompletionsBackend:
         }
         tokenizer = None if self.returns_ids else StreamingTokenizer(self.tokenizer)
         async with aclosing(self.client.stream_events("/completions", body)) as events:
-            async for event in events:
-                for choice in event.get("choices") or ():
-                    chunk = self._read_chunk(choice, tokenizer)
+            began = latest = time.monotonic()
+            while (event := await self._next_event(events, began, latest)) is not None:
+                for choice in _get_choices(event):
+                    try:
+                        chunk = self._read_chunk(choice, tokenizer)
+                    except _MALFORMED as error:
+                        raise StreamError(f"an event is malformed: {error}") from error
+                    if chunk.ids:
+                        latest = time.monotonic()
                     yield chunk
                     if chunk.finish is not None:
                         return
         raise StreamError("the stream ended before the text did")
+
+    async def _next_event(
+        self, events: AsyncGenerator[dict[str, Any], None], began: float, latest: float
+    ) -> dict[str, Any] | None:
+        """The next event, None at the end; raises ModelError where the server only keeps the connection alive."""
+        left = min(latest + self.client.timeout, began + _LONGEST_STREAM) - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                return await anext(events, None)
+        except TimeoutError:
+            message = f"{self.name} writes no token; raise timeout ({self.client.timeout:g} s) or check the server"
+            raise ModelError(message, code="server_timeout") from None
 
     async def close(self) -> None:
         """See `CompletionBackend.close`."""
@@ -144,12 +173,19 @@ class CompletionsBackend:
 
     def _read_chunk(self, choice: dict[str, Any], tokenizer: StreamingTokenizer | None) -> Chunk:
         reason = choice.get("finish_reason")
+        if not isinstance(reason, str | None):
+            raise TypeError("finish_reason is not text")
         finish: Any = None if reason is None else "length" if reason == "length" else "stop"
         if tokenizer is None:
             ids = tuple(choice.get("token_ids") or ())
+            if any(type(token) is not int or not 0 <= token < _TOKEN_IDS_END for token in ids):
+                raise ValueError("token_ids has ids that this model does not have")
             lacks_eos = not ids
         else:
-            ids, lacks_eos = tokenizer.add(choice.get("text") or "", last=finish is not None), True
+            text = choice.get("text") or ""
+            if not isinstance(text, str) or len(text) > _MAX_TEXT:
+                raise ValueError(f"text is not text of at most {_MAX_TEXT} characters")
+            ids, lacks_eos = tokenizer.add(text, last=finish is not None), True
         if finish == "stop" and lacks_eos and self.tokenizer.eos_token_id is not None:
             ids = (*ids, self.tokenizer.eos_token_id)
         return Chunk(ids, _read_signals(choice), finish)
@@ -162,6 +198,14 @@ class CompletionsBackend:
         return text.removeprefix(bos) if added and "add_special_tokens" not in self._extensions else text
 
 
+def _get_choices(event: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first choice of an event; others are of samples that were not asked for. Raises StreamError."""
+    choices = event.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise StreamError("an event is malformed: choices is not a list of objects")
+    return [choice for choice in choices if choice.get("index", 0) == 0]
+
+
 def _read_signals(choice: dict[str, Any]) -> tuple[Signals, ...]:
     """The signals of a choice's tokens; none unless it has the probabilities of two tokens for each."""
     logprobs = choice.get("logprobs") or {}
@@ -172,6 +216,13 @@ def _read_signals(choice: dict[str, Any]) -> tuple[Signals, ...]:
         signals_from_logprobs(logprob, sorted(top.values(), reverse=True))
         for logprob, top in zip(chosen, tops, strict=True)
     )
+
+
+def _has_signals(choice: dict[str, Any]) -> bool:
+    try:
+        return bool(_read_signals(choice))
+    except _MALFORMED:
+        return False
 
 
 def connect(
@@ -190,7 +241,7 @@ def connect(
         model: the server's name for it; None takes the only one.
         tokenizer: of the served model: an object, a folder or a name. None tries the model's name, then the path that
             the server reports.
-        api_key: None takes TERSELY_API_KEY or OPENAI_API_KEY.
-        timeout: seconds that the server may be silent.
+        api_key: None takes it from the environment, see `client.find_key`.
+        timeout: seconds that the server may write no token.
     """
     return RemoteEngine(CompletionsBackend(OpenAIClient(base_url, api_key, timeout), model, tokenizer))

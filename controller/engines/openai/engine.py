@@ -143,21 +143,21 @@ class RemoteEngine:
         self._calls.add(call)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(request.run()) for request in running]
+                tasks = [group.create_task(_run_or_lose(request)) for request in running]
         except BaseExceptionGroup as errors:
-            error = errors.exceptions[0]
-            if isinstance(error, StreamError):
-                completions = [request.completion() for request in running]
-                tokens = sum(len(completion.token_ids) for completion in completions)
-                raise ServerLostError(
-                    f"{self.name} was lost after {tokens} tokens of {len(completions)} request(s) and "
-                    f"{self._state.retries} retries ({error}); partial output is in `completions`",
-                    completions,
-                ) from error
-            raise error from None
+            raise errors.exceptions[0] from None
         finally:
             self._calls.discard(call)
-        return [task.result() for task in tasks]
+        completions = [task.result() or request.completion() for task, request in zip(tasks, running, strict=True)]
+        if error := next((request.lost for request in running if request.lost is not None), None):
+            tokens = sum(len(completion.token_ids) for completion in completions)
+            lost = sum(request.lost is not None for request in running)
+            raise ServerLostError(
+                f"{self.name} was lost after {tokens} tokens, for {lost} of {len(running)} request(s) after "
+                f"{self._state.retries} retries ({error}); the output is in `completions`",
+                completions,
+            ) from error
+        return completions
 
     def _make_sequence(self, index: int, request: Request, sink: TokenSink | None) -> SequenceState:
         needs = {
@@ -177,3 +177,12 @@ class RemoteEngine:
             sink=sink,
             keep_signals=request.signals,
         )
+
+
+async def _run_or_lose(request: RemoteRequest) -> Completion | None:
+    """The completion of a request; None where it is lost for good, which does not end the others."""
+    try:
+        return await request.run()
+    except StreamError as error:
+        request.lost = error
+        return None

@@ -41,6 +41,7 @@ class RemoteRequest:
         self.state, self.sequence, self.request = state, sequence, request
         own_temperature = request.temperature is not None and sampling.temperature != 0
         self.sampling = replace(sampling, temperature=request.temperature) if own_temperature else sampling
+        self.lost: StreamError | None = None  # why the backend was lost for good
         self._sampled = 0  # tokens that the watcher has seen
         self._submissions = 0
         self._unsubmitted = 0  # tokens forced since the last submission
@@ -54,11 +55,11 @@ class RemoteRequest:
             sampled_before = self._sampled
             try:
                 await self._read_stream()
-            except StreamError:
+            except StreamError as error:
                 failures = failures + 1 if self._sampled == sampled_before else 1
                 if failures > self.state.retries:
                     raise
-                await asyncio.sleep(_RETRY_DELAY * 2 ** (failures - 1))
+                await asyncio.sleep(max(error.retry_after, _RETRY_DELAY * 2 ** (failures - 1)))
                 continue
             while sequence.waiting_for is not None:
                 await asyncio.get_running_loop().run_in_executor(self.state.waiter, _wait, sequence.waiting_for)

@@ -54,9 +54,11 @@ def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTok
         if isinstance(message, ToolMessage):
             output = sanitize(text) if text.strip() else _NO_OUTPUT
             if tools:
-                prompt.append({"role": "tool", "content": output, "name": message.name})
+                prompt.append({"role": "tool", "content": output, "name": message.name and sanitize(message.name)})
             else:
-                prompt.append({"role": "user", "content": f"Result of {message.name or 'the tool'}: {output}"})
+                prompt.append(
+                    {"role": "user", "content": f"Result of {sanitize(message.name or 'the tool')}: {output}"}
+                )
         elif isinstance(message, AIMessage):
             prompt.append(_convert_assistant(message, text))
         elif isinstance(message, SystemMessage):

@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
-from tersely.controller.policies.exits import BudgetForcing, RepeatCounter, Repetition
+from tersely import load_engine
+from tersely.controller.policies import get_presets
+from tersely.controller.policies.exits import BudgetForcing, Repetition
+from tersely.controller.types import BindContext
 
 from ...support.policy_feeding import Fed
-
-
-def by_hand(ids: list[int], size: int, window: int) -> list[int]:
-    """For each token, how many copies of the run it ends lie in the window: found from the left, none overlapping."""
-    counts = []
-    for end in range(1, len(ids) + 1):
-        run = ids[end - size : end] if end >= size else None
-        starts: list[int] = []
-        for place in range(size, end + 1) if run else ():
-            if ids[place - size : place] == run and (not starts or place - starts[-1] >= size):
-                starts.append(place)
-        counts.append(len([place for place in starts if place > end - window + size - 1]))
-    return counts
-
-
-@pytest.mark.parametrize("letters", [1, 2, 3])
-def test_the_rolling_hash_counts_what_counting_by_hand_finds(letters: int) -> None:
-    rng = Random(letters)
-    ids = [rng.randrange(letters) for _ in range(120)]
-    repeats = RepeatCounter(4, 1000)
-    assert [repeats.add(token) for token in ids] == by_hand(ids, 4, 1000)
-
-
-def test_copies_that_have_left_the_window_are_forgotten() -> None:
-    repeats = RepeatCounter(3, 12)
-    counts = [repeats.add(token) for token in [1, 2, 3, *range(10, 19), 1, 2, 3, 1, 2, 3]]
-    assert counts[-1] == 2, "the first one begins 18 tokens back"
-    assert [counts[2], counts[14]] == [1, 1]
-    repeats = RepeatCounter(3, 18)
-    assert [repeats.add(token) for token in [1, 2, 3, *range(10, 19), 1, 2, 3, 1, 2, 3]][-1] == 3
-
-
-def test_memory_is_bounded_by_the_window() -> None:
-    repeats = RepeatCounter(8, 64)
-    for token in range(5000):
-        repeats.add(token)
-    assert len(repeats._starts) <= 64
-
 
 LOOP = "we look at it once more and see that it is so again, "
 
@@ -55,30 +18,54 @@ def words(count: int) -> str:
     return " ".join(f"w{i}" for i in range(count)) + " "
 
 
-def test_a_loop_is_ended_with_a_phrase_and_the_reason_is_given() -> None:
+def test_a_loop_is_ended_with_a_phrase_and_the_reason_names_it() -> None:
     row = Fed(Repetition()).feed(words(40) + LOOP * 40)
     assert row.text.endswith("I have thought enough and answer now.\n</think>\n\n")
     assert row.said == [("repetition", "close")]
-    assert row.last.reason == "the same 32 tokens came 3 times"
     start, loop = len(row.codec.encode(words(40))), len(row.codec.encode(LOOP))
-    assert start + 64 < row.last.position <= start + 4 * max(loop, 32) + 64
+    assert row.last.reason.startswith(f"loop: the same {loop} tokens came ")
+    assert start + 2 * loop + 200 < row.last.position <= start + 2 * loop + 220
 
 
 def test_two_copies_are_no_loop_and_neither_are_three_far_apart() -> None:
-    twice = words(100) + LOOP * 3 + words(100)
-    assert Fed(Repetition(), thinking=5000).feed(twice).said == []
-    long = " ".join(LOOP * 2 + words(600) for _ in range(4))
-    assert Fed(Repetition(), thinking=50_000).feed(long).said == []
-    assert Fed(Repetition(window=10_000), thinking=50_000).feed(long).said == [("repetition", "close")]
+    text = "".join(f"The part p{i} of the whole is worth more than the part q{i}.\n" for i in range(12))
+    assert Fed(Repetition(), thinking=5000).feed(text * 2 + words(300)).said == []
+    apart = "".join(text + " ".join(f"w{i}of{part}" for i in range(800)) for part in range(3))
+    assert Fed(Repetition(), thinking=50_000).feed(apart).said == []
+    assert Fed(Repetition(), thinking=5000).feed(text * 3).said == [("repetition", "close")]
 
 
-def test_what_repeats_itself_in_code_is_left_alone() -> None:
-    code = "```\n" + "x = x + 1\n" * 60 + "```\n\nand on we go.\n\n"
-    row = Fed(Repetition(), thinking=5000).feed(code)
+def test_a_loop_in_code_is_ended_and_one_in_a_tool_call_after_it() -> None:
+    row = Fed(Repetition(), thinking=5000).feed("```\n" + "x = x + 1\n" * 60)
     assert row.said == [("repetition", "close")]
-    assert row.text.index("I have thought") > row.text.rindex("```")
+    call = "<tool_call>\n" + "x = x + 1\n" * 60
+    assert Fed(Repetition(), thinking=5000).feed(call).said == []
+    row = Fed(Repetition(), thinking=5000).feed(call + "</tool_call>\n\nand so on.\n\n")
+    assert row.said == [("repetition", "close")]
+    assert row.text.index("I have thought") > row.text.index("</tool_call>")
+
+
+def test_models_with_few_tokens_are_left_alone() -> None:
+    bound = Repetition().bind(BindContext(load_engine("tersely-tiny-small")))
+    assert Fed(bound).feed(LOOP * 40).said == []
+    bound = Repetition(vocabulary=0).bind(BindContext(load_engine("tersely-tiny-small")))
+    assert Fed(bound).feed(LOOP * 40).said == [("repetition", "close")]
+
+
+@pytest.mark.parametrize("preset", ["budget", "careful", "balanced", "certified", "fast", "concise", "trimr"])
+def test_it_is_in_every_ordinary_preset(preset: str) -> None:
+    assert next(iter(get_presets()[preset])) == "budget"
+    assert "repetition" in get_presets()[preset]
 
 
 def test_the_budget_goes_first() -> None:
     row = Fed(BudgetForcing(), Repetition(), thinking=60).feed(LOOP * 40)
     assert row.said == [("budget", "close")]
+
+
+def test_an_enumeration_that_counts_on_may_go_on_for_a_while() -> None:
+    text = "".join(f"Now we take the case {n} and see that it is so again, " for n in range(400))
+    assert Fed(Repetition(counting=0), thinking=50_000).feed(text).last.position < 400
+    row = Fed(Repetition(), thinking=50_000).feed(text)
+    assert row.said == [("repetition", "close")]
+    assert 2_200 < row.last.position < 2_600

@@ -40,7 +40,7 @@ def requests(engine: TransformersEngine, meddle: bool, signals: bool = True) -> 
     ]
 
 
-def foretold(model: Any, prompt: tuple[int, ...], done: Completion) -> list[tuple[float, float, float]]:
+def expected_signals(model: Any, prompt: tuple[int, ...], done: Completion) -> list[tuple[float, float, float]]:
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *done.token_ids]])).logits[0, len(prompt) - 1 : -1]
     chances = logits.double().softmax(-1)
@@ -54,7 +54,7 @@ def test_signals_are_those_of_a_forward_over_all(engine: TransformersEngine, med
     asked = requests(engine, meddle)
     forced = 0
     for request, done in zip(asked, engine.generate(asked, SamplingParams(temperature=1.5, seed=3)), strict=True):
-        truth = foretold(engine.model, request.prompt_ids, done)
+        truth = expected_signals(engine.model, request.prompt_ids, done)
         assert len(done.signals) == len(done.token_ids)
         for was_forced, found, expected in zip(done.forced, done.signals, truth, strict=True):
             assert (found is None) == was_forced

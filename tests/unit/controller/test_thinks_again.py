@@ -160,3 +160,14 @@ def test_a_cut_says_the_best_answer_so_far_where_it_fits() -> None:
     tiny = Output(14).feed("So the answer is 42 " + "and so on " * 20, until_forced=True)
     assert "Time is short" not in tiny.codec.decode(tiny.ids)
     assert tiny.split().thinking_tokens <= 14
+
+
+@pytest.mark.parametrize(
+    ("start", "held"), [("The", False), ("5", False), ("Wa", True), ("Wait, I", True), ("Nobody", True), ("等等", True)]
+)
+def test_only_what_may_be_deliberation_is_held_back(start: str, held: bool) -> None:
+    parser = ReasoningParser(MARKERS, "answer")
+    parser.forced = True
+    assert (parser.feed(start) == []) == held
+    parser.feed(" and so on, until it is clear what the answer is.")
+    assert parser.answer.startswith(start)

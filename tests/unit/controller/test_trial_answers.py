@@ -8,7 +8,7 @@ import pytest
 
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import ControllerState
-from tersely.controller.policies.base import Trial
+from tersely.controller.policies.base import PolicyView, Trial, TrialPrompt, Wait, Watching
 from tersely.controller.text.answers import find_closing_brace
 from tersely.controller.text.markers import PROMPTED
 from tersely.controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
@@ -38,6 +38,34 @@ def test_two_policies_share_a_trial_and_brackets_nest() -> None:
     assert [(d.retract, d.trial) for d in row.said] == [(0, True), (forced + 6, False)]
     assert row.feed("And on.") == "So 5.\n\nAnd on."
     assert row.controller.position == len(row.out) == row.controller.view.tokens
+
+
+def test_policies_that_ask_in_different_ways_do_not_share_a_trial() -> None:
+    class Differently(Also):
+        def watch(self, view: PolicyView) -> Watching:
+            yield Wait(at=1, boundary="thought")
+            self.heard.append([(view.tokens, (yield Trial(prompt=TrialPrompt("\\boxed{", 2))))])
+
+    first, second = Asking(), Differently()
+    row = Row(first, second)
+    assert row.feed("So 5.\n\n") == OPENED
+    row.feed("5}")
+    assert [reply is not None for _, reply in first.heard[0]] == [True]
+    assert second.heard == [[(5, None)]]
+
+
+def test_a_prompt_of_its_own_opens_the_box_within_the_thinking_and_bounds_the_reply() -> None:
+    class Briefly(Asking):
+        def watch(self, view: PolicyView) -> Watching:
+            yield Wait(at=1, boundary="thought")
+            self.heard.append([(view.tokens, (yield Trial(prompt=TrialPrompt(" \\boxed{", 3))))])
+
+    row = Row(policy := Briefly())
+    assert row.feed("So 5.\n\n") == "So 5.\n\n \\boxed{"
+    row.feed("1 2 3")
+    ((_, reply),) = policy.heard[0]
+    assert reply is not None
+    assert (reply.text, reply.answer) == ("1 2", "1 2")
 
 
 def test_a_trial_that_never_closes_its_box_is_cut() -> None:

@@ -11,10 +11,15 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.controller.budgets import Budget
+from tersely.controller.policies.base import Trial, TrialAnswer, TrialPrompt
+from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.trial_answers import trial_opening
 from tersely.errors import CapabilityError, OptionError
+from tersely.evaluation.replay.baselines import EQUAL_BUDGET, FIRST_CORRECT, cut_at_equal_tokens
 from tersely.evaluation.replay.cli import replay
 from tersely.evaluation.replay.formats import RecordedOutput
-from tersely.evaluation.replay.run import ReplayedRow, make_replay_arms, replay_rows
+from tersely.evaluation.replay.result import summarize
+from tersely.evaluation.replay.run import ReplayedRow, is_right, make_replay_arms, replay_rows
 from tersely.evaluation.replay.tokenizer import PieceTokenizer, load_tokenizer
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.models import get_model_path
@@ -120,10 +125,10 @@ def test_the_margin_decides_the_exit_code(log: Path, capsys: pytest.CaptureFixtu
 def test_a_budget_caps_the_thinking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps(row("long", thinking(*map(str, range(60))), "59", "59")))
-    (found,) = run_json(capsys, path, "--thinking-budget", "1024")["sets"]
+    (found,) = run_json(capsys, path, "--thinking-budget", "1024", "--policy", "budget")["sets"]
     assert list(found["stops"]) == ["budget: budget of … thinking tokens (normal) is used up"]
     assert (found["lost"], found["lost_upper"]) == (1.0, 1.0)
-    assert run_json(capsys, path)["sets"][0]["stops"] == {}
+    assert run_json(capsys, path, "--policy", "budget")["sets"][0]["stops"] == {}
 
 
 def test_people_get_a_table_and_a_page(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +162,6 @@ def test_a_page_without_stops_and_a_name_with_markup(tmp_path: Path, capsys: pyt
         ({"preset": ["nothing"]}, "unknown_name"),
         ({"policy": ["nothing"]}, "unknown_name"),
         ({"policy": ["none.py:Own"]}, "invalid_policy"),
-        ({"effort": "auto"}, "invalid_option"),
         ({"tokenizer": Path("nowhere")}, "no_such_file"),
     ],
 )
@@ -166,9 +170,41 @@ def test_bad_options_are_refused(log: Path, changes: dict[str, Any], code: str) 
         replay([log], **changes)
 
 
-def test_a_policy_that_needs_the_model_is_refused(log: Path) -> None:
-    with refused(CapabilityError):
-        replay([log], preset=["certified"])
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"preset": ["certified"]}, CapabilityError.code),
+        ({"preset": ["deer"]}, "missing_reader"),
+        ({"policy": ["certaindex"]}, "missing_reader"),
+        ({"policy": ["steer"]}, "cannot_replay"),
+        ({"preset": ["steer"]}, "cannot_replay"),
+    ],
+)
+def test_a_policy_that_needs_the_model_is_refused(log: Path, changes: dict[str, Any], code: str) -> None:
+    with refused(CapabilityError, code):
+        replay([log], **changes)
+
+
+def test_each_policy_has_its_baselines(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Row "lost" states 9 at first; the oracle stops where 12 is stated first, so it saves nothing there."""
+    balanced, off = run_json(capsys, log, "--preset", "balanced", "--preset", "off")["presets"]
+    equal, first = (balanced["baselines"][name]["sets"][0] for name in (EQUAL_BUDGET, FIRST_CORRECT))
+    assert equal["thinking_saved"] == pytest.approx(balanced["sets"][0]["thinking_saved"], abs=0.01)
+    assert equal["thinking_saved"] > 0 and equal["budget"] > 0
+    assert list(equal["stops"]) == ["equal-budget: budget of … thinking tokens is used up"]
+    assert (first["lost"], first["repaired"], first["right_controlled"]) == (0.0, 1.0, 1.0)
+    assert list(first["stops"]) == ["first-correct: the right answer is stated"]
+    assert first["thinking_saved"] > balanced["sets"][0]["thinking_saved"]
+    assert (off["baselines"][EQUAL_BUDGET]["sets"][0]["budget"], off["sets"][0]["thinking_saved"]) == (None, 0)
+    assert off["baselines"][FIRST_CORRECT] == balanced["baselines"][FIRST_CORRECT]
+    assert "baselines" not in run_json(capsys, log, "--no-baselines")
+
+
+def test_baselines_stand_below_their_set(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(log)]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    at = names.index("log")
+    assert names[at : at + 3] == ["log", EQUAL_BUDGET, FIRST_CORRECT]
 
 
 def test_logs_are_not_overwritten_or_counted_twice(log: Path) -> None:
@@ -180,12 +216,48 @@ def test_logs_are_not_overwritten_or_counted_twice(log: Path) -> None:
     assert log.read_bytes() == before
 
 
-def run_rows(rows: list[RecordedOutput], deadline: float = 5.0, **options: Any) -> list[ReplayedRow]:
+def run_rows(
+    rows: list[RecordedOutput], deadline: float = 5.0, preset: str = "balanced", **options: Any
+) -> list[ReplayedRow]:
+    arms = make_replay_arms([preset], [], trials="reader" in options)
     with AnswerChecker(deadline) as checker:
-        (found,) = replay_rows(
-            rows, make_replay_arms(["balanced"], []), PieceTokenizer(), BUDGET, checker, lambda: None, **options
-        )
+        (found,) = replay_rows(rows, arms, PieceTokenizer(), BUDGET, checker, lambda: None, **options)
     return found
+
+
+class Sure:
+    """A reader that is sure of its trial answers from the second statement of 12 on; each costs 3 tokens."""
+
+    name = "sure"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def read(self, texts: Any) -> list[str]:
+        return ["12"] * len(texts)
+
+    def answer_trial(self, question: str, thinking: str, asked: Trial) -> TrialAnswer:
+        self.asked.append(thinking)
+        assert (question, asked.retract > 0) == ("How many?", True)
+        return TrialAnswer("12", 0.96 if thinking.count("is 12") >= 2 else 0.5, 3)
+
+
+def test_a_reader_answers_trials_and_their_tokens_are_counted() -> None:
+    rows = [RecordedOutput(one["id"], "How many?", one["thinking"], one["answer_text"], "12") for one in ROWS[:5]]
+    kept, *_, wordless = found = run_rows(rows, preset="deer", reader=(reader := Sure()))
+    assert kept.stop is not None
+    assert rows[0].thinking.startswith(kept.stop.thinking) and kept.stop.thinking.count("is 12") == 2
+    assert not kept.stop.thinking.rstrip().endswith("Wait"), "it stops before the cue"
+    assert kept.stop.reason.startswith("deer: a trial answer has a confidence of")
+    assert [one.trial_tokens for one in found] == [6, 6, 6, 3, 0]
+    assert len(reader.asked) == 7
+    assert wordless.stop is None
+    figures = summarize("log", found, {})
+    assert figures["trial_tokens"] == 21 / sum(one.tokens for one in found)
+    with AnswerChecker() as checker:
+        cut = cut_at_equal_tokens(found, get_adapter(PieceTokenizer()), None, checker)
+    spent = sum(one.used + one.trial_tokens for one in found)
+    assert sum(one.used for one in cut) == pytest.approx(spent, abs=len(cut)), "trials are spent too"
 
 
 @pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "{" * 5_000, "\\frac{" * 900 + "}" * 900, "\0\x1b[2J\ud7ff"])
@@ -203,6 +275,9 @@ def test_a_reader_says_the_answer_at_stops() -> None:
         def read(self, texts: Any) -> list[str]:
             asked.extend(texts)
             return ["12"] * len(texts)
+
+        def answer_trial(self, question: str, thinking: str, asked: Trial) -> TrialAnswer:
+            raise AssertionError
 
     asked: list[tuple[str, str]] = []
     rows = [RecordedOutput(one["id"], "How many?", one["thinking"], one["answer_text"], "12") for one in ROWS[:5]]
@@ -223,6 +298,12 @@ def test_a_model_reads_the_answer_off_the_thinking() -> None:
         (question, "A=48+31=78.\nSo I get 78."),
     ]
     assert reader.read(texts) == ["79", "7", "78"]
+    sure = reader.answer_trial(*texts[0], Trial())
+    assert sure.answer == "79" and sure.text.startswith("79}")
+    assert 0.9 < sure.confidence < 1
+    assert sure.tokens == len(reader.codec.encode(trial_opening(reader.markers, texts[0][1]) + sure.text))
+    long = reader.answer_trial(*texts[1], Trial(prompt=TrialPrompt("\n\\boxed{", 4, whole=True)))
+    assert long.tokens <= 4 + len(reader.codec.encode("\n\\boxed{"))
 
 
 def test_our_tokenizer_gives_back_any_text() -> None:
@@ -239,3 +320,12 @@ def test_a_model_s_tokenizer_is_loaded(log: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "tokenizer.json").write_text("{}")
     with refused(OptionError, "invalid_tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_choice_is_right_by_its_label_and_by_its_text() -> None:
+    question = "What is half of 3?\n(A) 1\n(B) 3/2\n(C) 6"
+    row = RecordedOutput("1", question, "", "B", gold="3/2")
+    with AnswerChecker() as checker:
+        assert is_right(row, "B", checker) and is_right(row, "3/2", checker)
+        assert not is_right(row, "A", checker) and not is_right(row, "", checker)
+        assert not is_right(RecordedOutput("2", "What is B?", "", "B", gold="3/2"), "B", checker)

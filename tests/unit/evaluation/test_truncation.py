@@ -12,11 +12,12 @@ from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trial_answers import ANSWER_PREFIX
 from tersely.controller.types import Completion, Signals
-from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms, run_arm
+from tersely.evaluation.bench.arms import CONFIDENCE, EQUAL, FIXED, ORACLE, RANDOM, make_arms, run_arm
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.counterfactual import MAX_TRIALS, Counterfactual, ask_trials
 from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.bench.truncation import (
+    HARD_CLOSING,
     Recording,
     TrialPoint,
     TruncationBaseline,
@@ -112,10 +113,34 @@ def test_baselines_match_the_cost_of_the_judged_arm(scenario: Scenario, share: f
         assert found[name].mean("total") == pytest.approx(target, rel=0.06)
     for name in (FIXED, CONFIDENCE, RANDOM):
         missed = abs(found[name].mean("total") / target - 1) > 0.02
-        assert ("against the judged arm" in found[name].setting) == missed
+        assert ("against its target" in found[name].setting) == missed
     assert "thinking tokens" in found[FIXED].setting
     assert all(records.truncated and records.seconds is None for records in found.values())
     compare([scenario.full, *found.values()], 0.01, 0)  # no question lost, every token counted
+
+
+def test_a_hard_budget_cuts_to_the_token_with_the_words_of_qwen(scenario: Scenario) -> None:
+    recording = next(one for one in scenario.counterfactual.recordings if one.id == "q7")
+    words = f"\n\n{HARD_CLOSING}\n</think>\n\n"
+    for budget in (1, 7, recording.thinking - 2):
+        cut = scenario.truncator.truncate_hard(recording, budget)
+        assert cut is not None
+        assert cut.ids[: len(cut.ids) - cut.forced] == recording.ids[:budget]
+        assert text_of(cut.ids).endswith(words)
+    assert scenario.truncator.truncate_hard(recording, recording.thinking - 1) is None
+
+
+def test_each_policy_is_compared_with_a_hard_budget_of_its_cost(scenario: Scenario) -> None:
+    full = scenario.full
+    low, high = (
+        replace(full, arm=name, rows=[replace(row, total=row.total - less) for row in full.rows])
+        for name, less in (("low", 30), ("high", 10))
+    )
+    found = scenario.counterfactual.equal_budgets([low, high])
+    assert [one.arm for one in found] == [f"{EQUAL}low", f"{EQUAL}high"]
+    for one, arm in zip(found, (low, high), strict=True):
+        assert one.mean("total") == pytest.approx(arm.mean("total"), rel=0.06)
+        assert one.truncated and one.setting.startswith("at exactly ")
 
 
 def test_only_the_confidence_baseline_pays_for_trials(scenario: Scenario) -> None:

@@ -52,6 +52,7 @@ def test_add_ons_are_found_by_name() -> None:
     assert list(get_presets()["planned"]) == ["budget", "plan"]
     assert resolve_modifier("steer").name == "steer"
     assert resolve_modifier("shortcut").name == "shortcut"
+    assert resolve_modifier("nowait").name == "nowait"
     with pytest.raises(OptionError) as caught:
         resolve_modifier("stear")
     assert caught.value.code == "unknown_name"

@@ -1,0 +1,128 @@
+"""NoWait (arXiv 2506.08343): think without the words by which models reflect, whose tokens are banned.
+
+The words are those of the paper. As there, all variants of a word in the vocabulary are banned (" Wait", "WAIT",
+".wait"), and no longer word that contains one ("Ohio"), which the authors left out by hand. What differs: the ban holds
+from the second token of the thinking to its end, where theirs holds for the answer as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .....errors import CapabilityError
+from ....policies.base import BOUND
+from ....text.tokenizer_adapter import get_adapter
+from ....types import BindContext, Capability, ForwardModifier, SequenceModifier, StepHook
+
+WORDS = (
+    "wait", "alternatively", "hmm", "but", "however", "alternative", "another", "check", "double-check", "oh", "maybe",
+    "verify", "other", "again", "now", "ah", "any",
+)  # fmt: skip
+_AROUND = re.compile(r"^[\W_]+|[\W_]+$")
+
+
+def find_variants(tokenizer: Any, words: Iterable[str]) -> tuple[int, ...]:
+    """The ids of tokens that are one of these words in any case, with any signs and white space around it."""
+    wanted, codec = {word.lower() for word in words}, get_adapter(tokenizer)
+    ids = sorted(set(tokenizer.get_vocab().values()))
+    return tuple(token for token in ids if _AROUND.sub("", codec.decode([token])).lower() in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class NoWait(ForwardModifier):
+    """Ban the tokens of some words while the model thinks."""
+
+    name: ClassVar[str] = "nowait"
+    words: tuple[str, ...] = WORDS
+    tokens: tuple[int, ...] = field(default=(), repr=False, metadata=BOUND)
+
+    @property
+    def provenance(self) -> frozenset[str]:
+        """See `ForwardModifier`; it has learned nothing."""
+        return frozenset()
+
+    def bind(self, context: BindContext) -> NoWait:
+        """See `ForwardModifier.bind`.
+
+        Raises CapabilityError on an engine that does not let us change the logits, for recorded output, and where no
+        token is one of the words.
+        """
+        engine = context.engine
+        if engine is None or Capability.FORWARD_MODIFIERS not in engine.capabilities:
+            name = "recorded output" if engine is None else f"engine {engine.name!r}"
+            raise CapabilityError(
+                f"'nowait' bans tokens while the model writes, which {name} does not allow; use the transformers "
+                "engine, or the server's own bad_words or logit_bias",
+                code="cannot_ban_tokens",
+            )
+        tokens = find_variants(engine.tokenizer, self.words)
+        if not tokens:
+            raise CapabilityError(
+                f"no token of {engine.name!r} is one of the words {', '.join(self.words)}; accepted: words that are "
+                "single tokens",
+                code="no_such_tokens",
+            )
+        return replace(self, tokens=tokens)
+
+    def describe(self) -> tuple[str, str]:
+        """See `ForwardModifier.describe`."""
+        return "ban", f"{len(self.tokens)} tokens are not written while it thinks"
+
+    def attach(self, boundary: Callable[[], str | None]) -> BannedSequence:
+        """See `ForwardModifier.attach`."""
+        return BannedSequence(self, boundary)
+
+    @contextmanager
+    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
+        """See `ForwardModifier.install`."""
+        hook = _BanHook(self.tokens, [s if isinstance(s, BannedSequence) else None for s in sequences])
+        handle = model.register_forward_hook(hook.after)
+        try:
+            yield hook
+        finally:
+            handle.remove()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BannedSequence:
+    """One sequence in whose thinking tokens are banned; `boundary()` is None where it does not think."""
+
+    modifier: ForwardModifier
+    boundary: Callable[[], str | None]
+
+    def summary(self) -> None:
+        """See `SequenceModifier.summary`."""
+
+
+class _BanHook(StepHook):
+    """Which sequences of a batch think at this step."""
+
+    def __init__(self, tokens: Sequence[int], sequences: Sequence[BannedSequence | None]) -> None:
+        self._sequences = list(sequences)
+        self._tokens = list(tokens)
+        self._banned: Tensor | None = None  # [vocabulary]
+
+    def select(self, slots: Sequence[int]) -> None:
+        self._sequences = [self._sequences[slot] for slot in slots]
+
+    def after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A hook on the model: lowers the logits [sequences, positions, vocabulary] of banned tokens to the least.
+
+        They stay finite, so that entropies can be computed from them.
+        """
+        active = [sequence is not None and sequence.boundary() is not None for sequence in self._sequences]
+        if not any(active):
+            return
+        logits: Tensor = output.logits
+        if self._banned is None:
+            self._banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            self._banned[self._tokens] = True
+        rows = torch.tensor(active, device=logits.device)[:, None, None]
+        output.logits = logits.masked_fill(rows & self._banned, torch.finfo(logits.dtype).min)

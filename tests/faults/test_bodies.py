@@ -1,0 +1,223 @@
+"""One request never hurts another: hostile bodies, slow and silent clients, rows that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.serving import connections
+from tersely.controller.serving.batch_worker import ServedRow
+from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape
+from tersely.controller.serving.errors import RequestError
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.text.tool_calls import parse_tool_calls
+
+from ..support.serving import MODEL, Served, body, served, until
+
+SIZE = 4 << 20
+SHORT: dict[str, Any] = {"reasoning_effort": "none", "max_tokens": 4}
+HEAD = f'{{"model":"{MODEL}",'
+ASKED = '"messages":[{"role":"user","content":"1 + 1"}]'
+JSON = {"content-type": "application/json"}
+
+
+def filled(before: str, item: str, after: str) -> bytes:
+    """A body of nearly the largest size."""
+    count = (SIZE - len(before) - len(after) - 10) // len(item)
+    return ((before + item * count).rstrip(",") + after).encode()
+
+
+HOSTILE: dict[str, bytes] = {
+    "messages": filled(f'{HEAD}"messages":[', "1,", "]}"),
+    "parts": filled(f'{HEAD}"messages":[{{"role":"user","content":[', "1,", "]}]}"),
+    "tools": filled(f'{HEAD}{ASKED},"tools":[', "1,", "]}"),
+    "policies": filled(f'{HEAD}{ASKED},"tersely":{{"policies":[', "1,", "]}}"),
+    "metadata": filled(f'{HEAD}{ASKED},"metadata":{{"a":[', "[],", "]}}"),
+    "text in metadata": filled(f'{HEAD}{ASKED},"metadata":{{"a":"', "x", '"}}'),
+    "unknown fields": (HEAD + ASKED + "".join(f',"k{n}":1' for n in range(300_000)) + "}").encode(),
+    "some unknown fields": (HEAD + ASKED + "".join(f',"k{n}":1' for n in range(5_000)) + "}").encode(),
+    "as many values as may be": (f'{HEAD}"messages":[' + "1," * (MAX_VALUES - 99) + "1]}").encode(),
+    "a long prompt": filled(f'{HEAD}"messages":[{{"role":"user","content":"', "hello ", '"}]}'),
+    "escapes": filled(f'{HEAD}"messages":[{{"role":"user","content":"', "\\n", '"}]}'),
+    "a name": filled('{"model":"', "x", f'",{ASKED}}}'),
+    "a field": filled(f'{HEAD}{ASKED},"', "y", '":1}'),
+    "empty texts": filled(f'{HEAD}{ASKED},"metadata":{{', '"":"",', "}}"),
+    "depth": f'{HEAD}{ASKED},"metadata":{{"a":{"[" * 9_000}{"]" * 9_000}}}}}'.encode(),
+    "UTF-16": filled(f'{HEAD}"messages":[', "1,", "]}").decode()[: SIZE // 3].encode("utf-16"),
+    "digits": f'{HEAD}{ASKED},"seed":{"9" * 100_000}}}'.encode(),
+}
+INPUT = {
+    "objects": filled(f'{HEAD}"input":[', "{},", "]}"),
+    "some objects": f'{HEAD}"input":[{"{}," * 9_000}{{}}]}}'.encode(),
+    "thinking": filled(f'{HEAD}"input":[{{"type":"reasoning","content":[', "{},", "]}]}"),
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    limits = ServerLimits(batch=4, body_seconds=1.0)
+    with served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as running:
+        running.answered(**SHORT)
+        yield running
+
+
+def post(server: Served, content: bytes, path: str = "/v1/chat/completions") -> tuple[int, float, bytes]:
+    began = time.monotonic()
+    response = server.http.post(path, content=content, headers=JSON)
+    return response.status_code, time.monotonic() - began, response.content
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_body_is_refused_at_once(server: Served, kind: str) -> None:
+    status, seconds, reply = post(server, HOSTILE[kind])
+    assert status in (400, 404, 413), reply
+    assert seconds < 3 and len(reply) < 5_000  # it was 20 to 60 seconds for some
+
+
+@pytest.mark.parametrize("kind", INPUT)
+def test_hostile_input_is_refused_at_once(server: Served, kind: str) -> None:
+    status, seconds, reply = post(server, INPUT[kind], "/v1/responses")
+    assert status in (400, 413) and seconds < 3 and len(reply) < 5_000, reply
+
+
+def test_shapes_are_counted_without_parsing() -> None:
+    assert check_shape(b'{"a": [1, 2, "x,y[[{{"], "b\\"c,[": {}}') == 1 + 1 + 1 + 2 + 1 + 1 + 1 + 1
+    assert check_shape(json.dumps(body("[" * 100 + '"\\' * 100)).encode()) < 20
+    for content in (b"[" * 65, b'{"a":' * 65, b"1," * MAX_VALUES, b'""' * 5 * MAX_VALUES, "[1]".encode("utf-16")):
+        with pytest.raises(RequestError):
+            check_shape(content)
+    began = time.monotonic()
+    for content in HOSTILE.values():
+        try:
+            check_shape(content)
+        except RequestError:
+            continue
+    assert time.monotonic() - began < 3
+
+
+def test_a_real_conversation_passes(server: Served) -> None:
+    turn = [{"role": "user", "content": [{"type": "text", "text": "1 + 1"}]}, {"role": "assistant", "content": "2"}]
+    messages = [*turn * 30, turn[0]]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    metadata = {f"key {n}": "x" * 512 for n in range(16)}
+    assert server.answered(messages=messages, metadata=metadata, **SHORT)["choices"]
+    assert check_shape(json.dumps(body(messages=turn * 800, tools=tools * 100)).encode()) < MAX_VALUES
+
+
+async def arriving(*chunks: bytes, pause: float = 0.0) -> Any:
+    waiting = list(chunks)
+
+    async def receive() -> Any:
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    return await BodyLimits(10, 100, 0.3).read(receive)
+
+
+def test_bodies_are_bounded_in_size_and_time() -> None:
+    assert asyncio.run(arriving(b"12345", b"67890")) == b"1234567890"
+    with pytest.raises(BodyTooLarge):
+        asyncio.run(arriving(b"12345", b"678901"))
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(arriving(*b"aaaaaaaa".split(b"a"), pause=0.2))
+    assert caught.value.status == 408
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    limits = BodyLimits(10, 100, 1.0)
+    with limits.hold(150):  # one may always be answered
+        for size in (1, 60):
+            with pytest.raises(RequestError) as caught, limits.hold(size):
+                pass
+            assert caught.value.status == 503 and caught.value.retry_after
+    assert limits.held == 0
+    with limits.hold(50), limits.hold(50):
+        assert limits.held == 100
+
+
+def test_a_slow_body_is_given_up(server: Served) -> None:
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), 10) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\n{")
+        assert client.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_silent_connections_end_and_make_room(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+    address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    silent = [socket.create_connection(address, 10) for _ in range(3)]
+    silent[0].sendall(b"GET /health HTTP/1.1\r\nhos")
+    assert [one.recv(10) for one in silent] == [b"", b"", b""]
+    for one in silent:
+        one.close()
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 60.0)
+    monkeypatch.setattr(connections, "max_connections", lambda: 20)
+    idle = [socket.create_connection(address, 10) for _ in range(40)]
+    for _ in range(3):
+        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+    for one in idle:
+        one.close()
+
+
+def test_a_busy_connection_is_not_ended_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    with served(load_engine(MODEL)) as server:
+        time.sleep(0.3)
+        fields = body(stream=True, max_tokens=200, tersely={"preset": "off"})
+        with server.http.stream("POST", "/v1/chat/completions", json=fields) as response:
+            lines = list(response.iter_lines())
+        assert lines[-2:] == ["data: [DONE]", ""]
+
+
+@pytest.mark.parametrize("method", ["_finish", "emitter", "inner"])
+def test_a_row_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    made = ServedRow.__init__
+
+    def init(self: ServedRow, *args: Any) -> None:
+        made(self, *args)
+        if self.pending.request.stops == ("bad",):
+
+            def fail(*given: Any) -> None:
+                raise RecursionError
+
+            if method == "inner":
+                assert self.inner is not None
+                monkeypatch.setattr(self.inner, "observe", fail)
+            else:
+                setattr(self, method, fail)
+
+    monkeypatch.setattr(ServedRow, "__init__", init)
+    limits = ServerLimits(batch=4, batch_wait=0.5)
+    with served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as server:
+        replies: list[httpx.Response] = []
+
+        async def ask_all() -> None:
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+                stops: list[dict[str, Any]] = [{}, {"stop": "bad"}, {"stop": "good"}]
+                fields: dict[str, Any] = {"max_tokens": 200, "temperature": 0}
+                asked = [http.post("/v1/chat/completions", json=body(**fields, **stop)) for stop in stops]
+                replies.extend(await asyncio.gather(*asked))
+
+        asyncio.run(ask_all())
+        assert [reply.status_code for reply in replies] == [200, 500, 200]
+        assert replies[1].json()["error"]["code"] == "engine_failed"
+        until(lambda: server.worker.idle)
+
+
+def test_deep_tool_calls_are_malformed_calls() -> None:
+    for inside in ("[" * 100_000, '{"name": "f", "arguments": "' + "[" * 100_000 + '"}'):
+        text, (call,) = parse_tool_calls(f"<tool_call>{inside}</tool_call>")
+        assert text == "" and call.error is not None
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-6])
+def test_a_tiny_temperature_is_greedy(server: Served, temperature: float) -> None:
+    greedy = server.answered(temperature=0, **SHORT)["choices"][0]["message"]
+    assert server.answered(temperature=temperature, **SHORT)["choices"][0]["message"] == greedy

@@ -1,0 +1,114 @@
+"""What clients may set over HTTP: numbers and flags within bounds, no files, nothing that is kept for ever."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from dataclasses import fields
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from tersely.controller.policies import list_policies, make_policy
+from tersely.controller.serving.errors import RequestError
+from tersely.controller.serving.vllm_translation import translate
+from tersely.controller.vllm.client_settings import CLIENT_SETTINGS
+from tersely.controller.vllm.request_control import KEY, read_control
+from tersely.controller.vllm.request_controller import WorkerContext
+from tersely.errors import OptionError
+
+from ..support.policy_feeding import Fed
+from ..support.word_tokenizer import WordTokenizer
+
+
+def asked(policies: Any) -> str:
+    return json.dumps({"policies": policies})
+
+
+REFUSED: list[Any] = [
+    {"auto_exit": {"probes": "/etc"}},
+    {"readiness": {"probes": "/nonexistent"}},
+    {"readiness": {"probes": 5}},
+    {"readiness": {"rule": {}}},
+    {"escalate": {"probes": "/etc"}},
+    {"hint": {"text": "x" * 3_000_000}},
+    {"repetition": {"phrase": "x"}},
+    {"trimr": {"cues": 5}},
+    {"trimr": {"header": "x"}},
+    {"plan": {"template": "{question.__class__}"}},
+    {"budget": {"slack": "a"}},
+    {"budget": {"slack": True}},
+    {"budget": {"slack": 1.5}},
+    {"budget": {"slack": -1}},
+    {"budget": {"slack": 10**400}},
+    {"budget": {"slack": None}},
+    {"hint": {"beta": 1e308}},
+    {"hint": {"beta": float("nan")}},
+    {"hint": {"whole": 1}},
+    {"repetition": {"every": 0}},
+    {"no such policy": {"x": 1}},
+]
+
+
+@pytest.mark.parametrize("policies", REFUSED, ids=lambda policies: json.dumps(policies)[:40])
+def test_other_settings_are_refused_with_status_400(policies: Any) -> None:
+    with pytest.raises(OptionError):
+        read_control(asked(policies))
+    body = {"messages": [], "vllm_xargs": {KEY: asked(policies)}}
+    with pytest.raises(RequestError) as caught:
+        translate("/v1/chat/completions", body, read_control({}), {}, "1-1.1")
+    assert caught.value.status == 400 and len(str(caught.value)) < 2_500
+
+
+def test_deep_control_is_refused() -> None:
+    for text in ("{" * 100_000, '{"policies":' + "[" * 100_000):
+        with pytest.raises(OptionError):
+            read_control(text)
+
+
+def test_a_default_of_the_server_survives_as_text() -> None:
+    for name in sorted(CLIENT_SETTINGS):
+        control = read_control({"policies": {name: {}}})
+        assert read_control(json.dumps(control.as_dict())) == control
+
+
+def test_no_client_setting_names_a_text() -> None:
+    assert set(CLIENT_SETTINGS) <= set(list_policies())
+    for policy, settings in CLIENT_SETTINGS.items():
+        types = {field.name: str(field.type) for field in fields(type(make_policy(policy)))}  # type: ignore[arg-type]
+        assert set(settings) <= set(types)
+        assert not [name for name in settings if "str" in types[name]]
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("policy", sorted({*CLIENT_SETTINGS} - {"readiness", "trimr", "auto_exit"}))
+def test_the_ends_of_all_bounds_work(policy: str, end: int) -> None:
+    settings = {name: bool(end) if bound is bool else bound[end] for name, bound in CLIENT_SETTINGS[policy].items()}
+    fed = Fed(make_policy(policy, settings), thinking=300)
+    fed.feed("So x is 4.\n\nThus the answer is 4.\n\nWait, x is 4.\n\n" * 40)
+    assert not [decision for decision in fed.controller.decisions if decision.action == "error"]
+
+
+def test_workers_keep_a_bounded_number_of_policies() -> None:
+    model = Mock(hf_text_config=Mock(num_hidden_layers=2))
+    config = Mock(additional_config={KEY: {"markers": ["<think>", "</think>"]}}, model_config=model)
+    context = WorkerContext(config)
+    context.tokenizer = WordTokenizer()
+    prompt = context.tokenizer("one two")["input_ids"]
+    context.end = (0,)
+
+    def serve(start: int, count: int) -> None:
+        for number in range(start, start + count):
+            control = asked({"repetition": {"window": number + 1}})
+            assert context.make_controller({KEY: control}, prompt, 500) is not None
+
+    serve(0, 600)
+    tracemalloc.start()
+    try:
+        serve(600, 100)
+        before = tracemalloc.get_traced_memory()[0]
+        serve(700, 1_000)
+        assert tracemalloc.get_traced_memory()[0] < before + 100_000
+    finally:
+        tracemalloc.stop()

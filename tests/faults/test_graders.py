@@ -1,0 +1,232 @@
+"""Hostile answers and hostile rows: graders run nothing, write nothing, and keep their deadline."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from tersely.evaluation.tasks import confinement
+from tersely.evaluation.tasks.confinement import is_expression
+from tersely.evaluation.tasks.equality import AnswerChecker
+from tersely.evaluation.tasks.questions import Drawn, Question, TaskError, load
+from tersely.evaluation.tasks.sandbox import SandboxProcess
+from tersely.training.rewards import Correctness
+
+ROOT = Path(__file__).resolve().parents[2]
+EVALUATING = ("countdown", "n_queens", "polynomial_multiplication", "simple_integration", "spiral_matrix")
+"""Tasks whose scorers evaluate answers, of every kind."""
+PATIENT = 60.0
+
+
+def programs(mark: Path) -> list[str]:
+    """Answers that make the file `mark` if they are ever evaluated."""
+    shell = f"touch {mark}"
+    spawn = f'.util.spawnv_passfds(b"/bin/sh",[b"sh",b"-c",b"{shell}"],[])'
+    return [
+        f'__import__("multiprocessing.util"){spawn}',
+        f'[__import__("multiprocessing.util"){spawn}]',
+        f"__import__('os').system('{shell}')",
+        f"__import__('os').mkfifo('{mark}')",
+        f"__import__('sqlite3').connect('{mark}').execute('create table t(x)')",
+        f"open('{mark}', 'w')",
+        f"[x for x in [open('{mark}', 'w')]]",
+        f"().__class__.__base__.__subclasses__() or open('{mark}', 'w')",
+        f"exec(\"open('{mark}', 'w')\")",
+        f"S(\"open('{mark}', 'w')\")",
+        f"N('open(chr(34))') + Symbol('x').__init__.__globals__['__builtins__']['open']('{mark}', 'w')",
+        f"1 if open('{mark}', 'w') else 2",
+        f"lambda: open('{mark}', 'w')",
+        f"\\boxed{{open('{mark}', 'w')}}",
+    ]
+
+
+def need_gym() -> None:
+    if find_spec("reasoning_gym") is None:
+        pytest.skip("reasoning-gym is not installed")
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[AnswerChecker]:
+    with AnswerChecker(PATIENT) as checker:
+        yield checker
+
+
+def test_math_verify_evaluates_no_answer(checker: AnswerChecker, tmp_path: Path) -> None:
+    for answer in programs(tmp_path / "mark"):
+        assert not checker.check("x", answer).equal
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", EVALUATING)
+def test_scorers_evaluate_no_answer(task: str, checker: AnswerChecker, tmp_path: Path) -> None:
+    need_gym()
+    (question,) = load(f"gym:{task}", "test", 1, 0)
+    for answer in programs(tmp_path / "mark"):
+        assert not checker.grade(question, answer).equal, answer
+    assert not list(tmp_path.iterdir())
+    assert checker.grade(question, question.answer).equal
+
+
+@pytest.mark.attack
+def test_thousands_of_hostile_answers_to_every_task(checker: AnswerChecker, tmp_path: Path) -> None:
+    need_gym()
+    rng, mark = Random(7), tmp_path / "mark"
+    pieces = [*programs(mark), *"0123456789xyC+-*/^()[]{},.'\"\\_\n =", "\\frac{1}{2}", "**9" * 3, "(" * 200, "\x00"]
+    with SandboxProcess("reasoning_gym") as sandbox:
+        names = sandbox.call("names", seconds=PATIENT)
+    questions = [load(f"gym:{name}", "test", 1, 0)[0] for name in names] + [Question("", "", r"\frac{x^2}{3}")]
+    checker.deadline = 5.0
+    for _ in range(5_000):
+        answer = "".join(rng.choices(pieces, k=rng.randint(1, 12)))
+        assert checker.grade(rng.choice(questions), answer).outcome in ("different", "unparsable", "timeout", "equal")
+    assert not list(tmp_path.iterdir())
+
+
+def confined(program: str) -> str:
+    """What a program prints after it has been confined as the graders are."""
+    confine = f"import os, runpy, sys, sympy; runpy.run_path({confinement.__file__!r})['confine'](['sympy'])\n"
+    command = [sys.executable, "-P", "-c", confine + program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=False).stdout.strip()
+
+
+ATTEMPTS = [
+    "open('MARK', 'w')",
+    "os.mkfifo('MARK')",
+    "os.mkdir('MARK')",
+    "os.symlink('/', 'MARK')",
+    "os.fork()",
+    "os.execv('/bin/true', ['true'])",
+    "import multiprocessing.util as u; assert not os.waitpid(u.spawnv_passfds(b'/bin/true', [b'true'], []), 0)[1]",
+    "import sqlite3; sqlite3.connect('MARK').execute('create table t(x)')",
+    "import socket; socket.create_connection(('127.0.0.1', 9), 1)",
+    "import ctypes; ctypes.CDLL(None).system(b'touch MARK')",
+    "open('/etc/passwd').read()",
+    "os.listdir('/')",
+    "os.kill(os.getppid(), 0)",
+]
+
+
+def test_a_confined_process_computes_and_imports() -> None:
+    assert confined("import colorsys; print(sympy.parse_expr('2*x + sqrt(4)'))") == "2*x + 2"
+
+
+def test_a_confined_process_reaches_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    program = "".join(
+        f"try:\n    {attempt.replace('MARK', str(tmp_path / 'mark'))}\n    print('done')\n"
+        "except BaseException as error:\n    print(type(error).__name__)\n"
+        for attempt in ATTEMPTS
+    )
+    outcomes = confined(program).splitlines()
+    assert len(outcomes) == len(ATTEMPTS) and not list(tmp_path.iterdir())
+    assert "done" not in outcomes, dict(zip(ATTEMPTS, outcomes, strict=True))
+
+
+def test_a_confined_process_has_no_environment_and_writes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_TESTS", "1")
+    assert confined("import resource; print(dict(os.environ), resource.getrlimit(1))") == "{} (0, 0)"
+
+
+def test_a_confined_root_has_no_rights_left() -> None:
+    drop = f"import os, runpy; runpy.run_path({confinement.__file__!r})['drop_user']([os.__file__])\n"
+    program = f"{drop}print(os.getgroups(), open('/proc/self/status').read())"
+    status = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"CapEff:\s*0+$", status, re.MULTILINE) and re.search(r"CapPrm:\s*0+$", status, re.MULTILINE)
+
+
+def test_expressions_are_numbers_names_and_operators() -> None:
+    for text in (
+        "1 + 2*(3 - 4)/5",
+        "x**2*exp(-3*x)/2 + C",
+        "asin(x)",
+        "1e-5",
+        ".5",
+        "-10*x**8",
+        "(1, 2]",
+        "x1 + y2",
+        "yotta",
+    ):
+        assert is_expression(text), text
+    for text in (
+        "__import__",
+        "a.b",
+        "'x'",
+        '"x"',
+        "x.real",
+        "lambda",
+        "import os",
+        "open(1)",
+        "x\\y",
+        "9_9",
+        "@",
+        "$",
+    ):
+        assert not is_expression(text), text
+
+
+def test_what_reasoning_gym_evaluates_is_known() -> None:
+    """A release whose scorers evaluate in another way must be looked at first."""
+    need_gym()
+    spec = find_spec("reasoning_gym")
+    assert spec is not None and spec.origin is not None
+    calls = re.compile(r"(?<![\w.])(?:eval|exec|compile|sympify|literal_eval)\(|parse_expr|pickle|parse_latex")
+    folder = Path(spec.origin).parent
+    found = {
+        file.stem for file in folder.rglob("*.py") if "contrib" not in file.parts and calls.search(file.read_text())
+    }
+    literals = {"string_insertion", "spiral_matrix", "number_sorting", "binary_matrix", "n_queens"}
+    own = {"codeio", "basic_arithmetic", "bitwise_arithmetic", "generators_00_49", "generators_50_99"}
+    parsed = {"simple_integration", "intermediate_integration", "polynomial_multiplication", "puzzle24", "countdown"}
+    assert found == literals | own | parsed | {"propositional_logic"}  # which has a parse_expr of its own
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["countdown", base64.b64encode(b"cos\nsystem\n(S'true'\ntR.").decode()],
+        {"name": "countdown", "seed": 1, "index": 50},
+        {"name": "countdown", "seed": "1", "index": 0},
+        {"name": "countdown", "seed": 1, "index": True},
+        {"name": 5, "seed": 1, "index": 1},
+        {"name": "countdown", "seed": -1, "index": 1},
+        {"name": "countdown", "seed": 1, "index": 1, "entry": "x"},
+        "countdown",
+    ],
+)
+def test_rows_of_strangers_only_name_a_problem(entry: Any) -> None:
+    with Correctness(None) as reward, pytest.raises(TaskError) as caught:
+        reward(["?"], ["1"], answer=[None], gym_entry=[entry])
+    assert caught.value.code == "invalid_task"
+
+
+def test_an_unknown_task_in_a_row_is_an_error(checker: AnswerChecker) -> None:
+    need_gym()
+    with pytest.raises(TaskError):
+        checker.grade(Question("", "", "", drawn=Drawn("no_such_task", 1, 1)), "1")
+
+
+def test_nothing_of_ours_unpickles_or_evaluates() -> None:
+    """The vocabulary of Python's own evaluation does not occur in the product."""
+    modules = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+    functions = {"eval", "exec", "__import__"}
+    for folder in ("tersely", "controller", "evaluation", "probes", "training", "kernels"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+                    assert not modules & {name.split(".")[0] for name in names}, file
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in functions, file
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                    assert {k.arg: ast.literal_eval(k.value) for k in node.keywords}["weights_only"], file

@@ -1,0 +1,269 @@
+"""Linear time: every pattern that meets the text of models or clients reads 100,000 hostile letters at once."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tersely.controller.text.answers import extract_answer, extract_boxed, find_statements
+from tersely.controller.text.evidence import AnswerEvidence
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.reasoning_parser import ReasoningParser, split_text
+from tersely.controller.text.regions import ProtectedRegions, unclosed_region
+from tersely.controller.text.tool_calls import parse_tool_calls
+from tersely.controller.text.values import answers_equal, normalize_answer, parse_value
+from tersely.evaluation.tasks.confinement import is_expression
+from tersely.evaluation.tasks.equality import AnswerChecker
+
+from ..support.policy_feeding import Fed
+
+ROOT = Path(__file__).resolve().parents[2]
+LETTERS = 100_000
+SECONDS = 5.0
+"""For a function; it takes some hundredths on a free machine, and a quadratic pattern takes minutes."""
+
+UNITS = [
+    unit
+    for units in (
+        (
+            " ",
+            "\n",
+            "a",
+            "A",
+            "1",
+            ".",
+            ",",
+            "(",
+            "[",
+            "{",
+            "}",
+            "\\",
+            "$",
+            "*",
+            "_",
+            "`",
+            ":",
+            "=",
+            "是",
+            "²",
+            "√",
+            "<",
+        ),
+        ("a ", "A ", "1 ", "1,", "1.", "A. ", "1. ", "(A", "\\text{", "\\frac{", "sqrt(", "answer is ", "the ", "not "),
+        (
+            "1/",
+            "$1",
+            "$a ",
+            "`a",
+            "**a",
+            "\\(",
+            "\\[",
+            "<answer>",
+            "x=",
+            "=a",
+            "A B ",
+            "A'",
+            "so ",
+            "是 ",
+            ",\\!",
+            "{,}",
+        ),
+        ("1000,", "\\quad ", "wait\n\n", "so it is 1. ", '{"a":', "<tool_call>", "</think>", "<think>", "<|", "A. x\n"),
+    )
+    for unit in units
+]
+MODULES = (
+    "controller.text.answers controller.text.evidence controller.text.mentions controller.text.regions "
+    "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
+    "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
+    "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
+    "evaluation.tasks.confinement training.methods.vsrm"
+).split()
+"""Modules with patterns for the text of models and clients."""
+TRUSTED = {
+    "controller/engines/checkpoints.py": "names of models, given by the user",
+    "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
+    "evaluation/replay/tokenizer.py": "recorded outputs, read once by their owner",
+    "evaluation/replay/run.py": "reasons of decisions, written by policies",
+    "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
+    "evaluation/trace_analysis.py": "recorded outputs, read once by their owner",
+    "evaluation/view/page.py": "a trace that its owner looks at",
+    "training/run.py": "names of files in a run's folder",
+}
+"""Files whose patterns see no text of models or clients."""
+BOUNDED = {
+    ("answers", "_ANSWER_BEHIND"): "sentences of at most 1,000 letters",
+    ("answers", "_NEGATED"): "sentences of at most 1,000 letters",
+    ("answers", "_JOINED"): "only matched at the end of a value",
+    ("answers", "_NAME"): "only matched at the beginning of a phrase",
+    ("mentions", "_LEADS"): "the last 1,200 letters",
+    ("mentions", "_ACTING"): "the last 1,200 letters",
+    ("mentions", "_CHINESE"): "the last 1,200 letters",
+    ("sentences", "_DISPLAY"): "only matched after a line that ends with a colon",
+    ("sentences", "_ABBREVIATED"): "nine letters",
+    ("thoughts", "_CUE"): "only matched at the beginning of a thought",
+    ("values", "_OPERATOR"): "only matched behind an operand",
+    ("values", "_PLAIN_FRACTION"): "only a whole answer",
+    ("values", "_QUANTITY"): "only a whole answer",
+    ("values", "_ASSIGNMENT"): "only a whole answer",
+    ("sentences", "_INLINE_OPTION"): "the last 8,000 letters of a question",
+}
+"""Patterns that would be slow on a long text, and why they never see one; the functions below are tested with it."""
+
+
+class TooSlowError(Exception):
+    """A function has not finished in time."""
+
+
+@contextmanager
+def limited(seconds: float = SECONDS) -> Iterator[None]:
+    """Interrupts what takes too long, patterns of `re` as well."""
+
+    def stop(*_: Any) -> None:
+        raise TooSlowError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def hostile(unit: str, size: int = LETTERS) -> str:
+    return (unit * (size // len(unit) + 1))[:size] + "~"
+
+
+def patterns() -> Iterator[tuple[str, str, re.Pattern[str]]]:
+    for module in MODULES:
+        for name, value in vars(importlib.import_module(f"tersely.{module}")).items():
+            for pattern in _patterns_in(value):
+                yield module.rpartition(".")[2], name, pattern
+
+
+def _patterns_in(value: object) -> Iterator[re.Pattern[str]]:
+    if isinstance(value, re.Pattern) and isinstance(value.pattern, str):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _patterns_in(part)
+
+
+def test_every_file_with_a_pattern_is_known() -> None:
+    known = {module.replace(".", "/") + ".py" for module in MODULES} | set(TRUSTED)
+    found = set()
+    for folder in ("tersely", "controller", "evaluation", "probes", "training", "kernels"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            calls = (node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+            if any(ast.unparse(call).startswith("re.") and ast.unparse(call) != "re.escape" for call in calls):
+                found.add(str(file.relative_to(ROOT)))
+    assert found <= known, "tell in this test what text these patterns see"
+    assert set(TRUSTED) <= found, "these have no patterns any more"
+
+
+def check_patterns(units: list[str], size: int) -> None:
+    slow = set()
+    seen = set()
+    for module, name, pattern in patterns():
+        if pattern in seen or (module, name) in BOUNDED:
+            continue
+        seen.add(pattern)
+        for unit in units:
+            try:
+                with limited(2.0):
+                    sum(1 for _ in pattern.finditer(hostile(unit, size)))
+            except TooSlowError:
+                slow.add((module, name, unit))
+                break
+    assert not slow
+    assert len(seen) > 60
+
+
+def test_patterns_are_linear() -> None:
+    check_patterns([" ", "\n", "A", "1", "."], LETTERS)
+
+
+@pytest.mark.attack
+def test_patterns_are_linear_on_all_units() -> None:
+    check_patterns([*UNITS, *(one + other for one in UNITS[:22] for other in UNITS[:22])], LETTERS)
+
+
+CHOICE, COUNT, WHO = "Which is it?\nA. one\nB. two\nC. three", "How many shells does Mia have?", "Who is the tallest?"
+MARKERS = Markers("<think>", "</think>")
+
+
+def read_in_pieces(text: str) -> None:
+    evidence = AnswerEvidence(COUNT)
+    for start in range(0, len(text), 500):
+        evidence.read(text[start : start + 500])
+
+
+def follow_regions(text: str) -> None:
+    regions = ProtectedRegions()
+    for start in range(0, len(text), 8):
+        regions.feed(text[start : start + 8])
+        assert regions.open in (None, "code", "math", "JSON", "tool call")
+
+
+def stream(text: str) -> None:
+    parser = ReasoningParser(MARKERS, "before", ("STOP",), "<tool_call>")
+    for start in range(0, len(text), 8):
+        parser.feed(text[start : start + 8])
+    parser.finish()
+
+
+FUNCTIONS: dict[str, Callable[[str], object]] = {
+    "extract_boxed": extract_boxed,
+    "extract_answer": extract_answer,
+    "extract_answer, boxed": lambda text: extract_answer(rf"\boxed{{{text}}}"),
+    "extract_answer, stated": lambda text: extract_answer(f"The answer is {text}"),
+    "extract_answer of a choice": lambda text: extract_answer(text, CHOICE),
+    "extract_answer of a number": lambda text: extract_answer(text, COUNT),
+    "extract_answer of a name": lambda text: extract_answer(text, WHO),
+    "read_question": lambda text: list(find_statements("So it is 4.", text)),
+    "normalize_answer": normalize_answer,
+    "parse_value": parse_value,
+    "answers_equal": lambda text: answers_equal(text, text + "1"),
+    "AnswerEvidence": read_in_pieces,
+    "unclosed_region": unclosed_region,
+    "ProtectedRegions": follow_regions,
+    "ReasoningParser": stream,
+    "split_text": lambda text: split_text(text, MARKERS, "thinking"),
+    "parse_tool_calls": parse_tool_calls,
+    "parse_tool_calls, one": lambda text: parse_tool_calls(f"<tool_call>{text}</tool_call>"),
+    "AnswerChecker": lambda text: AnswerChecker().check("1", text),
+    "is_expression": is_expression,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_linear(name: str) -> None:
+    for unit in (" ", "\n", ".", "1", "A", "x=", "{", "\\(", "answer is ", "<tool_call>"):
+        with limited():
+            FUNCTIONS[name](hostile(unit))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_linear_on_all_units(name: str) -> None:
+    for unit in UNITS:
+        with limited():
+            FUNCTIONS[name](hostile(unit))
+
+
+@pytest.mark.parametrize("piece", ["$ ", "{ ", "` ", "( $ wait\n\n"])
+def test_thinking_with_open_regions_costs_the_same_per_token(piece: str) -> None:
+    fed = Fed(thinking=40_000)
+    with limited(10.0):
+        fed.feed(piece * 4_000)
+        for _ in range(1_000):
+            assert fed.controller.thinking.protected in (None, "code", "math", "JSON")

@@ -1,0 +1,302 @@
+"""A server that misbehaves: the remote engine ends in time, in bounded memory, and with one kind of error."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import itertools
+import json
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tersely.controller.engines.openai.backend import ServerLostError, StreamError
+from tersely.controller.engines.openai.client import OpenAIClient
+from tersely.controller.engines.openai.completions import connect
+from tersely.controller.engines.openai.events import MAX_EVENT, EventDecoder, parse_event
+from tersely.controller.types import Request, SamplingParams
+from tersely.errors import ModelError, OptionError, TerselyError
+from tersely.models import get_model_path
+
+OK = {"choices": [{"index": 0, "text": "a", "token_ids": [5], "finish_reason": None}]}
+END = {"choices": [{"index": 0, "text": "", "token_ids": [], "finish_reason": "stop"}]}
+Write = Callable[[bytes], object]
+
+
+def event(value: Any) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+def forever(piece: bytes, pause: float = 0.0) -> Iterator[bytes]:
+    while True:
+        yield piece
+        time.sleep(pause)
+
+
+def choice(**fields: Any) -> bytes:
+    return event({"choices": [{"index": 0, **fields}]})
+
+
+MALFORMED: dict[str, bytes] = {
+    "a number": b"data: 7\n\n",
+    "a list": b"data: [1]\n\n",
+    "null": b"data: null\n\n",
+    "no JSON": b"data: {\n\n",
+    "deep": b"data: " + b"[" * 100_000 + b"\n\n",
+    "digits": b'data: {"choices": ' + b"9" * 5_000 + b"}\n\n",
+    "choices": event({"choices": 7}),
+    "a choice": event({"choices": [7]}),
+    "choices by name": event({"choices": {"a": 1}}),
+    "a negative id": choice(token_ids=[-1]),
+    "a large id": choice(token_ids=[2**40]),
+    "a text as id": choice(token_ids=["a"]),
+    "a flag as id": choice(token_ids=[True]),
+    "ids": choice(token_ids=7),
+    "finish reason": choice(token_ids=[5], finish_reason={}),
+    "logprobs": choice(token_ids=[5], logprobs=7),
+    "lists of logprobs": choice(token_ids=[5], logprobs={"token_logprobs": ["a"], "top_logprobs": [{"a": 1, "b": 2}]}),
+    "large logprobs": choice(token_ids=[5], logprobs={"token_logprobs": [1e9], "top_logprobs": [{"a": 1e9, "b": 2}]}),
+    "other logprobs": choice(token_ids=[5], logprobs={"token_logprobs": [1], "top_logprobs": [7]}),
+    "a long line": b"data: " + b"x" * (MAX_EVENT + 1),
+    "the end": b"",
+}
+ENDLESS: dict[str, Callable[[], Iterator[bytes]]] = {
+    "comments": lambda: forever(b": ping\n\n", 0.05),
+    "events without choices": lambda: forever(event({}), 0.01),
+    "chunks without tokens": lambda: forever(choice(token_ids=[]), 0.01),
+    "choices of others": lambda: forever(event({"choices": [{"index": 1, "token_ids": [5]}]}), 0.01),
+    "a line": lambda: forever(b"data: " + b"x" * 65_536),
+    "an event": lambda: forever(b"data: " + b"x" * 1_000 + b"\n"),
+}
+
+
+class Misbehaving:
+    """Serves one model; `stream` makes the bytes of a streamed reply after the first, with which it is looked at."""
+
+    def __init__(self) -> None:
+        self.stream: Callable[[], Iterator[bytes]] = lambda: iter([event(END)])
+        self.models: Callable[[], Iterator[bytes]] = lambda: iter([b'{"data": [{"id": "m", "max_model_len": 4096}]}'])
+        self.headers: dict[str, str] = {}
+        self.status: Iterator[int] = itertools.repeat(200)
+        self.asked: list[float] = []
+        self.keys: list[str | None] = []
+        self.url = ""
+
+
+@contextmanager
+def misbehaving() -> Iterator[Misbehaving]:
+    server = Misbehaving()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            server.keys.append(self.headers.get("authorization"))
+            self._send(200, server.models())
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if not body.get("stream"):
+                self._send(200, iter([json.dumps({"choices": []}).encode()]))
+            elif body["max_tokens"] == 1:
+                self._send(200, iter([event(OK), event(END)]))
+            else:
+                server.asked.append(time.monotonic())
+                self._send(next(server.status), server.stream(), server.headers)
+
+        def _send(self, status: int, pieces: Iterator[bytes], headers: Any = ()) -> None:
+            self.send_response(status)
+            for name, value in dict(headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                for piece in pieces:
+                    self.wfile.write(piece)
+            except OSError:
+                pass
+            self.close_connection = True
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Misbehaving]:
+    with misbehaving() as server:
+        yield server
+
+
+TOKENIZER = AutoTokenizer.from_pretrained(get_model_path("tersely-tiny-small"))
+
+
+def generate(server: Misbehaving, rows: int = 1, timeout: float = 2.0) -> Any:
+    engine = connect(server.url, tokenizer=TOKENIZER, timeout=timeout)
+    try:
+        return engine.generate([Request((5, 6), 50)] * rows, SamplingParams(temperature=0.0))
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_events_are_one_kind_of_error(server: Misbehaving, kind: str) -> None:
+    server.stream = lambda: iter([MALFORMED[kind]])
+    with pytest.raises(ServerLostError) as caught:
+        generate(server)
+    assert caught.value.code == "server_lost" and len(caught.value.completions) == 1
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_endless_replies_end_in_time_and_memory(server: Misbehaving, kind: str) -> None:
+    server.stream = ENDLESS[kind]
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError):
+        generate(server)
+    assert time.monotonic() - began < 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_other_replies_are_bounded_too(server: Misbehaving) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    server.models = lambda: forever(b'{"data": [' + b" " * 65_536)
+    with pytest.raises(ModelError):
+        generate(server)
+    server.models = Misbehaving().models
+    server.status = itertools.repeat(418)
+    server.stream = lambda: forever(b"no " * 20_000)
+    with pytest.raises(ModelError):
+        generate(server)
+    server.status, server.headers = itertools.repeat(200), {"content-encoding": "gzip"}
+    server.stream = lambda: iter([gzip.compress(b"data: " + b"x" * 50_000_000)])
+    with pytest.raises(ModelError):
+        generate(server)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+@pytest.mark.parametrize("size", [1, 7, 1_000])
+def test_only_line_ends_of_the_standard_split_lines(server: Misbehaving, size: int) -> None:
+    text = "a\u2028b\u2029c\u0085d\x0be\x0cf"
+    whole = b": hello\r\n" + event({"text": text})
+    whole += b'data: {"text":\rdata: "two lines"}\r\n\r\nevent: x\n\ndata: [DONE]'
+    decoder = EventDecoder()
+    events = [data for at in range(0, len(whole), size) for data in decoder.feed(whole[at : at + size])]
+    events += decoder.finish()
+    assert [parse_event(data)["text"] for data in events[:-1]] == [text, "two lines"]
+    assert events[-1] == "[DONE]"
+
+
+def test_an_honest_server_that_writes_line_separators_is_read(server: Misbehaving) -> None:
+    server.stream = lambda: iter([choice(text="\u2028", token_ids=[5]), choice(text="\x85", token_ids=[6]), event(END)])
+    (completion,) = generate(server)
+    assert completion.token_ids[:2] == (5, 6)
+
+
+def test_one_lost_row_is_one_lost_row(server: Misbehaving) -> None:
+    numbers = itertools.count()
+
+    def stream() -> Iterator[bytes]:
+        if next(numbers) == 0:  # the first row hangs up for ever, the others end well
+            numbers_of_first.append(0)
+            return iter([MALFORMED["a number"]])
+        return iter([event(OK), event(END)])
+
+    numbers_of_first: list[int] = []
+    server.stream = stream
+    done = generate(server, rows=3)
+    assert [completion.finish_reason for completion in done] == ["stop"] * 3
+
+
+def test_rows_that_end_well_are_kept_where_another_is_lost(server: Misbehaving) -> None:
+    lock, failing = threading.Lock(), [0]
+
+    def stream() -> Iterator[bytes]:
+        with lock:
+            failing[0] += 1
+            first = failing[0] <= 1 or failing[0] > 3  # one of three, and all of its retries
+        if first:
+            return iter([MALFORMED["null"]])
+        return iter([event(OK), event(OK), event(END)])
+
+    server.stream = stream
+    with pytest.raises(ServerLostError) as caught:
+        generate(server, rows=3)
+    assert sorted(completion.finish_reason or "" for completion in caught.value.completions)[-2:] == ["stop", "stop"]
+
+
+def test_retry_after_is_kept(server: Misbehaving) -> None:
+    server.status = itertools.chain([429], itertools.repeat(200))
+    server.headers = {"retry-after": "1"}
+    generate(server)
+    assert server.asked[1] - server.asked[0] >= 1.0
+
+
+def test_a_long_retry_after_is_capped() -> None:
+    client = OpenAIClient("http://127.0.0.1:9")
+    for value in ("9" * 8, "3600"):
+        error = client._error_from_status(503, "/x", "", value)
+        assert isinstance(error, StreamError) and error.retry_after <= 60
+    for value in ("", "-1", "Wed, 21 Oct 2015 07:28:00 GMT", "9" * 400, "nan"):
+        error = client._error_from_status(503, "/x", "", value)
+        assert isinstance(error, StreamError) and error.retry_after == 0
+
+
+def test_keys_of_the_environment_go_where_they_belong(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TERSELY_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+
+    def sent() -> str | None:
+        server.keys.clear()
+        client = OpenAIClient(server.url)
+
+        async def ask() -> None:
+            await client.list_models()
+            await client.close()
+
+        asyncio.run(ask())
+        return server.keys[0]
+
+    assert sent() is None
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    assert sent() == "Bearer secret"
+    monkeypatch.setenv("TERSELY_API_KEY", "ours")
+    assert sent() == "Bearer ours"
+    for url in ("http://example.com/v1", "http://localhost.evil.example", "http://10.0.0.1:8000"):
+        with pytest.raises(OptionError) as caught:
+            OpenAIClient(url, "secret")
+        assert caught.value.code == "insecure_key" and "secret" not in str(caught.value)
+    OpenAIClient("https://example.com/v1", "secret")
+    monkeypatch.delenv("TERSELY_API_KEY")
+    OpenAIClient("http://example.com/v1")
+
+
+def test_events_of_any_form_raise_our_errors_only(server: Misbehaving) -> None:
+    client = OpenAIClient(server.url)
+
+    async def read() -> None:
+        async with aclosing(client.stream_events("/completions", {"stream": True, "max_tokens": 2})) as events:
+            async for _ in events:
+                pass
+
+    for kind in MALFORMED.values():
+        server.stream = lambda kind=kind: iter([kind])  # type: ignore[misc]
+        try:
+            asyncio.run(read())
+        except (TerselyError, StreamError):
+            client._client = None

@@ -1,0 +1,109 @@
+"""A real vLLM server under attack: keys, closed paths, seeds that ended its engine, and bodies that froze it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tersely.controller.serving.connections import GRACE
+
+from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    with vllm_server(
+        "tersely-tiny-small", tmp_path_factory.mktemp("vllm"), "--max-num-batched-tokens", "1024", "--drain", "5"
+    ) as up:
+        yield up
+
+
+@pytest.fixture
+def http(server: VllmServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, headers={"x-api-key": KEY}, timeout=120) as client:
+        yield client
+
+
+def body(content: str = "1 + 1", **fields: Any) -> dict[str, Any]:
+    return {"model": NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 4, **fields}
+
+
+def test_every_route_that_vllm_has_needs_the_key(server: VllmServer, http: httpx.Client) -> None:
+    assert http.get("/openapi.json").status_code == 404
+    for path in (
+        "/invocations",
+        "/tokenize",
+        "/detokenize",
+        "/scale_elastic_ep",
+        "/v1/chat/completions/batch",
+        "/docs",
+    ):
+        assert httpx.post(server.url + path, json=body()).status_code == 401, path
+        assert http.post(path, json=body()).status_code == 404, path
+    assert http.post("/v1/chat/completions", json=body()).status_code == 200
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_long_prompts_with_seeds_leave_the_engine_alive(server: VllmServer, http: httpx.Client) -> None:
+    async def ask_all() -> list[int]:
+        headers = {"authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
+            asked = [body("a " * (300 + n), seed=n, temperature=1.0) for n in range(12)]
+            replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=one) for one in asked))
+            return [reply.status_code for reply in replies]
+
+    assert set(asyncio.run(ask_all())) == {200}
+    assert http.post("/v1/chat/completions", json=body(seed=1)).status_code == 200
+
+
+def test_hostile_bodies_are_refused_at_once(http: httpx.Client) -> None:
+    head = f'{{"model":"{NAME}","messages":['
+    for content in (f"{head}{'1,' * 2_000_000}1]}}", head + "[" * 100_000, f"{head}1]" + ',"a":1' * 600_000 + "}"):
+        began = time.monotonic()
+        response = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+        assert response.status_code in (400, 413) and time.monotonic() - began < 3
+
+
+def test_settings_of_policies_are_refused(http: httpx.Client) -> None:
+    for policies in (
+        {"auto_exit": {"probes": "/etc"}},
+        {"budget": {"slack": "a"}},
+        {"hint": {"text": "x" * 1_000_000}},
+    ):
+        control = json.dumps({"policies": policies})
+        response = http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": control}))
+        assert response.status_code == 400 and len(response.content) < 5_000
+
+
+def test_sigterm_ends_the_server_in_time(server: VllmServer, http: httpx.Client) -> None:
+    """The last test here: a stream is under way, and another client stays connected and silent."""
+    port = int(server.url.rsplit(":", 1)[1])
+    fields = body(stream=True, tersely={"preset": "off"}, ignore_eos=True) | {"max_tokens": 900}
+    family = [pid for pid, _ in server.processes()]
+    with (
+        socket.create_connection(("127.0.0.1", port)),
+        http.stream("POST", "/v1/chat/completions", json=fields) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        began = time.monotonic()
+        server.process.terminate()
+        with contextlib.suppress(httpx.TransportError):
+            rest = list(lines)
+            assert rest[-2:] == ["data: [DONE]", ""] or '"error"' in rest[-2]
+    server.process.wait(90)
+    assert time.monotonic() - began < 5 + GRACE + 30  # the drain, the grace, and ending processes on a busy machine
+    while left := [pid for pid in family if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() - began < 60, left
+        time.sleep(0.2)
