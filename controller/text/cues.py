@@ -45,6 +45,14 @@ class Language:
         wants_words: how a question asks for a name or words.
         open: how a question asks for a text, a program or a proof, which no short value answers.
         plans: what shows that a sentence is not the last step.
+        checks: how a sentence begins that checks an answer, or what shows that it did.
+        closers: whole sentences that end a text and say nothing.
+        asides: clauses behind a value that speak of another one.
+        denials: what denies the value of its clause.
+        gives: how somebody says what they will answer.
+        measures: nouns of what can be measured, of which a question asks for some.
+        alternatives: what a question chooses between, in two groups.
+        dates: how a question asks for a date or a time.
         common: words of a question that say nothing about what the question asks for, without a final s.
     """
 
@@ -75,6 +83,14 @@ class Language:
     many: Patterns
     truth: Patterns
     plans: Patterns
+    checks: Patterns
+    closers: Patterns
+    asides: Patterns
+    denials: Patterns
+    gives: Patterns
+    measures: Patterns
+    alternatives: Patterns
+    dates: Patterns
     wants_words: Patterns
     open: Patterns
     common: Patterns
@@ -85,12 +101,17 @@ _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:th
 
 ENGLISH = Language(
     answers=(
-        r"(?<!other )(?<!one )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?"
+        r"(?<!other )(?<!one )(?<!trap )(?<!wrong )(?<!tempting )(?<!obvious )(?<!naive )"
+        r"(?<!first )(?<!second )(?<!another )"
+        r"\b(?:answer|solution)s?(?:\*\*)?"
         r"(?!\s+(?:to|for|of|in) (?:\w+ )?(?:(?:first|second|third|next|previous|part|step|sub-?\w+)\b|case \d))"
         r"(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
         r"\b(?:answer|solution) (?=[-$\\(]?\d|\\[(b])",
+        r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply )?(?:answer|output|report|"
+        r"reply)\b(?: with)?:?(?=\s*[-$\\(]*\d)",
+        r"\bfinal\s*:",
         r"\banswer of\b",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
         rf"{_MODAL}{_BE}\b",
@@ -115,15 +136,17 @@ ENGLISH = Language(
         r"\b(?:confident|certain|sure) (?:that|in)\b|\b(?:i think|i believe|i get|it (?:looks|seems) like|seems that|"
         r"conclude that|confirms? that|we get)\b",
     ),
-    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|i\.e\.|meaning|namely)\b,?\s?|\bthat is,\s?|=>|→|⇒",),
+    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|meaning|namely)\b,?\s?|\bi\.e\.,?\s?|\bthat is,\s?|=>|→|⇒",),
     states=(
-        r"\b(?:answer|result|total|value|sum|product|probability|difference|number|amount|area|length|cost|remainder)\s+"
+        r"\b(?:answer|result|total|value|sum|product|probability|difference|number|amount|area|length|cost|"
+        r"remainder)\s+"
         r"(?:of [^.,;=]{1,60}? )?(?:is|equals|=|:|must be|would be|should be)",
         r"\b(?:so|thus|therefore|hence)[, ]+(?:i|we)\s+(?:get|have|find)",
         r"\b(?:that|this|which)\s+(?:makes|gives|yields|leaves)",
     ),
     copulas=(
-        r"\b(?:is|are|was|be|equals?|gives?|makes?|leaves?|yields?|get|gets|have|has|had|needs?|takes?|cost|costs|at|as|returns?|"
+        r"\b(?:is|are|was|be|equals?|gives?|makes?|leaves?|yields?|get|gets|have|has|had|needs?|takes?|cost|costs|"
+        r"at|as|returns?|"
         r"paid|pays?|earns?|spends?|for|only|to|of)\b",
     ),
     fillers=(
@@ -143,16 +166,19 @@ ENGLISH = Language(
         r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
         r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
         r"\b(?:between \S+ and|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
-        r"\b(?:wrong|incorrect|mistaken|cannot be right|can't be right)\b",
+        r"\b(?:ruled out|excluded|eliminated|wrong|incorrect|mistaken|cannot be right|can't be right)\b",
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
     no_phrases=(
         r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple)|in\b|not\b|correct|right\b|wrong|incorrect|the same|"
-        r"as\b|that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|when|where|"
-        r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|there\b|"
+        r"as\b|that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|"
+        r"when|where|"
+        r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|"
+        r"there\b|"
         r"because|since|indeed|definitely|either|one of|just|good|valid|reasonable|being|found|close|between|less|"
         r"more|greater|smaller|larger|at (?:least|most)|always|never|inside|within|required|needed|an answer|they|we\b|"
-        r"i\b|you|he\b|she\b|let|wait|so\b|but\b|and\b|or\b|with\b|from\b|for\b|of\b|by\b|on\b|has\b|have\b|is\b|are\b)",
+        r"i\b|you|he\b|she\b|let|wait|so\b|but\b|and\b|or\b|with\b|from\b|for\b|of\b|by\b|on\b|has\b|have\b|is\b|"
+        r"are\b)",
     ),
     reflections=(
         "wait", "hmm", "alternatively", "but wait", "hold on", "let me double-check", "let me double check",
@@ -177,7 +203,7 @@ ENGLISH = Language(
     ),
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
-        "settle",         "it is", "wait", "no,", "no:", "so it's", "so that's", "anser",
+        "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply", "final:",
     ),
     equals=(
         r"=|≈|:|\b(?:is|are|was|must be|should be|would be|will be|has to be|equals?|remains|comes (?:out )?to)\b"
@@ -187,7 +213,8 @@ ENGLISH = Language(
         r"\b(?:express|give|write|enter|enclose|round|leave|end|put|submit|provide) (?:your|the|all|his|her|each)\b",
     ),
     form=(
-        r"\b(?:question|line|format|required|tag|follow|followed|user|options|text|correct|answer|explanation|need|step|"
+        r"\b(?:question|line|format|required|tag|follow|followed|user|options|text|correct|answer|explanation|"
+        r"need|step|"
         r"problem|calculation|box|boxed|instructions?|above|same|period|periodic)\b",
     ),
     asks=(
@@ -204,18 +231,15 @@ ENGLISH = Language(
         r"(?:[a-z-]+ (?!does|is|was|has)(?=[a-z]+s\b))?"
         r"([a-z]{3,})",
     ),
-    many=(r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs)\b",),
+    many=(
+        r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs|"
+        r"two numbers)"
+        r"\b|^\W*(?:solve|alphabeti[sz]e|put|list|order|arrange|sort|rank|name the)\b|\border of\b|\bthe order\b|"
+        r"\bwhat are [a-z]\b|\blist (?:them|the)\b",
+    ),
     truth=(
         r"^\W*(?:is|are|do|does|did|can|could|will|would|was|were|has|have|should|must)\b|\btrue or false\b|"
         r"\byes or no\b|\byes/no\b",
-    ),
-    wants_words=(
-        r"\b(?:who|whom|whose|which (?!values?|numbers?|x\b)|where|what(?:'s| is| was)? the "
-        r"(?:name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
-        r"smallest country)|"
-        r"what (?:day|kind|shape|word|colou?r|country|city|language)|in which|unscramble|print|output|decode|"
-        r"concatenate|"
-        r"symbol|what does)\b",
     ),
     open=(
         r"(?:^|[.!?:;,]\s+|\b(?:please|and|then|you|also) )(?:explain|describe|discuss|summari[sz]e|translate|suggest|"
@@ -232,10 +256,88 @@ ENGLISH = Language(
         r"[a-z],? and (?:how|what|which|who|when|where)\b[^.?]*\?",
     ),
     plans=(
-        r"^\W*(?:next|first|now,? (?:i|let|for)|let me|let's|then i|to find|we could|i will|"
-        r"i'll (?:compute|find|use|try))\b|"
-        r"\b(?:(?:i|we) (?:need|have|want|still need) to|i can (?:plug|use|now)|doesn't work|does not work|"
-        r"then i take|they ask for|they want)\b",
+        r"^\W*(?:next|first|now,? (?:i|let|for|we)|let me|let's|let (?=[a-z]+ (?:be|denote)\b)|then (?:i|we|"
+        r"[a-z]+ it\b)|"
+        r"to find|we could|i will|what about|but (?:only|should)|"
+        r"(?:add|subtract|multiply|divid|squar|doubl|halv|count|averag)ing [^,;]* (?:will|should|would) )\b|"
+        r"\b(?:(?<!what )(?<!that )(?<!one )(?<!number )(?<!value )(?:i|we)(?:'ll|'d| will| should| can|)? "
+        r"(?:then |now |just |still |only |also )*"
+        r"(?:need(?! \W*(?:about |only |exactly |at least )?\d)|want|have to|ought|must|compute|calculate|add|"
+        r"divide|multiply|subtract|use|try|count|compare|consider|work out|plug)\b|"
+        r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
+        r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
+        r"some (?:years|time|days|months) (?:later|after|before)|let (?:me|us)|let's|i'll do|i'll \w+ (?:now|"
+        r"next|then|later))\b|^\W*then [^.]* would\b|"
+        r"\b(?:can|to|must|should) be (?:added|counted|found|multiplied|divided|subtracted|summed|computed|"
+        r"included|corrected)\b|"
+        r"^\W*the (?:question|problem) (?:says|states|gives)\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
+        r"remaining) step\b|"
+        r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b|"
+        r"^\W*(?:(?:now|then|next)\b,? )?(?:just )?(?:plug|apply|take|add|subtract|multiply|divide|compute|"
+        r"calculate|find|"
+        r"use|square|cube|sum|count|combine|substitute|convert|average)\b(?![^.]*(?:=|→|\bgives\b|\bis\b|"
+        r"\bto get\b|:))",
+    ),
+    checks=(
+        r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|"
+        r"double[- ]?|re-?)*"
+        r"(?:check|verify|verification|verifying|sanity|confirm|recap|re-?count|re-?compute|re-?calculate|re-?do|"
+        r"summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
+        r"\bchecks? (?:passes|out)\b|^\W*(?:(?:this|that|it|which) )?(?:works|fits|holds|satisfies)\b|"
+        r"^\W*\([^()]* [^()]* [^()]*\)\W*$|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
+    ),
+    closers=(
+        r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|"
+        r"sure|hmm|so|"
+        r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|"
+        r"done|pretty|quite|fairly|very|confident|sure|certain|our|my|solution|and|so|"
+        r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
+        r"[\s,.!;—-]*)+",
+    ),
+    asides=(
+        r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
+        r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:how|not|about|roughly|also)|"
+        r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
+        r", (?:up|down) (?:by |from )?[^,;]*",
+        r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
+        r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
+    ),
+    denials=(
+        r"\b(?:can't|cannot|can not|couldn't|isn't|aren't|doesn't|don't|didn't|does not|is not|are not|it's not|"
+        r"that's not|"
+        r"wasn't|was not|not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
+        r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|"
+        r"don't need|(?:is|comes) (?:only )?(?:second|third)|"
+        r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|to begin with)\b",
+    ),
+    gives=(
+        r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply |still )?(?:answer|say|report|give|output|"
+        r"reply|write|"
+        r"respond with|leave (?:it|this|that) as|go with|put)\b(?: (?:it|this) as)?[:\s]*(?:about |approximately |"
+        r"roughly |"
+        r"the (?:full |final |exact )?(?:date|answer|form|value)[:\s]*)?",
+    ),
+    measures=(
+        r"\b(?:length|width|height|side|radius|radii|diameter|perimeter|circumference|area|volume|speed|velocity|"
+        r"resistance|current|voltage|force|energy|momentum|frequency|charge|power|pressure|temperature|"
+        r"cost|price|weight|mass|distance|age|angle|period|profit|mod|exponent|complement|digits?)(?:e?s)?\b",
+    ),
+    alternatives=(
+        r"\b([a-z]+)['’\"”]?(?: (?:more|up))? or (?:is it |does it |do they |will it )?['‘\"“]?([a-z]+)\b",
+        r"[,:] ([^,:?]{1,40}?),? or ([^,:?]{1,40})\?",
+    ),
+    dates=(r"^\W*(?:on )?(?:when|what (?:date|time))\b|\bfull date\b",),
+    wants_words=(
+        r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|"
+        r"years?\b)|where|"
+        r"what(?:'s| is| was)? the (?:[\w]+ ){0,2}"
+        r"(?:unit|name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
+        r"smallest country|past tense|synonym|antonym)|"
+        r"what (?:day|kind|shape|word|colou?r|country|city|language|animal|command|element)|in which (?!year)|"
+        r"unscramble|"
+        r"print|output|decode|reverse|command|statement|"
+        r"concatenate|"
+        r"symbol|what does)\b|\bwhat is (?-i:[A-Z][a-z]+)\?$|\bsql\b",
     ),
     common=tuple(
         "the and for what how many much doe did will would can are was were that this with have has had his her their "
@@ -273,11 +375,21 @@ CHINESE = Language(
     asks=("求", "计算", "多少", "几", "哪", "什么", "谁"),
     numeric=("多少", "几", "求", "计算"),
     counted=(r"多少(?:个|只|本|块|张)?([\u4e00-\u9fff]{1,2})(?=？|\?)",),
-    many=("哪些", "所有"),
+    many=("哪些", "所有", "解方程"),
     truth=(r"吗[？?]|是否|对不对",),
     wants_words=(r"(?:谁|什么|哪|作者|星期几|化学式)",),
+    plans=(
+        r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是|[，。](?:先|再|还要|然后)[^，。=]*$",
+    ),
+    checks=(r"(?:验算|检查|检验|代入|验证)",),
+    closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?|[，。！\s])+",),
+    asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
+    denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),
+    gives=(r"(?:因此|所以|应该|应当|故)*(?:回答|答(?!案))(?:为|是)?[:：]?\s*",),
+    measures=(r"(?:半径|直径|周长|面积|体积|长度|宽度|高度|速度|时间|价格)",),
+    alternatives=(r"([\u4e00-\u9fff]{1,4}?)(?:，|,)?还是([\u4e00-\u9fff]{1,4})",),
+    dates=(r"(?:什么时候|何时|哪一天)",),
     open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),
-    plans=(r"^\W*(?:接下来|首先|让我|先)",),
     common=(),
 )
 

@@ -1,87 +1,172 @@
-"""What a short text arrives at where no words call it an answer or a conclusion: "24*7 is 168.", "**Yes**", "so C".
+"""The value that a sentence mentions, by the kind of answer that its question wants: a choice, a date, a number.
 
-Only for the end of a text whose question is known; far too lenient to decide on while a model thinks.
+Lenient: the sentence has to be one that answers (see `endings`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from .cues import either
-from .sentences import Asked, is_supposed, split_sentences
-from .values import scan_expression
+from .sentences import Asked
+from .value_reader import read_value
+from .values import NUMBER_WORDS, read_number_words, scan_expression
 
-_SENTENCES = 3
-_PLANS = re.compile(rf"(?:{either('plans')})")
-_DENIED = re.compile(r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?$")
+GIVES = re.compile(rf"(?:{either('gives')})", re.I)
+_NUMBER_WORDS = re.compile(
+    rf"(?:^\W*|\b(?:so|it's|that's|is|are|makes?|takes?|costs?|be|has|have|needs?|gives?|about|namely)\W+|i\.e\. |"
+    rf"[=→] )"
+    rf"({NUMBER_WORDS})",
+    re.I,
+)
+_SPELLED = re.compile(rf"\b{NUMBER_WORDS}", re.I)
+_PLACE = re.compile(r"(?i)\b(?:where|city|country|capital)\b")
+_TAIL = re.compile(r" (?!too|then|again|either|first|itself|today|now|here|there|instead)[a-z]+(?=[.,;]|$)")
+_PROPER = re.compile(
+    r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都"
+)
+_TURN = re.compile(
+    rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)", re.I
+)
 _TRUTH = re.compile(r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误)")
+_CHINESE_TRUTH = {"是的": "Yes", "对的": "Yes", "正确": "Yes"}
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
 _ARTICLE_A = re.compile(r" (?!is (?:right|correct))[a-z]")
+_DENIED = re.compile(
+    r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?"
+    r"(?:\(?[A-J]\)?,? (?:or|nor|and) )*$"
+)
 _LEADS = re.compile(
-    r"(?:\bso|\bhence|\bthus|\bit's|\bthat's|\bit is|\bleaves|\bleft with|\bchoice|\boption|\banswer|\bletter is|"
-    r"\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|选|\*\*)[\s,:*]*\(?$",
+    r"(?:\bso|\bhence|\bthus|\bit's|\bthat's|\b(?:it|that) is|\bleaves|\bleft with|\bchoice|\boption|\banswer|"
+    r"\bletter is|\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|选|\*\*)[\s,:*]*\(?$|^\W*$",
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(
     r"\)?\*{0,2}\s*(?:is|are|it is|looks|seems|correct|right|works|选项|项|$|\W*$)(?!\s*(?:not|wrong|false|out|an?\s))",
     re.I,
 )
+_MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sep(?:t(?:ember)?)?|"
+    r"Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)"
+)
+_DATE = re.compile(
+    rf"(?:\d{{1,2}}(?:st|nd|rd|th)? )?{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?\b|"
+    rf"\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? \d{{4}})?|{_MONTH} \d{{4}}|\d{{4}}年(?:\d+月(?:\d+日)?)?|"
+    r"\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
+)
+_VARIABLE = r"(?:(?<![\^*/+=-] )(?<![\w\\^*/+-])[$(]?(?:[A-Za-zλμθα]|\\lambda)(?:_\d)?\s*=\s*)"
+_ITEM = re.compile(rf"\s*(?:,\s*(?:and|or)\s|,|\band\b|\bor\b|和|或|、)\s*\$?({_VARIABLE})?")
+_FIRST_ITEM = re.compile(rf"({_VARIABLE})|(?<![\w.,^*/+=(\[{{-])(?<![*/+=^×·-] )(?=[-−+]?(?:\d|√|π|\\frac|\\sqrt))")
+_BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
+_NAME = r"[A-Z][\w’'.-]*(?:(?: (?:of|da|van|de|the|von|and the))? [A-Z][\w’'.-]*){0,4}"
+_WORD_LIST = re.compile(r"(?:^|: |\bis |\bare )((?:the )?[^\W\d][^\d,.:=]{0,40}(?:, [^\d,.:=]{1,40}){2,12})\.?$")
+_NAMES = re.compile(rf"{_NAME}(?:(?:, and|,| and|、| >| <| →)\s(?:and )?{_NAME})+")
 _QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1,60})\*\*")
-_LIST = re.compile(r"\[[^\[\]]{1,80}\]")
-_NAME = r"(?:the |an? )?[A-Z][\w’'.-]*(?: (?:(?:of|da|van|de|the) )?[A-Z][\w’'.-]*){0,4}"
+_CODE = re.compile(r"\[[^\[\]]{1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?")
 _ARTICLE = re.compile(r"^(?i:the|an?) ")
 _ACTING = re.compile(
-    rf"\b({_NAME})(?=\s+(?:is the|was the|has|had|owns|must|sits|wrote|painted|won|discovered|[a-z]+ed it)\b)"
+    rf"\b({_NAME})(?=\s+(?:is|was|has|had|owns|must|sits|wrote|painted|won|discovered|composed|flows|[a-z]+ed it)\b)"
 )
 _NAMED = re.compile(
-    rf"\b(?i:is|was|by|be|it's|that's|called|so|hence|thus|therefore|means?|prints?|raises|only|in|as)\b[\s,:]*"
-    rf"(?:in fact |the )?({_NAME})"
+    rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|prints?|raises|only|as|answer|say)"
+    rf"\b[\s,:]*|→\s*|:\s+)(?:in fact |now |the |an? )?({_NAME})|^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
 )
-_WORD = re.compile(
-    r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|so:|facing|make|makes|means|for|was the|is the|"
-    r"were)\s+|→\s*)(?:now |facing )?"
+_PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
+_LOWER = re.compile(
+    r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|facing|makes?|means|for|were|gives?|prints?|outputs?|"
+    r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just )?"
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
-_PROSE = re.compile(r"(?<![\\a-zA-Z])[a-z]{3}")
+_PRINTED = re.compile(
+    r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get|"
+    r"so(?=:)|command is|query is)(?::|\s)\s*"
+    r"(?!(?:the|an?|that|in|on|of)\b)([^;]{1,60}?)\.?$"
+)
+_INEQUALITY = re.compile(
+    r"(?:[-−]?[\d./]+ ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?)?\b[a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+"
+    r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
+)
+_UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
+_POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
+_PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
     r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+]))"
 )
-_SYMBOL = re.compile(r"[\d\\πi√]")
+_FIRST = re.compile(r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I)
+_SUBJECT_OF = re.compile(
+    r"(?: [a-z°]+){0,2} (?:is(?! \W*\d)|are|was|were|does|works|remains?|left|satisf)\b(?! (?:divisible|even|odd|"
+    r"prime|too))"
+)
 _EQUALS = re.compile(
-    r"(?:\b(?:(?i:it's|it is|that's)|is|be|equals|at|(?:gives|leaves)(?: me| us)?(?: with)?)\s+|"
+    r"(?:\b(?:(?i:(?:al)?together|totall?ing|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
+    r"leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
     r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
 )
 _STOP_WORDS = frozenset(
     "It So That This The I On After From We He She They Then Now Okay Ok Hmm Yes No But And In At If Not Only There "
-    "Both Her His Its One Also Thus Hence That's It's I'm I'd I'll Let Wait All Each Alone "
-    "answer it correct that what".split()
+    "Both Her His Its One Also Thus Hence That's It's I'm I'd I'll Let Wait All Each Alone To Of For By As Or People "
+    "Answer Output Answering Because Since When Where Which What Who With Good Great Right Done Final Given "
+    "Close answer it correct that what easy simple right true found "
+    "obvious not also still known already".split()
 )
-_CHINESE = re.compile(r".*(?:是|为|应该是|选)([^，。；、\s]{1,12})$")
+_CHINESE = re.compile(r"(?:应该是|一般认为是|就是|即|叫|选|是|(?<!认)为|由|属于|[:：])(?!的)([^，。；、：\s]{1,12})")
+_CHINESE_VERB = re.compile(r"(?:所|写|作|的|即可|创作|著|画|发明|发现)+的?$")
 
 
-def find_mention(text: str, asked: Asked) -> str | None:
-    """The value that the last sentences of a text arrive at, as it stands there; None if they state none."""
-    sentences = [text[start:end].strip() for start, end in split_sentences(text[-1_200:])]
-    for sentence in reversed(sentences[-_SENTENCES:]):
-        lower = sentence.lower()
-        if sentence.endswith(("?", "？")) or is_supposed(lower) or _PLANS.search(lower):
-            return None
-        if value := _read(sentence.rstrip("。"), asked):
+def read_mention(sentence: str, asked: Asked) -> str | None:
+    """The value that is called the answer, that behind the last turn of a sentence, else anywhere in it."""
+    if asked.numeric:
+        sentence = _SPELLED.sub(_spell_large, sentence)
+    if not asked.options and not asked.truth:
+        for match in GIVES.finditer(sentence):
+            starts = re.match(r"[-−$\\(]?(?:\d|\\|[a-z]?[(√π])", sentence[match.end() :])
+            if starts and (value := _read_at(sentence, match.end(), asked)):
+                return value
+    if asked.output and len(sentence.split()) == 1:
+        return sentence.removesuffix(".").strip("`\"'")
+    if asked.output and (printed := _PRINTED.search(sentence)):
+        return printed[1].removeprefix("**").removesuffix("**").strip(" `\"'")
+    turns = [match.end() for match in _TURN.finditer(sentence)]
+    for start in (*turns[-1:], 0):
+        if value := _read_part(sentence[start:].strip(), asked):
             return value
     return None
 
 
-def _read(sentence: str, asked: Asked) -> str | None:
+def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.options:
         return _read_label(sentence, asked)
+    if asked.alternatives and (value := _read_alternative(sentence, asked)):
+        return value
     if asked.truth:
-        found = list(_TRUTH.finditer(sentence))
-        return (
-            (found[-1][1] or {"是的": "Yes", "对的": "Yes", "正确": "Yes"}.get(found[-1][2], "No")) if found else None
-        )
+        return None
+    if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
+        return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
+    if asked.many and (series := _read_series(sentence, asked)):
+        return series
+    if asked.output and (code := _CODE.findall(sentence) or re.findall(r"`([^`]{1,80})`", sentence)):
+        return str(code[-1])
+    if asked.inequality and (found := [match[0] for match in _INEQUALITY.finditer(sentence)]):
+        return found[-1].strip(" .$")
+    if asked.point and (points := _POINT.findall(sentence)):
+        return str(points[-1])
     if asked.wants_words:
-        return _read_words(sentence, asked) or _read_number(sentence, asked)
-    return _read_number(sentence, asked) or _read_words(sentence, asked)
+        number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
+        return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
+    return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
+
+
+def _spell_large(match: re.Match[str]) -> str:
+    """A number above twelve in digits."""
+    number = read_number_words(match[0], 0)[0] or 0
+    return str(number) if number > 12 else match[0]
+
+
+def read_truth(sentence: str) -> str | None:
+    """The yes or no, or true or false, that a sentence says last."""
+    found = list(_TRUTH.finditer(sentence))
+    return (found[-1][1] or _CHINESE_TRUTH.get(found[-1][2], "No")) if found else None
 
 
 def _read_label(sentence: str, asked: Asked) -> str | None:
@@ -90,11 +175,7 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
     for match in _LABEL.finditer(sentence):
         label = asked.label(match[1]) if match[1].isupper() or match[1].isdigit() or match[1] in asked.options else None
         before, after = sentence[: match.start()], sentence[match.end() :]
-        if (
-            label is None
-            or _DENIED.search(before)
-            or (match[1] == "A" and re.match(r" (?!is (?:right|correct))[a-z]", after))
-        ):
+        if label is None or _DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
             continue
         if _LEADS.search(before) or _CHOSEN.match(after) or match[0].startswith("("):
             found.append(label)
@@ -103,45 +184,156 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
     return asked.label_of_text_in(re.sub(r"[-*]", " ", sentence.lower()), shortest=3)
 
 
-def _read_number(sentence: str, asked: Asked) -> str | None:
-    """The value behind the last sign of equality, in the last formula, with what is counted, or the last one."""
-    if asked.counted is not None and (counts := asked.counted.findall(sentence)):
-        return str(counts[-1])
-    for match in reversed([] if asked.many else list(_EQUALS.finditer(sentence))):
-        end = scan_expression(sentence, match.end()) if _SYMBOL.search(sentence, match.end()) else None
-        if end is not None and _SYMBOL.search(sentence, match.end(), end):
-            return sentence[match.end() : end]
-    formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
-    formulas = [next(filter(None, match)) for match in formulas]
-    formulas = [formula for formula in formulas if not _PROSE.search(formula)]
-    if formulas:
-        return str(formulas[-1]).rstrip(" .,")
-    values: dict[int, str] = {}
+def _read_alternative(sentence: str, asked: Asked) -> str | None:
+    """The one of the question's alternatives that a sentence names last."""
+    lower = sentence.lower().partition(" than ")[0]
+    if same := re.search(r"\b(?:the same|equal|neither|both)\b", lower):
+        return same[0]
+    at = {one: _find_last(one.lower(), lower) for one in asked.alternatives}
+    best = max(at, key=lambda one: (at[one], len(one)))
+    if at[best] < 0:
+        return None
+    return re.match(r"\w+", sentence[at[best] :])[0] if best.isalpha() and best.isascii() else best  # type: ignore[index]
+
+
+def _find_last(word: str, text: str) -> int:
+    """Where a word, perhaps with another ending, begins last; -1 for nowhere."""
+    start = r"\b" if word[:1].isascii() and word[:1].isalnum() else ""
+    stem = word[:-1] if word.isascii() and word.isalpha() and len(word) > 4 else word
+    return max((match.start() for match in re.finditer(start + re.escape(stem), text)), default=-1)
+
+
+def _read_series(sentence: str, asked: Asked) -> str | None:
+    """Several values or names: "x = 7 or x = -2", "3/4 and 1", "Gus, Dana, Eli"; None if there are fewer than two."""
+    if words := _WORD_LIST.search(sentence):
+        return re.sub(r"^(?:.*\b(?:is|are)|so,?) ", "", words[1], flags=re.I)
+    names = [match[0] for match in _NAMES.finditer(sentence)]
+    if names and (asked.wants_words or not re.search(r"\d", sentence)):
+        return ", ".join(re.split(r"(?:, and|,| and|、| >| <| →)\s(?:and )?", names[-1])).rstrip(".")
+    found, reach = None, 0
+    sentence = _BRACKETS.sub(lambda match: "#" * len(match[0]), sentence)
+    for start in _FIRST_ITEM.finditer(sentence):
+        if start.start() < reach:
+            continue
+        values, variables, end = [], {(start[1] or "").strip()}, scan_expression(sentence, start.end())
+        at = start.end()
+        while end is not None:
+            values.append(sentence[at:end])
+            reach = end
+            joined = _ITEM.match(sentence, end + (sentence[end : end + 1] == "$"))
+            if joined is None:
+                break
+            variables.add((joined[1] or "").strip())
+            at, end = joined.end(), scan_expression(sentence, joined.end())
+        if len(values) > 1:
+            pair = len(variables - {""}) > 1
+            found = f"({', '.join(values)})" if pair else ", ".join(values)
+    return found
+
+
+def _scan_values(sentence: str, asked: Asked) -> Iterator[tuple[int, int]]:
     reach = 0
     for match in _STARTS.finditer(sentence):
         end = scan_expression(sentence, match.start()) if match.start() >= reach else None
         if end is not None and not _DENIED.search(sentence[: match.start()]):
-            values[match.start()] = sentence[match.start() : end]
+            if not _has_unknown(sentence[match.start() : end], asked):
+                yield match.start(), end
             reach = end
-    if asked.many and len(values) > 1:
-        return ", ".join(values.values())
-    return values[max(values)] if values else None
 
 
-def _read_words(sentence: str, asked: Asked) -> str | None:
-    """A quoted or bold text, a name, or the word that ends a clause."""
-    if lists := _LIST.findall(sentence):
-        return str(lists[-1])
+def _read_number(sentence: str, asked: Asked) -> str | None:
+    """The value of what is asked for, behind the last equality, in the last formula, or the last one."""
+    for match in _FIRST.finditer(sentence):
+        end = scan_expression(sentence, match.end())
+        if end is not None and _SUBJECT_OF.match(sentence, end):
+            return sentence[match.end() : end]
+    for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
+        if value := _read_at(sentence, match.end(), asked):
+            return value
+    if asked.counted is not None and (counts := asked.counted.findall(sentence)):
+        return str(counts[-1])
+    formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
+    formulas = [next(filter(None, match)) for match in formulas]
+    formulas = [formula for formula in formulas if not _PROSE.search(formula)]
+    if asked.equation and formulas and "=" in formulas[-1]:
+        return str(formulas[-1]).rstrip(" .,")
+    for match in reversed(list(_EQUALS.finditer(sentence))):
+        if value := _read_at(sentence, match.end(), asked):
+            return value
+    if formulas:
+        return str(formulas[-1]).rstrip(" .,")
+    spans = list(_scan_values(sentence, asked))
+    if spans:
+        return sentence[slice(*spans[-1])]
+    words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
+    return words[-1] if words and asked.numeric else None
+
+
+def _has_unknown(value: str, asked: Asked) -> bool:
+    """Whether a value holds a variable although a number is asked for in words."""
+    variable = (asked.numeric or asked.date) and _UNKNOWN.search(value)
+    return bool(variable and not _UNKNOWN.search(asked.text))
+
+
+def _read_at(sentence: str, at: int, asked: Asked) -> str | None:
+    value = read_value(sentence, at, asked)
+    one = value == "1" and "1" not in sentence  # "giving one root"
+    if not value or one or not re.search(r"[\d\\πi√∞²³]", value) or _has_unknown(value, asked):
+        return None
+    return value
+
+
+def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str | None:
+    """Code, a quoted or bold text, a name that the question does not mention, or the word that ends a clause."""
+    if code := _CODE.findall(sentence):
+        return str(code[-1])
     quoted = [next(filter(None, match)).strip() for match in _QUOTED.findall(sentence)]
-    if quoted:
+    if quoted := [one for one in quoted if one not in asked.text]:
         return _ARTICLE.sub("", quoted[-1])
-    for pattern in (_NAMED, _ACTING, _WORD, _CHINESE) if asked.wants_words else (_NAMED, _WORD, _CHINESE):
-        found = [
-            match[1]
-            for match in pattern.finditer(sentence)
-            if not _DENIED.search(sentence[: match.start(1)]) and match[1].split()[0] not in _STOP_WORDS
-        ]
-        if found:
-            return _ARTICLE.sub("", found[-1]).rstrip(".")
+    for match in reversed(list(GIVES.finditer(sentence))):
+        if named := re.compile(rf"(?:the )?({_NAME})").match(sentence, match.end()):
+            return named[1].rstrip(".")
+        if not match[0].isascii():
+            return re.sub(r"即可$", "", sentence[match.end() :]).strip(" ，。") or None
+    proper = _PROPER.search(asked.text) is not None
+    groups = (
+        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_LOWER, _CHINESE))
+        if proper
+        else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
+    )
+    stale: list[str] = []
+    for group in groups:
+        found = sorted((m for pattern in group for m in pattern.finditer(sentence)), key=lambda m: m.start())
+        names = [_name_of(m, asked) for m in found if not _DENIED.search(sentence[: m.start(m.lastindex or 0)])]
+        names = [name for one in names if (name := _clean(one))]
+        fresh = [one for one in names if one.lower() not in asked.text.lower()]
+        if fresh:
+            return fresh[-1]
+        stale += names
+    if not stale_too:
+        return None
+    if stale and (len(sentence.split()) <= 5 or not asked.wants_words):
+        return stale[-1]
     clause = re.match(r"(?:the |an? )?([a-z]+)(?=,|\s*$)", sentence)
     return clause[1] if clause else None
+
+
+def _name_of(match: re.Match[str], asked: Asked) -> str:
+    """The name that a match found; a noun behind it belongs to what is no person ("the Swiss franc")."""
+    name = str(match[match.lastindex or 0])
+    if _PLACE.search(asked.text) and match[0].lower().startswith("by "):
+        return ""
+    person = re.search(r"(?i)\b(?:who|whom|whose)\b", asked.text)
+    tail = None if person or not name[0].isupper() else _TAIL.match(match.string, match.end(match.lastindex or 0))
+    return name + (tail[0] if tail else "")
+
+
+def _clean(words: str) -> str | None:
+    """A name or words without article and verb, a number as its digits; None for what is neither."""
+    number, end = read_number_words(words, 0)
+    if number is not None and words.islower() and words.count(" ", end) < 2:
+        return str(number)
+    words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", _ARTICLE.sub("", words)).rstrip("."))
+    words = re.sub(r"['’]s$", "", words)
+    stop = not words or words.split()[0] in _STOP_WORDS or re.search(r"['’](?:s|re|ve|m|ll|d)$", words.split()[0])
+    return None if stop or re.match(rf"{_MONTH} \d", words) else words

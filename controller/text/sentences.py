@@ -12,7 +12,11 @@ from .values import normalize_answer
 
 _END = re.compile(r"(?<![.!?])[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
 _DISPLAY = re.compile(r"\s*\\\[")
-_ABBREVIATED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|\b[A-Z])\.$")
+_ABBREVIATED = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
+    r"(?<!is )(?<!['’]s )(?<!be )(?<![Ss]o )(?<!ith )(?<!ion )(?<!ice )(?<!wer )(?<!hus )(?<!nce )"
+    r"(?<![:→,] )\b[A-Z])\.$"
+)
 
 
 def split_sentences(text: str) -> Iterator[tuple[int, int]]:
@@ -76,6 +80,15 @@ class Asked:
         equation: whether an equation is asked for.
         truth: whether yes or no, or true or false, is asked for.
         wants_words: whether a name or words are asked for.
+        date: whether a date or a time is asked for.
+        output: whether what a program prints or a string is asked for.
+        inequality: whether the solutions of an inequality are asked for.
+        point: whether a point or a vector is asked for.
+        alternatives: the words that the question chooses between.
+        unit: the unit of time or length that "how many" asks for.
+        text: the sentence that asks.
+        measures: which measures it asks for ("area").
+        others: names that the question mentions but does not ask about.
         open: whether no single value can be the answer: a text is asked for, or several things are.
     """
 
@@ -88,6 +101,15 @@ class Asked:
     equation: bool = False
     truth: bool = False
     wants_words: bool = False
+    date: bool = False
+    inequality: bool = False
+    point: bool = False
+    output: bool = False
+    alternatives: tuple[str, ...] = ()
+    unit: str = ""
+    text: str = ""
+    measures: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
     open: bool = False
 
     def about(self, word: str) -> bool:
@@ -105,6 +127,35 @@ class Asked:
         """Whether a sentence says that something else than what the question asks for has its value."""
         subject = _SUBJECT.search(lower)
         return bool(self.words and subject and not self.about(subject[1]) and not self.covers(lower))
+
+    def is_about_other(self, clause: str) -> bool:
+        """Whether a clause gives another person's value, or another measure, than the one that is asked for."""
+        names = frozenset(_PERSON.findall(clause))
+        if names & self.others and not any(name in self.text for name in names):
+            return True
+        lower = clause.lower()
+        named = _CALLED.search(lower)
+        if named and named[1] != "what" and self.words and not self.about(named[1]):
+            return True
+        part = _PART.match(lower)
+        if part and self.text and not _same_part(part[1], part[2], self.text.lower()):
+            return True
+        if _LEFT.search(self.text) and _GONE.search(lower) and not _LEFT.search(lower):
+            return True
+        if (
+            self.counted
+            and _PRICED.search(clause)
+            and not _PRICED.search(self.text)
+            and not self.counted.search(clause)
+        ):
+            return True
+        units = {_stem(unit) for unit in _UNIT.findall(lower)}
+        if self.unit and units and self.unit not in units:
+            return True
+        measures = _measures_in(lower)
+        if not self.measures or self.wants_words or measures & self.measures:
+            return False
+        return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
 
     def letter_in(self, sentence: str) -> str | None:
         """The label that a sentence names last."""
@@ -147,7 +198,11 @@ def read_question(question: str) -> Asked:
     asking = [s for s in sentences if ("?" in s or "？" in s or _ASKS.search(s)) and not _FORM_ONLY.search(s)]
     last = asking[-1] if asking else sentences[-1] if sentences else ""
     words = [word for one in _WORD.findall(last.lower()) if (word := _stem(one)) not in _COMMON]
-    numeric = _NUMERIC.search(last) is not None
+    persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
+    either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
+    measures = _measures_in(last.lower())
+    wants_words = _WANTS_WORDS.search(last) is not None
+    numeric = _NUMERIC.search(last) is not None or (bool(measures) and not wants_words)
     if options:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
@@ -156,13 +211,38 @@ def read_question(question: str) -> Asked:
         frozenset(words),
         numeric=numeric or things is not None,
         names=_name_pattern(last, words),
-        counted=things and re.compile(rf"({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
-        many=things is None and _MANY.search(last) is not None,
+        counted=things
+        and re.compile(rf"(?<![\d^.,/])({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
+        many=things is None
+        and _MANY.search(last) is not None
+        and not re.search("inequality|interval|larger|smaller", last),
         equation="equation of" in last or "equation for" in last,
         truth=_TRUTH.search(last) is not None,
-        wants_words=_WANTS_WORDS.search(last) is not None,
+        wants_words=wants_words,
+        output=_OUTPUT.search(question[-300:]) is not None,
+        inequality="inequality" in last or re.search(r"^\W*Solve[^=]*(?:[<>≤≥]|\\[lg]e)", last) is not None,
+        point=_POINT.search(last) is not None,
+        date=_DATE.search(last) is not None,
+        alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
+        unit=_stem(things) if things and _UNIT.fullmatch(f"1 {things}") else "",
         open=_is_open(question),
+        text=last,
+        measures=measures,
+        others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
     )
+
+
+def _same_part(part: str, noun: str, text: str) -> bool:
+    """Whether a question asks about a part ("each person", "the larger one") too."""
+    if part in ("each", "every", "per"):
+        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or bool(
+            noun and re.search(rf"\b{noun}", text)
+        )
+    return part[:4] in text
+
+
+def _measures_in(lower: str) -> frozenset[str]:
+    return frozenset("cost" if found in ("price", "cost") else _stem(found) for found in _MEASURE.findall(lower))
 
 
 def _is_open(question: str) -> bool:
@@ -194,6 +274,40 @@ _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
 _OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
 _PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
+_PERSON = re.compile(
+    r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)"
+)
+_NO_PERSONS = frozenset(
+    "Who What How Which When Where If The She He It They In There Each Every One Two An Let This That Then So His Her "
+    "At On For After Before And But Find Compute".split()
+)
+_POINT = re.compile(
+    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I
+)
+_OUTPUT = re.compile(
+    r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I
+)
+_CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
+_PART = re.compile(
+    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?(each|every|per|first|second|third|inner|"
+    r"outer|other|smaller|larger|"
+    r"remaining|former|latter)\b(?!\W*$)\W*(\w*)"
+)
+_LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
+_GONE = re.compile(
+    r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)"
+)
+_UNIT = re.compile(
+    r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|kilometers?)\b"
+)
+_PRICED = re.compile(r"\$\d|\bdollars?\b|\bcents?\b")
+_UNPRICED = re.compile(
+    r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I
+)
+_MEASURE = re.compile(rf"(?:{either('measures')})")
+_CHOOSES = re.compile(rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?is\b[^,:]*[,:][^,:?]* or ", re.I)
+_ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
+_DATE = re.compile(rf"(?:{either('dates')})", re.I)
 _TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
 _SUBJECT = re.compile(
     r"\b(?:the|its|their) (?:\w+ )?([a-z]+)(?: (?:came|comes) out)? (?:is|are|was|as|costs|weighs)\s+(?=[-$\\(\d])"

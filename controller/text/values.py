@@ -45,6 +45,17 @@ def find_closing_brace(text: str) -> int | None:
     return None
 
 
+def extract_boxed(text: str) -> str | None:
+    r"""Content of the last closed ``\boxed{...}`` (braces may nest), or None."""
+    at = len(text)
+    while (at := text.rfind("\\boxed{", 0, at)) >= 0:
+        start = at + len("\\boxed{")
+        end = find_closing_brace(text[start : start + 2_000])
+        if end is not None:
+            return text[start : start + end].strip()
+    return None
+
+
 def close_bracket(text: str, start: int) -> int | None:
     """Index after the bracket that closes the one at `start`; `(` may be closed by `]` and the reverse (intervals)."""
     depth = 0
@@ -152,6 +163,36 @@ def _scan_more(text: str, at: int) -> int | None:
     return None
 
 
+_SMALL = {
+    word: number
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen".split()
+    )
+}
+_TENS = {word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_SCALES = {"hundred": 100, "thousand": 1_000}
+_ONE_WORD = "|".join(sorted((*_SMALL, *_TENS, *_SCALES), key=len, reverse=True))
+NUMBER_WORDS = rf"(?:{_ONE_WORD})(?:(?:[\s-]| and )(?:{_ONE_WORD})\b)*(?![\w-])"
+_NUMBER_WORDS = re.compile(NUMBER_WORDS, re.IGNORECASE)
+
+
+def read_number_words(text: str, at: int) -> tuple[int | None, int]:
+    """The number whose name begins here ("one hundred and four"), and where it ends."""
+    found = _NUMBER_WORDS.match(text, at)
+    if found is None:
+        return None, at
+    total = part = 0
+    for word in re.findall(r"[a-z]+", found[0].lower()):
+        if word in _SCALES:
+            part = max(part, 1) * _SCALES[word]
+            if word == "thousand":
+                total, part = total + part, 0
+        else:
+            part += _SMALL.get(word) or _TENS.get(word, 0)
+    return total + part, found.end()
+
+
 # -- one spelling ------------------------------------------------------------------------------------------------------
 
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -171,10 +212,16 @@ _SPELLINGS = (
     (re.compile(r"\s?percent(?:age)?\b|\\%"), "%"),
     (re.compile(r"\{,\}|,\\!"), ","),
     (re.compile(r"−|–(?=\d)"), "-"),
+    (re.compile(r"\^(-?\d{2,}|-\d)"), r"^{\1}"),
+    (re.compile(r"(?<=[xyzabkpqrsuvw)])²"), "^2"),
+    (re.compile(r"(?<=[xyzabkpqrsuvw)])³"), "^3"),
 )
 _PLAIN_FRACTION = re.compile(r"(-?\d*)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
-_QUANTITY = re.compile(r"([-+]?(?:[$€£¥]|US\$|\\\$)?\s?[-+]?[\d.,/]*\d%?)\s?((?:[A-Za-z²³]+\.?(?:\s|/|$)){1,4})")
+_QUANTITY = re.compile(
+    r"([-+]?(?:[$€£¥]|US\$|\\\$)?\s?[-+]?[\d.,/]*\d%?|-?[\d.]+\s?(?:\*|×|\\times)\s?10\^(?:-?\d+|\{-?\d+\}))"
+    r"\s?((?:[A-Za-z²³]+\.?(?:\s|/|$)){1,4}|[\u4e00-\u9fff]{1,3}(?:/[\u4e00-\u9fff]{1,2})?)"
+)
 _ASSIGNMENT = re.compile(r"(?:[A-Za-z]\w?|[A-Za-z](?:_\{?\w+\}?)|\\[A-Za-z]+|[A-Za-z]\(\w+\))\s*(?:=|≈)\s*([^=<>≤≥,]+)")
 _MIXED_NUMBER = re.compile(r"(-?)(\d{1,9}) (\d{1,9})/(\d{1,9})")
 _DAYTIME = re.compile(r"(?i)[ap]\.?m\.?$")
@@ -186,7 +233,13 @@ def normalize_answer(answer: str) -> str:
     Equal spellings are equal answers; different ones may still be (see `answers_equal`).
     """
     text = answer.strip().strip("$ ").rstrip(". ")
-    if any(c in text for c in "\\*`°−–×·√π∞") or "sqrt" in text or "percent" in text or "pi" in text or "infin" in text:
+    if (
+        any(c in text for c in "\\*`°−–×·√π∞²³")
+        or "sqrt" in text
+        or "percent" in text
+        or "pi" in text
+        or "infin" in text
+    ):
         text = _spell(text)
     plain = text.replace("$", "").replace("€", "").replace("£", "").strip().lstrip("+")
     if _THOUSANDS.fullmatch(plain):
