@@ -26,6 +26,11 @@ SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
 
 
+def by_place(places: NDArray[np.int64], values: NDArray[np.float32]) -> dict[int, list[float]]:
+    """Values [n, places] by place."""
+    return dict(zip(places.tolist(), values.T.tolist(), strict=True))
+
+
 class StepReadings(Protocol):
     """What one step said about the next token of each row, by its place in the logits."""
 

@@ -17,7 +17,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..types import Signals, State, StepInfo
-from .row_table import SIGNALS, STATES, RowTable
+from .row_table import SIGNALS, STATES, RowTable, by_place
 from .transfers import to_device, to_host
 
 _CERTAIN = 1e9
@@ -39,22 +39,24 @@ class Readings:
         self._signals: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [3, places]
         self._states: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [places, width]
         self._swaps: tuple[NDArray[np.int64], Tensor] = (_NO_PLACES, torch.zeros(0, dtype=torch.bool))
+        self._values: dict[int, list[float]] | None = None
         self._swapped: frozenset[int] | None = None
 
     def info(self, place: int) -> StepInfo:
         """See `StepReadings`."""
-        signals = None
-        if self._signals is not None:
-            entropy, top, margin = map(float, self._signals[1].numpy()[:, _index(self._signals[0], place)])
-            signals = Signals(entropy, top, math.nan, margin)
-        return StepInfo(signals, partial(self._state, place))
+        if self._values is None:
+            self._values = {} if self._signals is None else by_place(self._signals[0], self._signals[1].numpy())
+        if place not in self._values:
+            return StepInfo(None, partial(self._state, place))
+        entropy, top, margin = self._values[place]
+        return StepInfo(Signals(entropy, top, math.nan, margin), partial(self._state, place))
 
     def _state(self, place: int, layer: int) -> State:
         if self._states is None:
             raise CapabilityError(
                 "vLLM kept no hidden states in this step: another plug-in has replaced its logits layer"
             )
-        found: State = self._states[1][_index(self._states[0], place)].float().numpy()
+        found: State = self._states[1][int(np.searchsorted(self._states[0], place))].float().numpy()
         return found
 
     def swapped(self, place: int) -> bool:
@@ -86,10 +88,6 @@ class Readings:
         self._swaps = places, to_host((wanted > instead) & allowed)
         logits[index, firsts] = torch.where(allowed, torch.maximum(wanted, instead), instead)
         logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
-
-
-def _index(places: NDArray[np.int64], place: int) -> int:
-    return int(np.searchsorted(places, place))
 
 
 @cache
