@@ -19,7 +19,7 @@ from ..controller import Controller, ControllerState
 from ..policies.base import Policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
-from ..text.tokenizer_adapter import TokenFlags, get_adapter
+from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
@@ -226,6 +226,18 @@ class RequestController:
         return self._closings[separator][0]
 
 
+def is_quiet(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> bool:
+    """Whether a token ends nothing, wherever it stands: no turn, line, sentence, call or formula, and no marker."""
+    if token in end or codec.flags(token) & ~TokenFlags.DIGIT:
+        return False
+    added, characters = codec.tokenizer.get_added_vocab(), "="
+    for marker in (markers.open, markers.close):
+        if added.get(marker) == token:
+            return False
+        characters += "" if marker in added else marker[-1]
+    return not any(codec.holds(token, character) for character in characters)
+
+
 @dataclass
 class _Recall:
     """What was read of the model: signals of each token, and the state of those where it was asked for."""
@@ -292,21 +304,9 @@ class WorkerContext:
             for policy in self.default.make_policies():
                 self._bind(policy)
 
-    @cached_property
-    def _marked(self) -> tuple[set[int], str]:
-        """Markers that are one token, and the last characters of the others."""
-        vocabulary, texts = self.tokenizer.get_added_vocab(), (self.markers.open, self.markers.close)
-        return {vocabulary[text] for text in texts if text in vocabulary}, "".join(
-            text[-1] for text in texts if text not in vocabulary
-        )
-
     def is_quiet(self, token: int) -> bool:
-        """Whether a token ends nothing, wherever it stands: no line, sentence, call or formula, and no marker."""
-        codec = get_adapter(self.tokenizer)
-        if token in self.end or codec.flags(token) & ~TokenFlags.DIGIT:
-            return False
-        ids, characters = self._marked
-        return token not in ids and not any(codec.holds(token, one) for one in f"={characters}")
+        """Whether a token ends nothing, wherever it stands; see `is_quiet`."""
+        return is_quiet(token, get_adapter(self.tokenizer), self.markers, self.end)
 
     def fingerprint(self) -> str | None:
         """See `ModelHandle.fingerprint`."""

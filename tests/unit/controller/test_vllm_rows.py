@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +20,7 @@ from tersely.controller.replay import bind_for_replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from tersely.controller.types import KEEP, Capability, Signals, StepInfo
-from tersely.controller.vllm.request_controller import RequestController, WorkerContext
+from tersely.controller.vllm.request_controller import RequestController, is_quiet
 from tersely.controller.vllm.row_table import ControlledRow, RowTable
 from tersely.evaluation.replay.tokenizer import PieceTokenizer
 
@@ -35,21 +37,19 @@ PIECES = (
 class Model:
     """What a worker knows of the model."""
 
-    is_quiet = WorkerContext.is_quiet
-    _marked = WorkerContext._marked
-    markers, end = MARKERS, (END,)
-
     def __init__(self) -> None:
-        self.tokenizer = PieceTokenizer()
-        self.codec = TokenizerAdapter(self.tokenizer)
+        self.codec = TokenizerAdapter(PieceTokenizer())
+
+    def is_quiet(self, token: int) -> bool:
+        return is_quiet(token, self.codec, MARKERS, (END,))
 
     def row(self, preset: str, budget: int, opened: bool = True) -> ControlledRow:
         policies = bind_for_replay(make_policies(preset))
         controller = Controller(policies, self.codec, MARKERS, Budget("normal", budget), opened=opened, prompt="1 + 1")
-        return ControlledRow(RequestController(controller, self.end, lazy=True), [])
+        return ControlledRow(RequestController(controller, (END,), lazy=True), [])
 
 
-def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: list[list[int]]) -> list[Any]:
+def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequence[Sequence[int]]) -> list[Any]:
     """Let rows decode texts, or what is forced; returns what was asked for in each step."""
     for slot, row in enumerate(rows):
         table.put(slot, row)
@@ -73,9 +73,9 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     texts[1] = (*texts[1][:80], *model.codec.encode("</think>\n\n"), *texts[1][80:])
     reads: list[int] = []
     results = []
-    for is_quiet in (model.is_quiet, lambda token: False):
+    for quiet in (model.is_quiet, lambda token: False):
         rows = [model.row(preset, 150 + 40 * slot, opened=slot > 0) for slot in range(len(texts))]
-        table = RowTable(is_quiet)
+        table = RowTable(quiet)
         calls = 0
         original = table.read
 
@@ -119,21 +119,23 @@ class Recorder:
         return KEEP
 
 
+def state(value: float, layer: int) -> Any:
+    return np.array([value])
+
+
 def test_a_request_that_comes_back_reads_its_signals_and_states_again() -> None:
     reads = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
     first, second = Recorder(), Recorder()
     before, output = RequestController(first, (END,), reads), list[int]()
     for token in range(5):
-        before.next_step = lambda token=token: StepInfo(
-            Signals(token / 2, 0.5, 0.5), lambda layer: np.array([10.0 + token])
-        )
+        before.next_step = partial(StepInfo, Signals(token / 2, 0.5, 0.5), partial(state, 10.0 + token))
         output.append(token)
         before.read(output)
     after = RequestController(second, (END,), reads)
     after.replay(before, 4)
     after.read(output[:4])  # vLLM has dropped the last one
     assert second.seen == first.seen[:4] and len(first.seen) == 5
-    after.next_step = lambda: StepInfo(Signals(9.0, 0.5, 0.5), lambda layer: np.array([99.0]))
+    after.next_step = partial(StepInfo, Signals(9.0, 0.5, 0.5), partial(state, 99.0))
     after.read([*output[:4], 7])
     assert second.seen[4] == (7, 9.0, 99.0)
 
