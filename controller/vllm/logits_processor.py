@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as RunnerV1
@@ -20,6 +21,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as RunnerV2
 
 from ...errors import CapabilityError
+from ...kernels.signals import logit_signals
 from ..trace import Decision
 from .request_control import parse_control, speculation_error
 from .request_controller import WorkerContext
@@ -55,6 +57,8 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         self._copies: OrderedDict[str, int] = OrderedDict()
         self._slots: dict[int, int] = {}  # of indices in the batch (V1)
         self._history = TokenHistory(runner[0]) if len(runner) == 1 else None
+        if self._history is not None and self._history.on_gpu:  # compile the kernel now, not in the first request
+            logit_signals(torch.zeros(2, vllm_config.model_config.get_vocab_size(), device=runner[0].device))
         self._begun: dict[int, Any] = {}  # parameters of requests whose tokens have not come yet (V2)
         self._step = 0
 
@@ -113,7 +117,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
                 self.table.flush(slot)
             shared = min(len(row.output), len(output))
             agrees = len(row.output) - len(output) <= _IN_FLIGHT and (output or len(row.output) <= 1)
-            agrees = agrees and row.prompt == (prompt or []) and _same(row.params, params)
+            agrees = agrees and _same(row.params, params) and row.prompt == (prompt or [])
             if agrees and shared > best and row.output[:shared] == output[:shared]:
                 best, found, place = shared, row, slot
         if place is not None:
@@ -139,9 +143,8 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def _drop_finished(self) -> None:
         """Put rows aside for which nothing is left to do; they may still come back."""
-        for slot in self.table.finished:
+        for slot in tuple(self.table.finished):
             self._park(self.table.pop(slot))
-        self.table.finished.clear()
 
     # Model runner V1: rows have slots of ours, as their indices in the batch change; outputs are lists that grow.
 
@@ -194,6 +197,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Register a request that has taken a slot; return whether it is controlled."""
+        self._collect()  # of a step that had no logits: the slot was another request's then
         self._park(self.table.pop(req_idx))
         self._begun.pop(req_idx, None)
         control = parse_control(sampling_params.extra_args, self.worker.default)

@@ -6,6 +6,7 @@ never calls: chunked prefill and preemption make vLLM ask more often than it sam
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import CapabilityError
+from ...errors import CapabilityError, TerselyError
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller, ControllerState
 from ..policies.base import Policy
@@ -299,14 +300,19 @@ class WorkerContext:
         return None if self._default is None else read_control(self._default)
 
     def check(self) -> None:
-        """Raise the error of settings that would leave every request without control."""
+        """Raise the error of settings that would leave every request without control, and load the tokenizer."""
+        with contextlib.suppress(Exception):  # each request that needs it says what is wrong
+            _ = self.markers, self.end
         if self.default is not None:
             for policy in self.default.make_policies():
                 self._bind(policy)
 
     def is_quiet(self, token: int) -> bool:
         """Whether a token ends nothing, wherever it stands; see `is_quiet`."""
-        return is_quiet(token, get_adapter(self.tokenizer), self.markers, self.end)
+        try:
+            return is_quiet(token, get_adapter(self.tokenizer), self.markers, self.end)
+        except TerselyError:  # without markers, rows are controlled only by watchers that read every token
+            return False
 
     def fingerprint(self) -> str | None:
         """See `ModelHandle.fingerprint`."""

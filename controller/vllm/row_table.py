@@ -59,7 +59,7 @@ class RowTable:
 
     def __init__(self, is_quiet: Callable[[int], bool]) -> None:
         self.rows: dict[int, ControlledRow] = {}
-        self.finished: list[int] = []  # slots of rows for which nothing is left to do
+        self.finished: set[int] = set()  # slots of rows for which nothing is left to do
         self._is_quiet = is_quiet
         self._kinds = np.zeros(_KINDS, dtype=np.int8)
         self._kinds[-1] = _LOUD  # that of all ids beyond
@@ -100,6 +100,7 @@ class RowTable:
         if row is not None:
             self.flush(slot)
             del self.rows[slot]
+            self.finished.discard(slot)
             self.forced[slot] = self.offered[slot] = -1
             self.wanted[slot], self._readings[slot] = 0, None
         return row
@@ -120,7 +121,7 @@ class RowTable:
             except Exception as error:  # an error of ours must not end the engine
                 controller.fail(error)
             if controller.done:
-                self.finished.append(slot)
+                self.finished.add(slot)
             self.forced[slot] = -1 if token is None else token
             self.offered[slot] = -1 if first is None else first
             self.wanted[slot] = controller.wants_signals * SIGNALS | controller.wants_states * STATES
@@ -148,7 +149,7 @@ class RowTable:
         grown = lengths - self._lengths[slots]
         for slot in slots[grown > 1].tolist():
             self.rows[slot].controller.fail(ValueError("more than one token came in a step"))
-            self.finished.append(slot)
+            self.finished.add(slot)
         new = grown == 1
         slots, tokens = slots[new], tokens[new]
         self._tokens[slots, self._waiting[slots]] = tokens

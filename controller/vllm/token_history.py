@@ -38,6 +38,11 @@ class TokenHistory:
         self._copies: tuple[NDArray[np.int64], Tensor | None, dict[int, tuple[Tensor, int]]] | None = None
         self._there: Any = None
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether tokens are on a GPU."""
+        return self._stream is not None
+
     def fetch(self, slots: NDArray[np.int64], begun: Sequence[int]) -> None:
         """Start to fetch the latest token of these slots, and all tokens of those that have begun."""
         if not len(slots) and not begun:

@@ -145,7 +145,7 @@ def test_a_row_that_missed_tokens_is_left_alone() -> None:
     row, table = model.row("budget", 100), RowTable(model.is_quiet)
     table.put(0, row)
     table.land(np.array([0]), np.array([2]), np.array(model.codec.encode(" word")))
-    assert table.finished == [0] and row.controller.decisions[-1].action == "error"
+    assert table.finished == {0} and row.controller.decisions[-1].action == "error"
 
 
 def calls(tree: ast.AST) -> list[ast.Call]:
