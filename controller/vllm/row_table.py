@@ -60,6 +60,7 @@ class RowTable:
     def __init__(self, is_quiet: Callable[[int], bool]) -> None:
         self.rows: dict[int, ControlledRow] = {}
         self.finished: set[int] = set()  # slots of rows for which nothing is left to do
+        self._eager: set[int] = set()  # slots of rows that are also read from outside
         self._is_quiet = is_quiet
         self._kinds = np.zeros(_KINDS, dtype=np.int8)
         self._kinds[-1] = _LOUD  # that of all ids beyond
@@ -90,6 +91,8 @@ class RowTable:
         """Add a row, and let it read its output."""
         self.reserve(slot + 1)
         self.rows[slot] = row
+        if not row.controller.lazy:
+            self._eager.add(slot)
         self._lengths[slot], self._waiting[slot], self._readings[slot] = len(row.output), 0, None
         self.seen[slot] = step
         self.read((slot,))
@@ -101,6 +104,7 @@ class RowTable:
             self.flush(slot)
             del self.rows[slot]
             self.finished.discard(slot)
+            self._eager.discard(slot)
             self.forced[slot] = self.offered[slot] = -1
             self.wanted[slot], self._readings[slot] = 0, None
         return row
@@ -165,3 +169,5 @@ class RowTable:
         """Keep the readings of a step for the rows in it; slots by place in the logits."""
         self._readings[slots] = readings
         self._places[slots] = np.arange(len(slots))
+        for slot in self._eager.intersection(slots.tolist()):  # their last token is read when vLLM has ended them
+            self.flush(slot)

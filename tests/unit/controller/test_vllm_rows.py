@@ -174,3 +174,29 @@ def test_nothing_in_a_step_waits_for_the_device(file: str) -> None:
 
 def test_what_reads_arrays_knows_no_tensors() -> None:
     assert "torch" not in (FOLDER / "row_table.py").read_text()
+
+
+class Step:
+    """What one step says of its row."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def info(self, place: int) -> StepInfo:
+        return StepInfo(Signals(float(self.number), 0.5, 0.5), partial(state, float(self.number)))
+
+    def swapped(self, place: int) -> bool:
+        return False
+
+
+def test_the_last_token_that_is_read_from_outside_has_its_own_step() -> None:
+    recorder = Recorder()
+    reads = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
+    row, table = ControlledRow(RequestController(recorder, (END,), reads), []), RowTable(lambda token: True)
+    table.put(0, row)
+    for number in range(4):
+        table.note(np.array([0]), Step(number))
+        if number < 3:
+            table.land(np.array([0]), np.array([number + 1]), np.array([number]))
+    row.controller.read([*row.output, 3])  # vLLM has ended the request
+    assert recorder.seen == [(number, float(number), float(number)) for number in range(4)]
