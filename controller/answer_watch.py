@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import Enum
 
 from .text.cues import either
@@ -48,6 +49,17 @@ class AnswerWatch:
         if self._close.completes(token):
             return ThinksAgain.CLOSES
         return ThinksAgain.DELIBERATES if len(self.ids) <= WINDOW and self._deliberates(token) else None
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Add tokens that end no marker, where nothing else counts."""
+        self.ids.extend(tokens)
+        self._open.skip(tokens)
+        self._close.skip(tokens)
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether any next token counts, and not only markers."""
+        return self.forced and len(self.ids) < WINDOW
 
     def opening(self) -> list[int]:
         """The tokens of the opening marker, with which the answer ends now."""

@@ -10,7 +10,7 @@ from torch import Tensor
 _BLOCK = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _pass(logits, out, rows, columns, stride, block: tl.constexpr):  # type: ignore[no-untyped-def]
     """Track the two highest logits of each lane, the sum of exp(x - top), and that sum weighted by x - top."""
     row = tl.program_id(0)

@@ -49,6 +49,12 @@ Budgets = Annotated[
     list[str] | None,
     typer.Option("--budget", metavar="EFFORT=TOKENS", help="Thinking tokens of an effort; repeat for several."),
 ]
+MarkerPair = Annotated[
+    str | None,
+    typer.Option(
+        "--markers", metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; default: detected."
+    ),
+]
 _DRAIN = 30.0
 Drain = Annotated[
     float, typer.Option(min=0.0, metavar="SECONDS", help="Time for running requests to finish after Ctrl-C.")
@@ -85,10 +91,7 @@ def serve(
     helper: Annotated[
         str | None, typer.Option(metavar="NAME", help="Larger model that policies can delegate to.")
     ] = None,
-    markers: Annotated[
-        str | None,
-        typer.Option(metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; default: detected."),
-    ] = None,
+    markers: MarkerPair = None,
     think_prompt: Annotated[
         bool, typer.Option("--think-prompt", help="Make a model without markers think between <think> and </think>.")
     ] = False,
@@ -182,6 +185,7 @@ def serve_vllm(
         list[str] | None,
         typer.Option(metavar="PATH", help="Another path of vLLM's to serve, without control; repeat for several."),
     ] = None,
+    markers: MarkerPair = None,
     drain: Drain = _DRAIN,
 ) -> None:
     """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
@@ -191,10 +195,11 @@ def serve_vllm(
     default = make_control(preset=preset, policies=policy or None, effort=effort)
     settings = {"default": default.as_dict(), "caps": parse_effort_caps(budget or ()), "max_body": max_body}
     settings |= {"metrics": metrics, "exposed": expose or []}
-    from .vllm_server import run_vllm_server
+    from .vllm_launcher import run_vllm_server
 
     flags = [f"--shutdown-timeout={drain:.0f}", *context.args]
-    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags)
+    parsed_markers = None if markers is None else parse_markers(markers)
+    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags, parsed_markers)
 
 
 def served_model_name(model: str) -> str:

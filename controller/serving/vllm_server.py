@@ -1,39 +1,30 @@
-"""vLLM's own OpenAI server with control inside it and in front of it: how it starts, and ASGI middleware.
+"""ASGI middleware before vLLM's own OpenAI server.
 
-The middleware translates requests on their way in, and adds what was done to replies. vLLM makes one
-`ControlMiddleware` in each of its API servers, from the settings that `tersely serve` leaves in the environment;
-everything else passes through untouched.
+It translates requests on their way in, and adds what was done to replies. vLLM makes one `ControlMiddleware` in each of
+its API servers, from the settings that `vllm_launcher` leaves in the environment; everything else passes through
+untouched.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import uvicorn.config
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import CapabilityError, OptionError
-from ..engines.checkpoints import resolve_checkpoint
 from ..trace import Decision, GenerationResult, Usage
-from ..vllm.engine import PROCESSOR
 from ..vllm.request_control import read_control
-from ..vllm.trace_channel import PLACE, TraceStore
-from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, send_error
+from ..vllm.trace_channel import TraceStore
+from .auth_middleware import METRICS, Access, AuthMiddleware, send_error
 from .body_limits import BodyLimits, replay
-from .connections import GuardedProtocol
 from .errors import RequestError
 from .metrics import Metrics
-from .settings import EFFORT_CAPS, LOCAL, ServerLimits, base_url, bind_socket, exposure_warning
+from .settings import EFFORT_CAPS, ServerLimits
 from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
 
 SETTINGS_VARIABLE = "TERSELY_SERVE"
@@ -41,75 +32,6 @@ UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/re
 """What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
 _EVENT_END = b"\n\n"
 Trace = tuple[Decision, ...]
-_REASONING_PARSERS = {
-    "<think>": "qwen3",
-    "[THINK]": "mistral",
-    "<seed:think>": "seed_oss",
-    "<|channel|>analysis<|message|>": "openai_gptoss",
-}
-"""vLLM's reasoning parser by opening marker."""
-
-
-def run_vllm_server(
-    model: str, name: str, host: str, port: int, api_key: str | None, settings: Mapping[str, Any], flags: Sequence[str]
-) -> None:
-    """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
-
-    `settings` are those of `ControlMiddleware`, `flags` those of `vllm serve`.
-    """
-    checkpoint = resolve_checkpoint(model)
-    with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
-        port = bound.getsockname()[1]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from vllm.entrypoints.cli.serve import ServeSubcommand
-            from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-            from vllm.platforms import current_platform
-            from vllm.utils.argparse_utils import FlexibleArgumentParser
-    except ImportError as error:
-        raise CapabilityError(f"serving with vLLM needs {error.name!r}; pip install 'tersely[vllm]'") from None
-    own_flags = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
-    own_flags += ["--logits-processors", PROCESSOR, "--middleware", f"{__name__}.ControlMiddleware"]
-    if not any(flag.startswith("--allowed-origins") for flag in flags):
-        own_flags += ["--allowed-origins", "[]"]  # vLLM's default lets every web page read replies
-    if current_platform.is_cpu() and not any("chunked-prefill" in flag for flag in flags):
-        own_flags += ["--no-enable-chunked-prefill"]  # with it, a request with a seed may end vLLM's engine on CPUs
-    if not any(flag.startswith("--reasoning-parser") for flag in flags):
-        own_flags += _reasoning_parser_flags(checkpoint)
-    parser = make_arg_parser(FlexibleArgumentParser(prog="tersely serve --engine vllm"))
-    try:
-        arguments = parser.parse_args([*own_flags, *flags])
-        validate_parsed_serve_args(arguments)
-    except SystemExit as exit_:
-        if exit_.code:
-            raise OptionError(f"vLLM does not accept these flags: {' '.join(flags)}; see `vllm serve --help`") from None
-        raise
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"vLLM does not accept these flags: {error}") from None
-    # The middleware guards every path with the key; vLLM's own check leaves most of them open, and knows one header.
-    api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
-    settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
-    settings["key"] = api_key and hash_key(api_key)
-    with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
-        os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
-        # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
-        uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{GuardedProtocol.__module__}:{GuardedProtocol.__name__}"
-        ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
-        print(ready + exposure_warning(host, api_key), file=sys.stderr)
-        with contextlib.suppress(KeyboardInterrupt):
-            ServeSubcommand.cmd(arguments)
-
-
-def _reasoning_parser_flags(checkpoint: str) -> list[str]:
-    """The flag without which vLLM does not split thinking from answer."""
-    from transformers import AutoTokenizer
-
-    from ..text.markers import find_markers
-
-    markers = find_markers(AutoTokenizer.from_pretrained(checkpoint))
-    parser = _REASONING_PARSERS.get(markers.open)
-    return [] if parser is None else ["--reasoning-parser", parser]
 
 
 class ControlMiddleware:

@@ -24,6 +24,10 @@ class _Reasoning(BaseModel):
     effort: Effort | None = None
 
 
+class _OutputConfig(BaseModel):
+    effort: Effort | None = None
+
+
 class ControlFields(BaseModel):
     """The fields of a request that say how much to think; the others are vLLM's own matter."""
 
@@ -33,6 +37,7 @@ class ControlFields(BaseModel):
     reasoning_effort: Effort | None = None
     reasoning: _Reasoning | None = None
     thinking: ThinkingOptions | None = None  # which vLLM knows at Anthropic's endpoint only
+    output_config: _OutputConfig | None = None  # Anthropic's
     thinking_token_budget: Annotated[int, Field(ge=-1)] | None = None
 
 
@@ -81,7 +86,11 @@ def _effort_and_cap(
     path: str, body: dict[str, Any], fields: ControlFields, default: str, caps: Mapping[str, int]
 ) -> tuple[str, int | None]:
     """The effort, and the thinking tokens of the request, else of the effort; changes the body accordingly."""
-    api_efforts = {CHAT: fields.reasoning_effort, RESPONSES: fields.reasoning and fields.reasoning.effort}
+    api_efforts = {
+        CHAT: fields.reasoning_effort,
+        RESPONSES: fields.reasoning and fields.reasoning.effort,
+        MESSAGES: fields.output_config and fields.output_config.effort,
+    }
     named = (fields.tersely and fields.tersely.effort) or api_efforts.get(path)
     effort, budget = named or default, fields.thinking_token_budget
     if fields.thinking is not None:

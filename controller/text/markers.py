@@ -150,6 +150,12 @@ class MarkerMatcher:
         self._recent.clear()
         return True
 
+    def skip(self, tokens: Sequence[int]) -> None:
+        """Take tokens that complete no marker."""
+        if self.id is None:
+            self._recent += tokens
+            del self._recent[:-_TAIL]
+
     def size(self, ids: Sequence[int]) -> int:
         """How many of the last of these tokens, which the marker completes, it began in."""
         if self.id is not None:

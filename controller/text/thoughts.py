@@ -39,6 +39,7 @@ class ThinkingState:
         self._start = self._retractable_from = 0
         self._line_empty = True
         self._after_digit = False
+        self._may_call = False  # something that can begin a tool call has been seen
         self._risky = False  # a character that can open a protected region has been seen
         self._regions, self._scanned = ProtectedRegions(), 0
         self._decoded = (-1, 0, "")  # from where to where, and the text: several readers begin at the same place
@@ -76,7 +77,7 @@ class ThinkingState:
     @property
     def ends_in_call(self) -> bool:
         """Whether a tool call is open, or the text ends with one."""
-        return self._risky and (self.protected == TOOL_CALL or self.tail(16).rstrip().endswith(CALL_ENDS))
+        return self._may_call and (self.protected == TOOL_CALL or self.tail(16).rstrip().endswith(CALL_ENDS))
 
     def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""
@@ -91,6 +92,7 @@ class ThinkingState:
             return
         if flags & TokenFlags.FENCE:
             self._risky = True
+            self._may_call = self._may_call or bool(flags & TokenFlags.CALL)
         ended = flags & TokenFlags.BLANK or (flags & TokenFlags.NEWLINE and self._line_empty)
         self._line_empty = bool(flags & TokenFlags.NEWLINE)
         if ended and len(self.ids) - self._start > 1:
@@ -98,6 +100,12 @@ class ThinkingState:
             self.boundary = "thought"
         else:
             self.boundary = "sentence" if flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else "token"
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append sampled tokens that end no line, sentence or region, and begin none."""
+        self.ids.extend(tokens)
+        self._after_digit = bool(self.codec.flags(tokens[-1]) & TokenFlags.DIGIT)
+        self.boundary, self._line_empty = "token", False
 
     def retractable(self, count: int) -> int:
         """How many of the last `count` tokens may be dropped: those after the last forced one."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+_CALL = re.compile(r"<|\[T|TOOL|(?<!\\)\[$")
 _SENTENCE = re.compile(r"[.!?。！？][\"')\]]*\s*$")
 
 
@@ -19,6 +20,7 @@ class TokenFlags:
     FENCE = 8  # part of a region that must not be cut: backtick, brace, bracket, dollar or backslash
     DIGIT = 16  # ends with a digit
     POINT = 32  # is a bare full stop, perhaps a decimal point
+    CALL = 64  # may belong to what begins a tool call
 
 
 class TokenizerAdapter:
@@ -90,7 +92,9 @@ def _flags_of(text: str) -> int:
             flags |= TokenFlags.BLANK
     if _SENTENCE.search(text):
         flags |= TokenFlags.SENTENCE
-    if any(c in text for c in "`{}[]$\\<>"):
+    if _CALL.search(text):
+        flags |= TokenFlags.CALL
+    if any(c in text for c in "`{}[]$\\<>") or flags & TokenFlags.CALL:
         flags |= TokenFlags.FENCE
     if text[-1:].isdigit():
         flags |= TokenFlags.DIGIT

@@ -29,7 +29,7 @@ from ..types import (
     StepInfo,
     TokenSink,
 )
-from .request_control import KEY
+from .request_control import KEY, refuse_speculation
 from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ def load_vllm(
     except ImportError:
         raise CapabilityError("vLLM is not installed; pip install 'tersely[vllm]', or use transformers") from None
     given = dict(options or {})
+    refuse_speculation(given)
     if PROCESSOR in given.get("logits_processors", ()):
         raise OptionError("tersely's own logits processor is always added; leave it out of logits_processors")
     processors = [*given.pop("logits_processors", ()), PROCESSOR]

@@ -17,7 +17,7 @@ from ..text.reasoning_parser import split_reasoning
 from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
-from .request_control import KEY, RequestControl, make_control, speculation_error
+from .request_control import KEY, RequestControl, make_control, refuse_speculation
 from .trace_channel import TraceStore, request_tag
 
 
@@ -51,8 +51,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     ) -> None:
         from ..engines.checkpoints import resolve_checkpoint
 
-        if options.get("speculative_config"):
-            raise speculation_error()
+        refuse_speculation(options)
         self._default = make_control(preset=preset, policies=policies, effort=effort or "normal")
         self._names_effort = effort is not None
         self._traces = TraceStore()

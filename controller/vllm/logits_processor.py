@@ -8,9 +8,11 @@ ones costs one dictionary lookup. No error of ours leaves `apply`, as it would e
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
@@ -19,14 +21,22 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as RunnerV2
 
 from ...errors import CapabilityError
+from ...kernels.signals import logit_signals
 from ..trace import Decision
 from .request_control import parse_control, speculation_error
 from .request_controller import WorkerContext
-from .step import ControlledRow, apply_step, install_tap
+from .row_table import ControlledRow, RowTable
+from .step import apply_step, install_tap
+from .token_history import TokenHistory
 from .trace_channel import request_tag, send_trace
 
 _PARKED = 256
 """Most requests that left the batch and may come back; they look like those that ended."""
+
+_IN_FLIGHT = 8
+"""Most tokens that vLLM drops of a request that it preempts: those of steps that were under way."""
+_UNSEEN = 8
+"""Steps after which the tokens of a row that was in none of them are fetched no more."""
 
 install_tap()
 
@@ -42,11 +52,20 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             raise speculation_error()
         self.worker = WorkerContext(vllm_config)
         self.worker.check()
-        self.rows: dict[int, ControlledRow] = {}  # by index in the batch (V1), or by slot (V2)
-        self._parked: OrderedDict[int, ControlledRow] = OrderedDict()
-        self._history = TokenHistory(runner[0]) if len(runner) == 1 else None
-        self._begun: dict[int, Any] = {}
+        self.table = RowTable(self.worker.is_quiet)
+        self._parked: list[ControlledRow] = []  # those that left the batch, the latest last
         self._copies: OrderedDict[str, int] = OrderedDict()
+        self._slots: dict[int, int] = {}  # of indices in the batch (V1)
+        self._history = TokenHistory(runner[0]) if len(runner) == 1 else None
+        if self._history is not None and self._history.on_gpu:  # compile the kernel now, not in the first request
+            logit_signals(torch.zeros(2, vllm_config.model_config.get_vocab_size(), device=runner[0].device))
+        self._begun: dict[int, Any] = {}  # parameters of requests whose tokens have not come yet (V2)
+        self._step = 0
+
+    @property
+    def rows(self) -> dict[int, ControlledRow]:
+        """Rows by slot, those that may have ended included."""
+        return self.table.rows
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -62,73 +81,124 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         """Forcing changes the most likely token."""
         return False
 
-    def _row(self, params: Any, prompt: list[int] | None, output: list[int]) -> ControlledRow | None:
-        """The row of a controlled request; None if it has no control or its control fails: it then runs without."""
-        tag, copy = request_tag(params.extra_args), 0
-        if tag:  # samples of one prompt come in order and share their parameters
-            copy = self._copies.pop(tag, -1) + 1
-            self._copies[tag] = copy
-            if len(self._copies) > _PARKED:
-                self._copies.popitem(last=False)
+    def _row(
+        self, params: Any, prompt: list[int] | None, output: list[int], left: Iterable[int]
+    ) -> ControlledRow | None:
+        """The row of a controlled request; None if it has no control or its control fails: it then runs without.
+
+        `left` are slots whose rows are in the batch no more. One of these, or one that is parked, may be this request's
+        before it was preempted.
+        """
+        old = self._find(params, prompt, output, left)
+        if old is not None and (old.controller.done or len(old.output) <= len(output) or _is_driver(params)):
+            old.output = output
+            return None if old.controller.done else old
+        tag = request_tag(params.extra_args)
+        copy = self._number(tag) if old is None else old.copy
         try:
             controller = self.worker.make_controller(params.extra_args, prompt, params.max_tokens or 1 << 30)
         except Exception as error:  # it would end the engine
             reason = f"not controlled: {type(error).__name__}: {error}"
             send_trace(tag, copy, [Decision("engine", "error", reason, 0)])
             return None
-        return None if controller is None else ControlledRow(controller, output, params, tag, copy)
+        if controller is None:
+            return None
+        if old is not None:  # vLLM has dropped tokens that it had read
+            controller.replay(old.controller, len(output))
+        return ControlledRow(controller, output, params, prompt or [], tag, copy, 0 if old is None else old.sent)
 
-    def _act(self, rows: dict[int, ControlledRow], logits: Tensor) -> None:
-        apply_step(rows, logits)
-        for place in [place for place, row in self.rows.items() if row.controller.done]:
-            del self.rows[place]
+    def _find(
+        self, params: Any, prompt: list[int] | None, output: list[int], left: Iterable[int]
+    ) -> ControlledRow | None:
+        """Remove and return the row of a request that comes back: same settings and prompt, and outputs that agree."""
+        best, found, place = -1, None, None
+        for slot, row in [*((None, row) for row in self._parked), *((slot, self.rows[slot]) for slot in left)]:
+            if slot is not None:
+                self.table.flush(slot)
+            shared = min(len(row.output), len(output))
+            agrees = len(row.output) - len(output) <= _IN_FLIGHT and (output or len(row.output) <= 1)
+            agrees = agrees and _same(row.params, params) and row.prompt == (prompt or [])
+            if agrees and shared > best and row.output[:shared] == output[:shared]:
+                best, found, place = shared, row, slot
+        if place is not None:
+            self.table.pop(place)
+        elif found is not None:
+            self._parked = [row for row in self._parked if row is not found]
+        return found
 
-    # Model runner V1: rows are indices in a batch that changes, outputs are lists that grow.
+    def _number(self, tag: str) -> int:
+        """The number of one more sample of a prompt: they come in order and share their parameters."""
+        if not tag:
+            return 0
+        copy = self._copies[tag] = self._copies.pop(tag, -1) + 1
+        if len(self._copies) > _PARKED:
+            self._copies.popitem(last=False)
+        return copy
+
+    def _park(self, row: ControlledRow | None) -> None:
+        """Keep a row that left the batch, as it may only be preempted."""
+        if row is not None:
+            row.output = list(row.output)  # vLLM may go on with its own
+            self._parked = [*self._parked[1 - _PARKED :], row]
+
+    def _drop_finished(self) -> None:
+        """Put rows aside for which nothing is left to do; they may still come back."""
+        for slot in tuple(self.table.finished):
+            self._park(self.table.pop(slot))
+
+    # Model runner V1: rows have slots of ours, as their indices in the batch change; outputs are lists that grow.
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow requests as they come, go and move."""
         if batch_update is None:
             return
         for index in batch_update.removed:
-            self._park(self.rows.pop(index, None))
+            self._leave(index)
         for index, params, prompt, output in batch_update.added:
-            self._park(self.rows.pop(index, None))
-            row = self._parked.pop(id(params), None) or self._row(params, prompt, output)
+            self._leave(index)
+            row = self._row(params, prompt, output, ())
             if row is not None:
                 row.output = output
-                self.rows[index] = row
+                free = next(slot for slot in count(1) if slot not in self.rows)  # 0 is that of other rows
+                self.table.put(free, row)
+                self._slots[index] = free
         for one, other, direction in batch_update.moved:
-            first, second = self.rows.pop(one, None), self.rows.pop(other, None)
+            first, second = self._slots.pop(one, None), self._slots.pop(other, None)
             if first is not None:
-                self.rows[other] = first
+                self._slots[other] = first
             if direction == MoveDirectionality.SWAP and second is not None:
-                self.rows[one] = second
+                self._slots[one] = second
 
-    def _park(self, row: ControlledRow | None) -> None:
-        """Keep a row that left the batch, as it may only be preempted."""
-        if row is not None:
-            self._parked[id(row.params)] = row  # which holds the parameters, so that no others get their id
-            if len(self._parked) > _PARKED:
-                self._parked.popitem(last=False)
+    def _leave(self, index: int) -> None:
+        slot = self._slots.pop(index, None)
+        if slot is not None:
+            self._park(self.table.pop(slot))
 
     def apply(self, logits: Tensor, ctx: LogitsContext | None = None) -> Tensor:
         """Force the next tokens, in place; logits [rows, vocabulary]."""
-        if not self.rows:
-            return logits
         if ctx is None:
-            self._act(self.rows, logits)
+            if self._slots:
+                self.table.read(self._slots.values())
+                slots = np.zeros(len(logits), dtype=np.int64)
+                slots[list(self._slots)] = list(self._slots.values())
+                apply_step(self.table, slots, logits, self.worker.end)
+                self._slots = {index: slot for index, slot in self._slots.items() if slot not in self.table.finished}
+                self._drop_finished()
             return logits
-        assert self._history is not None
-        self._history.collect()
-        slots = enumerate(ctx.idx_mapping_np.tolist())
-        self._act({place: self.rows[slot] for place, slot in slots if slot in self.rows}, logits)
+        if self.rows or self._begun:
+            self._collect()
+            slots = np.asarray(ctx.idx_mapping_np, dtype=np.int64)
+            self.table.reserve(int(slots.max(initial=0)) + 1)
+            self.table.seen[slots] = self._step
+            apply_step(self.table, slots, logits, self.worker.end)
         return logits
 
-    # Model runner V2: rows are slots, outputs are on the device.
+    # Model runner V2: rows are slots, outputs are on the device, and nothing tells that a request has left.
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Register a request that has taken a slot; return whether it is controlled."""
-        self.rows.pop(req_idx, None)
+        self._collect()  # of a step that had no logits: the slot was another request's then
+        self._park(self.table.pop(req_idx))
         self._begun.pop(req_idx, None)
         control = parse_control(sampling_params.extra_args, self.worker.default)
         if control is not None:
@@ -136,66 +206,33 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         return control is not None
 
     def apply_staged_writes(self) -> None:
-        """Start new requests, whose tokens are there now, and start to fetch the tokens of the previous step."""
-        if self._history is None:
+        """Start to fetch the tokens of the previous step, and those of new requests, which are there now."""
+        if self._history is not None and (self.rows or self._begun):
+            self._collect()  # of a step that had no logits
+            self._step += 1
+            slots = np.fromiter(self.rows, dtype=np.int64, count=len(self.rows))
+            self._history.fetch(slots[self.table.seen[slots] >= self._step - _UNSEEN], list(self._begun))
+
+    def _collect(self) -> None:
+        """Show rows the tokens that were fetched, and start requests that have begun."""
+        assert self._history is not None
+        fetched = self._history.collect()
+        if fetched is None:
             return
-        for slot, params in self._begun.items():
-            row = self._row(params, *self._history.begin(slot))
+        self.table.land(fetched.slots, fetched.lengths, fetched.tokens)
+        for slot, (prompt, output) in fetched.begun.items():
+            left = [other for other in self.rows if self.table.seen[other] < self._step - 1]
+            row = self._row(self._begun.pop(slot), prompt, output, left)
             if row is not None:
-                self.rows[slot] = row
-        self._begun.clear()
-        if self.rows:
-            self._history.fetch(list(self.rows))
+                self.table.put(slot, row, self._step)
+        self._drop_finished()
 
 
-class TokenHistory:
-    """Prompts and outputs of slots under the V2 runner, which keeps them on the device.
+def _is_driver(params: Any) -> bool:
+    control = parse_control(params.extra_args, None)
+    return control is not None and bool(control.driver)
 
-    The tokens of the previous step are copied while the forward pass runs, so that the device never waits. `states` is
-    vLLM's `LogitsProcRequestState`.
-    """
 
-    def __init__(self, states: Any) -> None:
-        self.states = states
-        self._outputs: dict[int, list[int]] = {}
-        self._slots: list[int] = []
-        self._copied: Tensor | None = None
-        self._there: Any = None
-        on_gpu = torch.device(states.device).type == "cuda"
-        self._stream = torch.cuda.Stream(states.device) if on_gpu else None
-
-    def begin(self, slot: int) -> tuple[list[int], list[int]]:
-        """The prompt of a new slot, and its output so far: a list that grows from now on."""
-        prompt = int(self.states.prompt_len.np[slot])
-        known = self.states.all_token_ids.gpu[slot, : int(self.states.prefill_len.np[slot])].tolist()
-        self._outputs[slot] = known[prompt:]
-        return known[:prompt], self._outputs[slot]
-
-    def fetch(self, slots: Sequence[int]) -> None:
-        """Start to fetch the latest token of these slots."""
-        self._slots = list(slots)
-        if self._stream is None:
-            self._copied = self._latest()
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self.states.device))
-        with torch.cuda.stream(self._stream):
-            self._copied = self._latest().to("cpu", non_blocking=True)
-            self._there = self._stream.record_event()
-
-    def _latest(self) -> Tensor:
-        """Length and last token of each slot, [slots, 2]."""
-        slots = torch.tensor(self._slots, device=self.states.device)
-        lengths = self.states.total_len.gpu[slots].long()
-        return torch.stack((lengths, self.states.all_token_ids.gpu[slots, lengths - 1].long()), dim=1)
-
-    def collect(self) -> None:
-        """Append what was fetched: at most one token per slot, where one has been sampled."""
-        if self._copied is None:
-            return
-        if self._there is not None:
-            self._there.synchronize()
-        for slot, (length, token) in zip(self._slots, self._copied.tolist(), strict=True):
-            output = self._outputs[slot]
-            if length > int(self.states.prompt_len.np[slot]) + len(output):
-                output.append(token)
-        self._copied = None
+def _same(one: Any, other: Any) -> bool:
+    """Whether two sets of parameters may be those of the same request."""
+    return one is other or (one.extra_args == other.extra_args and one.max_tokens == other.max_tokens)

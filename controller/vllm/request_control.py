@@ -102,6 +102,12 @@ def speculation_error() -> CapabilityError:
     )
 
 
+def refuse_speculation(options: Mapping[str, Any]) -> None:
+    """Refuse engine arguments that ask for speculative decoding, before a model is loaded; raises CapabilityError."""
+    if any(options.get(name) for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")):
+        raise speculation_error()
+
+
 def make_control(**settings: Any) -> RequestControl:
     """Build a control from settings; raises OptionError or CapabilityError."""
     try:

@@ -6,19 +6,21 @@ never calls: chunked prefill and preemption make vLLM ask more often than it sam
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import CapabilityError
+from ...errors import CapabilityError, TerselyError
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller, ControllerState
 from ..policies.base import Policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
-from ..text.tokenizer_adapter import get_adapter
+from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
@@ -54,7 +56,8 @@ class RequestController:
     """Drives one watcher over a growing output.
 
     `end` are the tokens that end a turn: vLLM ends the request at them before a watcher is called. `reads` says which
-    of signals and hidden states the watcher reads; `keep_signals` keeps the signals of every token.
+    of signals and hidden states the watcher reads; `keep_signals` keeps the signals of every token. `lazy` lets tokens
+    that end nothing wait, see `patience`.
     """
 
     def __init__(
@@ -63,7 +66,9 @@ class RequestController:
         end: Sequence[int],
         reads: frozenset[Capability] = frozenset(),
         keep_signals: bool = False,
+        lazy: bool = False,
     ) -> None:
+        self.lazy = lazy
         self.watcher, self.end, self.reads, self.keep_signals = watcher, tuple(end), reads, keep_signals
         self.controller = watcher if isinstance(watcher, Controller) else None
         self.forced: list[bool] = []  # of each token that was read
@@ -71,6 +76,7 @@ class RequestController:
         self.stopped = False  # by the watcher
         self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP  # what the model says about the next token
         self.swap: Callable[[], bool] | None = None  # whether the end of the turn was swapped for the next token
+        self._recalled = _Recall()
         self._finished = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._closings: dict[str, tuple[int, ...]] = {}
@@ -94,19 +100,69 @@ class RequestController:
         return thinking and not self._finished and not self._queue
 
     @property
-    def needs_step(self) -> bool:
+    def decisions(self) -> Sequence[Decision]:
+        """The trace so far; empty for a watcher that is no `Controller`."""
+        return () if self.controller is None else self.controller.decisions
+
+    def patience(self, offered: int | None) -> int:
+        """How many more tokens that end nothing may come before this has to read them.
+
+        `offered` is the present `closing_start`.
+        """
+        controller = self.controller
+        if not self.lazy or controller is None or self._queue or self._finished or self.reads or self.keep_signals:
+            return 0
+        if self.thinks and (controller.thinking.ends_line or (offered is None and not controller.shadow)):
+            return 0  # what stands for an end of the turn may change with the next token
+        return max(0, controller.patience)
+
+    @property
+    def wants_signals(self) -> bool:
         """Whether the next token's signals or hidden states will be read."""
         reads = bool(self.reads) and not self._finished and (self.controller is None or self.thinks)
         return self.keep_signals or reads
+
+    @property
+    def wants_states(self) -> bool:
+        """Whether the hidden state that the next token is sampled from will be read."""
+        return self.wants_signals and Capability.HIDDEN_STATES in self.reads
 
     def read(self, output: Sequence[int]) -> int | None:
         """Read what the output has grown by; return the token that must come next, None if any may."""
         for index in range(len(self.forced), len(output)):
             latest = index == len(output) - 1
-            step = self.next_step() if latest and (self.reads or self.keep_signals) else _NO_STEP
+            step = self._step(index, latest) if self.reads or self.keep_signals else _NO_STEP
             swapped = latest and self.swap is not None and self.swap()
             self._read_token(output[index], step, swapped)
         return self._queue[0] if self._queue else None
+
+    def skip(self, tokens: Sequence[int]) -> None:
+        """Take the next tokens of the output, which end nothing; at most `patience` of them."""
+        self.forced += [False] * len(tokens)
+        if self.controller is not None:
+            self.controller.skip(tokens)
+
+    def _step(self, index: int, latest: bool) -> StepInfo:
+        """What the model said about a token; kept, as far as it is read, for `replay`."""
+        known = self._recalled
+        if index < len(known.signals):
+            return StepInfo(known.signals[index], known.states.get(index, _no_state))
+        step = self.next_step() if latest else _NO_STEP
+        known.signals += [None] * (index - len(known.signals))
+        known.signals.append(step.signals)
+
+        def state(layer: int) -> State:
+            found = step.state(layer)
+            known.states[index] = lambda layer: found
+            return found
+
+        return StepInfo(step.signals, state)
+
+    def replay(self, before: RequestController, tokens: int) -> None:
+        """Read again, for so many tokens, what the controller of this request read before it was preempted."""
+        known = before._recalled
+        states = {index: state for index, state in known.states.items() if index < tokens}
+        self._recalled = _Recall(known.signals[:tokens], states)
 
     def _read_token(self, token: int, step: StepInfo, swapped: bool) -> None:
         if self.keep_signals:
@@ -171,6 +227,26 @@ class RequestController:
         return self._closings[separator][0]
 
 
+def is_quiet(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> bool:
+    """Whether a token ends nothing, wherever it stands: no turn, line, sentence, call or formula, and no marker."""
+    if token in end or codec.flags(token) & ~TokenFlags.DIGIT:
+        return False
+    added, characters = codec.tokenizer.get_added_vocab(), "="
+    for marker in (markers.open, markers.close):
+        if added.get(marker) == token:
+            return False
+        characters += "" if marker in added else marker[-1]
+    return not any(codec.holds(token, character) for character in characters)
+
+
+@dataclass
+class _Recall:
+    """What was read of the model: signals of each token, and the state of those where it was asked for."""
+
+    signals: list[Signals | None] = field(default_factory=list)
+    states: dict[int, Callable[[int], State]] = field(default_factory=dict)
+
+
 def _no_state(layer: int) -> State:
     raise CapabilityError(f"the hidden state of layer {layer} is not available inside vLLM; only the last one (-1) is")
 
@@ -224,10 +300,19 @@ class WorkerContext:
         return None if self._default is None else read_control(self._default)
 
     def check(self) -> None:
-        """Raise the error of settings that would leave every request without control."""
+        """Raise the error of settings that would leave every request without control, and load the tokenizer."""
+        with contextlib.suppress(Exception):  # each request that needs it says what is wrong
+            _ = self.markers, self.end
         if self.default is not None:
             for policy in self.default.make_policies():
                 self._bind(policy)
+
+    def is_quiet(self, token: int) -> bool:
+        """Whether a token ends nothing, wherever it stands; see `is_quiet`."""
+        try:
+            return is_quiet(token, get_adapter(self.tokenizer), self.markers, self.end)
+        except TerselyError:  # without markers, rows are controlled only by watchers that read every token
+            return False
 
     def fingerprint(self) -> str | None:
         """See `ModelHandle.fingerprint`."""
@@ -266,4 +351,4 @@ class WorkerContext:
             prompt_tokens=len(ids),
         )
         required = {need for policy in policies for need in policy.requires}
-        return RequestController(controller, self.end, frozenset(required & self.capabilities))
+        return RequestController(controller, self.end, frozenset(required & self.capabilities), lazy=True)

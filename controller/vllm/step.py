@@ -1,14 +1,15 @@
-"""One step of a batch: read the new tokens, then write into the logits what must come next."""
+"""One step of a batch: what rows want is written into the logits, and what they need of them is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -16,8 +17,8 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..types import Signals, State, StepInfo
-from .request_controller import RequestController
-from .trace_channel import send_trace
+from .row_table import SIGNALS, STATES, RowTable, by_place
+from .transfers import to_device, to_host
 
 _CERTAIN = 1e9
 """The logit of a forced token; what a grammar has forbidden stays forbidden."""
@@ -25,85 +26,98 @@ _kept: list[Tensor] = []
 """What the logits layer was given last: hidden states [rows, width]."""
 
 
-@dataclass(slots=True)
-class ControlledRow:
-    """A request under control, with its output so far; tag and copy identify its trace, see `trace_channel`."""
-
-    controller: RequestController
-    output: list[int]
-    params: Any = None
-    tag: str = ""
-    copy: int = 0
-    sent: int = 0  # decisions of the trace that were sent
+_NO_PLACES = np.zeros(0, dtype=np.int64)
 
 
-def apply_step(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
-    """Let rows, by their index in logits [all rows, vocabulary], read their output, and force what follows."""
-    forced = {}
-    for place, row in rows.items():
-        try:
-            token = row.controller.read(row.output)
-        except Exception as error:  # an error of ours must not end the engine
-            row.controller.fail(error)
-            continue
-        if token is not None:
-            forced[place] = token
-    if forced:
-        places = torch.tensor([list(forced), list(forced.values())], device=logits.device)
-        found = logits[places[0], places[1]]
-        logits[places[0], places[1]] = torch.where(found == -torch.inf, found, _CERTAIN)
-    _read_logits([(place, row) for place, row in rows.items() if row.controller.needs_step], logits)
-    _swap_eos(rows, logits)
-    for row in rows.values():
-        controller = row.controller.controller
-        if controller is not None and len(controller.decisions) > row.sent:
-            row.sent = send_trace(row.tag, row.copy, controller.decisions, row.sent)
+class Readings:
+    """What one step says about the next tokens, copied to the host while the device goes on; see `StepReadings`.
 
-
-def _read_logits(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
-    """Keep what this step says about the next tokens."""
-    if not rows:
-        return
-    all_rows = len(rows) == len(logits)
-    found = logit_signals(logits if all_rows else logits[[place for place, _ in rows]])
-    values = torch.stack((found.entropy, found.top, found.margin), dim=1).tolist()
-    hidden = _kept[0] if _kept and _kept[0].shape[0] == len(logits) else None  # none of other rows
-    for number, (place, row) in enumerate(rows):
-        entropy, top, margin = values[place if all_rows else number]
-        signals = Signals(entropy, top, math.nan, margin)
-        row.controller.next_step = partial(StepInfo, signals, partial(_state, hidden, place))
-
-
-def _state(hidden: Tensor | None, place: int, layer: int) -> State:
-    if hidden is None:
-        raise CapabilityError("vLLM kept no hidden states in this step: another plug-in has replaced its logits layer")
-    found: State = hidden[place].float().cpu().numpy()
-    return found
-
-
-def _swap_eos(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
-    """Where the model may end its turn within its thinking, let the first token of a closing stand for that.
-
-    vLLM would end the request there, without an answer. Where a grammar forbids that token, the end stays.
+    It may be read once the tokens of the step are there.
     """
-    offers = []
-    for place, row in rows.items():
-        row.controller.swap = None
-        if (first := row.controller.closing_start()) is not None:
-            offers.append((place, first, row.controller))
-    if not offers:
+
+    def __init__(self) -> None:
+        self._signals: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [3, places]
+        self._states: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [places, width]
+        self._swaps: tuple[NDArray[np.int64], Tensor] = (_NO_PLACES, torch.zeros(0, dtype=torch.bool))
+        self._values: dict[int, list[float]] | None = None
+        self._swapped: frozenset[int] | None = None
+
+    def info(self, place: int) -> StepInfo:
+        """See `StepReadings`."""
+        if self._values is None:
+            self._values = {} if self._signals is None else by_place(self._signals[0], self._signals[1].numpy())
+        if place not in self._values:
+            return StepInfo(None, partial(self._state, place))
+        entropy, top, margin = self._values[place]
+        return StepInfo(Signals(entropy, top, math.nan, margin), partial(self._state, place))
+
+    def _state(self, place: int, layer: int) -> State:
+        if self._states is None:
+            raise CapabilityError(
+                "vLLM kept no hidden states in this step: another plug-in has replaced its logits layer"
+            )
+        found: State = self._states[1][int(np.searchsorted(self._states[0], place))].float().numpy()
+        return found
+
+    def swapped(self, place: int) -> bool:
+        """See `StepReadings`."""
+        if self._swapped is None:
+            places, swapped = self._swaps
+            self._swapped = frozenset(map(int, places[swapped.numpy()]))
+        return place in self._swapped
+
+    def read_logits(self, logits: Tensor, signals: NDArray[np.int64], states: NDArray[np.int64], index: Tensor) -> None:
+        """Start to copy the signals and hidden states of places; `index` has those of signals, then those of states."""
+        if len(signals):
+            found = logit_signals(logits if len(signals) == len(logits) else logits[index[: len(signals)]])
+            self._signals = signals, to_host(torch.stack((found.entropy, found.top, found.margin)))
+        if len(states) and _kept and _kept[0].shape[0] == len(logits):  # else they are of other rows
+            self._states = states, to_host(_kept[0][index[len(signals) :]])
+
+    def swap_ends(
+        self, logits: Tensor, places: NDArray[np.int64], index: Tensor, firsts: Tensor, end: Sequence[int]
+    ) -> None:
+        """Where the model may end its turn within its thinking, let the first token of a closing stand for that.
+
+        vLLM would end the request there, without an answer. Where a grammar forbids that token, the end stays.
+        """
+        ends = index[:, None], _on_device(tuple(end), logits.device)
+        wanted = logits[ends].amax(dim=1)
+        instead = logits[index, firsts]
+        allowed = instead > -torch.inf
+        self._swaps = places, to_host((wanted > instead) & allowed)
+        logits[index, firsts] = torch.where(allowed, torch.maximum(wanted, instead), instead)
+        logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
+
+
+@cache
+def _on_device(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    return to_device(ids, device)
+
+
+def apply_step(table: RowTable, slots: NDArray[np.int64], logits: Tensor, end: Sequence[int]) -> None:
+    """Write what rows want into logits [rows, vocabulary], in place, and start to read what they need of it.
+
+    `slots` are those of the rows of logits, `end` the tokens that end a turn. Nothing here waits for the device.
+    """
+    forced, offered, wanted = table.forced[slots], table.offered[slots], table.wanted[slots]
+    parts = [np.flatnonzero(forced >= 0), np.flatnonzero(wanted & SIGNALS), np.flatnonzero(wanted & STATES)]
+    parts.append(np.flatnonzero(offered >= 0))
+    must, signals, states, swaps = parts
+    readings = Readings()
+    table.note(slots, readings)
+    if not any(map(len, parts)):
         return
-    places, firsts, controllers = zip(*offers, strict=True)
-    where, what, end = (torch.tensor(ids, device=logits.device) for ids in (places, firsts, controllers[0].end))
-    ends = where[:, None], end
-    wanted = logits[ends].amax(dim=1)
-    instead = logits[where, what]
-    allowed = instead > -torch.inf
-    swapped = cache(((wanted > instead) & allowed).tolist)  # fetched from the device when a later token is read
-    logits[where, what] = torch.where(allowed, torch.maximum(wanted, instead), instead)
-    logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
-    for number, controller in enumerate(controllers):
-        controller.swap = lambda number=number: swapped()[number]
+    numbers = to_device(np.concatenate((*parts, forced[must], offered[swaps])), logits.device)
+    where, reads, where_swaps, tokens, firsts = numbers.split(
+        (len(must), len(signals) + len(states), len(swaps), len(must), len(swaps))
+    )
+    if len(must):
+        found = logits[where, tokens]
+        logits[where, tokens] = torch.where(found == -torch.inf, found, _CERTAIN)
+    readings.read_logits(logits, signals, states, reads)
+    if len(swaps):
+        readings.swap_ends(logits, swaps, where_swaps, firsts, end)
 
 
 class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]

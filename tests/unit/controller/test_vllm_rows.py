@@ -1,0 +1,202 @@
+"""Rows under control inside vLLM, without vLLM: which tokens wait, and what a preempted request keeps."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersely.controller import vllm
+from tersely.controller.budgets import Budget
+from tersely.controller.controller import Controller
+from tersely.controller.policies import make_policies
+from tersely.controller.replay import bind_for_replay
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
+from tersely.controller.types import KEEP, Capability, Signals, StepInfo
+from tersely.controller.vllm.request_controller import RequestController, is_quiet
+from tersely.controller.vllm.row_table import ControlledRow, RowTable
+from tersely.evaluation.replay.tokenizer import PieceTokenizer
+
+FOLDER = Path(vllm.__file__).parent
+ON_DEVICE = ("step.py", "token_history.py", "transfers.py", "logits_processor.py")
+MARKERS = Markers("<think>", "</think>")
+END = 30_000
+PIECES = (
+    "So 12 times 7 is 84", ", and then 3.5 more", ". ", "\n\n", "\n", "Wait, ", "let me see", " $x = 4$", "{a: 1}",
+    "\\[ 3 \\]", "<tool_call>", '{"name": "add"}', "</tool_call>", "```py\ncode\n```", "The answer is 84.", " 7", "5",
+)  # fmt: skip
+
+
+class Model:
+    """What a worker knows of the model."""
+
+    def __init__(self) -> None:
+        self.codec = TokenizerAdapter(PieceTokenizer())
+
+    def is_quiet(self, token: int) -> bool:
+        return is_quiet(token, self.codec, MARKERS, (END,))
+
+    def row(self, preset: str, budget: int, opened: bool = True) -> ControlledRow:
+        policies = bind_for_replay(make_policies(preset))
+        controller = Controller(policies, self.codec, MARKERS, Budget("normal", budget), opened=opened, prompt="1 + 1")
+        return ControlledRow(RequestController(controller, (END,), lazy=True), [])
+
+
+def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequence[Sequence[int]]) -> list[Any]:
+    """Let rows decode texts, or what is forced; returns what was asked for in each step."""
+    for slot, row in enumerate(rows):
+        table.put(slot, row)
+    lengths, given, asked = np.zeros(len(rows), dtype=np.int64), [iter(text) for text in texts], []
+    slots = np.arange(len(rows))
+    for _ in range(300):
+        asked.append((table.forced[slots].tolist(), table.offered[slots].tolist()))
+        forced = table.forced[slots].tolist()
+        tokens = [next(given[slot]) if forced[slot] < 0 else forced[slot] for slot in slots]
+        lengths += 1
+        table.land(slots, lengths.copy(), np.array(tokens))
+    return asked
+
+
+@pytest.mark.parametrize("preset", ["budget", "careful", "balanced", "concise"])
+def test_tokens_that_wait_change_nothing(preset: str) -> None:
+    rng = Random(3)
+    model = Model()
+    texts = [model.codec.encode("".join(rng.choice(PIECES) for _ in range(400)))[:400] for _ in range(6)]
+    texts[0] = model.codec.encode("<think>\n") + texts[0]
+    texts[1] = (*texts[1][:80], *model.codec.encode("</think>\n\n"), *texts[1][80:])
+    reads: list[int] = []
+    results = []
+    for quiet in (model.is_quiet, lambda token: False):
+        rows = [model.row(preset, 150 + 40 * slot, opened=slot > 0) for slot in range(len(texts))]
+        table = RowTable(quiet)
+        calls = 0
+        original = table.read
+
+        def count(slots: Any, original: Any = original) -> None:
+            nonlocal calls
+            slots = list(slots)
+            calls += len(slots)
+            original(slots)
+
+        table.read = count  # type: ignore[method-assign]
+        asked = play(model, table, rows, texts)
+        for slot in range(len(rows)):
+            table.flush(slot)
+        results.append((asked, [row.output for row in rows], [list(row.controller.decisions) for row in rows]))
+        reads.append(calls)
+    assert results[0] == results[1]
+    assert any(decisions for decisions in results[0][2])
+    assert reads[0] < 0.8 * reads[1], "most tokens end nothing"
+
+
+def test_calls_and_formulas_are_never_quiet() -> None:
+    model = Model()
+    for text in ("<", "TOOL", "[", "$", "\n", ".", "!", "=", "]"):
+        (token,) = model.codec.encode(text)
+        assert not model.is_quiet(token), text
+    for text in (" word", "7", " ,"):
+        (token,) = model.codec.encode(text)
+        assert model.is_quiet(token), text
+    assert model.codec.flags(model.codec.encode("<")[0]) & TokenFlags.CALL
+
+
+class Recorder:
+    """A watcher that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float, float]] = []
+
+    def observe(self, token: int, step: StepInfo | None = None) -> Any:
+        assert step is not None and step.signals is not None
+        self.seen.append((token, step.signals.entropy, float(step.state(-1)[0])))
+        return KEEP
+
+
+def state(value: float, layer: int) -> Any:
+    return np.array([value])
+
+
+def test_a_request_that_comes_back_reads_its_signals_and_states_again() -> None:
+    reads = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
+    first, second = Recorder(), Recorder()
+    before, output = RequestController(first, (END,), reads), list[int]()
+    for token in range(5):
+        before.next_step = partial(StepInfo, Signals(token / 2, 0.5, 0.5), partial(state, 10.0 + token))
+        output.append(token)
+        before.read(output)
+    after = RequestController(second, (END,), reads)
+    after.replay(before, 4)
+    after.read(output[:4])  # vLLM has dropped the last one
+    assert second.seen == first.seen[:4] and len(first.seen) == 5
+    after.next_step = partial(StepInfo, Signals(9.0, 0.5, 0.5), partial(state, 99.0))
+    after.read([*output[:4], 7])
+    assert second.seen[4] == (7, 9.0, 99.0)
+
+
+def test_a_row_that_missed_tokens_is_left_alone() -> None:
+    model = Model()
+    row, table = model.row("budget", 100), RowTable(model.is_quiet)
+    table.put(0, row)
+    table.land(np.array([0]), np.array([2]), np.array(model.codec.encode(" word")))
+    assert table.finished == {0} and row.controller.decisions[-1].action == "error"
+
+
+def calls(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("file", ON_DEVICE)
+def test_nothing_in_a_step_waits_for_the_device(file: str) -> None:
+    tree = ast.parse((FOLDER / file).read_text())
+    for call in calls(tree):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        words = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        where = f"{file}:{call.lineno}: {ast.unparse(call)}"
+        assert name not in ("tolist", "item", "cpu", "cuda", "nonzero", "unique", "masked_select"), where
+        if name == "to":
+            assert words.get("non_blocking") == "True", where
+        if name == "copy_":
+            assert words.get("non_blocking") == "True", where
+        if ast.unparse(call.func) in ("torch.tensor", "torch.as_tensor", "torch.from_numpy"):
+            assert "device" not in words and "pin_memory" in words, where
+        if name == "where":
+            assert len(call.args) == 3, where
+    waits = [call for call in calls(tree) if getattr(call.func, "attr", "") == "synchronize"]
+    assert len(waits) == (file == "token_history.py"), "only for the end of the previous step"
+
+
+def test_what_reads_arrays_knows_no_tensors() -> None:
+    assert "torch" not in (FOLDER / "row_table.py").read_text()
+
+
+class Step:
+    """What one step says of its row."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def info(self, place: int) -> StepInfo:
+        return StepInfo(Signals(float(self.number), 0.5, 0.5), partial(state, float(self.number)))
+
+    def swapped(self, place: int) -> bool:
+        return False
+
+
+def test_the_last_token_that_is_read_from_outside_has_its_own_step() -> None:
+    recorder = Recorder()
+    reads = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
+    row, table = ControlledRow(RequestController(recorder, (END,), reads), []), RowTable(lambda token: True)
+    table.put(0, row)
+    for number in range(4):
+        table.note(np.array([0]), Step(number))
+        if number < 3:
+            table.land(np.array([0]), np.array([number + 1]), np.array([number]))
+    row.controller.read([*row.output, 3])  # vLLM has ended the request
+    assert recorder.seen == [(number, float(number), float(number)) for number in range(4)]
