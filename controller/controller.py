@@ -95,7 +95,7 @@ class Controller:
         self.position = 0
         self.questions = PendingQuestions(verifier or RuleVerifier())
         self.delegations = DelegationManager(helper, prompt, self.thinking)
-        self._open, self._close = MarkerMatcher(codec, markers.open), MarkerMatcher(codec, markers.close)
+        self._close = MarkerMatcher(codec, markers.close)
         self._eos: int | None = codec.tokenizer.eos_token_id
         closing_cost = len(codec.encode(closing_text(markers, closing_sentence, "\n\n")))
         self.view = PolicyView(self.thinking, budget, closing_cost, get_question(prompt), prompt_tokens)
@@ -103,7 +103,7 @@ class Controller:
         self._noted: set[str] = set()
         self._scheduler = PolicyScheduler(policies, self.view, self._on_side_effect)
         self._next_wakeup = self._scheduler.next_wakeup
-        self._answer: AnswerWatch | None = None
+        self._answer = None if opened else AnswerWatch(codec, markers, forced=False)
         self._closes = 0  # forced ones
         self._trial: TrialDecoder | None = None
         self._trial_tasks: list[PolicyTask] = []
@@ -136,13 +136,11 @@ class Controller:
         if state is ControllerState.TRIAL:
             return self._observe_trial(token, step)
         self.position += 1
-        if state is ControllerState.ANSWER:
+        if state in (ControllerState.ANSWER, ControllerState.BEFORE):
             thinks_again = None if self._answer is None else self._answer.add(token)
-            return KEEP if thinks_again is None else self._on_thinks_again(thinks_again)
-        if state is ControllerState.BEFORE:
-            if self._open.completes(token):
-                self.state = ControllerState.THINKING
-            return KEEP
+            if thinks_again is None:
+                return KEEP
+            return self._on_thinks_again(thinks_again) if state is ControllerState.ANSWER else self._on_open()
         self.view._step = step
         if self._close.completes(token):
             return self._on_model_close(token)
@@ -153,6 +151,19 @@ class Controller:
         if len(thinking) < self._next_wakeup[thinking.boundary]:
             return KEEP
         return self._on_wakeup()
+
+    def skip_thinking(self) -> None:
+        """Follow nothing: the prompt has ended the thinking already."""
+        self.state, self._answer = ControllerState.ANSWER, None
+
+    def _on_open(self) -> Directive:
+        """The model opens its thinking; what it wrote before counts against the budget."""
+        assert self._answer is not None
+        before, opening = self._answer.ids, self._answer.opening()
+        if self.codec.decode(before[: len(before) - len(opening)]).strip():
+            self.thinking.add_forced(before)
+        self.state, self._answer = ControllerState.THINKING, None
+        return KEEP
 
     def _on_wakeup(self) -> Directive:
         """Policies are due."""
