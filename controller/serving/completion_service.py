@@ -32,7 +32,7 @@ from .settings import (
     effort_budgets,
     openai_effort,
 )
-from .untrusted_text import sanitize_messages, sanitize_tools
+from .untrusted_text import sanitize_messages
 
 T = TypeVar("T")
 _GREEDY = 1e-5
@@ -58,11 +58,9 @@ class CompletionService:
         A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
         request = resolve_request(body, self.settings, self.worker.model_info)
-        if not self.settings.special_tokens:
-            tools = sanitize_tools(request.options.tools, self._sanitize)
-            options = make_options(request.options, tools=tools) if tools else request.options
-            request = replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
         await self._prompt_limit.check(request)
+        if not self.settings.special_tokens:
+            request = await asyncio.to_thread(self._without_special_tokens, request)
         reply = make_reply(request)
         with ExitStack() as stack:
             set_attributes = stack.enter_context(request_span(request.model))
@@ -74,6 +72,12 @@ class CompletionService:
                 return _EventStream(reply.stream(events), stack.pop_all())
             rows = [event async for event in events if isinstance(event, RowFinished)]
         return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)))
+
+    def _without_special_tokens(self, request: ResolvedRequest) -> ResolvedRequest:
+        """The request with its text made safe; takes as long as tokenizing it."""
+        tools = tuple(self._sanitize.sanitize_all(request.options.tools))
+        options = make_options(request.options, tools=tools) if tools else request.options
+        return replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
 
 
 def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInfo) -> ResolvedRequest:

@@ -7,6 +7,7 @@ everything else passes through untouched.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -22,8 +23,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import CapabilityError, OptionError
+from ...errors import CapabilityError, MarkerError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
+from ..text.markers import find_markers
+from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine import PROCESSOR
 from ..vllm.request_control import read_control
@@ -34,6 +37,7 @@ from .connections import GuardedProtocol
 from .errors import RequestError
 from .metrics import Metrics
 from .settings import EFFORT_CAPS, LOCAL, ServerLimits, base_url, bind_socket, exposure_warning
+from .untrusted_text import sanitize_body
 from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
 
 SETTINGS_VARIABLE = "TERSELY_SERVE"
@@ -91,6 +95,8 @@ def run_vllm_server(
     api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
     settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
     settings["key"] = api_key and hash_key(api_key)
+    if not settings.pop("special_tokens", False):
+        settings["tokenizer"] = str(arguments.tokenizer or checkpoint)
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
@@ -101,11 +107,18 @@ def run_vllm_server(
             ServeSubcommand.cmd(arguments)
 
 
+def _load_sanitizer(tokenizer: str) -> SpecialTokenSanitizer:
+    from transformers import AutoTokenizer
+
+    loaded, markers = AutoTokenizer.from_pretrained(tokenizer), None
+    with contextlib.suppress(MarkerError):
+        markers = find_markers(loaded)
+    return SpecialTokenSanitizer(loaded, markers)
+
+
 def _reasoning_parser_flags(checkpoint: str) -> list[str]:
     """The flag without which vLLM does not split thinking from answer."""
     from transformers import AutoTokenizer
-
-    from ..text.markers import find_markers
 
     markers = find_markers(AutoTokenizer.from_pretrained(checkpoint))
     parser = _REASONING_PARSERS.get(markers.open)
@@ -116,7 +129,7 @@ class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
     Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`;
-    `max_body`; `key`, `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
+    `max_body`; `tokenizer`, the one whose special tokens users and tools cannot write; `key`, `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -124,6 +137,7 @@ class ControlMiddleware:
         self.default = read_control(settings.get("default", {}))
         self.caps: Mapping[str, int] = {**EFFORT_CAPS, **settings.get("caps", {})}
         self.traces, self.metrics = TraceStore(), Metrics()
+        self._sanitize = _load_sanitizer(settings["tokenizer"]) if settings.get("tokenizer") else None
         self.app = app
         limits = ServerLimits(body=settings.get("max_body", ServerLimits().body))
         self.checked = AuthMiddleware(
@@ -155,15 +169,19 @@ class ControlMiddleware:
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
         tag = self.traces.tag()
         try:
-            body = await Request(scope, receive).body()
-            mapping = translate(scope["path"], json.loads(body), self.default, self.caps, tag)
+            given = _parse_object(await Request(scope, receive).body())
+            if self._sanitize is not None and scope["path"] != COMPLETIONS:
+                given = await asyncio.to_thread(sanitize_body, given, self._sanitize)
+            mapping = translate(scope["path"], given, self.default, self.caps, tag)
+            del given
         except RequestError as refusal:
             await send_error(refusal, scope, receive, send)
             return
         except ClientDisconnect:
             return
-        except (ValueError, AttributeError, TypeError):  # not a JSON object of this form; vLLM explains that better
-            await self.app(scope, replay(body, receive), send)
+        except (ValueError, AttributeError, TypeError):
+            refusal = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")
+            await send_error(refusal, scope, receive, send)
             return
         reply = ReplyAnnotator(scope["path"], mapping, lambda: self.traces.take(tag), self.metrics)
         text = json.dumps(mapping.body).encode()
@@ -173,6 +191,17 @@ class ControlMiddleware:
             await self.app(inner, replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
         finally:
             self.traces.take(tag)  # of a client that disconnected
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body; raises RequestError for anything else, so that nothing reaches vLLM uncontrolled."""
+    try:
+        given = json.loads(body)
+    except ValueError as error:
+        raise RequestError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(given, dict):
+        raise RequestError(f"the request body is a {type(given).__name__}; accepted: an object", code="invalid_json")
+    return given
 
 
 def rewriting(
