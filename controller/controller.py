@@ -105,6 +105,7 @@ class Controller:
         self._next_wakeup = self._scheduler.next_wakeup
         self._answer = None if opened else AnswerWatch(codec, markers, forced=False)
         self._closes = 0  # forced ones
+        self._in_region = False  # whether policies run inside code, math or a tool call
         self._trial: TrialDecoder | None = None
         self._trial_tasks: list[PolicyTask] = []
         self._answer_trial = answer_trial
@@ -173,7 +174,9 @@ class Controller:
         if any(not task.protected for task in due) and self.thinking.protected is not None:
             # Inside code, math or a tool call only late deadlines count, and who asked to be woken there.
             due = [task for task in due if task.protected or tokens >= task.deadline + self.budget.reserve // 2]
+            self._in_region = True
         directive = self._run_policies(due)
+        self._in_region = False
         self._scheduler.update()
         return directive
 
@@ -254,8 +257,10 @@ class Controller:
         self._trial, self.state = None, ControllerState.THINKING
         directive = self._run_policies(self._trial_tasks, trial.answer(), may_try=False)
         self._scheduler.update()
-        restored, self._set_aside = self._set_aside, ()
-        return Directive((*restored, *directive.force), retract=trial.tokens, trial=False)
+        aside, self._set_aside = self._set_aside, ()
+        restored = aside[: max(0, len(aside) - directive.retract)]
+        retract = trial.tokens + directive.retract - (len(aside) - len(restored))
+        return Directive((*restored, *directive.force), retract=retract, trial=False, wait_for=directive.wait_for)
 
     def resume(self) -> Directive:
         """Process what the helper wrote; see `SuspendableWatcher.resume`."""
@@ -303,7 +308,7 @@ class Controller:
         proposals = [Proposal(task, action) for task in tasks if (action := task.resume(reply)) is not None]
         accepted = []
         for proposal in proposals:
-            if (rejection := self._find_obstacle(proposal.action)) is None:
+            if (rejection := self._find_obstacle(proposal)) is None:
                 accepted.append(proposal)
             else:
                 self._note_once(proposal.task.policy.name, "note", rejection)
@@ -328,8 +333,9 @@ class Controller:
                 acts = isinstance(proposal.action, (Inject, Close))
                 proposal.task.advance(won and directive is not KEEP if acts else None)
 
-    def _find_obstacle(self, action: TextAction | Trial) -> str | None:
+    def _find_obstacle(self, proposal: Proposal) -> str | None:
         """Why an action is impossible; None if it is possible: thinking must still be able to end well after it."""
+        action = proposal.action
         if not isinstance(action, (Inject, HelperAction)):
             return None
         what = "injections" if isinstance(action, Inject) else "delegations"
@@ -338,6 +344,8 @@ class Controller:
             return "no delegation: there is no helper"
         if isinstance(action, HelperAction) and self.delegations.retracted > self.budget.thinking:
             return f"no more {what}: they have dropped more tokens than the thinking may have"
+        if self._in_region and not proposal.task.protected:
+            return f"no {what} inside code, math or a tool call"
         if self._actions >= MAX_ACTIONS:
             return f"no more {what} after {MAX_ACTIONS}: policies may be undoing each other"
         if len(self.codec.encode(text)) + 1 > self._room:
@@ -391,7 +399,9 @@ class Controller:
         if isinstance(action, Inject):
             return f"{separator}{action.text}{action.after}"
         sentence = self.closing_sentence if action.phrase is None else action.phrase
-        return closing_text(self.markers, sentence, separator)
+        text = closing_text(self.markers, sentence, separator)
+        fits = len(self.codec.encode(text)) <= self.budget.thinking - len(self.thinking)
+        return text if fits else closing_text(self.markers, "", separator)
 
     def _start_trial(self, proposals: Sequence[Proposal]) -> Directive:
         """Start one trial for all policies that want the same one; reply None where there is no room for it."""

@@ -23,24 +23,26 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import CapabilityError, MarkerError, OptionError
+from ...errors import CapabilityError, MarkerError, ModelError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
 from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine import PROCESSOR
+from ..vllm.parent_watch import SERVED
 from ..vllm.request_control import read_control
 from ..vllm.trace_channel import PLACE, TraceStore
 from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, send_error
 from .body_limits import BodyLimits, replay
 from .connections import GuardedProtocol
-from .errors import RequestError
+from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
 from .settings import EFFORT_CAPS, LOCAL, ServerLimits, base_url, bind_socket, exposure_warning
 from .untrusted_text import sanitize_body
+from .vllm_lifetime import LIFETIME
 from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
 
-SETTINGS_VARIABLE = "TERSELY_SERVE"
+SETTINGS_VARIABLE = SERVED
 UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", "/v1/messages/count_tokens")
 """What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
 _EVENT_END = b"\n\n"
@@ -105,6 +107,8 @@ def run_vllm_server(
         print(ready + exposure_warning(host, api_key), file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             ServeSubcommand.cmd(arguments)
+    if LIFETIME.died:
+        raise ModelError("vLLM's engine has died, see its log above; start the server again", code="engine_died")
 
 
 def _load_sanitizer(tokenizer: str) -> SpecialTokenSanitizer:
@@ -129,7 +133,8 @@ class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
     Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`;
-    `max_body`; `tokenizer`, the one whose special tokens users and tools cannot write; `key`, `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
+    `max_body`; `tokenizer`, whose special tokens users and tools cannot write; `key`, `hosts` and `metrics`, see
+    `auth_middleware.Access`; `exposed`, paths served in addition.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -157,6 +162,8 @@ class ControlMiddleware:
         await self.checked(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            LIFETIME.start()
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["path"] == METRICS:
@@ -191,6 +198,8 @@ class ControlMiddleware:
             await self.app(inner, replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
         finally:
             self.traces.take(tag)  # of a client that disconnected
+            if reply.left:
+                scope.setdefault("state", {})["status"] = CLIENT_LEFT
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
@@ -253,6 +262,7 @@ class ReplyAnnotator:
         self, path: str, mapping: VllmRequestMapping, take: Callable[[], Mapping[int, Trace]], metrics: Metrics
     ) -> None:
         self.path, self.mapping, self.metrics, self._take = path, mapping, metrics, take
+        self.left = False  # whether the client disconnected
         self._traces: dict[int, Trace] = {}
         control = mapping.control
         self._tier = "none" if control is None else control.effort
@@ -262,6 +272,9 @@ class ReplyAnnotator:
     def rewrite_body(self, body: bytes) -> bytes:
         """Annotate a whole reply."""
         reply = json.loads(body)
+        if not isinstance(reply, dict):  # vLLM says null to a client that has left
+            self.left = True
+            return body
         if self.path in (CHAT, COMPLETIONS):
             for choice in reply.get("choices", ()):
                 _add_reasoning_alias(choice.get("message"))
