@@ -187,8 +187,8 @@ class ControlMiddleware:
         except ClientDisconnect:
             return
         except (ValueError, AttributeError, TypeError):
-            refusal = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")
-            await send_error(refusal, scope, receive, send)
+            wrong = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")
+            await send_error(wrong, scope, receive, send)
             return
         reply = ReplyAnnotator(scope["path"], mapping, lambda: self.traces.take(tag), self.metrics)
         text = json.dumps(mapping.body).encode()

@@ -39,7 +39,8 @@ def engine_of(server: VllmServer) -> int:
 def ask(server: VllmServer) -> int:
     body = {"model": NAME, "messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 4}
     headers = {"x-api-key": KEY}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60).status_code
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    return int(reply.status_code)
 
 
 def test_a_server_whose_engine_has_died_says_so_and_ends_with_an_error(tmp_path: Path) -> None:
