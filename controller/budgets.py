@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
 
 from ..errors import OptionError, unknown
 
@@ -23,12 +25,12 @@ class Budget:
     """What a tier allows."""
 
     tier: str
-    thinking: int = UNLIMITED  # most thinking tokens, forced ones included
-    reserve: int = ANSWER_RESERVE  # output tokens kept for the answer, at least
+    thinking: Annotated[int, Field(ge=0)] = UNLIMITED  # most thinking tokens, forced ones included
+    reserve: Annotated[int, Field(ge=1)] = ANSWER_RESERVE  # output tokens kept for the answer, at least
     instruction: str = ""  # appended to the last user message where the chat template does not know efforts
-    temperature: float | None = None  # of sampling, above 0; None leaves the caller's or the model's
-    share: float = 1.0  # most thinking tokens as a share of the available output tokens
-    floor: int = 1  # thinking tokens that `share` leaves at least
+    temperature: Annotated[float, Field(gt=0)] | None = None  # of sampling; None leaves the caller's or the model's
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # most thinking tokens as a share of the available output tokens
+    floor: Annotated[int, Field(ge=1)] = 1  # thinking tokens that `share` leaves at least
 
 
 TIERS = {

@@ -106,7 +106,7 @@ class Controller:
         self.position = 0
         self.questions = PendingQuestions(verifier or RuleVerifier())
         self.delegations = DelegationManager(helper, prompt, self.thinking)
-        self._open, self._close = MarkerMatcher(codec, markers.open), MarkerMatcher(codec, markers.close)
+        self._close = MarkerMatcher(codec, markers.close)
         self._eos: int | None = codec.tokenizer.eos_token_id
         closing_cost = len(codec.encode(closing_text(markers, closing_sentence, "\n\n")))
         self.view = PolicyView(self.thinking, budget, closing_cost, get_question(prompt), prompt_tokens)
@@ -114,8 +114,9 @@ class Controller:
         self._noted: set[str] = set()
         self._scheduler = PolicyScheduler(policies, self.view, self._on_side_effect)
         self._next_wakeup = self._scheduler.next_wakeup
-        self._answer: AnswerWatch | None = None
+        self._answer = None if opened else AnswerWatch(codec, markers, forced=False)
         self._closes = 0  # forced ones
+        self._in_region = False  # whether policies run inside code, math or a tool call
         self._trial: TrialDecoder | None = None
         self._trial_tasks: list[PolicyTask] = []
         self._answer_trial = answer_trial
@@ -155,8 +156,6 @@ class Controller:
         if self.state is ControllerState.THINKING:
             self._close.skip(tokens)
             self.thinking.extend(tokens)
-        elif self.state is ControllerState.BEFORE:
-            self._open.skip(tokens)
         elif self._answer is not None:
             self._answer.extend(tokens)
 
@@ -166,13 +165,11 @@ class Controller:
         if state is ControllerState.TRIAL:
             return self._observe_trial(token, step)
         self.position += 1
-        if state is ControllerState.ANSWER:
+        if state in (ControllerState.ANSWER, ControllerState.BEFORE):
             thinks_again = None if self._answer is None else self._answer.add(token)
-            return KEEP if thinks_again is None else self._on_thinks_again(thinks_again)
-        if state is ControllerState.BEFORE:
-            if self._open.completes(token):
-                self.state = ControllerState.THINKING
-            return KEEP
+            if thinks_again is None:
+                return KEEP
+            return self._on_thinks_again(thinks_again) if state is ControllerState.ANSWER else self._on_open()
         self.view._step = step
         if self._close.completes(token):
             return self._on_model_close(token)
@@ -184,6 +181,19 @@ class Controller:
             return KEEP
         return self._on_wakeup()
 
+    def skip_thinking(self) -> None:
+        """Follow nothing: the prompt has ended the thinking already."""
+        self.state, self._answer = ControllerState.ANSWER, None
+
+    def _on_open(self) -> Directive:
+        """The model opens its thinking; what it wrote before counts against the budget."""
+        assert self._answer is not None
+        before, opening = self._answer.ids, self._answer.opening()
+        if self.codec.decode(before[: len(before) - len(opening)]).strip():
+            self.thinking.add_forced(before)
+        self.state, self._answer = ControllerState.THINKING, None
+        return KEEP
+
     def _on_wakeup(self) -> Directive:
         """Policies are due."""
         self._note_missing_verdicts()
@@ -192,7 +202,9 @@ class Controller:
         if any(not task.protected for task in due) and self.thinking.protected is not None:
             # Inside code, math or a tool call only late deadlines count, and who asked to be woken there.
             due = [task for task in due if task.protected or tokens >= task.deadline + self.budget.reserve // 2]
+            self._in_region = True
         directive = self._run_policies(due)
+        self._in_region = False
         self._scheduler.update()
         return directive
 
@@ -273,8 +285,10 @@ class Controller:
         self._trial, self.state = None, ControllerState.THINKING
         directive = self._run_policies(self._trial_tasks, trial.answer(), may_try=False)
         self._scheduler.update()
-        restored, self._set_aside = self._set_aside, ()
-        return Directive((*restored, *directive.force), retract=trial.tokens, trial=False)
+        aside, self._set_aside = self._set_aside, ()
+        restored = aside[: max(0, len(aside) - directive.retract)]
+        retract = trial.tokens + directive.retract - (len(aside) - len(restored))
+        return Directive((*restored, *directive.force), retract=retract, trial=False, wait_for=directive.wait_for)
 
     def resume(self) -> Directive:
         """Process what the helper wrote; see `SuspendableWatcher.resume`."""
@@ -322,7 +336,7 @@ class Controller:
         proposals = [Proposal(task, action) for task in tasks if (action := task.resume(reply)) is not None]
         accepted = []
         for proposal in proposals:
-            if (rejection := self._find_obstacle(proposal.action)) is None:
+            if (rejection := self._find_obstacle(proposal)) is None:
                 accepted.append(proposal)
             else:
                 self._note_once(proposal.task.policy.name, "note", rejection)
@@ -347,8 +361,9 @@ class Controller:
                 acts = isinstance(proposal.action, (Inject, Close))
                 proposal.task.advance(won and directive is not KEEP if acts else None)
 
-    def _find_obstacle(self, action: TextAction | Trial) -> str | None:
+    def _find_obstacle(self, proposal: Proposal) -> str | None:
         """Why an action is impossible; None if it is possible: thinking must still be able to end well after it."""
+        action = proposal.action
         if not isinstance(action, (Inject, HelperAction)):
             return None
         what = "injections" if isinstance(action, Inject) else "delegations"
@@ -357,6 +372,8 @@ class Controller:
             return "no delegation: there is no helper"
         if isinstance(action, HelperAction) and self.delegations.retracted > self.budget.thinking:
             return f"no more {what}: they have dropped more tokens than the thinking may have"
+        if self._in_region and not proposal.task.protected:
+            return f"no {what} inside code, math or a tool call"
         if self._actions >= MAX_ACTIONS:
             return f"no more {what} after {MAX_ACTIONS}: policies may be undoing each other"
         if len(self.codec.encode(text)) + 1 > self._room:
@@ -410,7 +427,9 @@ class Controller:
         if isinstance(action, Inject):
             return f"{separator}{action.text}{action.after}"
         sentence = self.closing_sentence if action.phrase is None else action.phrase
-        return closing_text(self.markers, sentence, separator)
+        text = closing_text(self.markers, sentence, separator)
+        fits = len(self.codec.encode(text)) <= self.budget.thinking - len(self.thinking)
+        return text if fits else closing_text(self.markers, "", separator)
 
     def _start_trial(self, proposals: Sequence[Proposal]) -> Directive:
         """Start one trial for all policies that want the same one; reply None where there is no room for it."""

@@ -10,16 +10,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, TypeAdapter, ValidationError
 from pydantic import dataclasses as pydantic_dataclasses
+from pydantic.errors import PydanticSchemaGenerationError
 
 from ..errors import OptionError, TerselyError, unknown
 from ..io import write
 from ..validation import format_validation_error
 from .budgets import STRATEGIES, Budget, Strategy, canonical_effort, fit_budget
-from .policies import make_policy
+from .policies import get_policy_class, make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
 
@@ -193,6 +194,7 @@ def _option_error(error: ValidationError) -> TerselyError:
 
 
 FORMAT = 1
+_BUDGET = TypeAdapter(Budget)
 _KEYS = ("format", "effort", "policies", "strategy", "found")
 
 
@@ -218,6 +220,8 @@ class TunedConfig:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `tersely.generate`, or `Options`."""
+        for name, settings in self.policies.items():
+            _check_settings(name, settings)
         made = tuple(make_policy(name, settings) for name, settings in self.policies.items())
         return {"effort": self.effort, "policies": made, "strategy": resolve_strategy(self.strategy)}
 
@@ -244,15 +248,38 @@ def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strate
         for key in changes:
             if key not in known:
                 raise unknown(f"field of tier {tier!r}:", key, known)
-        made[tier] = Budget(**{**asdict(made[tier]), **changes})
+        made[tier] = _make_budget({**asdict(made[tier]), **changes})
     return made
+
+
+def _make_budget(values: Mapping[str, Any]) -> Budget:
+    """A budget from plain values; raises OptionError for one of a wrong type or out of its range."""
+    try:
+        return _BUDGET.validate_python(values)
+    except ValidationError as error:
+        raise OptionError(f"tier {values['tier']!r}: {format_validation_error(error, Budget)}") from None
+
+
+def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Compare settings from a file with the types that the policy declares; raises OptionError."""
+    hints = get_type_hints(get_policy_class(name))
+    for key, value in settings.items():
+        if key not in hints:
+            continue  # `make_policy` says what is accepted
+        try:
+            kind: TypeAdapter[Any] = TypeAdapter(hints[key])
+            kind.validate_json(json.dumps(value), strict=True)
+        except PydanticSchemaGenerationError:
+            continue  # an object, which no file holds
+        except ValidationError as error:
+            raise OptionError(f"setting {key!r} of policy {name!r}: {format_validation_error(error)}") from None
 
 
 def read_config(path: Path) -> TunedConfig:
     """The configuration of a file; raises ConfigError for none, OptionError for unknown names in it."""
     try:
         about = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}; `tersely tune` writes one") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ConfigError(f"{path} is not a configuration of format {FORMAT}; `tersely tune` writes one")

@@ -56,7 +56,7 @@ class StreamEmitter:
         parsers: Sequence[ReasoningParser] | None = None,
     ) -> None:
         self.codec, self.rows, self.emit = codec, rows, emit
-        self.parsers = parsers or [ReasoningParser(markers, row.state) for row in rows]
+        self.parsers = parsers or [ReasoningParser(markers, row.state, codec=codec) for row in rows]
         self._pending: list[list[int]] = [[] for _ in rows]
 
     def __call__(self, row: int, tokens: Sequence[int], forced: bool) -> None:
@@ -84,9 +84,9 @@ class StreamEmitter:
         self._emit(row, self.parsers[row].finish(thinking, answer))
 
     def _feed_pending(self, row: int) -> list[TextDelta]:
-        text = self.codec.decode(self._pending[row])
+        deltas = self.parsers[row].feed_tokens(self._pending[row]) if self._pending[row] else []
         self._pending[row].clear()
-        return self.parsers[row].feed(text) if text else []
+        return deltas
 
     def _emit(self, row: int, deltas: Sequence[TextDelta], decision: Decision | None = None) -> None:
         for delta in deltas:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TerselyError
-from .io import WriteError, append_line
+from .io import WriteError, append_line, cut_line
 
 _HEAD = "run"
 
@@ -71,16 +71,16 @@ class CheckpointLog:
             raise CheckpointLogError(f"{path} is not a checkpoint log; move it away, or choose another --out")
         self.completed = {line["key"]: line["value"] for line in lines[1:]}
         if len(complete) < len(data):
-            with path.open("rb+") as file:
-                file.truncate(len(complete))
+            cut_line(path, len(complete), len(data))
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             item = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             item = None
-        expected = {_HEAD} if number == 1 else {"key", "value"}
-        if not isinstance(item, dict) or set(item) != expected:
+        expected, name = ({_HEAD}, _HEAD) if number == 1 else ({"key", "value"}, "key")
+        kind = dict if number == 1 else str
+        if not isinstance(item, dict) or set(item) != expected or not isinstance(item[name], kind):
             raise CheckpointLogError(
                 f"{self.path}, line {number}: not a line of a checkpoint log; move the file away, or choose another "
                 "--out"

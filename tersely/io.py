@@ -32,7 +32,8 @@ def write(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(goal)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # as on a read-only file system
+            partial.unlink(missing_ok=True)
         raise WriteError(f"{path} cannot be written: {error.strerror}; choose another place with --out") from None
 
 
@@ -71,6 +72,7 @@ def atomic_dir(out: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        share_files(part)
         if goal.exists():
             goal.rename(before)
         try:
@@ -87,15 +89,44 @@ def atomic_dir(out: Path) -> Iterator[Path]:
         raise WriteError(f"{out} cannot be written: {error}; choose another place") from None
 
 
+def share_files(folder: Path) -> None:
+    """Let whoever may look into a new folder read its files too: safetensors keeps those that it writes private."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+
+
 def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:
     """Append a line, whole or not at all; to_disk: return once it would survive a crash. Raises WriteError."""
     try:
         with path.open("ab+", buffering=0) as file:
+            new = not os.fstat(file.fileno()).st_size
             _append(file, line + b"\n")
             if to_disk:
                 os.fsync(file.fileno())
+        if to_disk and new:
+            _sync_folder(path.absolute().parent)
     except OSError as error:
         raise WriteError(f"{path} cannot be written: {error.strerror}; make room there") from None
+
+
+def cut_line(path: Path, size: int, seen: int) -> None:
+    """Cut an incomplete last line off at `size` bytes, unless the file is no longer the `seen` bytes long."""
+    with path.open("rb+") as file:
+        _lock(file)
+        if os.fstat(file.fileno()).st_size == seen:
+            file.truncate(size)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a new file's name survive a crash, where folders can be opened."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def _append(file: BinaryIO, line: bytes) -> None:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 
 from ..controller.budgets import canonical_effort
 from ..controller.options import option_field
-from ..errors import TerselyError
+from ..errors import TerselyError, shorten
 from ..validation import FrozenModel, format_error_details
 
 CHANGEABLE = ("out", "saving", "alarm")
@@ -198,8 +198,8 @@ def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] =
     source = " ".join((str(path), *(f"--set {change}" for change in changes)))
     if values.get("method") != method:
         raise RecipeError(
-            f"{source} has the method {values.get('method')!r}, not {method!r}; write `method: {method}`, or run "
-            "`tersely train` with the other",
+            f"{source} has the method {shorten(values.get('method'))}, not {method!r}; write `method: {method}`, "
+            "or run `tersely train` with the other",
             code="other_method",
         )
     return validate_recipe_values(values, kind, source)
@@ -225,7 +225,11 @@ def _load_yaml(text: str, source: str) -> Any:
 
     try:
         return yaml.load(text, UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise RecipeError(f"{source} is nested too deeply; accepted: a few levels", code="not_yaml") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a number with thousands of digits
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}", code="not_yaml") from None
 
 
@@ -240,7 +244,8 @@ def _apply_change(values: dict[str, Any], change: str) -> None:
         section = {} if values.get(name) is None else values[name]
         if not isinstance(section, dict):
             raise RecipeError(
-                f"--set {change}: {'.'.join(sections[:depth])!r} is {section!r}, which has no keys", code="invalid_set"
+                f"--set {change}: {'.'.join(sections[:depth])!r} is {shorten(section)}, which has no keys",
+                code="invalid_set",
             )
         values[name] = values = dict(section)  # a copy, because a YAML alias may share the section
     values[key] = value

@@ -177,5 +177,7 @@ def _as_prompt(messages: Sequence[ChatMessage], session: Session) -> list[dict[s
         role, text = message.role, message.content or ""
         if role in _TOOL_ROLES:
             role, text = MessageRole.USER, f"Result of the tool: {sanitize(text)}"
+        elif role == MessageRole.USER:
+            text = sanitize.break_markers(text)
         prompt.append({"role": str(role.value), "content": text})
     return prompt

@@ -73,7 +73,8 @@ def get_presets() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
     return {**_BUILT_IN_PRESETS, **load_add_ons("tersely.presets")}
 
 
-def _policy_class(name: str) -> type[Policy]:
+def get_policy_class(name: str) -> type[Policy]:
+    """The class of a policy by name; raises OptionError for an unknown one."""
     if name in _BUILT_IN:
         module, _, class_name = _BUILT_IN[name].partition(":")
         return cast("type[Policy]", getattr(importlib.import_module(f".{module}", __name__), class_name))
@@ -85,7 +86,7 @@ def _policy_class(name: str) -> type[Policy]:
 
 def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
     """Build a policy by name; raises OptionError for an unknown name or setting."""
-    policy_class: Any = _policy_class(name)
+    policy_class: Any = get_policy_class(name)
     accepted = [f.name for f in fields(policy_class) if f.metadata != BOUND]
     for key in settings or {}:
         if key not in accepted:

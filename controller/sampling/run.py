@@ -212,6 +212,7 @@ class SampleWatcher(CancellableWatcher):
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
         cancelled, was_trial = self.is_cancelled(), self._trial_tokens > 0
+        before = self.controller.state is ControllerState.BEFORE
         directive = super().observe(token, step)
         if cancelled:
             return directive
@@ -220,6 +221,8 @@ class SampleWatcher(CancellableWatcher):
         state = self.controller.state
         if state is ControllerState.BEFORE:
             self.preamble += 1
+        elif before and self.controller.thinking.ids:
+            self.preamble = 0  # it counts as thinking
         elif state is ControllerState.ANSWER and not self._thinking_closed:
             self._thinking_closed = True
             self.vote.close_thinking(self.sample)
@@ -253,5 +256,5 @@ def _make_observer(session: Session, prepared: PreparedRequest) -> Controller:
     opened = prepared.state == "thinking"
     observer = Controller((), session.codec, session.markers, prepared.budget, opened=opened, shadow=True)
     if prepared.state == "answer":
-        observer.state = ControllerState.ANSWER
+        observer.skip_thinking()
     return observer

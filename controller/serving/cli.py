@@ -64,6 +64,10 @@ MetricsAccess = Annotated[
     str, typer.Option("--metrics", metavar="WHO", help="Who may read /metrics: key, open (no key needed) or off.")
 ]
 
+SpecialTokens = Annotated[
+    bool, typer.Option("--special-tokens", help="Let texts of users and tools become special tokens.")
+]
+
 
 def serve(
     model: Model = DEFAULT_MODEL,
@@ -112,9 +116,7 @@ def serve(
     ] = None,
     max_body: MaxBody = _LIMITS.body,
     metrics: MetricsAccess = "key",
-    special_tokens: Annotated[
-        bool, typer.Option("--special-tokens", help="Let texts of users and tools become special tokens.")
-    ] = False,
+    special_tokens: SpecialTokens = False,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request, waiting included.")
     ] = _LIMITS.timeout,
@@ -186,6 +188,7 @@ def serve_vllm(
         typer.Option(metavar="PATH", help="Another path of vLLM's to serve, without control; repeat for several."),
     ] = None,
     markers: MarkerPair = None,
+    special_tokens: SpecialTokens = False,
     drain: Drain = _DRAIN,
 ) -> None:
     """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
@@ -194,7 +197,7 @@ def serve_vllm(
     _check_access(api_key, metrics)
     default = make_control(preset=preset, policies=policy or None, effort=effort)
     settings = {"default": default.as_dict(), "caps": parse_effort_caps(budget or ()), "max_body": max_body}
-    settings |= {"metrics": metrics, "exposed": expose or []}
+    settings |= {"metrics": metrics, "exposed": expose or [], "special_tokens": special_tokens}
     from .vllm_launcher import run_vllm_server
 
     flags = [f"--shutdown-timeout={drain:.0f}", *context.args]

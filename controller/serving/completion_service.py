@@ -32,7 +32,7 @@ from .settings import (
     effort_budgets,
     openai_effort,
 )
-from .untrusted_text import sanitize_messages, sanitize_tools
+from .untrusted_text import sanitize_messages
 
 T = TypeVar("T")
 _GREEDY = 1e-5
@@ -58,22 +58,33 @@ class CompletionService:
         A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
         request = resolve_request(body, self.settings, self.worker.model_info)
-        if not self.settings.special_tokens:
-            tools = sanitize_tools(request.options.tools, self._sanitize)
-            options = make_options(request.options, tools=tools) if tools else request.options
-            request = replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
         await self._prompt_limit.check(request)
-        reply = make_reply(request)
+        if not self.settings.special_tokens:
+            request = await asyncio.to_thread(self._without_special_tokens, request)
+        reply, streams = make_reply(request), bool(body.stream)
+        await release_body(http, body)
         with ExitStack() as stack:
             set_attributes = stack.enter_context(request_span(request.model))
-            pending = self.worker.submit(request, bool(body.stream))
+            pending = self.worker.submit(request, streams)
             stack.callback(pending.cancel)
             stack.callback(asyncio.create_task(_watch_connection(http, pending)).cancel)
             events = _record(http, pending.events(await pending.next()), set_attributes)
-            if body.stream:
+            if streams:
                 return _EventStream(reply.stream(events), stack.pop_all())
             rows = [event async for event in events if isinstance(event, RowFinished)]
         return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)))
+
+    def _without_special_tokens(self, request: ResolvedRequest) -> ResolvedRequest:
+        """The request with its text made safe; takes as long as tokenizing it."""
+        tools = tuple(self._sanitize.sanitize_all(request.options.tools))
+        options = make_options(request.options, tools=tools) if tools else request.options
+        return replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
+
+
+async def release_body(http: Request, body: RequestBody) -> None:
+    """Empty what was parsed of a request, which FastAPI would keep until the response is complete."""
+    (await http.json()).clear()
+    body.__dict__.clear()
 
 
 def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInfo) -> ResolvedRequest:

@@ -7,6 +7,12 @@ from typing import Any
 
 from ..text.sanitizer import SpecialTokenSanitizer
 
+_NAMES = ("name", "tool_call_id", "call_id", "tool_use_id")
+_RESULTS = ("tool_result", "function_call_output")
+"""Types of items and blocks with what a tool returned."""
+_RENDERED = ("tools", "documents", "chat_template_kwargs")
+"""Fields that chat templates render: all their text is sanitized."""
+
 
 def sanitize_messages(
     messages: Sequence[Mapping[str, Any]], sanitize: SpecialTokenSanitizer
@@ -18,28 +24,36 @@ def sanitize_messages(
     return [_sanitize_message(message, sanitize) for message in messages]
 
 
-def sanitize_tools(
-    tools: Sequence[Mapping[str, Any]], sanitize: SpecialTokenSanitizer
-) -> tuple[Mapping[str, Any], ...]:
-    """Tools without special tokens in names, descriptions and parameters."""
-    return tuple(_sanitize_value(tool, sanitize) for tool in tools)
+def sanitize_body(body: Mapping[str, Any], sanitize: SpecialTokenSanitizer) -> dict[str, Any]:
+    """A request to one of vLLM's chat APIs, as JSON, likewise; fields of a wrong form are left to vLLM."""
+    changed = dict(body)
+    for field in ("messages", "input"):
+        if isinstance(given := body.get(field), list):
+            changed[field] = sanitize_messages(given, sanitize)
+    if isinstance(body.get("input"), str):
+        changed["input"] = sanitize.break_markers(body["input"])
+    return changed | {field: sanitize.sanitize_all(body[field]) for field in _RENDERED if field in body}
 
 
-def _sanitize_message(message: Mapping[str, Any], sanitize: SpecialTokenSanitizer) -> Mapping[str, Any]:
+def _sanitize_message(message: Any, sanitize: SpecialTokenSanitizer) -> Any:
+    """A message, or a block or an item of one of the APIs."""
+    if not isinstance(message, Mapping):
+        return message
     changed = dict(message)
-    for field in ("name", "tool_call_id"):
+    for field in _NAMES:
         if isinstance(changed.get(field), str):
             changed[field] = sanitize(changed[field])
-    if changed.get("role") == "tool":
-        changed["content"] = sanitize.sanitize_content(changed.get("content"))
-    elif changed.get("role") == "user" and isinstance(changed.get("content"), str):
-        changed["content"] = sanitize.break_markers(changed["content"])
+    if message.get("type") in _RESULTS or message.get("role") in ("tool", "function"):
+        for field in ("content", "output"):
+            if field in changed:
+                changed[field] = sanitize.sanitize_content(changed[field])
+    elif message.get("role") in ("user", None) and "content" in changed:
+        changed["content"] = _sanitize_user(changed["content"], sanitize)
     return changed
 
 
-def _sanitize_value(value: Any, sanitize: SpecialTokenSanitizer) -> Any:
-    if isinstance(value, str):
-        return sanitize(value)
-    if isinstance(value, Mapping):
-        return {sanitize(str(key)): _sanitize_value(one, sanitize) for key, one in value.items()}
-    return [_sanitize_value(one, sanitize) for one in value] if isinstance(value, list) else value
+def _sanitize_user(content: Any, sanitize: SpecialTokenSanitizer) -> Any:
+    """What a user wrote; Anthropic's clients put the results of tools there as well."""
+    if isinstance(content, list):
+        content = [_sanitize_message(block, sanitize) for block in content]
+    return sanitize.sanitize_content(content, switches=False)

@@ -27,6 +27,7 @@ from .auth_middleware import hash_key
 from .connections import GuardedProtocol
 from .reasoning_parsers import choose_reasoning_parser
 from .settings import LOCAL, base_url, bind_socket, exposure_warning
+from .vllm_lifetime import LIFETIME
 from .vllm_server import SETTINGS_VARIABLE, ControlMiddleware
 
 
@@ -55,6 +56,8 @@ def run_vllm_server(
     api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
     settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
     settings["key"] = api_key and hash_key(api_key)
+    if not settings.pop("special_tokens", False):
+        settings["tokenizer"] = str(arguments.tokenizer or checkpoint)
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
@@ -63,6 +66,8 @@ def run_vllm_server(
         print(ready + exposure_warning(host, api_key), file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             serve.cmd(arguments)
+    if LIFETIME.died:
+        raise ModelError("vLLM's engine has died, see its log above; start the server again", code="engine_died")
 
 
 def _parse_flags(own_flags: Sequence[str], flags: Sequence[str]) -> tuple[Any, Any]:

@@ -7,6 +7,8 @@ untouched.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -17,28 +19,44 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...errors import MarkerError
+from ..text.markers import find_markers
+from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
+from ..vllm.parent_watch import SERVED
 from ..vllm.request_control import read_control
 from ..vllm.trace_channel import TraceStore
 from .auth_middleware import METRICS, Access, AuthMiddleware, send_error
 from .body_limits import BodyLimits, replay
-from .errors import RequestError
+from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
 from .settings import EFFORT_CAPS, ServerLimits
+from .untrusted_text import sanitize_body
+from .vllm_lifetime import LIFETIME
 from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
 
-SETTINGS_VARIABLE = "TERSELY_SERVE"
+SETTINGS_VARIABLE = SERVED
 UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", "/v1/messages/count_tokens")
 """What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
 _EVENT_END = b"\n\n"
 Trace = tuple[Decision, ...]
 
 
+def _load_sanitizer(tokenizer: str) -> SpecialTokenSanitizer:
+    from transformers import AutoTokenizer
+
+    loaded, markers = AutoTokenizer.from_pretrained(tokenizer), None
+    with contextlib.suppress(MarkerError):
+        markers = find_markers(loaded)
+    return SpecialTokenSanitizer(loaded, markers)
+
+
 class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
     Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`;
-    `max_body`; `key`, `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
+    `max_body`; `tokenizer`, whose special tokens users and tools cannot write; `key`, `hosts` and `metrics`, see
+    `auth_middleware.Access`; `exposed`, paths served in addition.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,6 +64,7 @@ class ControlMiddleware:
         self.default = read_control(settings.get("default", {}))
         self.caps: Mapping[str, int] = {**EFFORT_CAPS, **settings.get("caps", {})}
         self.traces, self.metrics = TraceStore(), Metrics()
+        self._sanitize = _load_sanitizer(settings["tokenizer"]) if settings.get("tokenizer") else None
         self.app = app
         limits = ServerLimits(body=settings.get("max_body", ServerLimits().body))
         self.checked = AuthMiddleware(
@@ -65,6 +84,8 @@ class ControlMiddleware:
         await self.checked(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            LIFETIME.start()
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["path"] == METRICS:
@@ -77,15 +98,19 @@ class ControlMiddleware:
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
         tag = self.traces.tag()
         try:
-            body = await Request(scope, receive).body()
-            mapping = translate(scope["path"], json.loads(body), self.default, self.caps, tag)
+            given = _parse_object(await Request(scope, receive).body())
+            if self._sanitize is not None and scope["path"] != COMPLETIONS:
+                given = await asyncio.to_thread(sanitize_body, given, self._sanitize)
+            mapping = translate(scope["path"], given, self.default, self.caps, tag)
+            del given
         except RequestError as refusal:
             await send_error(refusal, scope, receive, send)
             return
         except ClientDisconnect:
             return
-        except (ValueError, AttributeError, TypeError):  # not a JSON object of this form; vLLM explains that better
-            await self.app(scope, replay(body, receive), send)
+        except (ValueError, AttributeError, TypeError):
+            wrong = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")
+            await send_error(wrong, scope, receive, send)
             return
         reply = ReplyAnnotator(scope["path"], mapping, lambda: self.traces.take(tag), self.metrics)
         text = json.dumps(mapping.body).encode()
@@ -95,6 +120,19 @@ class ControlMiddleware:
             await self.app(inner, replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
         finally:
             self.traces.take(tag)  # of a client that disconnected
+            if reply.left:
+                scope.setdefault("state", {})["status"] = CLIENT_LEFT
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body; raises RequestError for anything else, so that nothing reaches vLLM uncontrolled."""
+    try:
+        given = json.loads(body)
+    except ValueError as error:
+        raise RequestError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(given, dict):
+        raise RequestError(f"the request body is a {type(given).__name__}; accepted: an object", code="invalid_json")
+    return given
 
 
 def rewriting(
@@ -146,6 +184,7 @@ class ReplyAnnotator:
         self, path: str, mapping: VllmRequestMapping, take: Callable[[], Mapping[int, Trace]], metrics: Metrics
     ) -> None:
         self.path, self.mapping, self.metrics, self._take = path, mapping, metrics, take
+        self.left = False  # whether the client disconnected
         self._traces: dict[int, Trace] = {}
         control = mapping.control
         self._tier = "none" if control is None else control.effort
@@ -155,6 +194,9 @@ class ReplyAnnotator:
     def rewrite_body(self, body: bytes) -> bytes:
         """Annotate a whole reply."""
         reply = json.loads(body)
+        if not isinstance(reply, dict):  # vLLM says null to a client that has left
+            self.left = True
+            return body
         if self.path in (CHAT, COMPLETIONS):
             for choice in reply.get("choices", ()):
                 _add_reasoning_alias(choice.get("message"))

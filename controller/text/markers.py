@@ -123,6 +123,39 @@ def closing_text(markers: Markers, sentence: str, separator: str) -> str:
     return f"{words}{markers.close}{markers.close_suffix}{markers.answer_prefix}"
 
 
+_TOKEN = "\ufdd0"
+"""What stands before a marker that is a token of its own, in texts for a parser; Unicode has no such character."""
+
+
+class MarkerDecoder:
+    """Decodes tokens so that a marker which is a token of its own differs from the same text spelled out.
+
+    `open` and `close` are how markers look in what `decode` returns. A marker of several tokens is only text.
+    """
+
+    def __init__(self, codec: TokenizerAdapter, markers: Markers) -> None:
+        self._codec, added = codec, codec.tokenizer.get_added_vocab()
+        self._marked = {int(added[text]): _TOKEN + text for text in (markers.open, markers.close) if text in added}
+        self.open, self.close = (_TOKEN + text if text in added else text for text in (markers.open, markers.close))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, with markers as `open` and `close` have them."""
+        pieces, start = [], 0
+        for at, token in enumerate(ids):
+            if token in self._marked:
+                pieces += [self._decode(ids[start:at]), self._marked[token]]
+                start = at + 1
+        return "".join([*pieces, self._decode(ids[start:])])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._codec.decode(ids).replace(_TOKEN, "\ufffd") if ids else ""
+
+
+def unmark(text: str) -> str:
+    """A text of `MarkerDecoder` as it reads."""
+    return text.replace(_TOKEN, "")
+
+
 _TAIL = 16
 
 

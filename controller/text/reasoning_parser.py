@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .cues import DELIBERATION_WORDS
-from .markers import HARMONY_TURN, Markers
+from .markers import HARMONY_TURN, MarkerDecoder, Markers, unmark
 from .tokenizer_adapter import TokenizerAdapter
 
 Channel = Literal["thinking", "answer"]
@@ -44,13 +44,14 @@ def _may_deliberate(text: str) -> bool:
 class ReasoningParser:
     """Splits one growing output; the text of each channel is final as soon as it is returned.
 
-    Text before a late opening marker is returned as answer, since waiting for the marker could take forever; once the
-    marker comes, that text no longer counts as part of the answer. A model may think in several blocks.
+    A model may think in several blocks, and write before the first one; see `opens_thinking` for where one may begin.
 
     Args:
         state: Where the prompt left the model: "before" the thinking, in it ("thinking"), or past it ("answer").
         stops: Strings that end the answer; `stopped` is True once one was found, and the rest is dropped.
         hide: From this string on, the answer is held back until `finish`, e.g. the start of a tool call.
+        codec: Of tokens, if they are fed. A marker that is a token of its own then counts only as that token: spelled
+            out, it is text, here as in the controller.
 
     Attributes:
         forced: The thinking was closed for the model. It may think on and close once more; what stands before the last
@@ -58,12 +59,21 @@ class ReasoningParser:
         blocks: Start and end of each block of thinking in the text fed so far, markers included; the last may be open.
     """
 
-    def __init__(self, markers: Markers, state: str, stops: Sequence[str] = (), hide: str = "") -> None:
+    def __init__(
+        self,
+        markers: Markers,
+        state: str,
+        stops: Sequence[str] = (),
+        hide: str = "",
+        codec: TokenizerAdapter | None = None,
+    ) -> None:
         self.markers, self.stops, self.hide = markers, tuple(filter(None, stops)), hide
+        self._decoder = None if codec is None else MarkerDecoder(codec, markers)
+        self._open_marker, self._close_marker = (self._decoder or markers).open, (self._decoder or markers).close
         self.stopped = self._hidden = self.forced = False
         self.blocks: list[tuple[int, int | None]] = [(0, None)] if state == "thinking" else []
         self._state = state
-        self._may_open = state == "before"
+        self._may_open = state != "answer"
         self._held = ""
         self._fed = 0
         self._sent: dict[Channel, list[str]] = {"thinking": [], "answer": []}
@@ -83,6 +93,11 @@ class ReasoningParser:
     def channel(self) -> Channel:
         """Where the next text belongs, as far as is known."""
         return "thinking" if self._state == "thinking" else "answer"
+
+    def feed_tokens(self, ids: Sequence[int]) -> list[TextDelta]:
+        """Add generated tokens of whole characters; return what is now certain."""
+        assert self._decoder is not None
+        return self.feed(self._decoder.decode(ids))
 
     def feed(self, text: str) -> list[TextDelta]:
         """Add generated text; return what is now certain."""
@@ -122,16 +137,15 @@ class ReasoningParser:
 
     def _parse_opening(self) -> None:
         """Skip the opening marker, or notice that the output does not begin with it."""
-        text, marker = self._held.lstrip(), self.markers.open
+        text, marker = self._held.lstrip(), self._open_marker
         if text.startswith(marker):
-            self._open(text[len(marker) :])
+            self._open(0, text[len(marker) :])
         elif not marker.startswith(text):
             self._state = "answer"
 
-    def _open(self, rest: str) -> None:
-        start = self._fed - len(rest) - len(self.markers.open) if self.blocks else 0
+    def _open(self, start: int, rest: str) -> None:
         self.blocks.append((start, None))
-        self._state, self._held, self._may_open, self._hidden = "thinking", rest, False, False
+        self._state, self._held = "thinking", rest
         self._begin_block("thinking")
 
     def _close(self, rest: str) -> None:
@@ -144,21 +158,20 @@ class ReasoningParser:
 
     def _parse_thinking(self, deltas: list[TextDelta]) -> bool:
         """Return what is certain of the thinking; whether it has ended."""
-        text, found, rest = self._held.partition(self.markers.close)
+        text, found, rest = self._held.partition(self._close_marker)
         if found:
             self._emit("thinking", text.rstrip(), deltas)
             self._close(rest)
         else:
-            self._held = self._emit_certain("thinking", text, (self.markers.close,), deltas)
+            self._held = self._emit_certain("thinking", text, (self._close_marker,), deltas)
         return bool(found)
 
     @property
     def _answer_markers(self) -> list[str]:
         """The markers that may still come in the answer."""
-        if self.stopped or (self._hidden and not self._may_open):
+        if self.stopped or self._hidden or not self._may_open:
             return []
-        opening = [self.markers.open] if self.blocks or self._may_open else []
-        return [*opening, self.markers.close] if self.forced and self.blocks else opening
+        return [self._open_marker, self._close_marker] if self.forced and self.blocks else [self._open_marker]
 
     def _parse_marker(self, deltas: list[TextDelta]) -> bool:
         """Find a marker that ends the answer so far, or shows that it was thinking; whether there is one."""
@@ -169,16 +182,13 @@ class ReasoningParser:
             if truncate_at_stop(before, self.stops)[1]:
                 return False
             answer = "".join(self._sent["answer"][self._block["answer"] :])
-            if marker != self.markers.open:
+            if marker != self._open_marker:
                 self._reclassify(answer + before)
                 self._close(rest)
                 return True
-            if self._may_open or opens_thinking(answer + before):
-                if not self._hidden:
-                    self._emit("answer", before.removesuffix(HARMONY_TURN).rstrip(), deltas)
-                if self._may_open:
-                    self._sent["answer"].clear()
-                self._open(rest)
+            if opens_thinking(answer + before):
+                self._emit("answer", before.removesuffix(HARMONY_TURN).rstrip(), deltas)
+                self._open(self._fed - len(rest) - len(marker), rest)
                 return True
             start = at + len(marker)
         return False
@@ -212,7 +222,7 @@ class ReasoningParser:
             self._held, self._hidden = rest, bool(found)
         else:
             ends = [*self.stops, self.hide, *self._answer_markers]
-            ends += [f"{HARMONY_TURN}{self.markers.open}"] if self.markers.answer_header else []
+            ends += [f"{HARMONY_TURN}{self._open_marker}"] if self.markers.answer_header else []
             self._held = self._emit_certain("answer", text, list(filter(None, ends)), deltas)
 
     def _emit_certain(self, channel: Channel, text: str, ends: Sequence[str], deltas: list[TextDelta]) -> str:
@@ -230,6 +240,7 @@ class ReasoningParser:
         return len(self._sent[channel]) > self._block[channel]
 
     def _emit(self, channel: Channel, text: str, deltas: list[TextDelta]) -> None:
+        text = unmark(text)
         if not self._begun(channel):
             text = text.lstrip()
             text = f"\n\n{text}" if text and self._sent[channel] else text
@@ -260,24 +271,24 @@ def split_reasoning(
     ids: Sequence[int], codec: TokenizerAdapter, markers: Markers, state: str, forced: bool = False
 ) -> ReasoningParts:
     """Split the tokens of a whole output; see `ReasoningParser` for `state` and `forced`."""
-    parser = ReasoningParser(markers, state)
+    parser, decoder = ReasoningParser(markers, state, codec=codec), MarkerDecoder(codec, markers)
     parser.forced = forced
-    parser.feed(codec.decode(ids))
+    parser.feed_tokens(ids)
     blocks = list(parser.blocks)
     parser.finish()
     count = 0
     for start, end in blocks:
-        last = len(ids) if end is None else _count_tokens(ids, codec, end)
-        count += last - (_count_tokens(ids, codec, start) if start else 0)
+        last = len(ids) if end is None else _count_tokens(ids, decoder, end)
+        count += last - (_count_tokens(ids, decoder, start) if start else 0)
     return ReasoningParts(parser.thinking, parser.answer, count, len(ids) - count)
 
 
-def _count_tokens(ids: Sequence[int], codec: TokenizerAdapter, size: int) -> int:
+def _count_tokens(ids: Sequence[int], decoder: MarkerDecoder, size: int) -> int:
     """Length of the shortest prefix of `ids` whose text has at least `size` characters (binary search)."""
     low, high = 1, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if len(codec.decode(ids[:middle])) >= size:
+        if len(decoder.decode(ids[:middle])) >= size:
             high = middle
         else:
             low = middle + 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,9 @@ BREAK = "·"
 _LOOKALIKES = str.maketrans({"<": "‹", ">": "›", "[": "⟦", "]": "⟧", "|": "¦", "◁": "‹", "▷": "›"})
 _ROLES = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<|endoftext|>", "[INST]", "[/INST]")
 _CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>")
+_MEDIA = frozenset(
+    {"type", "url", "data", "image_url", "input_audio", "audio_url", "video_url", "file_data", "file_id"}
+)
 # Switches that turn thinking up or down; templates and models obey them in any message.
 _SWITCHES = re.compile(
     r"(?<!\S)/(?=(?:no_)?think\b)|"
@@ -57,24 +60,35 @@ class SpecialTokenSanitizer:
         # A tokenizer's own normalization may still turn text into a marker, so the tokenizer has the last word.
         return unicodedata.normalize("NFKC", broken).translate(_LOOKALIKES) if self._leaks(broken) else broken
 
-    def sanitize_content(self, content: Any) -> Any:
-        """Break all markers in a message's content, which is a text or a list of blocks.
+    def sanitize_content(self, content: Any, switches: bool = True) -> Any:
+        """Break all markers, and effort switches, in a message's content, which is a text or a list of blocks.
 
         Blocks of text are joined by chat templates, so a marker may also lie across them: then the first one takes all
-        the text, and the others are left empty.
+        the text, and the others are left empty. Images and other media are left alone.
         """
         if isinstance(content, str):
-            return self(content)
+            return self._break(content, switches)
         if isinstance(content, list):
-            return self._join_texts([self.sanitize_content(block) for block in content])
+            return self._join_texts([self.sanitize_content(block, switches) for block in content], switches)
         if isinstance(content, dict):
-            return {key: value if key == "type" else self.sanitize_content(value) for key, value in content.items()}
+            return {
+                key: value if key in _MEDIA else self.sanitize_content(value, switches)
+                for key, value in content.items()
+            }
         return content
 
-    def _join_texts(self, blocks: list[Any]) -> list[Any]:
+    def sanitize_all(self, value: Any) -> Any:
+        """Break all markers and switches in a JSON value, names included, such as a tool's description."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, Mapping):
+            return {self(str(key)): self.sanitize_all(one) for key, one in value.items()}
+        return [self.sanitize_all(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+    def _join_texts(self, blocks: list[Any], switches: bool) -> list[Any]:
         places = [place for place, block in enumerate(blocks) if _text_of(block) is not None]
         joined = "".join(str(_text_of(blocks[place])) for place in places)
-        if (broken := self(joined)) == joined:
+        if (broken := self._break(joined, switches)) == joined:
             return blocks
         for place in places:
             block = blocks[place]

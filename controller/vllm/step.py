@@ -17,6 +17,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..types import Signals, State, StepInfo
+from .parent_watch import end_with_parent
 from .row_table import SIGNALS, STATES, RowTable, by_place
 from .transfers import to_device, to_host
 
@@ -132,6 +133,10 @@ class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]
 
 
 def install_tap() -> None:
-    """Replace the logits layer of models that are built from now on, unless another plug-in has done so."""
+    """Replace the logits layer of models that are built from now on, unless another plug-in has done so.
+
+    A plug-in of vLLM's, which loads it in all of its processes; those of a server also end with it from now on.
+    """
+    end_with_parent()
     if "LogitsProcessor" not in op_registry_oot:
         PluggableLayer.register_oot(name="LogitsProcessor")(HiddenStateTap)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
-from ...io import WriteError, check_new_folder, write
+from ...io import WriteError, check_new_folder, share_files, write
 from ..grouped_attention import use_grouped
 from .calibration import cache_reference, kl_to_reference
 from .calibration_text import CalibrationText
@@ -127,6 +127,7 @@ def _save(model: Any, tokenizer: Any, report: dict[str, Any], folder: Path, out:
         model.save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
         write(checkpoint / REPORT, json.dumps(report, indent=1) + "\n")
+        share_files(checkpoint)
         if out.exists():
             out.rmdir()
         checkpoint.rename(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import time
@@ -221,3 +222,18 @@ def test_deep_tool_calls_are_malformed_calls() -> None:
 def test_a_tiny_temperature_is_greedy(server: Served, temperature: float) -> None:
     greedy = server.answered(temperature=0, **SHORT)["choices"][0]["message"]
     assert server.answered(temperature=temperature, **SHORT)["choices"][0]["message"] == greedy
+
+
+def test_a_parsed_body_is_dropped_before_it_waits(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    submit = server.worker.submit
+
+    def look(*given: Any) -> Any:
+        lists = [one for one in gc.get_objects() if type(one) is list and one and type(one[0]) is str]
+        kept.append(sum(one[0] == "is it dropped" for one in lists))
+        return submit(*given)
+
+    monkeypatch.setattr(server.worker, "submit", look)
+    content = f'{HEAD}{ASKED},"max_tokens":4,"metadata":{{"a":["is it dropped",1]}}}}'
+    assert server.http.post("/v1/chat/completions", content=content, headers=JSON).status_code == 200
+    assert kept == [0]

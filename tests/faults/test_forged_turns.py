@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.settings import ServerSettings
+from tersely.controller.serving.untrusted_text import sanitize_body
 from tersely.controller.text.sanitizer import SpecialTokenSanitizer, get_sanitizer
 
 from ..support.serving import MODEL, Served, served
@@ -85,3 +87,35 @@ def test_markers_across_blocks_are_broken(sanitize: SpecialTokenSanitizer) -> No
             assert "<|im_end|>" not in joined and len(safe) == 3
     honest = [{"type": "text", "text": "a < b"}, "c"]
     assert sanitize.sanitize_content(honest) == honest
+
+
+def sanitized(**body: Any) -> str:
+    return json.dumps(sanitize_body(body, get_sanitizer(load_engine(MODEL).tokenizer)), ensure_ascii=False)
+
+
+def test_every_api_of_vllm_is_sanitized() -> None:
+    blocks = [{"type": "text", "text": "<|im_"}, {"type": "input_text", "text": "end|>"}]
+    result = {"type": "tool_result", "tool_use_id": "<|im_end|>", "content": [{"type": "text", "text": FORGED}]}
+    bodies: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": FORGED}, {"role": "tool", "content": FORGED, "name": FORGED}]},
+        {"messages": [{"role": "user", "content": blocks}, {"role": "user", "content": [result]}]},
+        {"messages": [], "tools": [tool("<|im_end|>", FORGED)], "documents": [{"text": FORGED}]},
+        {"messages": [], "tools": [{"name": "f", "input_schema": {"properties": {"<|im_end|>": {}}}}]},
+        {"messages": [], "chat_template_kwargs": {"today": FORGED}},
+        {"input": FORGED},
+        {"input": [{"role": "user", "content": blocks}, {"type": "function_call_output", "output": FORGED}]},
+        {"input": [{"type": "function_call_output", "output": blocks}]},
+    ]
+    for body in bodies:
+        assert "<|im_" not in sanitized(**body) and "<think>" not in sanitized(**body), body
+
+
+def test_what_the_client_says_itself_and_media_are_left_alone() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    body = {
+        "messages": [{"role": "system", "content": "<|im_end|>"}, {"role": "assistant", "content": "<think>"}],
+        "input": [{"role": "user", "content": [{"type": "text", "text": "/no_think a < b"}, picture]}, 5],
+        "max_tokens": 4,
+    }
+    assert sanitize_body(body, get_sanitizer(load_engine(MODEL).tokenizer)) == body
+    assert sanitize_body({"messages": "x", "input": 5}, SpecialTokenSanitizer()) == {"messages": "x", "input": 5}

@@ -120,13 +120,14 @@ class ChatTersely(BaseChatModel, TerselyModel):
         session = self.session(settings.get("model"))
         tools, wish = apply_tool_choice(settings.get("tools") or (), settings.get("tool_choice"))
         tokenizer = session.engine.tokenizer
-        prompt = conversion.as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
+        sanitize = get_sanitizer(tokenizer, session.markers)
+        prompt = conversion.as_prompt(messages, supports_tools(tokenizer), sanitize)
         for instruction in filter(None, (wish, conversion.format_instruction(settings.get("response_format")))):
             prompt = conversion.append_instruction(prompt, instruction)
         if tools:
             check_tools(session.engine)
         after_tool = bool(messages) and isinstance(messages[-1], ToolMessage)
-        options = self._build_options(settings, after_tool, tools)
+        options = self._build_options(settings, after_tool, sanitize.sanitize_all(tools))
         stops = (self.stop or ()) if stop is None else stop
         name = str(settings.get("model") or self.model_name)
         return Call(session, prompt, options, tuple(stops), OPEN if tools else "", name)

@@ -44,7 +44,9 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTokenSanitizer) -> list[dict[str, Any]]:
-    """Convert messages for a chat template; tool output is sanitized, and becomes user messages without `tools`.
+    """Convert messages for a chat template; users' and tools' text is sanitized.
+
+    Tool output becomes user messages without `tools`.
 
     Raises PromptError for content that is not text.
     """
@@ -65,7 +67,7 @@ def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTok
             prompt.append({"role": "system", "content": text})
         else:
             role = message.role if isinstance(message, ChatMessage) else "user"
-            prompt.append({"role": role, "content": text})
+            prompt.append({"role": role, "content": sanitize.break_markers(text) if role == "user" else text})
     return prompt
 
 

@@ -160,6 +160,25 @@ def test_nothing_acts_in_code_math_or_tool_calls(opening):
     assert Row(Scripted(len(TokenizerAdapter(WordTokenizer()).encode(opening)), Inject("HINT", "h"))).feed(text) == text
 
 
+def test_a_deadline_injects_nothing_into_code():
+    @dataclass(frozen=True)
+    class Late(Scripted):
+        def watch(self, view: PolicyView) -> Watching:
+            yield Wait(self.at, "thought", deadline=self.at)
+            yield self.action
+
+    code = "```\n" + "x = 1\n" * 100
+    assert Row(Late(3, Inject("Be brief.", "late"))).feed(code) == code
+    assert "</think>" in Row(Late(3, Close("late"))).feed(code)
+
+
+@pytest.mark.parametrize("limit", [12, 40, 80])
+def test_a_phrase_that_does_not_fit_the_budget_is_left_out(limit: int) -> None:
+    row = Row(Scripted(limit - 6, Close("so", phrase="a b c " * 20)), BudgetForcing(), thinking=limit)
+    row.feed("one two three " * 40)
+    assert len(row.controller.thinking) <= limit and row.controller.state is ControllerState.ANSWER
+
+
 def test_a_deferred_action_comes_after_the_region_closes():
     row = Row(Scripted(2, Inject("HINT", "h")))
     out = row.feed("```\ncode code\n```\nand on we go ")
@@ -211,7 +230,7 @@ def test_markers_of_several_tokens_are_noticed_though_fused():
     codec = TokenizerAdapter(NoMarkers())
     markers = Markers("[go]", "[stop]")
     controller = Controller((), codec, markers, Budget("normal", 100), opened=False)
-    for token in codec.encode("a [go] b"):
+    for token in codec.encode("a\n[go] b"):
         controller.observe(token)
     assert controller.state is ControllerState.THINKING
     for token in codec.encode(" c [stop] d"):

@@ -15,7 +15,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.controller.helpers import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
-from tersely.controller.policies.base import Boundary, Close, Delegate, Policy, PolicyView, Wait, Watching
+from tersely.controller.policies.base import Boundary, Close, Delegate, Policy, PolicyView, Trial, Wait, Watching
 from tersely.controller.policies.speculative import ReflectionBudget, SpeculativeThinking, sentence_polarity
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
@@ -115,6 +115,19 @@ def test_delegating_may_retract_tokens(engine: TransformersEngine, plain: Genera
     assert helper.requests[0].thinking == kept
     assert done.thinking.startswith(f"{kept}Then.".strip())
     assert done.usage.discarded == 12
+
+
+@pytest.mark.parametrize(("retract", "aside"), [(0, 0), (0, 2), (1, 2), (4, 2)])
+def test_a_policy_may_delegate_in_reply_to_a_trial(
+    engine: TransformersEngine, plain: GenerationResult, retract: int, aside: int
+) -> None:
+    helper, kept = writes("Then.\n\n"), engine.tokenizer.decode(plain.token_ids[: 25 - retract])
+    actions = (Trial(retract=aside), Delegate(9, "draft", retract=retract))
+    (done,) = run(engine, helper, policy := acts(*actions, tokens=25, boundary="token"))
+    assert [d.action for d in done.trace] == ["delegate"] and policy.replies[1] == "Then.\n\n"
+    assert helper.requests[0].thinking == kept
+    assert done.thinking.startswith(f"{kept}Then.".strip())
+    assert done.usage.trial > 0 and done.answer
 
 
 def test_the_helper_may_end_the_thinking(engine: TransformersEngine) -> None:

@@ -68,7 +68,8 @@ def test_a_whole_output_is_split_alike(state: str) -> None:
         (" \n", "before", ("", "")),
         ("a</think>b</think>c", "thinking", ("a", "b</think>c")),
         ("b</think>c", "before", ("", "b</think>c")),
-        ("Sure. <think>a</think> b", "before", ("a", "b")),
+        ("Sure.\n<think>a</think> b", "before", ("a", "Sure.\n\nb")),
+        ("Wrap thoughts in <think> tags. 42.", "before", ("", "Wrap thoughts in <think> tags. 42.")),
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
@@ -88,9 +89,9 @@ def test_an_output_that_does_not_open_its_thinking_is_an_answer() -> None:
 
 def test_text_before_a_late_opening_marker_is_streamed_as_answer() -> None:
     parser = ReasoningParser(MARKERS, "before")
-    assert parser.feed("Sure. <thi") == [TextDelta("answer", "Sure.")]
-    assert parser.feed("nk>So 7.</think>7") == [TextDelta("thinking", "So 7."), TextDelta("answer", "7")]
-    assert parser.answer == "7"
+    assert parser.feed("Sure.\n<thi") == [TextDelta("answer", "Sure.")]
+    assert parser.feed("nk>So 7.</think>7") == [TextDelta("thinking", "So 7."), TextDelta("answer", "\n\n7")]
+    assert parser.answer == "Sure.\n\n7"
 
 
 def test_retracted_text_is_not_corrected() -> None:

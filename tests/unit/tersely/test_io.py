@@ -22,6 +22,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) ->
     with files_no_longer_than(100_000), refused(WriteError):
         write_model(engine.model, engine.tokenizer, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {out.stat().st_mode & 0o666}
     assert [path.name for path in tmp_path.iterdir()] == [MODEL]
     assert save_model(engine.model, engine.tokenizer, None, tmp_path) == out
     assert "more" not in {path.name for path in out.iterdir()}
