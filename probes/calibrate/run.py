@@ -16,6 +16,7 @@ from ..drift import Region
 from ..estimator import held_out_log_loss
 from ..features import FEATURES
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
+from ..known_questions import KnownQuestions
 from ..records import UNKNOWN, RecordsError, RecordTable, read_records
 from ..rule import StopRule
 from . import difficulty, readiness
@@ -68,6 +69,17 @@ class QuestionParts:
             tuning = np.array([int(h[-1], 16) % 4 == 0 for h in hashes])
             keep &= tuning if name == "tune" else ~tuning
         return records, keep
+
+    def describe_questions(self) -> KnownQuestions | None:
+        """Learn what the questions look like: words of those to learn from, measures of those to certify on.
+
+        None for live traffic, whose texts are not kept.
+        """
+        texts = []
+        for name in ("learn", "calibrate"):
+            records, keep = self.select(name)
+            texts.append([text for i in np.flatnonzero(keep) if (text := records.texts["problem"][i])])
+        return KnownQuestions.learn(*texts) if all(texts) else None
 
     def questions(self, name: str, layer: int) -> Questions:
         """Read the questions of a part; raises RecordsError if there are too few."""
@@ -177,7 +189,7 @@ def _calibrate_difficulty(
         settings.seed,
         settings.labels,
     )
-    probe = replace(probe, exits=exit_rule is not None)
+    probe = replace(probe, exits=exit_rule is not None, known=parts.describe_questions())
     report = difficulty.evaluate_probe(probe, plain["learn"], plain["test"], in_use["test"], settings.seed)
     report["entropy curve"] = difficulty.compute_base_curve(plain["learn"])
     report["layer"] = layer
@@ -211,7 +223,8 @@ def _calibrate_readiness(
     first_thoughts = calibration.rows[np.unique(calibration.rollout, return_index=True)[1]]
     region = Region.fit(first_thoughts, seed=settings.seed)
     provenance = {**origin, "learned_from": learned_from}
-    save_stop_rule(rules, certificates, region, layer, out / READINESS, base, provenance, report)
+    known = parts.describe_questions()
+    save_stop_rule(rules, certificates, region, layer, out / READINESS, base, provenance, report, known)
     variant = choose_variant(certificates)
     threshold = certificates[variant].threshold
     return report, None if threshold is None else _ExitRule(rules[variant == "trials"], layer, threshold)
