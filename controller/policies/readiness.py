@@ -242,7 +242,7 @@ class AutoExit(Policy):
         try:
             return Readiness(probes, fallback=Convergence(self.agree)).bind(context)
         except (ProbeError, CapabilityError):
-            if probes is not None and not Path(probes).is_dir():
+            if probes is not None and not any(Path(probes).glob("*/probe.json")):
                 raise
             return Convergence(self.agree)
 

@@ -23,6 +23,7 @@ from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
 
 MIN_QUESTIONS = 40  # questions that each part of the data must have
+ENOUGH = 440  # questions of one collection that leave as many in each part; the smallest gets an eighth
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,9 @@ class QuestionParts:
     def _select_enough(self, name: str, layer: int) -> tuple[RecordTable, int, NDArray[np.bool_]]:
         records, keep = self.select(name)
         if keep.sum() < MIN_QUESTIONS:
+            total = f"about {ENOUGH} questions in all" if self.divided else "more questions for it"
             raise RecordsError(
-                f"part {name!r} has {keep.sum()} questions; accepted: {MIN_QUESTIONS} or more; collect more",
+                f"part {name!r} has {keep.sum()} questions; accepted: {MIN_QUESTIONS} or more; collect {total}",
                 code="too_few_questions",
             )
         return records, layer, keep
