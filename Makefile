@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast attack test-newest check format bench clean
+.PHONY: demo test test-fast attack test-newest check format bench release-check clean
 
 demo: $(VENV)/core.stamp
 	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
@@ -76,6 +76,15 @@ bench: $(VENV)/test.stamp
 			--out .bench/$$model.json || test -f .bench/$$model.json || exit 1; \
 	done
 	@$(BIN)/tersely report $(BENCHED:%=.bench/%.json) --out .bench/report
+
+# What a release consists of: an sdist, a wheel built from it, and their metadata as a package index reads it.
+release-check: $(VENV)/core.stamp
+	@$(PIP) 'build>=1.3,<2' 'twine>=6.2,<7'
+	@rm -rf build dist
+	@$(BIN)/python -m build --outdir dist . > dist.log 2>&1 || { cat dist.log; exit 1; }
+	@rm -rf build dist.log
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/python .ci/release.py dist
 
 clean:
 	@rm -rf .venv .venv-newest .bench build dist *.egg-info kernels/*.so .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov

@@ -281,8 +281,11 @@ def read_config(path: Path) -> TunedConfig:
         about = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}; `tersely tune` writes one") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ConfigError(f"{path} is not a configuration of format {FORMAT}; `tersely tune` writes one")
+    if not isinstance(about, dict) or about.get("format", FORMAT) != FORMAT:
+        raise ConfigError(
+            f"{path} is not a configuration of format {FORMAT}; accepted: an object with {', '.join(_KEYS[1:])}, by "
+            "hand or of `tersely tune`"
+        )
     for key in about:
         if key not in _KEYS:
             raise unknown(f"key in {path}:", key, _KEYS)

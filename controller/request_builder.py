@@ -135,9 +135,17 @@ class RequestBuilder:
         return [(ids, states[ids]) for ids in prefixes]
 
     def _choose_by_probe(self, prompts: Sequence[Prompt], probe: TierProbe) -> list[TierChoice]:
-        counted: set[tuple[int, ...]] = set()
+        """Choose by the probe, but for questions unlike those that it knows, which get the normal tier."""
+        unlike = [probe.find_difference(get_question(prompt)) for prompt in prompts]
+        known = [prompt for prompt, difference in zip(prompts, unlike, strict=True) if difference is None]
+        read, counted = iter(self.read_questions(known, probe) if known else ()), set[tuple[int, ...]]()
         choices = []
-        for ids, state in self.read_questions(prompts, probe):
+        for difference in unlike:
+            if difference is not None:
+                reason = f"normal: this question is unlike those that the difficulty probe knows ({difference})"
+                choices.append(TierChoice("normal", reason))
+                continue
+            ids, state = next(read)
             choices.append(TierChoice(*probe.choose(state), 0 if ids in counted else len(ids)))
             counted.add(ids)
         return choices

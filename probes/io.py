@@ -16,6 +16,7 @@ from .artifact import Artifact, ArtifactError, load, require_fingerprint, save
 from .certificate import Certificate
 from .drift import Region
 from .features import FEATURES, TRIAL_FEATURES
+from .known_questions import KnownQuestions
 from .network import Array, Network
 from .rule import Evidence, StopRule
 from .tier_selector import TierProbe, TierTable
@@ -45,7 +46,8 @@ def save_tier_probe(
     probe: TierProbe, folder: Path, base: Mapping[str, str], provenance: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> None:
     """Write a difficulty probe with its table of tiers."""
-    arrays = {"accuracy": probe.table.accuracy, "tokens": probe.table.tokens}
+    arrays: dict[str, Any] = {"accuracy": probe.table.accuracy, "tokens": probe.table.tokens}
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()} | _name_known(probe.known)
     save(
         Artifact(
             kind=DIFFICULTY,
@@ -56,7 +58,7 @@ def save_tier_probe(
             base=base,
             provenance={**provenance, "tiers": list(probe.tiers), "price": probe.price, "exits": probe.exits},
             metrics=metrics,
-            arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
+            arrays=arrays,
         ),
         folder,
     )
@@ -75,6 +77,7 @@ def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
         float(facts["price"]),
         artifact.learned_from,
         bool(facts["exits"]),
+        _read_known(artifact),
     )
 
 
@@ -88,6 +91,7 @@ class StoredRule:
     certificate: Certificate
     region: Region  # where the calibration questions lie at the end of their first thought
     learned_from: frozenset[str]  # hashes of the questions it was trained and certified on
+    known: KnownQuestions | None = None  # what these look like; None in artifacts of earlier versions
 
 
 def choose_variant(certificates: Mapping[str, Certificate]) -> str:
@@ -104,10 +108,11 @@ def save_stop_rule(
     base: Mapping[str, str],
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    known: KnownQuestions | None = None,
 ) -> None:
     """Write the rule without trials and the one with trials; certificates: by `free` and `trials`."""
     free, trials = rules
-    arrays: dict[str, Any] = {f"region.{name}": array for name, array in region.arrays().items()}
+    arrays: dict[str, Any] = {f"region.{name}": array for name, array in region.arrays().items()} | _name_known(known)
     if trials.paid is not None:
         arrays |= {f"paid.{name}": array for name, array in trials.paid.network.arrays().items()}
     settings = {
@@ -153,12 +158,21 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
         paid = Evidence(Network(**_select_arrays(artifact, "paid.")), tuple(settings["paid classes"]))
         rule = StopRule(free, paid, settings["low"], settings["high"], settings["overhead"])
     certificate = certificates["trials" if trials else "free"]
-    region = Region(**_select_arrays(artifact, "region."))
-    return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, artifact.learned_from)
+    region, known = Region(**_select_arrays(artifact, "region.")), _read_known(artifact)
+    return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, artifact.learned_from, known)
 
 
 def _select_arrays(artifact: Artifact, prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): a for name, a in artifact.arrays.items() if name.startswith(prefix)}
+
+
+def _name_known(known: KnownQuestions | None) -> dict[str, Any]:
+    return {} if known is None else {f"known.{name}": array for name, array in known.arrays().items()}
+
+
+def _read_known(artifact: Artifact) -> KnownQuestions | None:
+    arrays = _select_arrays(artifact, "known.")
+    return KnownQuestions(**arrays) if arrays else None
 
 
 @dataclass(frozen=True, slots=True)

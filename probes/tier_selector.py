@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .known_questions import KnownQuestions
 from .network import Network
 
 Floats = NDArray[np.float64]
@@ -54,7 +55,12 @@ class TierProbe:
     price: float  # accuracy that one token is worth
     learned_from: frozenset[str] = frozenset()  # hashes of the questions it was trained on
     exits: bool = False  # whether the table assumes that the readiness exit is on
+    known: KnownQuestions | None = None  # what the questions look like that it learned from
     name: ClassVar[str] = "difficulty"
+
+    def find_difference(self, question: str) -> str | None:
+        """What sets a question apart from those that it learned from; None if nothing does."""
+        return None if self.known is None else self.known.find_difference(question)
 
     @property
     def tiers(self) -> tuple[str, ...]:

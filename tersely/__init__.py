@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .controller.vllm.llm import LLM
     from .errors import TerselyError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "tersely.controller.api": "custom_generate generate sample",

@@ -25,7 +25,7 @@ from ..probe_registry import ProbeError, load_stop_rule
 from ..text.answers import extract_stated_answer
 from ..text.thoughts import ThinkingState, Thought
 from ..types import BindContext, Capability, Signals
-from .base import BOUND, Close, Policy, PolicyView, Trial, Wait, Watching, unbound_error
+from .base import BOUND, Close, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
 from .exits import Convergence
 
 
@@ -103,7 +103,10 @@ class BatchDriftTracker:
 
 
 class StopRulePolicy(Policy):
-    """A policy that reads the readiness probe; `bind` puts it into `rule`."""
+    """A policy that reads the readiness probe; `bind` puts it into `rule`.
+
+    It does not act on questions unlike those that the probe knows, and says so.
+    """
 
     __slots__ = ()
     probes: str | None
@@ -130,7 +133,16 @@ class StopRulePolicy(Policy):
         """See `Policy.watch`."""
         if self.rule is None:
             raise unbound_error(self)
-        return self.follow(view, self.rule)
+        known = self.rule.known
+        difference = None if known is None else known.find_difference(view.question)
+        return self.follow(view, self.rule) if difference is None else self.decline(view, difference)
+
+    def decline(self, view: PolicyView, difference: str) -> Watching:
+        """Say that a question is of another kind, and leave it alone."""
+        yield Note(
+            f"this question is unlike those that the probe knows ({difference}), so it is not used, and the answer may "
+            "be wrong"
+        )
 
     @abstractmethod
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
@@ -154,6 +166,8 @@ class Readiness(StopRulePolicy):
     split."""
     threshold: float | None = None
     """Used in place of the certified one."""
+    fallback: Policy | None = field(default=None, metadata=BOUND)
+    """What acts on questions that the probe does not know."""
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
@@ -168,6 +182,12 @@ class Readiness(StopRulePolicy):
     def end_batch(self) -> str | None:
         """See `Policy.end_batch`."""
         return None if self.drift is None else self.drift.end_batch()
+
+    def decline(self, view: PolicyView, difference: str) -> Watching:
+        """See `StopRulePolicy.decline`."""
+        yield from StopRulePolicy.decline(self, view, difference)
+        if self.fallback is not None:
+            yield from self.fallback.watch(view)
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
         """See `StopRulePolicy.follow`."""
@@ -205,6 +225,8 @@ def _explain(score: float, hopeless: float) -> str:
 class AutoExit(Policy):
     """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
 
+    `Convergence` also decides, in the name of `Readiness`, about questions that the probe does not know.
+
     The trace names the one that acts.
     """
 
@@ -218,9 +240,9 @@ class AutoExit(Policy):
             return Convergence(self.agree)
         probes = self.probes or context.probes
         try:
-            return Readiness(probes).bind(context)
+            return Readiness(probes, fallback=Convergence(self.agree)).bind(context)
         except (ProbeError, CapabilityError):
-            if probes is not None and not Path(probes).is_dir():
+            if probes is not None and not any(Path(probes).glob("*/probe.json")):
                 raise
             return Convergence(self.agree)
 

@@ -16,12 +16,14 @@ from ..drift import Region
 from ..estimator import held_out_log_loss
 from ..features import FEATURES
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
+from ..known_questions import KnownQuestions
 from ..records import UNKNOWN, RecordsError, RecordTable, read_records
 from ..rule import StopRule
 from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
 
 MIN_QUESTIONS = 40  # questions that each part of the data must have
+ENOUGH = 440  # questions of one collection that leave as many in each part; the smallest gets an eighth
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,17 @@ class QuestionParts:
             keep &= tuning if name == "tune" else ~tuning
         return records, keep
 
+    def describe_questions(self) -> KnownQuestions | None:
+        """Learn what the questions look like: words of those to learn from, measures of those to certify on.
+
+        None for live traffic, whose texts are not kept.
+        """
+        texts = []
+        for name in ("learn", "calibrate"):
+            records, keep = self.select(name)
+            texts.append([text for i in np.flatnonzero(keep) if (text := records.texts["problem"][i])])
+        return KnownQuestions.learn(*texts) if all(texts) else None
+
     def questions(self, name: str, layer: int) -> Questions:
         """Read the questions of a part; raises RecordsError if there are too few."""
         return read_questions(*self._select_enough(name, layer))
@@ -81,8 +94,9 @@ class QuestionParts:
     def _select_enough(self, name: str, layer: int) -> tuple[RecordTable, int, NDArray[np.bool_]]:
         records, keep = self.select(name)
         if keep.sum() < MIN_QUESTIONS:
+            total = f"about {ENOUGH} questions in all" if self.divided else "more questions for it"
             raise RecordsError(
-                f"part {name!r} has {keep.sum()} questions; accepted: {MIN_QUESTIONS} or more; collect more",
+                f"part {name!r} has {keep.sum()} questions; accepted: {MIN_QUESTIONS} or more; collect {total}",
                 code="too_few_questions",
             )
         return records, layer, keep
@@ -177,7 +191,7 @@ def _calibrate_difficulty(
         settings.seed,
         settings.labels,
     )
-    probe = replace(probe, exits=exit_rule is not None)
+    probe = replace(probe, exits=exit_rule is not None, known=parts.describe_questions())
     report = difficulty.evaluate_probe(probe, plain["learn"], plain["test"], in_use["test"], settings.seed)
     report["entropy curve"] = difficulty.compute_base_curve(plain["learn"])
     report["layer"] = layer
@@ -211,7 +225,8 @@ def _calibrate_readiness(
     first_thoughts = calibration.rows[np.unique(calibration.rollout, return_index=True)[1]]
     region = Region.fit(first_thoughts, seed=settings.seed)
     provenance = {**origin, "learned_from": learned_from}
-    save_stop_rule(rules, certificates, region, layer, out / READINESS, base, provenance, report)
+    known = parts.describe_questions()
+    save_stop_rule(rules, certificates, region, layer, out / READINESS, base, provenance, report, known)
     variant = choose_variant(certificates)
     threshold = certificates[variant].threshold
     return report, None if threshold is None else _ExitRule(rules[variant == "trials"], layer, threshold)

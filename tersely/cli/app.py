@@ -16,7 +16,7 @@ import typer
 
 from ..errors import OptionError, TerselyError, unknown
 from .doctor import doctor
-from .lazy_commands import RootGroup, train_app
+from .lazy_commands import Command, RootGroup, format_examples, train_app
 from .loading import silence_libraries
 from .options import Json
 from .run import run
@@ -58,12 +58,13 @@ app = typer.Typer(
     name="tersely",
     cls=RootGroup,
     help="The answer a reasoning model would have given, with less thinking.",
+    epilog=format_examples(""),
     add_completion=False,
     invoke_without_command=True,
 )
-app.command()(run)
-app.command()(doctor)
-app.command()(tasks)
+app.command(cls=Command, epilog=format_examples("run"))(run)
+app.command(cls=Command)(doctor)
+app.command(cls=Command)(tasks)
 app.add_typer(train_app, name="train")
 
 

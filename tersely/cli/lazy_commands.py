@@ -33,6 +33,59 @@ COMMANDS = {
 """The function of the command's name in a module of the package, and its line in the list of commands."""
 
 
+GROUPS = {
+    "Use": ("run", "view", "doctor", "quantize"),
+    "Measure": ("bench", "replay", "report", "tasks"),
+    "Learn": ("collect", "calibrate", "tune", "train"),
+    "Serve": ("serve",),
+}
+"""The commands under the headings of the help; all others are under `Research`."""
+EXAMPLES = {
+    "": (
+        'tersely run "Kai has 48 shells. Kai finds 31 shells. Count the shells that belong to Kai."',
+        "tersely replay logs.jsonl",
+        "tersely bench Qwen/Qwen3-4B --tasks questions.jsonl --arms full,balanced",
+        "tersely serve Qwen/Qwen3-4B --engine vllm",
+    ),
+    "run": (
+        'tersely run "What is 17 * 23?" --model Qwen/Qwen3-0.6B',
+        'tersely run "Compute (48 + 27) - 36." --preset careful --trace trace.jsonl',
+        "tersely run - --quiet < question.txt",
+    ),
+    "bench": (
+        "tersely bench --limit 100",
+        "tersely bench Qwen/Qwen3-4B --tasks questions.jsonl --arms full,balanced,careful",
+    ),
+    "replay": ("tersely replay logs.jsonl", "tersely replay logs.jsonl --policies balanced,careful"),
+    "serve": ("tersely serve Qwen/Qwen3-4B --engine vllm", "tersely serve tersely-tiny-small --port 8000"),
+    "collect": ("tersely collect Qwen/Qwen3-4B --tasks questions.jsonl --out data/",),
+    "calibrate": ("tersely calibrate data/ --out probes/ --alpha 0.02",),
+}
+"""Examples at the end of a command's help; "" is the list of commands."""
+
+
+def format_examples(name: str) -> str | None:
+    """The end of a command's help; None if it has no examples."""
+    lines = EXAMPLES.get(name)
+    return None if lines is None else "\n\n".join(("Examples:", *(f"  $ {line}" for line in lines)))
+
+
+class _FlagsWithoutType:
+    """Shows no type for flags, which take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, as the help shows them."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the command that this is mixed into
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(_FlagsWithoutType, TyperCommand):
+    """A command with readable help."""
+
+
 class SizeName(StrEnum):
     """The embedded models by size; the agent is the one that calls tools."""
 
@@ -54,16 +107,23 @@ class LazyCommand(TyperCommand):
         return self._make(args).make_context(info_name, args, parent, **extra)
 
 
-class RootGroup(TyperGroup):
+class RootGroup(_FlagsWithoutType, TyperGroup):
     """The commands of `tersely`: its own, then those of entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the help."""
-        own = sorted({*super().list_commands(ctx), *COMMANDS})
+        grouped = [name for names in GROUPS.values() for name in names]
+        own = [*grouped, *sorted({*super().list_commands(ctx), *COMMANDS} - {*grouped})]
         return [*own, *(name for name in _find_plugins("") if name not in own)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name; None if there is none."""
+        """The command of this name, under its heading; None if there is none."""
+        command = self._find_command(ctx, cmd_name)
+        if command is not None:
+            command.rich_help_panel = next((group for group, names in GROUPS.items() if cmd_name in names), "Research")
+        return command
+
+    def _find_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in COMMANDS:
             module, summary = COMMANDS[cmd_name]
             point = EntryPoint(cmd_name, f"tersely.{module}:{cmd_name}", ENTRY_POINTS)
@@ -72,7 +132,7 @@ class RootGroup(TyperGroup):
         return super().get_command(ctx, cmd_name) or _find_plugins("").get(cmd_name)
 
 
-class TrainGroup(TyperGroup):
+class TrainGroup(_FlagsWithoutType, TyperGroup):
     """The commands of `tersely train`: the training methods, and those of entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -113,7 +173,8 @@ def _make_command(
 ) -> Any:
     """A click command made from a function with Typer's annotations; `settings` are those of its context."""
     inner = typer.Typer(add_completion=False)
-    inner.command(name=name, help=summary, context_settings=settings)(function)
+    epilog = format_examples(name)
+    inner.command(name=name, cls=Command, help=summary, context_settings=settings, epilog=epilog)(function)
     return typer.main.get_command(inner)
 
 
@@ -164,7 +225,7 @@ train_app = typer.Typer(
 )
 
 
-@train_app.command()
+@train_app.command(cls=Command)
 def tiny(
     size: Annotated[SizeName, typer.Option("--size", help="Which of the models.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; resumes from a checkpoint in it.")],

@@ -23,6 +23,7 @@ from .terminal import TerminalRenderer, comparison, format_outcome, writer
 if TYPE_CHECKING:
     from ..controller.session import Session
 
+_NOTES = ("error", "note")
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input (UTF-8).")]
 
 
@@ -130,7 +131,7 @@ def _answer(
     if show is not None:
         _show_outcome(show, done)
     elif output == "quiet":
-        if (line := format_outcome(done)) is not None:
+        for line in filter(None, (format_outcome(done), *_notes(done))):
             print(line, file=sys.stderr)
         print(done.answer)
     if comparing and not engine.interrupted:
@@ -152,14 +153,19 @@ def _answer(
         raise KeyboardInterrupt
 
 
+def _notes(done: GenerationResult) -> list[str]:
+    """What policies have to say beyond what they did, such as that a probe does not know the question."""
+    return [f"{decision.policy}: {decision.reason}" for decision in done.trace if decision.action in _NOTES]
+
+
 def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
     """Print what a reader must know beyond the text."""
     show.finish()
     if (line := format_outcome(done)) is not None:
         show.mark(line)
+    for line in _notes(done):
+        show.mark(line)
     for decision in done.trace:
-        if decision.action in ("error", "note"):
-            show.mark(f"{decision.policy}: {decision.reason}")
-        elif not decision.acted:
+        if decision.action not in _NOTES and not decision.acted:
             at, would = f"at {decision.position} tokens", f"{decision.policy} would {decision.action}"
             show.mark(f"shadow: {at} {would}: {decision.reason}")

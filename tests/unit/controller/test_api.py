@@ -80,14 +80,15 @@ def test_effort_none_does_not_think(engine: TransformersEngine) -> None:
 
 
 def test_shadow_is_the_plain_run_with_a_trace(engine: TransformersEngine) -> None:
-    shadow = ask(engine, shadow=True)
-    assert shadow.text == ask(engine, preset="off").text
-    assert not any(d.acted for d in shadow.trace)
+    problem = next(stream("test", 8)).problem
+    shadow = ask(engine, problem, shadow=True)
+    assert shadow.text == ask(engine, problem, preset="off").text
+    assert shadow.trace and not any(d.acted for d in shadow.trace)
 
 
 def test_events_add_up_to_thinking_and_answer_and_explain_forced_text(engine: TransformersEngine) -> None:
     events: list[TextDeltaEvent] = []
-    result = ask(engine, on_event=events.append)
+    result = ask(engine, next(stream("test", 8)).problem, on_event=events.append)
     assert "".join(e.text for e in events if e.channel == "thinking") == result.thinking
     assert [e.decision for e in events if e.decision] == list(result.trace)
     assert "".join(e.text for e in events if e.channel == "answer") == result.answer

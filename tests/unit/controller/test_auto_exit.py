@@ -55,6 +55,8 @@ def test_the_default_preset_takes_what_is_released(engine: TransformersEngine) -
 def test_equal_answers_decide_where_the_folder_holds_no_readiness_probe(
     engine: TransformersEngine, tmp_path: Path
 ) -> None:
+    (tmp_path / "difficulty").mkdir()
+    (tmp_path / "difficulty" / "probe.json").touch()  # a folder of `tersely calibrate` with this probe alone
     without = ask(engine, policies=(AutoExit(agree=1),), probes=str(tmp_path))
     assert without.token_ids == ask(engine, policies=(Convergence(1),)).token_ids
     assert [decision.policy for decision in without.trace] == ["convergence"]
@@ -88,3 +90,8 @@ def test_equal_answers_decide_where_there_is_no_engine(engine: TransformersEngin
     tersely.custom_generate(engine.tokenizer, preset="balanced")
     with pytest.raises(TypeError):
         AutoExit().watch(None)  # type: ignore[arg-type]
+
+
+def test_a_folder_without_any_probe_is_refused(engine: TransformersEngine, tmp_path: Path) -> None:
+    with pytest.raises(ProbeError):
+        ask(engine, probes=str(tmp_path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,6 +21,7 @@ from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
+from tersely.evaluation.tasks.toy_problems import stream
 from tersely.probes.rule import StopRule
 
 from ...support.planted_rules import stored_rule
@@ -59,9 +62,11 @@ class Fake:
         return future
 
 
-def run(engine: Any, helper: Any, *policies: Any, **more: Any) -> list[GenerationResult]:
+def run(
+    engine: Any, helper: Any, *policies: Any, prompts: Sequence[str] = (SHELLS, OTHER), **more: Any
+) -> list[GenerationResult]:
     options = GenerationOptions(policies=policies, max_new_tokens=500, sampling=GREEDY, **more)
-    return Session(engine, helper=helper).run([SHELLS, OTHER], options)
+    return Session(engine, helper=helper).run(prompts, options)
 
 
 def scripted(over: float, lost: float, stop: float | None = 0.9, **more: Any) -> Escalate:
@@ -116,8 +121,9 @@ def test_a_helper_that_is_down(small: TransformersEngine) -> None:
 @pytest.mark.slow
 def test_the_released_probe_and_a_helper_under_its_own_control(small: TransformersEngine, large: Session) -> None:
     everything = make_policy("escalate", {"min_right": 1.0})
-    controlled = run(small, EngineHelper(large, sampling=GREEDY), everything)
-    alone = run(small, EngineHelper(large, sampling=GREEDY, preset="off"), everything)
+    known = [problem.problem for problem in islice(stream("test", 8), 2)]  # which both probes know
+    controlled = run(small, EngineHelper(large, sampling=GREEDY), everything, prompts=known)
+    alone = run(small, EngineHelper(large, sampling=GREEDY, preset="off"), everything, prompts=known)
     for one, other in zip(controlled, alone, strict=True):
         assert one.trace[0].policy == other.trace[0].policy == "escalate"
         assert 0 < one.usage.helper_completion < other.usage.helper_completion, "the helper's own exit spares it some"

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tersely.controller.integrations.base import CALL_SETTINGS, TerselyModel
-from tersely.controller.options import OPTION_NAMES, SAMPLING_OPTIONS, OptionsDict, option_field
+from tersely.controller.options import (
+    OPTION_NAMES,
+    SAMPLING_OPTIONS,
+    ConfigError,
+    OptionsDict,
+    load_config,
+    option_field,
+)
 from tersely.controller.serving.schemas import TerselyField
 from tersely.training.config import Rollouts
 
@@ -30,3 +38,12 @@ def test_fields_of_surfaces_come_from_the_options(surface: Any) -> None:
 def test_frameworks_take_all_options_but_those_of_a_call() -> None:
     missing = {*OPTION_NAMES, *SAMPLING_OPTIONS} - set(CALL_SETTINGS)
     assert missing == {"max_new_tokens", "sampling", "shadow", "signals", "record", "tools"}
+
+
+def test_a_configuration_may_be_written_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "defaults.json"
+    path.write_text('{"effort": "low", "policies": {"budget": {}}}')
+    assert load_config(path)["effort"] == "low"
+    path.write_text('{"format": 99, "effort": "low"}')
+    with pytest.raises(ConfigError):
+        load_config(path)

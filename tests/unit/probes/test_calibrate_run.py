@@ -100,6 +100,13 @@ def test_the_loaded_rule_is_the_one_that_was_evaluated(calibration: Calibration)
         assert test.score(stored.rule).tried.sum() / len(test.full) == pytest.approx(row["asked"])
 
 
+def test_saved_probes_know_what_their_questions_look_like(calibration: Calibration) -> None:
+    known = calibration.parts.describe_questions()
+    assert known is not None
+    assert load_stop_rule(calibration.out / "readiness", FINGERPRINT, trials=False).known == known
+    assert load_tier_probe(calibration.out / "difficulty", FINGERPRINT).known == known
+
+
 def test_the_variant_that_saved_more_is_loaded(calibration: Calibration) -> None:
     free, paid, best = (
         load_stop_rule(calibration.out / "readiness", FINGERPRINT, trials) for trials in (False, True, None)
