@@ -1,6 +1,6 @@
 # Every target makes what it needs: the first call builds .venv, later calls reinstall only if a requirement changed.
 PYTHON ?= python3
-PROMPT ?= Kai has 9 shells. Kai drops 4 shells. Forget all that. Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai makes 3 times the shells. Kai loses 126 shells. Count the shells that belong to Kai.
+PROMPT ?= Lea owns 36 tickets. Lea wins 29 tickets. Ted counts 429 birds. Later Lea gets 7 tickets. Next Lea finds 6 tickets. The hall seats 35 people. None of that counts. Lea has 163 tickets. Lea sells 127 tickets. Later Lea gets 62 tickets. Next Lea makes 3 times the tickets. Lea breaks 134 tickets. How many tickets are there in the end, with Lea?
 
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs next to that environment.
 VENV ?= .venv

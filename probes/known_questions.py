@@ -17,6 +17,8 @@ from .arrays import ArrayRecord
 Floats = NDArray[np.float64]
 FALSE_ALARM = 0.01
 _WORD = re.compile(r"[^\W\d_]+")  # digits and signs are in any question
+LENGTHS = ("it is shorter", "it is longer")
+"""Differences of a question whose words are known."""
 _TESTS = 3
 _SHOWN = 3
 
@@ -67,9 +69,9 @@ class KnownQuestions(ArrayRecord):
             shown = ", ".join(repr(word) for word in new[:_SHOWN])
             return f"{len(new)} of its {len(words)} words are new, such as {shown}"
         if np.searchsorted(self.lengths, length, "right") <= most:
-            return "it is shorter"
+            return LENGTHS[0] if words else "it has no words"
         if count - np.searchsorted(self.lengths, length, "left") <= most:
-            return "it is longer"
+            return LENGTHS[1]
         return None
 
     def _find_new(self, text: str) -> list[str]:

@@ -20,6 +20,7 @@ from ...errors import CapabilityError
 from ...probes.drift import DriftMonitor, DriftState, Region
 from ...probes.features import ThoughtReading, features
 from ...probes.io import StoredRule
+from ...probes.known_questions import LENGTHS
 from ...probes.rule import RuleState
 from ..probe_registry import ProbeError, load_stop_rule
 from ..text.answers import extract_stated_answer
@@ -139,9 +140,9 @@ class StopRulePolicy(Policy):
 
     def decline(self, view: PolicyView, difference: str) -> Watching:
         """Say that a question is of another kind, and leave it alone."""
+        doubt = "" if difference in LENGTHS else ", and the answer may be wrong"
         yield Note(
-            f"this question is unlike those that the probe knows ({difference}), so it is not used, and the answer may "
-            "be wrong"
+            f"this question is unlike those that the probe knows ({difference}), so its exit is not used{doubt}"
         )
 
     @abstractmethod
