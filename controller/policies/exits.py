@@ -111,7 +111,7 @@ class Repetition(Policy):
     name: ClassVar[str] = "repetition"
     tokens: int = 210
     counting: int = 2000
-    """Tokens for which an enumeration goes on beyond that, as people count cases out, too."""
+    """Tokens for which an enumeration of several numbers goes on beyond that, as cases are also counted out."""
     window: int = 810
     """Tokens in which all three must lie: twice the longest period."""
     vocabulary: int = 4096

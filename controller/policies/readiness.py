@@ -141,9 +141,7 @@ class StopRulePolicy(Policy):
     def decline(self, view: PolicyView, difference: str) -> Watching:
         """Say that a question is of another kind, and leave it alone."""
         doubt = "" if difference in LENGTHS else ", and the answer may be wrong"
-        yield Note(
-            f"this question is unlike those that the probe knows ({difference}), so its exit is not used{doubt}"
-        )
+        yield Note(f"this question is unlike those that the probe knows ({difference}), so its exit is not used{doubt}")
 
     @abstractmethod
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:

@@ -22,6 +22,8 @@ _DIGIT_TOKENS = 8  # of a number that is read as one symbol; longer runs of digi
 _LONGEST_PERIOD = 420  # tokens, of what is called a cycle
 _NEW, _ONCE = 5, 1
 """What a symbol takes from the score that has not come before in the window, or only once."""
+_COUNTERS = 2
+"""Different numbers that count on in an enumeration that works something out."""
 _MEMORY = 300
 """Tokens over which the score forgets, so that slow repetition does not add up."""
 
@@ -43,7 +45,7 @@ class LoopDetector:
         self._digits, self._held = "", 0  # of a number that may go on
         self._last: dict[int, int] = {}  # where three symbols ended last, and where they did before that
         self._before: dict[int, int] = {}
-        self._counted = -self.window  # where a number counted on last
+        self._counted: dict[int, tuple[int, int]] = {}  # numbers that counted on: value and place, by what is before
         self._counts: dict[int, tuple[int, int]] = {}  # the number behind two symbols, and its step
 
     @staticmethod
@@ -57,8 +59,9 @@ class LoopDetector:
 
     @property
     def counts(self) -> bool:
-        """Whether a number that counts on is part of what is said again."""
-        return self._position - self._counted <= _LONGEST_PERIOD // 2
+        """Whether several different numbers count on in what is said again, as where cases are worked out."""
+        recent = self._position - _LONGEST_PERIOD // 2
+        return len({value for value, place in self._counted.values() if place >= recent}) >= _COUNTERS
 
     def read(self, tokens: Sequence[int]) -> float:
         """Append tokens; return the score after them."""
@@ -106,7 +109,7 @@ class LoopDetector:
         before, step = self._counts.get(context, (value, 0))
         self._counts[context] = (value, value - before)
         if step and value - before == step:
-            self._counted = self._position
+            self._counted[context] = value, self._position
             self._add(_COUNTER, 0)
         else:
             self._add(value * _SPREAD >> 20 & _SYMBOL | 1, weight)
@@ -118,6 +121,7 @@ class LoopDetector:
         self._before = {key: place for key, place in self._before.items() if place > oldest}
         if len(self._counts) > 4 * self.window:
             self._counts.clear()
+            self._counted.clear()
 
 
 def describe_loop(ids: Sequence[int]) -> str:
