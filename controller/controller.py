@@ -133,7 +133,7 @@ class Controller:
     def boundary(self) -> str | None:
         """What the latest token ended (see `ThinkingState.boundary`); None outside the thinking."""
         thinks = self.state in (ControllerState.THINKING, ControllerState.WAITING) and len(self.thinking) > 0
-        return self.thinking.boundary if thinks else None
+        return (self.thinking.boundary or None) if thinks else None
 
     @property
     def patience(self) -> int:
@@ -191,6 +191,7 @@ class Controller:
         before, opening = self._answer.ids, self._answer.opening()
         if self.codec.decode(before[: len(before) - len(opening)]).strip():
             self.thinking.add_forced(before)
+            self.thinking.boundary = ""  # the latest token ended nothing of the thinking
         self.state, self._answer = ControllerState.THINKING, None
         return KEEP
 
@@ -465,7 +466,7 @@ class Controller:
     def _on_side_effect(self, policy: str, effect: SideEffect) -> Any:
         """Handle a policy's note, question or exception."""
         if isinstance(effect, Note):
-            self._record(policy, "note", effect.reason)
+            self._record(policy, "note", effect.reason, acted=not self.shadow)
         elif isinstance(effect, Exception):
             self._record(policy, "error", f"disabled after {format_error(effect)}")
         else:

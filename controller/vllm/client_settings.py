@@ -25,7 +25,7 @@ CLIENT_SETTINGS: Mapping[str, Mapping[str, Bound]] = {
         "clauses": bool,
     },
     "readiness": {"threshold": (0.0, 1.0)},
-    "repetition": {"size": (1, 1024), "times": (2, 1000), "window": _TOKENS, "every": _TOKENS},
+    "repetition": {"tokens": (30, 1000), "counting": _TOKENS, "window": _TOKENS},
     "trimr": {"agree": (1, 64), "window": (1, 64), "share": (0.0, 1.0), "most": (1, 1000), "floor": (0, 1000)},
 }
 """Settings by policy; those of other policies are set where the server is started."""

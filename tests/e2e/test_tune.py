@@ -149,7 +149,6 @@ def test_a_config_file_round_trips(tmp_path: Path) -> None:
     ("text", "error"),
     [
         ("", ConfigError),
-        ('{"effort": "easy"}', ConfigError),
         ('{"format": 1, "efort": "easy"}', OptionError),
         ('{"format": 1, "policies": {"convergence": {"agre": 2}}}', OptionError),
         ('{"format": 1, "policies": ["convergence"]}', ConfigError),

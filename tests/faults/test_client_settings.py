@@ -46,7 +46,7 @@ REFUSED: list[Any] = [
     {"hint": {"beta": 1e308}},
     {"hint": {"beta": float("nan")}},
     {"hint": {"whole": 1}},
-    {"repetition": {"every": 0}},
+    {"repetition": {"tokens": 0}},
     {"no such policy": {"x": 1}},
 ]
 
