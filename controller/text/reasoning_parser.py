@@ -171,7 +171,8 @@ class ReasoningParser:
         """The markers that may still come in the answer."""
         if self.stopped or self._hidden or not self._may_open:
             return []
-        return [self._open_marker, self._close_marker] if self.forced and self.blocks else [self._open_marker]
+        closing = [self._close_marker] if self.forced and self.blocks else []
+        return [marker for marker in (self._open_marker, *closing) if marker]
 
     def _parse_marker(self, deltas: list[TextDelta]) -> bool:
         """Find a marker that ends the answer so far, or shows that it was thinking; whether there is one."""

@@ -171,3 +171,7 @@ def test_only_what_may_be_deliberation_is_held_back(start: str, held: bool) -> N
     assert (parser.feed(start) == []) == held
     parser.feed(" and so on, until it is clear what the answer is.")
     assert parser.answer.startswith(start)
+
+
+def test_an_unknown_opening_marker_opens_nothing() -> None:
+    assert split_text("Two.</think>\n\nIt is 4.", Markers("", "</think>"), "thinking") == ("Two.", "It is 4.")
