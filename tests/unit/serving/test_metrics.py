@@ -50,9 +50,18 @@ def test_counters_agree_with_the_replies(server: Served) -> None:
     assert server.metrics()["tersely_requests_in_flight"] == 0
 
 
+FAMILIAR = (
+    "Joy holds 185 tickets. Then Joy drops 164 tickets. Joy makes 2 times the tickets. Later Joy makes 8 times the "
+    "tickets. Then Joy drops 123 tickets. Then Joy breaks 92 tickets. Joy finds 299 tickets. Erase it and begin again. "
+    "Joy has 5 tickets. Next Joy breaks 4 tickets. What is the number of tickets now, for Joy?"
+)
+"""A question of the kind that the embedded model's probe knows."""
+
+
 def test_shadow_mode_counts_kept_thinking(server: Served) -> None:
     before = server.metrics()
-    metadata = server.answered(tersely={"shadow": True}, seed=3)["choices"][0]["tersely"]
+    messages = [{"role": "user", "content": FAMILIAR}]
+    metadata = server.answered(messages=messages, tersely={"shadow": True}, seed=3)["choices"][0]["tersely"]
     delta = increases(before, server.metrics())
     (close,) = [d for d in metadata["decisions"] if d["action"] == "close"]
     assert delta['shadow_exits_total{reason="readiness"}'] == 1
