@@ -134,8 +134,8 @@ class MarkerDecoder:
     """
 
     def __init__(self, codec: TokenizerAdapter, markers: Markers) -> None:
-        self._codec, added = codec, codec.tokenizer.get_added_vocab()
-        self._marked = {int(added[text]): _TOKEN + text for text in (markers.open, markers.close) if text in added}
+        self._codec, added = codec, codec.added_tokens
+        self._marked = {added[text]: _TOKEN + text for text in (markers.open, markers.close) if text in added}
         self.open, self.close = (_TOKEN + text if text in added else text for text in (markers.open, markers.close))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -166,8 +166,7 @@ class MarkerMatcher:
 
     def __init__(self, codec: TokenizerAdapter, marker: str) -> None:
         self._codec, self._marker = codec, marker
-        found = codec.tokenizer.get_added_vocab().get(marker)
-        self.id = None if found is None else int(found)  # of a marker that is one added token
+        self.id = codec.added_tokens.get(marker)  # of a marker that is one added token
         self._recent: list[int] = []
 
     def completes(self, token: int) -> bool:

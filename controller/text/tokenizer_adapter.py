@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,6 +45,11 @@ class TokenizerAdapter:
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of text as a continuation: nothing is added around it."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def added_tokens(self) -> Mapping[str, int]:
+        """The id of each added token, such as a marker, by its text; tokenizers build this table at each call."""
+        return {text: int(token) for text, token in self.tokenizer.get_added_vocab().items()}
 
     @property
     def vocabulary(self) -> int:

@@ -231,7 +231,7 @@ def is_quiet(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequenc
     """Whether a token ends nothing, wherever it stands: no turn, line, sentence, call or formula, and no marker."""
     if token in end or codec.flags(token) & ~TokenFlags.DIGIT:
         return False
-    added, characters = codec.tokenizer.get_added_vocab(), "="
+    added, characters = codec.added_tokens, "="
     for marker in (markers.open, markers.close):
         if added.get(marker) == token:
             return False
