@@ -110,6 +110,11 @@ class GenerationOptions:
         SamplingParams()
     )
 
+    @property
+    def output_limit(self) -> int:
+        """Most output tokens, before the model's context is known."""
+        return self.max_new_tokens or MAX_OUTPUT_TOKENS
+
 
 OPTION_NAMES = tuple(defined.name for defined in fields(GenerationOptions))
 
@@ -172,8 +177,7 @@ def check_budget(options: GenerationOptions) -> None:
             f"effort is none and thinking_budget is {options.thinking_budget}; accepted: one of them",
             code="contradicting_options",
         )
-    limit = options.max_new_tokens or MAX_OUTPUT_TOKENS
-    fit_budget("normal" if tier == "auto" else tier, limit, options.answer_reserve, options.strategy)
+    fit_budget("normal" if tier == "auto" else tier, options.output_limit, options.answer_reserve, options.strategy)
 
 
 def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions:

@@ -16,7 +16,7 @@ from ..errors import PromptError
 from .budgets import EFFORTS, Budget, canonical_effort, fit_budget, tier_by_length
 from .controller import Controller, ControllerState
 from .delegation import Helper
-from .options import MAX_OUTPUT_TOKENS, GenerationOptions, check_budget
+from .options import GenerationOptions, check_budget
 from .policies.base import Policy
 from .prompts import RenderedPrompt, as_messages, get_question, render
 from .text.markers import Markers
@@ -125,7 +125,7 @@ class RequestBuilder:
 
     def read_questions(self, prompts: Sequence[Prompt], probe: TierProbe) -> list[tuple[tuple[int, ...], State]]:
         """What the difficulty probe reads of each prompt: the ids, and the hidden state after them."""
-        limit = self._limit
+        limit = self.options.output_limit
         prefixes = []
         for prompt in prompts:
             renderings = {tier: self._render(prompt, self._budget(tier, limit)) for tier in probe.tiers}
@@ -151,7 +151,7 @@ class RequestBuilder:
         return choices
 
     def _build_one(self, prompt: Prompt, choice: TierChoice) -> PreparedRequest:
-        budget = self._budget(choice.tier, self._limit)
+        budget = self._budget(choice.tier, self.options.output_limit)
         rendered = self._render(prompt, budget)
         limit = self._max_output_tokens(len(rendered.ids), budget)
         budget = self._budget(choice.tier, limit)
@@ -188,16 +188,12 @@ class RequestBuilder:
         options = self.options
         return fit_budget(tier, limit, options.answer_reserve, options.strategy, options.thinking_budget)
 
-    @property
-    def _limit(self) -> int:
-        return self.options.max_new_tokens or MAX_OUTPUT_TOKENS
-
     def _render(self, prompt: Prompt, budget: Budget) -> RenderedPrompt:
         return render(self.engine.tokenizer, prompt, budget, self.markers, self.options.tools)
 
     def _max_output_tokens(self, prompt_tokens: int, budget: Budget) -> int:
         """Most output tokens that fit in the context after the prompt; raises PromptError if an answer does not."""
-        context, limit = self.engine.context_length, self._limit
+        context, limit = self.engine.context_length, self.options.output_limit
         if context is None or prompt_tokens + limit <= context:
             return limit
         if context - prompt_tokens <= budget.reserve:
