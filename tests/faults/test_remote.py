@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -24,6 +24,8 @@ from tersely.controller.engines.openai.events import MAX_EVENT, EventDecoder, pa
 from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError, TerselyError
 from tersely.models import get_model_path
+
+from ..support.remote_servers import serve_http
 
 OK = {"choices": [{"index": 0, "text": "a", "token_ids": [5], "finish_reason": None}]}
 END = {"choices": [{"index": 0, "text": "", "token_ids": [], "finish_reason": "stop"}]}
@@ -124,17 +126,8 @@ def misbehaving() -> Iterator[Misbehaving]:
                 pass
             self.close_connection = True
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    server.url = f"http://127.0.0.1:{http.server_port}"
-    try:
+    with serve_http(Handler) as server.url:
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 @pytest.fixture

@@ -22,6 +22,21 @@ class ConnectionBrokenError(Exception):
     """The client has closed the connection, or the server breaks it on purpose."""
 
 
+@contextmanager
+def serve_http(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on a free port; yields the URL."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}"
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
 @dataclass
 class TextServer:
     """Answers with what a model generates, in pieces that a seed cuts without regard to tokens.
@@ -54,17 +69,8 @@ class TextServer:
     @contextmanager
     def serve(self) -> Iterator[TextServer]:
         """Serve on a free port."""
-        http = ThreadingHTTPServer(("127.0.0.1", 0), _make_handler(self))
-        http.daemon_threads = True
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        self.url = f"http://127.0.0.1:{http.server_port}"
-        try:
+        with serve_http(_make_handler(self)) as self.url:
             yield self
-        finally:
-            http.shutdown()
-            http.server_close()
-            thread.join()
 
     def find_problem(self, body: dict[str, Any]) -> str | None:
         """What is wrong with a request; None for nothing."""
