@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import keyword
 import os
 import re
 import struct
@@ -65,9 +66,9 @@ def confine(libraries: Sequence[str]) -> None:
 def is_expression(text: str) -> bool:
     """Whether a text is only numbers, short names, known functions and operators, hence no program.
 
-    One name alone is none either: sympy parses those of its units while it is imported.
+    One name alone is no program either: sympy parses those of its units while it is imported.
     """
-    position = len(text) if text.isalpha() else 0
+    position = len(text) if text.isalpha() and not keyword.iskeyword(text) else 0
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None:
