@@ -24,6 +24,8 @@ WINDOW = 2048
 class Majority:
     """Majority vote (self-consistency, arXiv 2203.11171), stopped once the leader cannot be overtaken.
 
+    Of the methods without a verifier it is the robust one for reasoning models (Think Deep, Think Fast, arXiv
+    2504.14047).
     A `lazy` vote starts only as many samples as could settle it, and more only if they did not: this needs the fewest
     tokens, but decodes one batch after another.
     """
@@ -116,7 +118,7 @@ class _FirstVote(VoteState):
 
 @dataclass(frozen=True, slots=True)
 class DeepConf:
-    """DeepConf online: some samples run to their end and set a threshold; later ones are stopped if they fall below it.
+    """Our form of DeepConf online (arXiv 2508.15260): samples below the threshold that the first ones set are stopped.
 
     The score of a sample is its lowest mean confidence over `window` tokens in a row; a sample shorter than that is
     never stopped and scored as a whole. The threshold is the (100 - keep)th percentile of the scores of the warm-up.

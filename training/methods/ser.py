@@ -1,6 +1,6 @@
 """SER-RL (arXiv 2506.15647): be right, and brief relative to one's own right answers to the same question.
 
-GRPO on free completions. The reward of the paper is unpublished; `GroupBrevity` is ours.
+GRPO on free completions. We found no formula of its reward; `GroupBrevity` is ours.
 """
 
 from __future__ import annotations

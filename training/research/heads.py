@@ -1,8 +1,8 @@
 """One output head per objective on a shared trunk, and their mixtures, which are ordinary models.
 
-MAH-DPO (Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards) adds up the heads' logits
-with weights chosen at inference. Heads are linear, so the sum of logits equals the logits of the sum of weights: a
-mixture is one matrix, costs nothing when decoding, and runs on any engine.
+MAH-DPO (arXiv 2510.01167) adds up the heads' logits with weights chosen at inference. Heads are linear, so the sum of
+logits equals the logits of the sum of weights: a mixture is one matrix, costs nothing when decoding, and runs on any
+engine.
 """
 
 from __future__ import annotations

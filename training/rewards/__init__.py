@@ -166,8 +166,8 @@ class GroupBrevity(Reward):
     """From +weight/2 for the shortest right completion of a group down to -weight/2 for the longest (SER-RL).
 
     0 for wrong completions, if all right ones are equally long, or if too few of the group are right: a question that
-    is not learned yet must not be learned short. The formula of the paper (arXiv 2506.15647) is unpublished; this one
-    is ours.
+    is not learned yet must not be learned short. We found no formula in the paper's sources (arXiv 2506.15647);
+    this one is ours.
     """
 
     name = "group_brevity"

@@ -23,7 +23,8 @@ class Tree:
     A fork lies before the thought with the lowest mean confidence (see `ConfidenceTracker`) among those where no branch
     starts yet: the branch keeps what came before it and continues differently. Its beginning is read once more, which
     counts as `recomputed`. The vote is settled early as in `Majority`; branches share their beginnings, so their votes
-    are worth less than independent ones.
+    are worth less than independent ones. The reuse of beginnings is the idea of Diffusion Tree Sampling (arXiv
+    2506.20701), which also backs up rewards; this does not.
     """
 
     name: ClassVar[str] = "tree"
@@ -136,6 +137,8 @@ def optimal_attempts(
 @dataclass(frozen=True, slots=True)
 class Verified:
     """The first sample that `passes`; if the next attempt is expected to be a loss, none, so an empty answer.
+
+    Resampling with a verifier that errs: Inference Scaling fLaws (arXiv 2411.17501).
 
     A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
     `attempt_value`. The cost of `passes` itself is not counted.
