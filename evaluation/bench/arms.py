@@ -23,6 +23,7 @@ from ...controller.session import Session
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
 from ...probes.tier_selector import TierProbe
+from ..economics.latency import Timing
 from ..runner import SessionRunner, batch_seed, batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question, hash_question
@@ -257,7 +258,9 @@ def run_arm(bench: Bench, arm: Arm) -> ArmRecords:
         bench.advance(arm.name, len(indices))
     rows = [BenchRow(**row) for piece in pieces for row in piece["rows"]]
     seconds, engine_tokens = (sum(piece[key] for piece in pieces) for key in ("seconds", "made"))
-    return ArmRecords(arm.name, bench.sort(rows), bench.rollouts, seconds, engine_tokens)
+    alone = [(BenchRow(**piece["rows"][0]), piece["seconds"]) for piece in pieces if len(piece["rows"]) == 1]
+    timings = [Timing(prompt=row.read, output=row.decoded, seconds=taken) for row, taken in alone]
+    return ArmRecords(arm.name, bench.sort(rows), bench.rollouts, seconds, engine_tokens, timings=timings)
 
 
 def run_batch(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> Any:

@@ -7,7 +7,7 @@ included, and a data set's frontier is the mean over its problems.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,6 @@ from ...errors import TerselyError, unknown
 from ..stats import Array, Interval, paired_bootstrap, ratio_bootstrap
 
 HUMAN = "human expert"
-EXPERT_USD: Mapping[str, float] = {"AIME": 20.0, "GPQA": 58.0}
-"""USD that the paper pays an expert per problem. The expert is always right, so this is also the cost-of-pass."""
 
 
 class EconomicsError(TerselyError, ValueError):
@@ -59,14 +57,6 @@ class Frontier:
         """Return the mean with a bootstrap interval over problems; raises EconomicsError if it is infinite."""
         return paired_bootstrap(_check_finite(self.values), bounded=False, seed=seed)
 
-    def by_set(self, sets: Sequence[str]) -> dict[str, float]:
-        """Return the mean of each set, given the name of the set that each problem belongs to."""
-        if len(sets) != len(self.values):
-            message = f"got {len(sets)} set names for {len(self.values)} problems; pass one for each"
-            raise EconomicsError(message, code="shape_mismatch")
-        names = np.array(sets)
-        return {name: float(self.values[names == name].mean()) for name in dict.fromkeys(sets)}
-
 
 def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Frontier:
     """Compute the frontier of models, each with its cost-of-pass [questions], and of an expert.
@@ -88,31 +78,24 @@ def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Fro
     return Frontier(values, tuple(best))
 
 
-def gain(
-    models: Mapping[str, ArrayLike], new: str | Iterable[str], human: float | None = None, seed: int = 0
-) -> Interval:
-    """Compute the USD per problem by which `new`, a model or a family of them, lowers the frontier."""
+def gain(models: Mapping[str, ArrayLike], new: str, human: float | None = None, seed: int = 0) -> Interval:
+    """Compute the USD per problem by which the model `new` lowers the frontier."""
     without, complete = _compare_frontiers(models, new, human)
     return paired_bootstrap(without - complete, bounded=False, seed=seed)
 
 
-def essentialness(
-    models: Mapping[str, ArrayLike], family: str | Iterable[str], human: float | None = None, seed: int = 0
-) -> Interval:
-    """Compute the gain of a family as a share of the frontier without it."""
-    without, complete = _compare_frontiers(models, family, human)
+def essentialness(models: Mapping[str, ArrayLike], name: str, human: float | None = None, seed: int = 0) -> Interval:
+    """Compute the gain of a model as a share of the frontier without it."""
+    without, complete = _compare_frontiers(models, name, human)
     return ratio_bootstrap(complete, without, seed=seed)
 
 
-def _compare_frontiers(
-    models: Mapping[str, ArrayLike], family: str | Iterable[str], human: float | None
-) -> tuple[Array, Array]:
-    """Return the finite frontiers, [questions], without a family and with all models."""
-    names = {family} if isinstance(family, str) else set(family)
-    for name in names - set(models):
+def _compare_frontiers(models: Mapping[str, ArrayLike], name: str, human: float | None) -> tuple[Array, Array]:
+    """Return the finite frontiers, [questions], without a model and with all of them."""
+    if name not in models:
         raise unknown("model", name, models)
     complete = frontier(models, human).values
-    without = frontier({name: column for name, column in models.items() if name not in names}, human).values
+    without = frontier({other: column for other, column in models.items() if other != name}, human).values
     return np.broadcast_to(_check_finite(without), complete.shape), complete
 
 
