@@ -197,7 +197,8 @@ def _economics(result: Mapping[str, Any]) -> list[str]:
     if edge := result.get("frontier"):
         usd = format_interval(edge["usd"], edge["usd_ci"], ".3g", 1000)
         shares = ", ".join(f"{name} {_percent(share)} %" for name, share in edge["cheapest"].items())
-        lines.append(f"frontier: ${usd} for 1,000 right answers; cheapest on {shares}")
+        left_out = f"; {edge['unsolved']} unsolved question(s) left out" if edge["unsolved"] else ""
+        lines.append(f"frontier: ${usd} for 1,000 right answers; cheapest on {shares}{left_out}")
     if limit := result.get("ceiling"):
         lines.append(
             f"resampling until a trial answer is {limit['confidence']:.0%} sure: at most "

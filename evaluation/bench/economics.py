@@ -13,8 +13,9 @@ import numpy as np
 
 from ...controller.sampling.resampling import ProblemClass, ceiling, estimate_rates, optimal_attempts
 from ...errors import OptionError
-from ..economics.cost_frontier import HUMAN, costs_of_pass, essentialness, frontier, gain
+from ..economics.cost_frontier import HUMAN, EconomicsError, costs_of_pass, essentialness, frontier, gain
 from ..economics.latency import RuntimeModel, TimingError, fit_runtime
+from ..stats import paired_bootstrap
 from .arms import HELPER
 from .costs import CostModel
 from .records import ArmRecords
@@ -24,7 +25,6 @@ SURE = 0.95
 """A trial answer of at least this confidence passes, where its confidence is taken for a verifier."""
 PENALTIES = (1, 4)
 """What a wrong answer that passes costs, where a right one earns 1."""
-SMOOTHING = 0.5
 _ARM = ("gain", "gain_ci", "essentialness", "essentialness_ci", "ideal_seconds", "ideal_usd")
 
 
@@ -51,35 +51,47 @@ def measure_economics(
 def _measure_frontier(records: Sequence[ArmRecords], costs: CostModel, seed: int) -> tuple[dict[str, Any], list[str]]:
     """The frontier over arms, each taken for a model of the paper, and what each arm adds to it.
 
-    Without an expert's price an unsolved question would cost an infinite amount. Then half a success and half a failure
-    are added to each question of each arm, which bounds its cost.
+    Questions that no arm solves cost an infinite amount without an expert; they are counted and left out.
     """
     bills = {one.arm: usd for one in records if (usd := costs.bill(one)) is not None and any(usd)}
     if len(bills) < len(records):
         return {}, ["The frontier of costs is left out: not all arms have a price."] if bills else []
-    prior = SMOOTHING if costs.expert_usd is None else 0.0
     models = {}
     for one in records:
         usd = np.array(bills[one.arm], np.float64).reshape(one.rollouts, -1).T
-        models[one.arm] = costs_of_pass(usd, one.column("right"), prior)
+        models[one.arm] = costs_of_pass(usd, one.column("right"))
     edge = frontier(models, costs.expert_usd)
-    interval, chosen = edge.interval(seed), Counter(edge.best)
-    figures = {}
+    solved = edge.values[np.isfinite(edge.values)]
+    if not solved.size:
+        return {}, ["The frontier of costs is left out: no arm is right on any question, and no expert has a price."]
+    interval, chosen = paired_bootstrap(solved, bounded=False, seed=seed), Counter(edge.best)
+    figures, alone = {}, []
     for name in models:
-        fall, share = (measure(models, name, costs.expert_usd, seed) for measure in (gain, essentialness))
+        try:
+            fall, share = (measure(models, name, costs.expert_usd, seed) for measure in (gain, essentialness))
+        except EconomicsError:
+            alone.append(name)
+            continue
         figures[name] = {
             "gain": fall.estimate,
             "gain_ci": [fall.low, fall.high],
             "essentialness": share.estimate,
             "essentialness_ci": [share.low, share.high],
         }
-    return {
+    found = {
         "arms": figures,
-        "usd": edge.mean,
+        "usd": interval.estimate,
         "usd_ci": [interval.low, interval.high],
         "expert_usd": costs.expert_usd,
+        "unsolved": len(edge.values) - len(solved),
         "cheapest": {name: chosen[name] / len(edge.best) for name in (*models, HUMAN) if name in chosen},
-    }, []
+    }
+    if not alone:
+        return found, []
+    return found, [
+        f"Gains of {', '.join(alone)} are left out: {found['unsolved'] or 'some'} question(s) that no other arm solves "
+        "have no finite price; give an expert's with --expert-usd."
+    ]
 
 
 def find_runtime(records: Sequence[ArmRecords], costs: CostModel) -> tuple[RuntimeModel | None, list[str]]:

@@ -25,18 +25,17 @@ class EconomicsError(TerselyError, ValueError):
     code = "invalid_costs"
 
 
-def costs_of_pass(costs: ArrayLike, passes: ArrayLike, prior: float = 0.0) -> Array:
+def costs_of_pass(costs: ArrayLike, passes: ArrayLike) -> Array:
     """Compute the cost-of-pass of each problem: two arrays [questions, runs] or [questions] -> [questions].
 
-    That is the mean cost of a run by its mean success, infinite where nothing passed. `prior` is a number of successes
-    and of failures to add, so that such a problem gets a bound; 0.5 is add-half smoothing.
+    That is the mean cost of a run by its mean success, infinite where nothing passed.
     """
     cost, right = np.asarray(costs, np.float64), np.asarray(passes, np.float64)
     if cost.shape != right.shape:
         message = f"costs have the shape {cost.shape} and passes {right.shape}; accepted: the same shape"
         raise EconomicsError(message, code="shape_mismatch")
     cost, right = cost.reshape(len(cost), -1), right.reshape(len(right), -1)
-    rate = (right.sum(axis=1) + prior) / (right.shape[1] + 2 * prior)
+    rate = right.mean(axis=1)
     values: Array = np.divide(cost.mean(axis=1), rate, out=np.full(len(cost), math.inf), where=rate > 0)
     return values
 
@@ -47,15 +46,6 @@ class Frontier:
 
     values: Array
     best: tuple[str | None, ...]
-
-    @property
-    def mean(self) -> float:
-        """The data set's frontier cost-of-pass; infinite if one problem's is."""
-        return float(self.values.mean())
-
-    def interval(self, seed: int = 0) -> Interval:
-        """Return the mean with a bootstrap interval over problems; raises EconomicsError if it is infinite."""
-        return paired_bootstrap(_check_finite(self.values), bounded=False, seed=seed)
 
 
 def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Frontier:
@@ -103,7 +93,7 @@ def _check_finite(values: Array) -> Array:
     if infinite := int(np.isinf(values).sum()):
         message = (
             f"no model passes {infinite} of {len(values)} problems, so the cost is infinite; "
-            "add the cost of a human expert, or smooth with prior=0.5"
+            "add the cost of a human expert"
         )
         raise EconomicsError(message, code="infinite_cost")
     return values

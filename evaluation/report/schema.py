@@ -124,6 +124,8 @@ class CostFrontier(ResultModel):
     usd: Mean
     usd_ci: Pair
     expert_usd: Mean | None = None
+    unsolved: Count
+    """Questions that no arm solves; they are left out."""
     cheapest: dict[str, Share]
 
 

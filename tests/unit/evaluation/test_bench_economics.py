@@ -60,9 +60,13 @@ def test_the_frontier_takes_the_cheapest_right_answer_or_the_expert() -> None:
     assert notes == []
 
 
-def test_without_an_expert_an_unsolved_question_has_a_bound() -> None:
-    _, result, _ = measure_economics([FULL, BRIEF], [], CostModel(price=PRICE), 0)
-    assert result["frontier"]["usd"] == pytest.approx((2 / 0.75 + 4 / 0.75 + 3 / 0.25) / 3)
+def test_without_an_expert_unsolved_questions_are_left_out() -> None:
+    arms, result, notes = measure_economics([FULL, BRIEF], [], CostModel(price=PRICE), 0)
+    assert (result["frontier"]["usd"], result["frontier"]["unsolved"]) == (pytest.approx((2 + 4) / 2), 1)
+    assert arms["full"]["gain"] is arms["brief"]["gain"] is None and "--expert-usd" in notes[0]
+    wrong = arm("full", [False], [3])
+    _, result, notes = measure_economics([wrong, replace(wrong, arm="brief")], [], CostModel(price=PRICE), 0)
+    assert result["frontier"] is None and len(notes) == 1
 
 
 def test_arms_without_a_price_have_no_frontier() -> None:
