@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint_log import CheckpointLog
+from ...controller.budgets import DIFFADAPT, STRATEGIES
 from ...controller.options import GenerationOptions, TunedConfig, with_seed
 from ...controller.policies import get_presets, list_policies, load_policy
 from ...controller.policies.base import Policy
@@ -41,11 +42,13 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "hard": {"preset": "off", "effort": "hard"},
     "auto": {"preset": "off", "effort": "auto"},
     "auto-balanced": {"preset": "balanced", "effort": "auto"},
+    **{name: {"preset": "off", "strategy": name} for name in STRATEGIES if name != "tiers"},
+    DIFFADAPT: {"preset": "budget", "effort": "auto", "strategy": DIFFADAPT},
     **{name: {"policies": ("budget",), "modifiers": (name,)} for name in load_add_ons("tersely.forward_modifiers")},
     **{name: {"policies": ("budget", name)} for name in list_policies()},
     **{name: {"preset": name} for name in get_presets() if name != "off"},
 }
-"""Options that each arm changes; one arm for each preset, and for each other policy and modifier on its own."""
+"""Options that each arm changes; one for each strategy and preset, and for each other policy and modifier alone."""
 
 FIXED, CONFIDENCE, RANDOM, ORACLE = "fixed-budget", "confidence", "random-stop", "first-correct"
 TRUNCATED_ARMS: Mapping[str, str] = {
