@@ -9,6 +9,7 @@ from typing import Any
 
 from ...probes.stats import binomial_upper_bound
 from ..stats import ratio_bootstrap
+from .markers import compare_markers
 from .run import ReplayedRow
 
 DELTA = 0.05
@@ -46,6 +47,7 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
         "stops": stops,
         "stopped_at": median(at) if (at := [one.used / one.tokens for one in found if one.stop]) else None,
         "left_out": dict(left_out),
+        "markers": compare_markers(found),
     }
 
 

@@ -44,6 +44,9 @@ def show(
         if one["left_out"]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in one["left_out"].items())
             line(f"left out of {one['name']}: {reasons}")
+    if markers := _list_figures(results[0])[-1]["markers"]:
+        kinds = ", ".join(f"{kind} {one['right']:.1f} / {one['wrong']:.1f}" for kind, one in markers.items())
+        line(f"right / wrong as recorded: {kinds.replace('words', 'words of thinking', 1)}; markers per 1,000 words")
     if without_gold:
         line(f"{without_gold} rows have no right answer; the recorded one counts as right there.")
     if pieces:
