@@ -165,19 +165,19 @@ class Controller:
         if state is ControllerState.TRIAL:
             return self._observe_trial(token, step)
         self.position += 1
-        if state in (ControllerState.ANSWER, ControllerState.BEFORE):
+        if state is ControllerState.ANSWER or state is ControllerState.BEFORE:
             thinks_again = None if self._answer is None else self._answer.add(token)
             if thinks_again is None:
                 return KEEP
             return self._on_thinks_again(thinks_again) if state is ControllerState.ANSWER else self._on_open()
         self.view._step = step
-        if self._close.completes(token):
+        if token == self._close.id or (self._close.id is None and self._close.completes(token)):
             return self._on_model_close(token)
         if token == self._eos:
             return self._on_end_of_turn()
         thinking = self.thinking
-        thinking.add(token, step.signals if step is not None else None)
-        if len(thinking) < self._next_wakeup[thinking.boundary]:
+        thinking.add(token, None if step is None else step.signals)
+        if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
             return KEEP
         return self._on_wakeup()
 

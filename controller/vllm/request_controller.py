@@ -229,7 +229,7 @@ class RequestController:
 
 def is_quiet(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> bool:
     """Whether a token ends nothing, wherever it stands: no turn, line, sentence, call or formula, and no marker."""
-    if token in end or codec.flags(token) & ~TokenFlags.DIGIT:
+    if token in end or codec.flags[token] & ~TokenFlags.DIGIT:
         return False
     added, characters = codec.added_tokens, "="
     for marker in (markers.open, markers.close):

@@ -104,7 +104,7 @@ def test_calls_and_formulas_are_never_quiet() -> None:
     for text in (" word", "7", " ,"):
         (token,) = model.codec.encode(text)
         assert model.is_quiet(token), text
-    assert model.codec.flags(model.codec.encode("<")[0]) & TokenFlags.CALL
+    assert model.codec.flags[model.codec.encode("<")[0]] & TokenFlags.CALL
 
 
 class Recorder:
