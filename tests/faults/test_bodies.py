@@ -15,10 +15,10 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving import connections
-from tersely.controller.serving.batch_worker import ServedRow
 from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape
 from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.worker import ServedRow
 from tersely.controller.text.tool_calls import parse_tool_calls
 
 from ..support.serving import MODEL, Served, body, served, until
