@@ -27,7 +27,8 @@ from .connections import GRACE, GuardedProtocol
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
-from .responses_api import ResponsesReply, ResponsesRequest
+from .responses_api import ResponsesReply
+from .responses_schemas import ResponsesRequest
 from .schemas import ChatRequest
 from .settings import ServerSettings, bind_error, effort_caps
 from .worker import RequestWorker, shutting_down

@@ -93,7 +93,7 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     if body.model != settings.model:
         raise unknown_model(body.model, [settings.model])
     chat = body if isinstance(body, ChatRequest) else None
-    tools = () if chat is None or chat.tool_choice == "none" else tuple(chat.tools or ())
+    tools = body.offered_tools()
     n = (chat.n if chat else None) or 1
     _check(body, n, bool(tools), settings, model)
     named, budget = _only_value(body.efforts(), openai_effort), _only_value(budgets := body.budgets())

@@ -28,7 +28,7 @@ from ..support.vllm_server import KEY, VllmServer, plain_vllm_server
 
 pytestmark = pytest.mark.vllm
 
-GREEDY = {"temperature": 0, "max_tokens": 240}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 240}
 CEILING = 40
 
 
@@ -126,7 +126,7 @@ def test_shadow_mode_cannot_lift_the_ceiling(capped: Served) -> None:
 
 
 def test_a_client_that_leaves_stops_the_upstream_server(gateway: Served, vllm: VllmServer) -> None:
-    fields = {"stream": True, "max_tokens": 900, "tersely": {"preset": "off"}, "temperature": 1.0, "n": 4}
+    fields: dict[str, Any] = {"stream": True, "max_tokens": 900, "tersely": {"preset": "off"}, "n": 4}
     with gateway.http.stream("POST", "/v1/chat/completions", json=body(**fields)) as response:
         next(response.iter_lines())
     until(lambda: gateway.worker.idle)

@@ -19,7 +19,6 @@ from tersely.controller.serving.cli import NO_MARKERS
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.settings import ServerSettings, bind_socket
 from tersely.controller.serving.upstream_worker import UpstreamWorker
-from tersely.controller.serving.worker import RequestWorker
 from tersely.controller.session import Session
 from tersely.controller.types import Engine
 
@@ -33,7 +32,7 @@ class Served:
     """A running server; `http` is its client."""
 
     url: str
-    worker: RequestWorker
+    worker: Any  # a RequestWorker, into which tests look
     server: UvicornServer
     http: httpx.Client
 
@@ -106,7 +105,7 @@ def served(
     settings = settings or ServerSettings(MODEL)
     metrics = Metrics()
     session = Session(engine, None if thinks else NO_MARKERS)
-    worker: RequestWorker
+    worker: Any  # a RequestWorker, into which tests look
     if isinstance(engine, RemoteEngine):
         worker = UpstreamWorker(engine, session, settings.limits, metrics, thinks)
     else:
