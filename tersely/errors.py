@@ -11,13 +11,9 @@ _SHOWN = 60
 
 
 class TerselyError(Exception):
-    """Base of all errors raised on purpose; `str(error)` is one line fit for a terminal.
+    """Base of all errors raised on purpose; `str(error)` is one line fit for a terminal."""
 
-    Attributes:
-        code: a stable, machine-readable name. Each class has one; a raise may give a more specific one.
-    """
-
-    code: str = "error"
+    code: str = "error"  # a stable, machine-readable name. Each class has one; a raise may give a more specific one.
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(message)

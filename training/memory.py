@@ -82,21 +82,14 @@ _SAVED_BYTES = {2: 3, 4: 4}
 
 @dataclass(frozen=True, slots=True)
 class ResidentModels:
-    """The models and heads that a method keeps in memory. With adapters, a reference model costs nothing extra.
+    """The models and heads that a method keeps in memory. With adapters, a reference model costs nothing extra."""
 
-    Attributes:
-        models: full models in memory while completions are sampled.
-        reference: whether the model before training is needed as a reference.
-        sequences: per training example; two for a preference pair.
-        heads: output heads trained in place of the model's own.
-        trained: the trained part of the model, unless adapters are trained. With only heads trained, nothing below
-            them is saved for the backward pass.
-    """
-
-    models: int = 1
-    reference: bool = False
-    sequences: int = 1
-    heads: int = 0
+    models: int = 1  # full models in memory while completions are sampled
+    reference: bool = False  # whether the model before training is needed as a reference
+    sequences: int = 1  # per training example; two for a preference pair
+    heads: int = 0  # output heads trained in place of the model's own
+    # the trained part of the model, unless adapters are trained. With only heads trained, nothing below them is saved
+    # for the backward pass.
     trained: Literal["model", "embeddings", "heads", "nothing"] = "model"
 
 

@@ -59,7 +59,7 @@ def train(
     checkpoint = rank0_only(lambda: prepare_folder(recipe, method, resume=resume))
     if checkpoint is not None:
         log(f"resuming from {checkpoint}")
-    method.train(recipe, checked, TrainingRun(recipe.out, checkpoint, log))
+    method.train(TrainingRun(recipe, checked, recipe.out, checkpoint, log))
     shutdown()
 
 

@@ -57,34 +57,23 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled completion.
-
-    Attributes:
-        ids: tokens after the prompt, including the end of sequence if the model wrote one.
-        forced: for each token, whether it was written by the controller instead of sampled.
-        mode: the mode that the completion turned out to be in.
-        first_token_logprob: the log-probability with which the first token was drawn, if not from the policy itself.
-        p_no_think: the policy's probability of answering without thinking.
-        after_hint: thinking tokens of the model after the first hint; None without a hint.
-        weight: of the completion in the loss.
-        solved: whether the answer is right, if the environment has judged it.
-    """
+    """One sampled completion."""
 
     prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    forced: tuple[bool, ...]
+    ids: tuple[int, ...]  # tokens after the prompt, including the end of sequence if the model wrote one
+    forced: tuple[bool, ...]  # for each token, whether it was written by the controller instead of sampled
     start_mode: str
-    mode: str
-    first_token_logprob: float | None
-    p_no_think: float
+    mode: str  # the mode that the completion turned out to be in
+    first_token_logprob: float | None  # of drawing the first token, if not from the policy itself
+    p_no_think: float  # the policy's probability of answering without thinking
     thinking: str
     response: str
     thinking_tokens: int
     response_tokens: int
     finish_reason: str
-    after_hint: int | None
-    weight: float = 1.0
-    solved: bool | None = None
+    after_hint: int | None  # thinking tokens of the model after the first hint; None without a hint
+    weight: float = 1.0  # of the completion in the loss
+    solved: bool | None = None  # whether the answer is right, if the environment has judged it
 
 
 def build_options(settings: Rollouts) -> GenerationOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import yaml
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Alarm, Recipe, validate_recipe_values
 from tersely.training.methods import load_method
+from tersely.training.preflight import CheckedRecipe
 from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import RolloutSampler
@@ -48,16 +49,20 @@ def make_recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
     return validate_recipe_values(recipe_values(name, folder, **sections), load_method(name).recipe, "the test")
 
 
+def make_run(recipe: Recipe, sampler: RolloutSampler, rows: Sequence[dict[str, Any]] = ()) -> TrainingRun[Recipe]:
+    """A run that has not started."""
+    checked = CheckedRecipe(rows, sampler.session.markers, [])
+    return TrainingRun(recipe, checked, recipe.out, None, lambda line: None)
+
+
 def build_trainer(
     recipe: Recipe, rows: list[dict[str, Any]], plan: list[str], rewards: list[Any] | None = None, **options: Any
 ) -> tuple[AdaptiveTrainer, RolloutSampler]:
     """A trainer that has not started, and its sampler."""
     sampler = RolloutSampler(load_engine(recipe.model), recipe.rollouts, share=0.5)
-    trainer = TrainingRun(recipe.out, None, lambda line: None).build_grpo_trainer(
-        recipe,
+    trainer = make_run(recipe, sampler, rows).build_grpo_trainer(
         GroupRollouts(sampler, plan, recipe.seed),
         rewards or [Correctness()],
-        rows,
         credit="reward",
         alarm=Alarm(),
         loss_type="grpo",

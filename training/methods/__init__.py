@@ -36,18 +36,12 @@ METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[R]):
-    """A training method.
+    """A training method."""
 
-    Attributes:
-        recipe: the class of its recipes.
-        validate: checks a recipe before any work is done; raises RecipeError.
-        train: runs the training, or resumes it.
-        results: names of files in the run's folder that show that training has started, besides models and adapters.
-    """
-
-    recipe: type[R]
-    validate: Callable[[R], CheckedRecipe]
-    train: Callable[[R, CheckedRecipe, TrainingRun], None]
+    recipe: type[R]  # the class of its recipes
+    validate: Callable[[R], CheckedRecipe]  # checks a recipe before any work is done; raises RecipeError
+    train: Callable[[TrainingRun[R]], None]  # trains, or resumes
+    # names of files in the run's folder that show that training has started, besides models and adapters
     results: tuple[str, ...] = ()
 
 

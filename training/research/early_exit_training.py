@@ -37,18 +37,12 @@ class ExitStates:
 
 @dataclass(frozen=True, slots=True)
 class ChosenThreshold:
-    """A gate threshold, None if no tokens may leave, and its effect on held-out tokens.
-
-    Attributes:
-        left: the share of tokens that leave.
-        agreement_left: how often the most likely token of those that leave is the model's.
-        agreement_stayed: the same for tokens that stay, given the exits of the others.
-    """
+    """A gate threshold, None if no tokens may leave, and its effect on held-out tokens."""
 
     threshold: float | None
-    left: float
-    agreement_left: float
-    agreement_stayed: float
+    left: float  # the share of tokens that leave
+    agreement_left: float  # how often the most likely token of those that leave is the model's
+    agreement_stayed: float  # the same for tokens that stay, given the exits of the others
     tokens: int
 
 

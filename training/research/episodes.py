@@ -47,19 +47,14 @@ def run_calls(world: World, text: str, calls: Sequence[ToolCall]) -> list[dict[s
 
 @dataclass(slots=True)
 class TrainingEpisode:
-    """The steps taken for one question, and the conversation after them.
-
-    Attributes:
-        calls: steps whose calls were executed.
-        called: whether the first step called a tool.
-    """
+    """The steps taken for one question, and the conversation after them."""
 
     row: Mapping[str, Any]
     start_mode: str
     steps: list[Rollout]
     messages: list[dict[str, Any]] = field(default_factory=list)
-    calls: int = 0
-    called: bool = False
+    calls: int = 0  # steps whose calls were executed
+    called: bool = False  # whether the first step called a tool
 
     @property
     def mode(self) -> str:
@@ -104,18 +99,12 @@ class TrainingEpisode:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRunner:
-    """Runs episodes; all unfinished ones take their next step in one batch.
-
-    Attributes:
-        tasks: by id; None for questions without tools, which take one step.
-        followup_effort: the tier of steps after a tool result.
-        max_steps: of an episode.
-    """
+    """Runs episodes; all unfinished ones take their next step in one batch."""
 
     sampler: RolloutSampler
-    tasks: Mapping[str, Task] | None
-    followup_effort: str
-    max_steps: int
+    tasks: Mapping[str, Task] | None  # by id; None for questions without tools, which take one step
+    followup_effort: str  # the tier of steps after a tool result
+    max_steps: int  # of an episode
 
     def __call__(
         self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int

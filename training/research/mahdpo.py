@@ -18,8 +18,7 @@ from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..methods import Method
 from ..preflight import CheckedRecipe, check_recipe
-from ..sampling import RolloutSampler
-from ..traces import PreferencePair, SampledTrace, TraceCollector
+from ..traces import PreferencePair, SampledTrace, collect_traces
 from ..training_run import TrainingRun
 from .heads import Heads, install_heads, save_heads
 
@@ -29,27 +28,16 @@ OBJECTIVE = "objective"
 
 
 class MahDpo(Section):
-    """Settings.
-
-    Attributes:
-        samples: completions per question.
-        pairs: most pairs per question and objective.
-        beta: of DPO.
-        gap: how much longer (as a share) the rejected completion of a brevity pair has to be.
-        min_accuracy: the share of right answers below which a question teaches no brevity; ours, 0 takes all.
-        nll_weight: see `build_dpo_trainer`; much as in arXiv 2404.19733.
-        frozen: train only the heads. In the paper the shared trunk learns from all objectives, which pull it in
-            different directions.
-    """
+    """Settings."""
 
     objectives: tuple[Objective, ...] = Field(default=("accuracy", "brevity", "format"), min_length=2)
-    samples: int = Field(default=8, ge=2)
-    pairs: int = Field(default=4, ge=1)
-    beta: float = Field(default=0.1, gt=0)
-    gap: float = Field(default=0.2, ge=0)
-    min_accuracy: float = Field(default=0.5, ge=0, le=1)
-    nll_weight: float = Field(default=0.0, ge=0)
-    frozen: bool = False
+    samples: int = Field(default=8, ge=2)  # completions per question
+    pairs: int = Field(default=4, ge=1)  # most pairs per question and objective
+    beta: float = Field(default=0.1, gt=0)  # of DPO
+    gap: float = Field(default=0.2, ge=0)  # how much longer the rejected completion of a brevity pair is, as a share
+    min_accuracy: float = Field(default=0.5, ge=0, le=1)  # with fewer right, a question teaches no brevity; ours
+    nll_weight: float = Field(default=0.0, ge=0)  # see `build_dpo_trainer`; much as in arXiv 2404.19733
+    frozen: bool = False  # train only the heads; in the paper, the trunk learns too
 
     @field_validator("objectives")
     @classmethod
@@ -75,11 +63,10 @@ def _validate(recipe: MahDpoRecipe) -> CheckedRecipe:
     return check_recipe(recipe, completions=1, resident=resident, step_content=content)
 
 
-def _train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    settings, engine = recipe.mahdpo, run.load_model(recipe)
-    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("answers", settings.samples)
-    rng = Random(f"objectives:{recipe.seed}")
+def _train(run: TrainingRun[MahDpoRecipe]) -> None:
+    settings, engine = run.recipe.mahdpo, run.load_model()
+    sampled = collect_traces(run, run.make_sampler(engine), "answers", settings.samples)
+    rng = Random(f"objectives:{run.recipe.seed}")
     pairs = {
         name: [
             pair
@@ -98,13 +85,12 @@ def _train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> No
     if settings.frozen:
         engine.model.requires_grad_(False)
     heads = install_heads(engine.model, settings.objectives)
-    trainer = build_headed_trainer(run, recipe, engine.model, engine.tokenizer, list(pairs.values()), heads)
-    run.run_trainer(trainer, recipe, finish=lambda model, folder: save_heads(model, heads, folder))
+    trainer = build_headed_trainer(run, engine.model, engine.tokenizer, list(pairs.values()), heads)
+    run.run_trainer(trainer, finish=lambda model, folder: save_heads(model, heads, folder))
 
 
 def build_headed_trainer(
-    run: TrainingRun,
-    recipe: MahDpoRecipe,
+    run: TrainingRun[MahDpoRecipe],
     model: Any,
     tokenizer: Any,
     pairs: Sequence[Sequence[PreferencePair]],
@@ -126,7 +112,7 @@ def build_headed_trainer(
             rest = {key: value for key, value in inputs.items() if key != OBJECTIVE}
             return super()._compute_loss(model, rest, return_outputs)
 
-    size = recipe.optimiser.micro_batch
+    recipe, size = run.recipe, run.recipe.optimiser.micro_batch
     scheduled = [schedule_examples([to_dpo_example(pair) for pair in same], recipe) for same in pairs]
     examples: list[dict[str, Any]] = []
     for number in range(recipe.optimiser.steps * recipe.rollouts.prompts // size):
@@ -135,7 +121,6 @@ def build_headed_trainer(
         examples += [{**example, OBJECTIVE: objective} for example in batch]
     return build_dpo_trainer(
         run,
-        recipe,
         model,
         tokenizer,
         examples,
