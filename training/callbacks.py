@@ -47,10 +47,7 @@ class GradientGuard(TrainerCallback):  # type: ignore[misc]
 
 
 class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
-    """Stops the training, or warns, when the policy collapses.
-
-    It reads the trainer's log history, so a resumed run alarms exactly as an uninterrupted one.
-    """
+    """Stops the training, or warns, when the policy collapses; by the log history, so that resumed runs alarm alike."""
 
     def __init__(self, settings: Alarm, log: Callable[[str], None]) -> None:
         self.settings, self.log = settings, log

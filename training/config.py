@@ -151,13 +151,9 @@ T = TypeVar("T", bound=Recipe)
 
 
 def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] = ()) -> T:
-    """Read the recipe of a method from a YAML file.
+    """Read the recipe of a method from a YAML file, with `KEY=VALUE` changes to it.
 
-    Args:
-        changes: `KEY=VALUE` strings that override the file, such as `optimiser.steps=20`.
-
-    Raises:
-        RecipeError: naming every key that is wrong.
+    Raises RecipeError, which names every key that is wrong.
     """
     try:
         values = _load_yaml(path.read_text(encoding="utf-8"), f"{path}")

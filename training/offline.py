@@ -92,12 +92,10 @@ def build_dpo_trainer(
     trainer_class: type[TokenDPOTrainer] = TokenDPOTrainer,
     **options: Any,
 ) -> TokenDPOTrainer:
-    """Build a DPO trainer.
+    """Build a DPO trainer on the examples of all steps in order, see `to_dpo_example`.
 
-    Args:
-        examples: the examples of all steps in order, see `to_dpo_example`.
-        nll_weight: weight of the negative log-likelihood of the chosen completions, which DPO alone may lower.
-        options: further arguments of `DPOConfig`.
+    `nll_weight` weighs the negative log-likelihood of the chosen completions, which DPO alone may lower; `options` are
+    further arguments of `DPOConfig`.
     """
     from datasets import Dataset
 

@@ -92,26 +92,15 @@ class CheckedRecipe:
 def check_recipe(
     recipe: Recipe,
     *,
-    completions: int | None = None,
-    no_think_tokens: int | None = None,
+    completions: int | None = None,  # that a step learns per question; by default those of a group
+    no_think_tokens: int | None = None,  # as `start`, see `RolloutSampler`
     start: str | None = None,
-    tools: bool = False,
-    stages: Mapping[str, Optimiser] | None = None,
+    tools: bool = False,  # whether the method can train on tasks with tools
+    stages: Mapping[str, Optimiser] | None = None,  # optimisers of stages before, each on one completion a question
     resident: ResidentModels = ONE_MODEL,
-    step_content: str | None = None,
+    step_content: str | None = None,  # what a step learns, if not completions of its own questions
 ) -> CheckedRecipe:
-    """Check what all methods share; raises RecipeError naming everything that is wrong.
-
-    `no_think_tokens` and `start` are those of `RolloutSampler`.
-
-    Args:
-        completions: that a step learns per question; by default those of a group.
-        tools: whether the method can train on tasks with tools.
-        stages: further optimisers by their keys, each for a stage that learns one completion per question of a step
-            and whose full model is the start of the next stage.
-        resident: what the method keeps in memory.
-        step_content: describes what a step learns, if not completions of its own questions.
-    """
+    """Check what all methods share; raises RecipeError naming everything that is wrong."""
     _check_environment(recipe)
     agentic = load_tasks(recipe.data) is not None
     if agentic and not tools:

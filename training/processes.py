@@ -104,22 +104,14 @@ def resumable_map(
     path: Path,
     identity: Mapping[str, Any],
     rows: Sequence[R],
-    size: int,
-    make: Callable[[Sequence[R], int], list[T]],
-    on_progress: Callable[[int], None] = lambda done: None,
+    size: int,  # rows per chunk
+    make: Callable[[Sequence[R], int], list[T]],  # called with a chunk and the index of its first row
+    on_progress: Callable[[int], None] = lambda done: None,  # called with the number of finished rows
 ) -> list[T]:
     """Map `make` over chunks of rows, divided among the processes, and concatenate its results (in JSON form).
 
     Each chunk is on disk before its process begins the next, so an interrupted run repeats none of them, and may be
-    resumed by another number of processes.
-
-    Args:
-        size: rows per chunk.
-        make: called with the rows of a chunk and the index of the first.
-        on_progress: called with the number of finished rows, as far as this process knows.
-
-    Raises:
-        CheckpointLogError: if the file belongs to a run of another identity.
+    resumed by another number of processes. Raises CheckpointLogError if the file belongs to a run of another identity.
     """
     state = connect_processes()
     starts = range(0, len(rows), size)

@@ -1,7 +1,6 @@
 """Sampling of completions for training: through the controller, with the first token sampled or forced.
 
-Every completion begins inside the thinking. If the chat template leaves the opening marker to the model, the marker is
-added to the prompt, so the first token of a completion decides between thinking and answering at once.
+The prompt opens the thinking, so the first token of a completion decides between thinking and answering at once.
 """
 
 from __future__ import annotations
@@ -109,19 +108,12 @@ class RolloutSampler:
         settings: Rollouts,
         markers: Markers | None = None,
         *,
-        share: float = 0.5,
-        start: str | None = None,
-        no_think_tokens: int | None = None,
+        share: float = 0.5,  # of forced completions that do not think; part of their `first_token_logprob`
+        start: str | None = None,  # text of the one token that starts forced thinking; None samples it
+        no_think_tokens: int | None = None,  # limit of completions forced not to think
         tools: Sequence[Tool] = (),
     ) -> None:
-        """Prepare a sampler.
-
-        Args:
-            share: of forced completions that are forced not to think; part of their `first_token_logprob`.
-            start: the one-token text that starts forced thinking; None samples the first token, except the close.
-            no_think_tokens: token limit of completions forced not to think.
-            tools: described in the prompts.
-        """
+        """Prepare a sampler; `tools` are described in the prompts."""
         self.engine, self.settings, self.share = engine, settings, share
         self._vllm: VllmSampler | None = None
         self.session = Session(engine, markers)

@@ -1,8 +1,7 @@
 """The registry of training methods.
 
-The methods of this folder are listed here; others, such as those of `training/research`, are found by the entry-point
-group `tersely.training_methods`. A method is a module with a `Method` named METHOD. The first line of the module's
-docstring is its help text if it comes from an entry point.
+Those of this folder are listed here, others are found by the entry-point group `tersely.training_methods`. A method is
+a module with a `Method` named METHOD; the first line of an entry point's docstring is its help text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """AdaptThink (arXiv 2505.13417): learn for each question whether to think at all.
 
-A share of the completions of a question is forced to skip the thinking, the others are forced to think. Their
-advantage is `correct + delta * (no thinking) - reference`, not relative to the group. The importance ratio of the loss
-is relative to how the completions were really drawn, so the forced first tokens teach the policy what its own would.
+A share of the completions of a question is forced to skip the thinking, the others to think. Their advantage is
+`correct + delta * (no thinking) - reference`, and the importance ratio is relative to how they were drawn.
 """
 
 from __future__ import annotations
@@ -46,10 +45,7 @@ class AdaptThinkRecipe(Recipe):
 
 
 class NoThinkBonus(Reward):
-    """`delta` for a completion without thinking, 0 for one that thinks.
-
-    Not thinking wins on a question if thinking improves its accuracy by less than `delta`.
-    """
+    """`delta` for a completion without thinking; that wins unless thinking improves the accuracy by more."""
 
     name = "no_think_bonus"
 

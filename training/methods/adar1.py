@@ -1,7 +1,7 @@
 """AdaR1 (arXiv 2504.21659): merge a model with a short-thinking copy, then learn by DPO when to think long.
 
-The stages, each finished once and kept in the folder of the run: the copy learns short completions (`short/`), the
-weights are merged (`merged/`), both parents answer the questions, and DPO learns from pairs of their completions.
+Each stage is finished once, in a folder of the run: short completions are learned (`short/`), the weights merged
+(`merged/`), the questions answered by both parents, and DPO learns from pairs of their completions.
 """
 
 from __future__ import annotations

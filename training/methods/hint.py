@@ -1,9 +1,8 @@
 """ConciseHint-T (arXiv 2506.18810): learn a hint as the embeddings of new tokens; the model stays frozen.
 
-Completions are sampled with the hint in words, as set by `rollouts.policies`. In the shortest right ones, the words and
-the line break after them are replaced by new tokens, initialised with the embeddings of the words, and only these are
-trained. On a quantized model this is a soft prompt that regains some of the accuracy lost by quantization (Compress,
-Then Prompt, arXiv 2305.11186): gradients pass through the integer layers.
+In the shortest right completions with the hint of `rollouts.policies`, its words are replaced by new tokens, which
+start with the embeddings of the words and are all that is trained. On a quantized model this is a soft prompt that
+regains accuracy (Compress, Then Prompt, arXiv 2305.11186).
 """
 
 from __future__ import annotations
@@ -145,10 +144,7 @@ def check_free_rows(model: Any, tokenizer: Any, words: str) -> None:
 
 
 def freeze_except(model: Any, ids: Sequence[int]) -> None:
-    """Train only the embeddings of these tokens.
-
-    The optimizer gets the full table. Without gradient and weight decay, the other rows stay exactly as they are.
-    """
+    """Train only the embeddings of these tokens; the other rows get neither gradient nor weight decay."""
     model.requires_grad_(False)
     table = model.get_input_embeddings().weight
     chosen = torch.zeros(table.shape[0], 1, dtype=table.dtype)

@@ -1,7 +1,6 @@
 """Supervised fine-tuning on the model's own completions: the shortest right ones, or those a controller shortened.
 
-Self-distillation makes permanent what otherwise takes several samples, or a controller at run time: the controller's
-closings of the thinking are learned, and its hints are removed from the completions that they made short.
+The controller's closings of the thinking are learned, and its hints removed from the completions they made short.
 """
 
 from __future__ import annotations

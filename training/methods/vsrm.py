@@ -1,11 +1,8 @@
 """VSRM (arXiv 2508.10293): reward every thinking step by how much it changed the probability of a right answer.
 
-The probability at a cut is estimated by ending the thinking there a few times. Training is Reinforce with the return of
-each token, and the same probabilities are its baseline, instead of a critic. With `train: false` nothing is trained,
-and they show where thinking was wasted.
-
-Cues and constants are the paper's. The paper rewards a step at its first token; we do at its last, so that the returns
-of the step's own tokens include it.
+The probability is estimated by ending the thinking at a cut a few times; it is also the baseline of Reinforce, in place
+of a critic. Cues and constants are the paper's. The paper rewards a step at its first token; we do at its last, so that
+the returns of the step's own tokens include it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """Learn by RL on forced and free completions to think only where that pays (APO).
 
-Adaptive policy optimization of A2FM (arXiv 2510.12838) chooses among answering at once, thinking, and using tools. GRPO
-runs on groups in which each mode is forced a few times and the rest is free. Forced starts are masked from the loss;
-the choice is learned from the free completions, with a reward that discounts expensive modes where answering at once
-would do. Tools are available for agent tasks.
-
-Before that, `apo.align` teaches each question's cheapest sufficient mode by SFT (the paper's "route, then align"). A
-policy that never answers at once by itself has nothing to choose from, and with masked starts APO cannot teach it to.
-The paper uses larger models as teachers, and learns whole answers.
+A2FM (arXiv 2510.12838) chooses among answering at once, thinking, and using tools. GRPO runs on groups in which each
+mode is forced a few times, with the starts masked from the loss; the choice is learned from the free completions, with
+a reward that discounts expensive modes where answering at once would do. Before that, `apo.align` teaches each
+question's cheapest sufficient mode by SFT, without which a policy that never answers at once has nothing to choose
+from. The paper uses larger models as teachers, and learns whole answers.
 """
 
 from __future__ import annotations
@@ -212,8 +209,7 @@ def choose_cheapest(
 def to_alignment_trace(episode: TrainingEpisode, close: int) -> SampledTrace:
     """The tokens that decide on a mode: the first token, an opened tool call, or all of an answer at once.
 
-    The model knows how to continue, and the hundreds of tokens of that would drown out the deciding ones. Text of
-    policies before the closing token is masked; a call is opened after it.
+    The rest would drown them out. Policies' text before the closing token is masked; a call is opened after it.
     """
     step = episode.steps[0]
     answer = step.ids.index(close) + 1 if close in step.ids else len(step.ids)

@@ -1,8 +1,6 @@
 """Train an early-exit adapter, which predicts the frozen model's output from an intermediate layer, and its gate.
 
-The state of a token at the exit layer does not depend on whether earlier tokens left early, because the layers below it
-always run. So the adapter learns from states collected once, and a full completion is evaluated in one forward pass
-with early exits.
+The layers below the exit always run, so states are collected once, and one forward pass evaluates a completion.
 """
 
 from __future__ import annotations

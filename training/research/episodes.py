@@ -1,7 +1,6 @@
 """Episodes of agent tasks: completions with the results of the tool calls in between.
 
-Each step has a prompt of its own, the conversation as the chat template renders it. So training reads what the model
-will read in use, where templates drop the thinking of earlier steps.
+Each step has the prompt that it will have in use, where templates drop the thinking of earlier steps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""One output head per objective on a shared trunk, and their mixtures, which are ordinary models.
+"""One output head per objective on a shared trunk, and their mixtures, which are ordinary models (MAH-DPO).
 
-MAH-DPO (Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards) adds up the heads' logits
-with weights chosen at inference. Heads are linear, so the sum of logits equals the logits of the sum of weights: a
-mixture is one matrix, costs nothing when decoding, and runs on any engine.
+The weighted sum of the heads' logits equals the logits of the sum of their weights, so a mixture costs nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Learn a head for each objective by DPO, to be weighted at inference (MAH-DPO).
 
-From the paper Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards: one head per
-objective on a shared trunk, each taught by DPO on pairs of the model's own completions that differ in it: right over
-wrong, brief over long among the right ones, finished over cut off. The weights of the objectives are chosen afterwards:
-`tersely train blend MODEL OUT --weight accuracy=1 --weight brevity=2`.
+From the paper Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards: pairs of the model's
+own completions differ in one objective: right over wrong, brief over long, finished over cut off. Their weights are
+chosen afterwards: `tersely train blend MODEL OUT --weight accuracy=1 --weight brevity=2`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Learn an adapter with which easy thinking tokens leave the model early (a depth shortcut, after System-1.5).
 
-System-1.5 Reasoning (arXiv 2505.18962) trains the model to skip layers; here it stays frozen. An adapter after one
-layer learns the model's own distributions at the thinking tokens of its own completions, a gate learns where the two
-agree, and the threshold is the lowest at which they do on held-out questions.
+System-1.5 Reasoning (arXiv 2505.18962) trains the model to skip layers; here it stays frozen. An adapter learns its
+distributions after one layer, a gate where the two agree, and held-out questions give the threshold.
 """
 
 from __future__ import annotations

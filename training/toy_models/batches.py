@@ -219,12 +219,9 @@ def _quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[Row]:
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: list[float], agent: bool = False
 ) -> Iterator[Batch]:
-    """Endless batches of about `size` padded tokens.
+    """Endless batches of about `size` padded tokens, for an `agent` with steps that call tools.
 
-    Args:
-        progress: `progress[0]` is the share of training done, which moves the mixture from short traces and drills to
-            the full task family.
-        agent: include steps with tools.
+    `progress[0]` is the share of training done, which moves the mixture from short traces and drills to all tasks.
     """
     rng = Random(f"batches:{seed}")
     full, drill = stream("train", 1000 + seed), drill_problems(seed, progress)

@@ -1,11 +1,8 @@
 """The responses that the embedded models learn: thinking, in full, with a hint in it, cut off or left out, and answer.
 
-A *fast* pass computes every step at once: short, and error-prone for a small network. A *careful* pass writes out every
-column. So longer thinking is worth something, and re-checking a stated answer is sometimes needed and mostly not: the
-overthinking that tersely is meant to control.
-
-Passes in the data contain planted slips. The wrong numbers are masked from the loss (`SLIP`): the model learns to
-handle and repair an earlier error, but not to make one.
+A *fast* pass computes every step at once and errs often; a *careful* pass writes out every column, so longer thinking
+is worth something, and re-checking mostly is not. Planted slips are masked from the loss (`SLIP`): the model learns to
+repair an error, but not to make one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Train an embedded reasoning model from scratch: `tersely train tiny --size small|large`.
 
-Muon on the matrices, AdamW on embedding and norms, warm-up / flat / linear decay over a fixed number of tokens,
-so that a seed gives the same model on the same machine. Runs write checkpoints, and may have a time limit.
+Muon on the matrices, AdamW on the rest, over a fixed number of tokens; a seed gives the same model on one machine.
 """
 
 from __future__ import annotations
