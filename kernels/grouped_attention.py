@@ -1,13 +1,9 @@
 """Decoding attention for CPUs with grouped queries: each key is read once for all query heads that share it.
 
-For a decoding step with few queries, PyTorch's CPU kernel spends most of its time on packing the keys, which it does
-for every query head, and transformers first copies keys and values for each head. Treating the query heads of a group
-as more queries of one head gives the same attention without either.
-
-Sums are added in a different order than in the stock kernel, so in bfloat16 a different token is occasionally the
-likeliest. Therefore it is opt-in (`load_engine(..., grouped=True)`). The benchmarks that compare models use it for all
-arms, and `tersely quantize` uses it when the model writes text. The reference is transformers' `sdpa`;
-`benchmarks/decode_loop.py` measures it.
+PyTorch's CPU kernel packs the keys for every query head, and transformers first copies keys and values for each.
+Treating the query heads of a group as more queries of one head avoids both. Sums are added in another order, so in
+bfloat16 a different token is occasionally the likeliest: it is opt-in (`load_engine(..., grouped=True)`), and
+benchmarks use it for all arms. `benchmarks/decode_loop.py` measures it.
 """
 
 from __future__ import annotations

@@ -46,10 +46,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> None:
-    """Call `work(start, stop)` on all rows, split among torch's threads if there is enough work.
-
-    `work` must release the GIL for most of its time, as ctypes calls do.
-    """
+    """Call `work(start, stop)` on all rows, split among threads if there is enough work; it must release the GIL."""
     threads = max(1, min(torch.get_num_threads(), rows, rows * columns // _MIN_ELEMENTS))
     ends = [rows * i // threads for i in range(threads + 1)]
     others = [_pool().submit(work, ends[i], ends[i + 1]) for i in range(1, threads)]
@@ -59,10 +56,7 @@ def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> Non
 
 
 def parallel_for(work: Callable[[], None], threads: int) -> None:
-    """Call `work()` in up to this many threads, including the current one, and wait for all of them.
-
-    Fewer threads are used if no more can be started. `work` must release the GIL, as in `share_rows`.
-    """
+    """Call `work()` in up to this many threads, the current one included, and wait; `work` must release the GIL."""
     others: list[Future[None]] = []
     try:
         with suppress(RuntimeError):  # no thread can be started
@@ -138,10 +132,7 @@ def python_thread_team(work: Callable[[int], None], shared: int, threads: int, f
 
 
 def _thread_team() -> ctypes.c_void_p:
-    """GOMP_parallel of the OpenMP library that torch loaded, whose threads are already running and pinned.
-
-    Falls back to `python_thread_team`.
-    """
+    """GOMP_parallel of torch's OpenMP, whose threads already run and are pinned; else `python_thread_team`."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
     except (AttributeError, OSError, TypeError):  # another OpenMP, or Windows

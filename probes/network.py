@@ -1,7 +1,6 @@
 """The network of a probe: one hidden layer as frozen arrays, and its training with AdamW.
 
-Everything is plain numpy. Predictions run while tokens are decoded, and at this size a training step costs less than
-the overhead of a deep-learning library, whose import alone takes longer than most probes take to train.
+Plain numpy: predictions run while tokens are decoded, and a deep-learning library takes longer to import than to train.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def softmax(logits: Array) -> Array:
 def init_layers(weights: NDArray[np.float64], bias: NDArray[np.float64], hidden: int, seed: int) -> list[Array]:
     """Build [w1, b1, w2, b2] that compute one linear layer [d, classes], [classes] exactly: x = relu(x) - relu(-x).
 
-    This takes 2 * classes units. Further ones start at random, with outgoing weights of zero.
+    Units beyond 2 * classes start at random, with outgoing weights of zero.
     """
     d, classes = weights.shape
     extra = max(0, hidden - 2 * classes)

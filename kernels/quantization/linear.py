@@ -1,7 +1,6 @@
-"""The W4A8 scheme of a checkpoint, its linear layers, and how transformers loads them.
+"""The W4A8 scheme of a checkpoint, its linear layers, and how transformers loads them, registered on import.
 
-Importing this file registers the quantizer. Parameters are stored in the layout that the kernel reads, so nothing is
-repacked after loading. The scheme is the `quantization_config` in config.json.
+The scheme is the `quantization_config` in config.json; parameters are stored in the layout that the kernel reads.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Training of retaining heads: regression on how strongly later tokens attend to earlier ones, on a frozen model.
 
 As in Locret (arXiv:2410.01805), the importance of a unit is the highest attention logit that any later query gives it
-in a head that shares it. The loss is smooth L1 between score and importance, plus `SMOOTHING` times the squared
-difference between the scores of neighbours. Different from the paper: the queries of all later tokens count, not only
-those of an answer, because the cache is used while the model reasons; and they count only from `MIN_DISTANCE` tokens
-on, because nearer units stay anyway. The target `log_prob`, also ours, replaces the logit by the log-probability, so
-that strong and weak queries are comparable.
+in a head that shares it; the loss is smooth L1, plus `SMOOTHING` times the squared difference between neighbours.
+Different from the paper: the queries of all later tokens count, from `MIN_DISTANCE` tokens on, because nearer units
+stay anyway. The target `log_prob`, also ours, makes strong and weak queries comparable.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ class TrainingText:
 def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingText:
     """Run the model on one text, and record the projections and importances of its units.
 
-    Raises OptionError for an unknown target, or a text of up to `MIN_DISTANCE` tokens; CapabilityError as `retaining`.
+    Raises OptionError for an unknown target or too short a text; CapabilityError as `retaining`.
     """
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
