@@ -93,7 +93,7 @@ def label_tiers(
 def find_price(
     table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, doubt: float = 0.0
 ) -> float | None:
-    """Find the largest price of a token at which choosing costs at most `margin` accuracy; None if even 0 does not.
+    """Find the largest price of a token at which choosing costs at most `margin` accuracy; None if 0 costs more.
 
     That is compared with always choosing `NORMAL`, with `doubt` standard errors added. Prices rise until one costs
     more. `proba` [n, classes] and accuracy [n, tiers] are of questions that nothing was trained on.

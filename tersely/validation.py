@@ -1,7 +1,4 @@
-"""Strict pydantic models, and one wording for everything that pydantic finds wrong.
-
-Low layers import this module, so it depends on nothing of ours but the errors.
-"""
+"""Strict pydantic models, and one wording for everything that pydantic finds wrong; needs only `errors`."""
 
 from __future__ import annotations
 

@@ -39,10 +39,9 @@ _RUNNERS: WeakKeyDictionary[Engine, BatchRunner] = WeakKeyDictionary()
 
 
 class TerselyModel(BaseModel):
-    """A chat model on one of tersely's engines, whatever the framework.
+    """A chat model on one of tersely's engines, whatever the framework; settings are those of `tersely.generate`.
 
-    The settings mean what they mean in `tersely.generate`; `max_tokens` is its `max_new_tokens`. A model is a name or
-    folder, an `Engine` or a `Session`; a name is loaded at its first use, once per process.
+    A model is a name or folder, loaded at its first use and once per process, an `Engine` or a `Session`.
     """
 
     model: Any = "tersely-tiny-small"
@@ -159,10 +158,9 @@ class Call:
 
 
 class BatchRunner:
-    """Runs calls on one engine, one batch at a time.
+    """Runs calls on one engine, one batch at a time; `lock` is held while the engine is used.
 
-    Cancelling a future that `submit` returned with `cancellable` stops its sequence at the next token, or takes a
-    waiting call out of the queue. `lock` is held while the engine is used.
+    Cancelling a future of `submit` with `cancellable` stops its sequence, or takes its call out of the queue.
     """
 
     def __init__(self) -> None:

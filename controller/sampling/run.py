@@ -33,8 +33,7 @@ class StopDecision:
 class SampleResult:
     """The answer to one prompt from several samples.
 
-    Samples that were stopped have `finish_reason` "stopped"; tokens that a branch shares with its parent count only as
-    `recomputed`. In `usage`, the prompt counts once per sample, though it may be read only once.
+    Those that were stopped have `finish_reason` "stopped"; tokens that a branch shares count only as `recomputed`.
     """
 
     answer: str  # empty if no sample gave one

@@ -57,9 +57,8 @@ def make_agents(
     """A function that makes an arm's agent for a task, with the tools of the task's world.
 
     `always-think` has tools and thinks hard at every step; `agentic` thinks hard when planning and little after
-    results; `instant` and `reasoning` have no tools; `routed` is one of these three, chosen by the router for each
-    task. With `+PRESET` appended, the arm's ChatTersely uses that preset. Raises OptionError if the arm or preset is
-    unknown, or the arm needs a router and there is none.
+    results; `instant` and `reasoning` have no tools; `routed` is one of these three, chosen for each task. `+PRESET`
+    gives the arm's ChatTersely a preset. Raises OptionError if arm or preset are unknown, or a router is missing.
     """
     mode, preset = parse_arm(arm)
     if mode == ROUTED and router is None:
@@ -123,8 +122,7 @@ def select_modes(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence
 def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> ModeProbe:
     """Train a probe for the cheapest mode that solves a task, from episodes of the same tasks in each of `MODES`.
 
-    Tasks that no mode solved are left out: labelled with the cheapest mode, they would teach that trying is useless.
-    Raises OptionError if there are too few tasks, or one mode is the best for all of them.
+    Tasks that no mode solved are left out. Raises OptionError for too few tasks, or if one mode is the best for all.
     """
     solved = np.array([[float(e.solved) for e in by_mode[mode]] for mode in MODES]).T
     written = np.array([[float(e.written) for e in by_mode[mode]] for mode in MODES]).T

@@ -1,8 +1,7 @@
 """Tasks for an agent: two kinds that need no tool, and three that need the pages of a world.
 
-`instant` and `reasoning` are problems of the embedded family, of the easiest level and of harder ones. `lookup` follows
-links between pages, `calculate` does arithmetic with numbers from several pages, and `collect` names all entities under
-a root (a tree of pages, after WebLeaper, arXiv 2510.24697).
+`instant` and `reasoning` are problems of the embedded family. `lookup` follows links between pages, `calculate` does
+arithmetic with their numbers, `collect` names all entities under a root (after WebLeaper, arXiv 2510.24697).
 """
 
 from __future__ import annotations

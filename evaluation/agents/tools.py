@@ -1,7 +1,6 @@
 """A generated knowledge base, and the tools of an agent: its pages, a search among their names, and a calculator.
 
-The pages of towns, firms, teams and people link to each other. Nothing in them is common knowledge, so what an agent
-says about them it has read. The same seed gives the same world.
+Nothing in it is common knowledge, so what an agent says about it, it has read. A seed gives the same world.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The lm-eval model `tersely`: answers requests through a session and counts tokens.
-
-Importing this module needs lm-eval and registers the model.
-"""
+"""The lm-eval model `tersely`; importing this module needs lm-eval and registers the model."""
 
 from __future__ import annotations
 
@@ -34,10 +31,7 @@ class Chat(str):
 
 @register_model("tersely")
 class TerselyLM(LM):
-    """A reasoning model under tersely's control, for generative tasks.
-
-    The keyword arguments are those of `ModelArguments`. Raises OptionError, ModelError, MarkerError, WriteError.
-    """
+    """A reasoning model under control, for generative tasks; its arguments are those of `ModelArguments`."""
 
     shared_usage: ClassVar[UsageLog | None] = None
     """The usage log of the command; a model created without the command has its own."""

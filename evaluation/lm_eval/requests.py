@@ -1,8 +1,4 @@
-"""What requests of lm-eval may say, and what they cost.
-
-Arguments (`--model_args` of the model and `generation_kwargs` of a task) are checked before any work. Token usage is
-logged as one line per request in a file next to the results, with the means by task at the end.
-"""
+"""What requests of lm-eval may say, checked before any work, and what they cost, one line per request in a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What a policy is compared with on the same recordings: a budget that spends as many tokens, and an oracle.
 
-The budget is one number for all rows of a set and cuts hard, as vLLM's and Qwen's thinking budgets do. It is found in
-hindsight, which a real one is not.
+The budget is one number for all rows of a set, found in hindsight, and cuts hard, as vLLM's and Qwen's do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recorded outputs in the forms that servers, gateways and evaluations log, told apart by their content.
 
-Read are OpenAI chat completions, completions and Responses, Anthropic messages, Ollama's replies, conversations, each
-alone or with its request, tersely's own records, and flat rows. This file knows nothing of files.
+OpenAI chat completions, completions and Responses, Anthropic messages, Ollama's replies, conversations, each alone or
+with its request, tersely's own records, and flat rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Reading log files: JSON lines, one JSON array, or objects one after the other, also compressed by gzip.
-
-What cannot be read is counted by its reason, and reading goes on behind it.
-"""
+"""Reading log files: JSON lines, arrays, or objects one after the other, perhaps gzipped; counts what is unreadable."""
 
 from __future__ import annotations
 

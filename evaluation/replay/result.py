@@ -18,10 +18,10 @@ _REASONS = 20
 
 
 def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, int]) -> dict[str, Any]:
-    """The figures of one set. All are shares of its rows, except:
+    """The figures of one set, most of them shares of its rows.
 
-    `lost` is the share of the rows right in full that are wrong under control, `repaired` that of the wrong ones that
-    are right, `thinking_saved` that of the tokens, and `trial_tokens` those of trials over all thinking tokens.
+    `lost` is the share of the rows right in full that control makes wrong, `repaired` the reverse; `thinking_saved` is
+    of the tokens, `trial_tokens` are those of trials over all thinking tokens.
     """
     right = [one for one in found if one.right_full]
     lost = sum(not one.right_controlled for one in right)

@@ -42,10 +42,7 @@ class ReplayArm:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`.
-
-    `answer` is what it stated last, or what a reader says; "" where nothing says one.
-    """
+    """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`; "" for no answer."""
 
     decision: Decision
     tokens: int

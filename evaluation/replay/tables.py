@@ -19,10 +19,7 @@ _READ = "of the reader {} counts there"
 def show(
     results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int, pieces: bool
 ) -> None:
-    """Print the results of all arms.
-
-    `skipped` counts what each wanted to write; `without_gold` rows have no right answer; `pieces` are our own tokens.
-    """
+    """Print the results of all arms."""
     console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
 
     def line(text: str) -> None:

@@ -13,10 +13,7 @@ _PIECE = re.compile(r"\n+| ?[^\W\d_]{1,16}|\d{1,3}| ?[^\w\s]{1,3}|[^\S\n]+|_+| |
 
 
 class PieceTokenizer:
-    """Splits a text at spaces and punctuation into pieces of about four characters, much as models' tokenizers do.
-
-    It learns its vocabulary while it encodes, and decoding gives the text back. It has what the controller reads.
-    """
+    """Splits a text into pieces of about four characters, much as models' tokenizers do, for the controller."""
 
     name = "pieces"
     eos_token_id: int | None = None

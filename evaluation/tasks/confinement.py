@@ -64,10 +64,7 @@ def confine(libraries: Sequence[str]) -> None:
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is only numbers, short names, known functions and operators, hence no program.
-
-    One name alone is no program either: sympy parses those of its units while it is imported.
-    """
+    """Whether a text is only numbers, short names, known functions and operators, or one name: hence no program."""
     position = len(text) if text.isalpha() and not keyword.iskeyword(text) else 0
     while position < len(text):
         token = _TOKEN.match(text, position)

@@ -62,9 +62,9 @@ class Equality:
 
 
 class AnswerChecker(Closing):
-    """Compares answers and caches the outcomes; its sandbox processes run until the end of `with`.
+    """Compares answers within `deadline` seconds each and caches the outcomes; threads take turns.
 
-    The deadline is in seconds for one comparison. Threads may share a checker; they take turns at new comparisons.
+    Its sandbox processes run until the end of `with`.
     """
 
     def __init__(self, deadline: float = DEADLINE) -> None:

@@ -1,7 +1,7 @@
 """Questions of a benchmark: the embedded family `tiny`, reasoning-gym by name, or JSONL files of your own.
 
-Questions of reasoning-gym are generated in disjoint splits and scored by its own rules. The package runs in a sandbox
-process only: it is slow to import, some generators search for long, and some scorers would evaluate what they get.
+reasoning-gym has disjoint splits and its own scorers. It runs in a sandbox process only: it is slow to import, some
+generators search for long, and some scorers would evaluate what they get.
 """
 
 from __future__ import annotations
@@ -76,11 +76,7 @@ class Question:
 
 
 def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
-    """Load the first `limit` questions of a task; raises TaskError.
-
-    `tiny` and `gym:NAME` generate problems of the split from the seed (200 by default). A file is read as it is: it has
-    no splits.
-    """
+    """Load the first `limit` questions of a task, or of its split if it has any (200 by default); raises TaskError."""
     if limit is not None and limit < 1:
         raise TaskError(f"limit is {limit}; accepted: 1 or more questions")
     if split not in SPLITS:

@@ -65,8 +65,7 @@ class Closing:
 class SandboxProcess(Closing):
     """A process that executes one call at a time; it starts with the first call and is replaced when it is lost.
 
-    It is a new interpreter rather than a fork, because the caller may have threads, a GPU, or a script without a main
-    guard. Threads take turns.
+    A new interpreter, no fork: the caller may have threads, a GPU, or no main guard.
     """
 
     def __init__(self, library: str) -> None:

@@ -1,8 +1,7 @@
 """The child process of `sandbox.SandboxProcess`: compares, generates and scores; it may be killed at any moment.
 
-It runs as a script, so that it starts without importing any of our modules. It reads one JSON request per line,
-`[function, seconds, *arguments]`, and writes one JSON reply per line, `[value, error]`. It trusts no text that it
-gets: scorers of reasoning-gym evaluate answers as Python, which `confinement` prevents.
+It runs as a script, without our modules. It reads JSON requests, `[function, seconds, *arguments]`, and writes replies,
+`[value, error]`, a line each. Scorers of reasoning-gym evaluate answers as Python, which `confinement` prevents.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The embedded task family `tiny`: unlimited graded word problems in disjoint splits.
 
-Four kinds (`story`, `chain`, `expr`, `basket`) are built on the programs of `toy_programs`. Every problem starts with
-another one of the same kind that is then called off, and is padded with distractors to a length that does not depend on
-its level. So only the part after the turn matters: length, kind and bag of words do not reveal the level.
-
-The embedded models are trained on these texts; changing a template changes the task.
+Four kinds are built on the programs of `toy_programs`. Every problem starts with another one that is then called off,
+and is padded with distractors, so that length, kind and bag of words do not reveal its level. The embedded models are
+trained on these texts; changing a template changes the task.
 """
 
 from __future__ import annotations
@@ -182,10 +180,9 @@ _MAKERS: dict[str, Callable[[Work, Cast, Random], Draft]] = {
 def draw(
     kind: str, work: Work, rng: Random, padding: float = 1.0, contrast: int | None = None
 ) -> tuple[str, Program, tuple[str, ...]]:
-    """One problem text with its program and step labels.
+    """One problem text with its program and step labels; `contrast` is the level of the called-off one.
 
-    `padding` is a share of the full one; at 0.3 and below there is no called-off problem, at 0 no padding at all.
-    `contrast` is the level of the called-off problem, by default random.
+    `padding` is a share of the full one; at 0.3 and below nothing is called off.
     """
     cast = Cast(
         rng.choice(NAMES),

@@ -1,7 +1,6 @@
 """Trace files with one record per line: a generation's text by origin, its decisions, and the uncontrolled run.
 
-The schema is versioned, and unknown fields are refused. Reading names the line of an error, and appending writes all
-or nothing.
+The schema is versioned and strict; reading names the line of an error, and appending writes all or nothing.
 """
 
 from __future__ import annotations

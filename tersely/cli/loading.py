@@ -100,10 +100,7 @@ def open_session(
 
 
 def silence_libraries() -> None:
-    """Silence the libraries' messages about loading; tersely's own errors and warnings stay.
-
-    The variables are read when the libraries are imported, so this comes first; values that a user has set stay.
-    """
+    """Silence the libraries' messages about loading, before they are imported; what a user has set stays."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
@@ -121,11 +118,7 @@ def spinner(text: str) -> Status:
 
 
 class Interruptible(EngineWrapper):
-    """An engine that returns what it has generated so far on Ctrl-C.
-
-    Attributes:
-        interrupted: whether that happened; the completions then have the finish reason "length".
-    """
+    """An engine that returns what it has generated so far on Ctrl-C, as `interrupted` and cut by "length"."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)

@@ -1,7 +1,4 @@
-"""Showing a generation while it is made: thinking dim, forced text marked with its reason, the answer bright.
-
-Off a terminal the same is written plainly, with headings instead of colours.
-"""
+"""Showing a generation while it is made: thinking dim, forced text with its reason, the answer bright; or plainly."""
 
 from __future__ import annotations
 

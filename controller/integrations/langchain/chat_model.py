@@ -193,8 +193,8 @@ class ChatTersely(BaseChatModel, TerselyModel):
     ) -> Mapping[str, deque[Future[GenerationResult]]]:
         """Start the inputs that no cache answers and that share their options as one batch of the engine.
 
-        LangChain still makes each input a call of its own, with its callbacks, limits and errors; the call then takes
-        its answer from here.
+        LangChain still makes each input a call, with its callbacks, limits and errors, which takes its answer from
+        here.
         """
         others = ("return_exceptions", "structured_output_format")
         settings = {name: value for name, value in given.items() if not name.endswith(others)}
@@ -223,8 +223,8 @@ class ChatTersely(BaseChatModel, TerselyModel):
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any) -> Runnable:
         """The model with tools; calls are read from its answer, never from its thinking.
 
-        Raises CapabilityError for a model whose chat template does not accept tools; finding out may load the model.
-        `tool_choice` is a tool's name, "any", "auto" or "none"; a call can be asked for but not forced.
+        `tool_choice` is a tool's name, "any", "auto" or "none"; a call can be asked for but not forced. Raises
+        CapabilityError for a model whose chat template does not accept tools, which may load it.
         """
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         if schemas:
@@ -242,10 +242,9 @@ class ChatTersely(BaseChatModel, TerselyModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable:
-        """A runnable that returns output of the schema, or raises OutputParserException.
+        """A runnable that returns output of the schema, always checked, or raises OutputParserException.
 
-        By default the method is a function call if the model can call tools, and otherwise JSON by schema. `strict` has
-        no effect, since the output is always checked.
+        By default the method is a function call if the model can call tools, and otherwise JSON by schema.
         """
         if method is None:
             method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"

@@ -31,11 +31,10 @@ LAYER = -1
 
 
 class DifficultyDecision(BaseDecisionModel):
-    """Answers `Choice` questions with the difficulty probe; for LangChain's `ModelRouterMiddleware`.
+    """Answers `Choice` questions with the difficulty probe, by one read; for LangChain's `ModelRouterMiddleware`.
 
     The probe estimates the probability that each tier is the cheapest sufficient one. A label's probability is the sum
-    over its tiers, the most probable label is chosen, and its probability is the confidence. Costs one read of the
-    question.
+    over its tiers; the most probable label is chosen, with its probability as confidence.
     """
 
     engine: Any = Field(default=None, exclude=True)  # an `Engine` or `Session` of the model, if it is already loaded
@@ -121,11 +120,10 @@ def difficulty_decision(decision: DifficultyDecision, after: str = "easy") -> Ca
 
 
 class ModeRouter:
-    """Chooses the mode for a conversation by its latest question; for `ModeMiddleware`.
+    """Chooses the mode for a conversation by one read of its latest question; for `ModeMiddleware`.
 
-    Costs one read of the question. `folder` is one that `tersely agents --router-out` wrote; None uses the released
-    probe. Raises ProbeError for a model without a mode probe, ArtifactError for another model's, CapabilityError for an
-    engine without hidden states.
+    `folder` is of `tersely agents --router-out`; None uses the released probe. Raises ProbeError for a model without a
+    mode probe, ArtifactError for another model's, CapabilityError for an engine without hidden states.
     """
 
     def __init__(self, model: str | Engine | Session, folder: str | None = None) -> None:

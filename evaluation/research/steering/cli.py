@@ -69,9 +69,9 @@ class SteerPlan:
 
 
 def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
-    """Find a direction and save it in `out/steering`, ready for a session; returns the report.
+    """Find a direction and save it in `out/steering`, resuming an interrupted run; returns the report.
 
-    An interrupted run resumes. Raises SteeringError if no direction can be extracted.
+    Raises SteeringError if no direction can be extracted.
     """
     parts = _load_parts(plan)
     engine = load_engine(plan.model, grouped=True)
