@@ -17,7 +17,7 @@ from ..controller.registry import resolve_modifier
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .loading import Interruptible, load, open_session, source, spinner
+from .loading import Interruptible, ModelSource, load, open_session, spinner
 from .terminal import TerminalRenderer, comparison, format_outcome, writer
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(
     )
     if config is not None:
         chosen = _configured(chosen, config)
-    origin = source(model, engine, markers, think_prompt, base_url, tokenizer)
+    origin = ModelSource(model, engine, markers, think_prompt, base_url, tokenizer)
     _check(chosen, trace)
     text = _prompt_text(prompt)
     with closing(Interruptible(load(origin))) as running:

@@ -132,7 +132,7 @@ class ModeRouter:
 
     def predict(self, question: str) -> dict[str, float]:
         """The probability that each mode is the cheapest sufficient one."""
-        (proba,) = self.probe.proba(prompt_hidden_states(self.session, [question]))
+        (proba,) = self.probe.network.proba(prompt_hidden_states(self.session, [question]))
         return _by_name(self.probe.classes, proba)
 
     def __call__(self, messages: Sequence[BaseMessage]) -> str:

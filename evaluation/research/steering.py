@@ -10,20 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ....checkpoint_log import CheckpointLog
-from ....controller.budgets import canonical_effort
-from ....controller.engines.transformers.engine import load_engine
-from ....controller.options import GenerationOptions
-from ....controller.types import SamplingParams
-from ....errors import OptionError, unknown
-from ....probes.artifact import save
-from ....probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
-from ... import cli_utils as cli
-from ...bench.arms import Bench, check_disjoint
-from ...runner import SessionRunner
-from ...tasks.equality import AnswerChecker
-from ...tasks.questions import Question, TaskError, hash_question, load_pools
-from .search import (
+from ...checkpoint_log import CheckpointLog
+from ...controller.budgets import canonical_effort
+from ...controller.engines.transformers.engine import load_engine
+from ...controller.options import GenerationOptions
+from ...controller.types import SamplingParams
+from ...errors import OptionError, unknown
+from ...probes.artifact import save
+from ...probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
+from .. import cli_utils as cli
+from ..bench.arms import Bench, check_disjoint
+from ..runner import SessionRunner
+from ..tasks.equality import AnswerChecker
+from ..tasks.questions import Question, TaskError, hash_question, load_pools
+from .steering_search import (
     MARGIN,
     SHORTENS,
     STRENGTHS,

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ....controller.engines.transformers.research.steering import Steer
-from ....controller.options import GenerationOptions
-from ....controller.text.thoughts import ThinkingState
-from ....controller.text.tokenizer_adapter import TokenizerAdapter
-from ....probes.research.steering import Direction, Pair
-from ...bench.arms import Arm, Bench, run_arm, run_batch
-from ...bench.compare import summarize
-from ...bench.records import ArmRecords
+from ...controller.engines.transformers.research.steering import Steer
+from ...controller.options import GenerationOptions
+from ...controller.text.thoughts import ThinkingState
+from ...controller.text.tokenizer_adapter import TokenizerAdapter
+from ...probes.research.steering import Direction, Pair
+from ..bench.arms import Arm, Bench, run_arm, run_batch
+from ..bench.compare import summarize
+from ..bench.records import ArmRecords
 
 CONTRAST = 1.25
 """Least ratio of the longest to the shortest thinking; below it they differ mostly by chance."""
