@@ -152,7 +152,7 @@ def _restrict_system_calls(folders: Sequence[str]) -> None:
 
 
 def drop_user(needed: Sequence[str]) -> None:
-    """Become `nobody` where this is root, or drop its capabilities if `nobody` could not read these files."""
+    """Become a user without rights where this is root, or drop its capabilities if that user could not read these."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
     os.setgroups([])

@@ -58,7 +58,7 @@ class Drawn:
         if not (isinstance(self.name, str) and numbers and self.index < BATCH):
             accepted = f"a task's name, a seed, and an index below {BATCH}"
             raise TaskError(
-                f"{self.name!r:.50}, {self.seed!r:.50}, {self.index!r:.50} is no problem; accepted: {accepted}"
+                f"{self.name!r:.50}, {self.seed!r:.50}, {self.index!r:.50} is not a problem; accepted: {accepted}"
             )
 
 

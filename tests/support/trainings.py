@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -20,6 +20,7 @@ from tersely.training.training_run import TrainingRun
 if TYPE_CHECKING:  # it imports TRL, and with it vLLM
     from tersely.training.trainer import AdaptiveTrainer
 
+R = TypeVar("R", bound=Recipe)
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "data": {"questions": 4},
     "rollouts": {"prompts": 2, "generations": 4, "max_new_tokens": 200, "batch": 32},
@@ -49,7 +50,7 @@ def make_recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
     return validate_recipe_values(recipe_values(name, folder, **sections), load_method(name).recipe, "the test")
 
 
-def make_run(recipe: Recipe, sampler: RolloutSampler, rows: Sequence[dict[str, Any]] = ()) -> TrainingRun[Recipe]:
+def make_run(recipe: R, sampler: RolloutSampler, rows: Sequence[dict[str, Any]] = ()) -> TrainingRun[R]:
     """A run that has not started."""
     checked = CheckedRecipe(rows, sampler.session.markers, [])
     return TrainingRun(recipe, checked, recipe.out, None, lambda line: None)
