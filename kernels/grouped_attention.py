@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAME = "sdpa_grouped"
-"""Its name in transformers: `AutoModelForCausalLM.from_pretrained(..., attn_implementation=NAME)`."""
+NAME = "sdpa_grouped"  # its name in transformers: `AutoModelForCausalLM.from_pretrained(..., attn_implementation=NAME)`
 _MAX_QUERIES = 16  # with more queries per step, the stock kernel is as fast
 
 

@@ -15,8 +15,7 @@ import torch
 
 from ..errors import unknown
 
-ABI = 3
-"""The version that `tersely_abi` in csrc/native.c must return; a library of another version is not used."""
+ABI = 3  # the version that `tersely_abi` in csrc/native.c must return; a library of another version is not used
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes that operations accept, with their numbers in csrc/numbers.h."""
 _MIN_ELEMENTS = 1 << 19  # elements per thread; fewer are not worth waking another thread for

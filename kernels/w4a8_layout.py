@@ -39,12 +39,9 @@ _open: tuple[weakref.ref[mmap.mmap], int] | None = None  # the current arena, an
 class PackedLayout(IntEnum):
     """How the weights of a layer are stored, with the numbers of csrc/w4a8.h."""
 
-    GRAINS = 0
-    """4 bits, with a fine scale and a zero for each group."""
-    BYTES = 1
-    """8 bits."""
-    PLANES = 2
-    """8 bits, high halves and low halves apart."""
+    GRAINS = 0  # 4 bits, with a fine scale and a zero for each group
+    BYTES = 1  # 8 bits
+    PLANES = 2  # 8 bits, high halves and low halves apart
 
     @property
     def inputs(self) -> int:

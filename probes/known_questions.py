@@ -17,8 +17,7 @@ from .arrays import ArrayRecord
 Floats = NDArray[np.float64]
 FALSE_ALARM = 0.01
 _WORD = re.compile(r"[^\W\d_]+")  # digits and signs are in any question
-LENGTHS = ("it is shorter", "it is longer")
-"""Differences of a question whose words are known."""
+LENGTHS = ("it is shorter", "it is longer")  # differences of a question whose words are known
 _TESTS = 3
 _SHOWN = 3
 

@@ -32,8 +32,7 @@ class CheckpointLog:
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
         self.path = path
         self._head = {_HEAD: dict(run)}
-        self.completed: dict[str, Any] = {}
-        """Values of the finished pieces by key."""
+        self.completed: dict[str, Any] = {}  # values of the finished pieces by key
         if path is not None and path.exists():
             self._read(path, json.loads(json.dumps(self._head)))
 

@@ -6,8 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-_SHOWN = 60
-"""Characters that a message shows of a value that was not accepted."""
+_SHOWN = 60  # characters that a message shows of a value that was not accepted
 
 
 class TerselyError(Exception):

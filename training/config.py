@@ -13,8 +13,7 @@ from ..controller.options import option_field
 from ..errors import TerselyError, shorten
 from ..validation import FrozenModel, format_error_details
 
-CHANGEABLE = ("out", "saving", "alarm")
-"""Keys of a recipe that may differ when a run is resumed."""
+CHANGEABLE = ("out", "saving", "alarm")  # keys of a recipe that may differ when a run is resumed
 
 
 class RecipeError(TerselyError, ValueError):
@@ -29,8 +28,7 @@ def _check_thinking(effort: str) -> str:
     return effort
 
 
-ThinkingEffort = Annotated[str, AfterValidator(_check_thinking)]
-"""A tier with thinking."""
+ThinkingEffort = Annotated[str, AfterValidator(_check_thinking)]  # a tier with thinking
 
 
 class Section(FrozenModel):

@@ -15,8 +15,7 @@ from .traces import PreferencePair, SampledTrace
 from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, WithoutTelemetry
 from .training_run import Finish, TrainingRun
 
-LOSS_MASK = "loss_mask"
-"""Column of preference pairs: the masks of the chosen and the rejected completion."""
+LOSS_MASK = "loss_mask"  # column of preference pairs: the masks of the chosen and the rejected completion
 
 
 class TokenSFTTrainer(WithoutTelemetry, SFTTrainer):  # type: ignore[misc]

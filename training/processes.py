@@ -18,8 +18,7 @@ from .config import RecipeError
 
 T = TypeVar("T")
 R = TypeVar("R")
-_TIMEOUT = timedelta(days=7)
-"""How long processes wait for the slowest. If one dies, its launcher ends the others."""
+_TIMEOUT = timedelta(days=7)  # how long processes wait for the slowest. If one dies, its launcher ends the others.
 _SHARDING = tuple(f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
 _PRECISION = "ACCELERATE_MIXED_PRECISION"
 

@@ -33,8 +33,7 @@ from .rewards import NO_THINK, THINK
 if TYPE_CHECKING:
     from .vllm_sampler import VllmSampler
 
-FREE = "free"
-"""The start mode of a completion whose first token is left to the model. The others are forced."""
+FREE = "free"  # the start mode of a completion whose first token is left to the model. The others are forced.
 _UNAVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.HELPER})
 """What policies cannot have in rollouts."""
 

@@ -122,8 +122,7 @@ class TerselyModel(BaseModel):
 
 
 _OPTIONS = tuple(name for name in (*OPTION_NAMES, *SAMPLING_OPTIONS) if name in TerselyModel.model_fields)
-CALL_SETTINGS = ("reasoning_effort", "max_tokens", *_OPTIONS)
-"""Settings that may be given with each call."""
+CALL_SETTINGS = ("reasoning_effort", "max_tokens", *_OPTIONS)  # settings that may be given with each call
 
 
 def check_names(what: str, names: Iterable[str], accepted: Collection[str]) -> None:

@@ -179,8 +179,7 @@ def _collect(name: str, world: World, rng: Random) -> Task:
     return Task(name, "collect", f"{who}?", gold, world, calls, tuple(NEXT[page.kind] for page in read))
 
 
-NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}
-"""The fact of each page that a `collect` task needs."""
+NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}  # the fact of each page that a `collect` task needs
 
 
 _MAKERS: dict[str, Callable[[str, World, Random], Task]] = {

@@ -205,8 +205,7 @@ TOOLS = {
         Tool("calculator", "Compute an expression of numbers with + - * / and parentheses.", "expression", _calculator),
     )
 }
-TOOL_SCHEMAS = [tool.schema for tool in TOOLS.values()]
-"""All tools in OpenAI's format."""
+TOOL_SCHEMAS = [tool.schema for tool in TOOLS.values()]  # all tools in OpenAI's format
 
 
 def call_tool(world: World, name: str, arguments: Mapping[str, Any]) -> str:

@@ -21,8 +21,7 @@ from ...io import append_line, check_writable
 from ...validation import FrozenModel, parse_json
 from ..cli_utils import format_table, make_folder
 
-_MAX_NEW_TOKENS = 2048
-"""The limit of tasks that set none."""
+_MAX_NEW_TOKENS = 2048  # the limit of tasks that set none
 
 
 class ModelArguments(FrozenModel):

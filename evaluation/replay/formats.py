@@ -23,8 +23,7 @@ _RESPONSES = ("response", "response_body", "output", "outputs")
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _REASONING_BLOCKS = ("thinking_blocks", "reasoning_details")
-_HARMLESS = ("note", "tier", "error")
-"""Actions of a trace that change no text."""
+_HARMLESS = ("note", "tier", "error")  # actions of a trace that change no text
 
 
 class RowError(ValueError):

@@ -17,8 +17,7 @@ from ...errors import MarkerError
 
 _BATCH = 8
 _GREEDY = SamplingParams(temperature=0)
-_UNKNOWN = "What is the answer?"
-"""In place of a question that the log does not have."""
+_UNKNOWN = "What is the answer?"  # in place of a question that the log does not have
 
 
 class ModelReader:

@@ -15,10 +15,8 @@ from ...probes.stats import binomial_upper_bound
 from ..stats import ratio_bootstrap
 from .run import ReplayedRow
 
-DELTA = 0.05
-"""The bound of what is lost holds with confidence 1 - DELTA."""
-_REASONS = 20
-"""Reasons that are listed; a policy may write any number of them."""
+DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
+_REASONS = 20  # reasons that are listed; a policy may write any number of them
 
 
 def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -57,8 +55,7 @@ def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
-_WIDE = 200
-"""Columns where no terminal says how many there are; set names are file names."""
+_WIDE = 200  # columns where no terminal says how many there are; set names are file names
 _COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
 _STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
 _READ = "of the reader {} counts there"

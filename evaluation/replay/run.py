@@ -26,8 +26,7 @@ from ...errors import CapabilityError
 from ..tasks.equality import AnswerChecker
 from .formats import RecordedOutput
 
-MARKERS = Markers("<think>", "</think>")
-"""Recorded thinking has none; those of most models."""
+MARKERS = Markers("<think>", "</think>")  # recorded thinking has none; those of most models
 _LONGEST_REASON = 120
 _NUMBER = re.compile(r"\S*\d\S*")
 

@@ -38,8 +38,7 @@ from .steering_search import (
 
 UNUSABLE = 1
 _PLACES = {"tokens": "all tokens of the thinking", "ends": "the ends of thoughts"}
-RECOMMENDED = (200, 8)
-"""Recommended questions, and samples of each; with fewer, the report has a note."""
+RECOMMENDED = (200, 8)  # recommended questions, and samples of each; with fewer, the report has a note
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MEMORY = 2 * 2**30
-"""Bytes of memory that one request may use in addition to the libraries."""
+MEMORY = 2 * 2**30  # bytes of memory that one request may use in addition to the libraries
 _FILES = 64
 _NOBODY = 65534
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -47,8 +46,7 @@ _FUNCTIONS = frozenset(
     "asinh acosh atanh erf erfi gamma abs Abs sign floor ceiling Max Min factorial binomial Rational Eq Ne "
     "Integral".split()
 )
-_LONGEST_NAME = 2
-"""Letters of a variable's name."""
+_LONGEST_NAME = 2  # letters of a variable's name
 
 
 def confine(libraries: Sequence[str]) -> None:

@@ -17,15 +17,12 @@ from ...errors import OptionError
 from .questions import GYM_DRAW_SECONDS, Drawn, Question, TaskError
 from .sandbox import CallError, Closing, CrashError, DeadlineError, SandboxError, SandboxProcess
 
-DEADLINE = 5.0
-"""Seconds for one comparison; math-verify usually needs a few hundredths."""
-LONGEST = 10_000
-"""Longest answer that is compared, in characters; the longest gold answers have a few thousand."""
+DEADLINE = 5.0  # seconds for one comparison; math-verify usually needs a few hundredths
+LONGEST = 10_000  # longest answer that is compared, in characters; the longest gold answers have a few thousand
 PASS_SCORE = 0.99
 """Score of reasoning-gym that counts as correct; 1 is full marks, but some scores are sums of fractions."""
 
-_WORD_LETTERS = 3
-"""Fewest letters of a word; fewer may be a product of variables."""
+_WORD_LETTERS = 3  # fewest letters of a word; fewer may be a product of variables
 
 Outcome = Literal["equal", "different", "unparsable", "timeout", "crash"]
 Method = Literal["exact", "math-verify", "score_answer"]

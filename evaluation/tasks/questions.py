@@ -33,8 +33,7 @@ GYM = "gym:"
 DEFAULT_LIMIT = 200
 _FORM = '{"id": ..., "problem": ..., "answer": ...} with an optional whole number "level"'
 
-_GYM_PATIENCE = 4
-"""Batches in a row without a new problem after which a generator counts as exhausted."""
+_GYM_PATIENCE = 4  # batches in a row without a new problem after which a generator counts as exhausted
 _GYM_NAMES_SECONDS, GYM_DRAW_SECONDS = 10.0, 180.0
 """Time limits for the list of names, and for one batch of the slowest generators."""
 

@@ -14,8 +14,7 @@ from typing import Any, Self
 
 from ...errors import TerselyError
 
-_START_SECONDS = 180.0
-"""Time to import a library; generous, because imports never hang, but the machine may be busy."""
+_START_SECONDS = 180.0  # time to import a library; generous, because imports never hang, but the machine may be busy
 _END_SECONDS = 10.0
 _KEPT_ENVIRONMENT = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT")
 """What an interpreter needs to find its libraries; the process forgets these too, once they are imported."""

@@ -25,10 +25,8 @@ _EXCLUDED = {
     "codeio",  # runs code from the web to make its problems, and makes others each time
     "composite",  # needs settings
 }
-BATCH = 50
-"""Problems drawn from one seed."""
-_KEPT = 64
-"""Batches that are kept for scoring."""
+BATCH = 50  # problems drawn from one seed
+_KEPT = 64  # batches that are kept for scoring
 
 
 def compare(gold: str, answer: str) -> str:

@@ -20,14 +20,12 @@ from torch import Tensor
 
 from ...errors import ModelError
 
-FINE_GRID = tuple(1.02 - 0.22 * (i + 1) / 20 for i in range(20))
-"""Phase one: the shares of a group's range to try."""
+FINE_GRID = tuple(1.02 - 0.22 * (i + 1) / 20 for i in range(20))  # phase one: the shares of a group's range to try
 COARSE_GRID = tuple(1.02 - 0.82 * (i + 1) / 80 for i in range(80))
 """Phase two: the shares of an output's largest weight to try."""
 OUTLIERS = 0.005  # the share of inputs that count as outliers
 LEAST = 1e-30  # lower bound of scales, for weights that are all zero
-DAMPING = 0.01
-"""Share of the inputs' mean energy that is added to the diagonal, so that the matrix can be inverted."""
+DAMPING = 0.01  # share of the inputs' mean energy that is added to the diagonal, so that the matrix can be inverted
 PASSES = 3  # how many times all codes are improved
 _AT_ONCE = 1 << 18  # weights per step, so that they stay in the caches
 _BLOCK = 128  # inputs after which the errors of all others are updated

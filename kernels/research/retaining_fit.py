@@ -23,8 +23,7 @@ from .retaining import PROJECTIONS, RetainingHeads, attention_modules
 TARGETS = ("logit", "log_prob")
 SMOOTHING = 0.0025
 RATE, TEXTS_PER_STEP = 2e-3, 4
-MIN_DISTANCE = 32
-"""Least distance in tokens from a unit to the queries that count; for nearer ones it is a stabilizer."""
+MIN_DISTANCE = 32  # least distance in tokens from a unit to the queries that count; for nearer ones it is a stabilizer
 _NAME = "tersely_importance"
 
 

@@ -24,8 +24,7 @@ LABELS = ("tiers", "diffadapt")
 OFTEN, RARELY = 0.8, 0.2
 SHUFFLES = 5
 FOLDS = 4
-DOUBT = 1.28
-"""Standard errors added to a cost in accuracy, which exceeds that with a probability of one in ten."""
+DOUBT = 1.28  # standard errors added to a cost in accuracy, which exceeds that with a probability of one in ten
 
 
 def label_diffadapt(accuracy: Floats, entropy: Floats) -> NDArray[np.str_]:

@@ -9,8 +9,7 @@ from ..controller.streaming import TextDeltaEvent
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 
-Write = Callable[[str, str], None]
-"""Writes text in a rich style; a plain writer ignores the style."""
+Write = Callable[[str, str], None]  # writes text in a rich style; a plain writer ignores the style
 
 
 def writer() -> tuple[Write, bool]:

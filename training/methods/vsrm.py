@@ -35,8 +35,7 @@ CUES = (
     *("seems solid", "similarly", "that's correct but", "that seems right", "wait but", "So"),
 )
 """Words that begin a step; those in lower case also match capitalised."""
-FLOOR, SPACING = 1000, 400
-"""Characters before the first cut, and between two."""
+FLOOR, SPACING = 1000, 400  # characters before the first cut, and between two
 LOOK_AHEAD, DECAY = 4, 0.7
 _NO_CHANGE = 1e-5
 _SENTENCE_END = re.compile(r"[.!?\n]\s*")

@@ -21,8 +21,7 @@ from ..traces import SampledTrace
 
 _ROWS = 8
 _CHUNK = 2048
-_RETRY = 0.85
-"""The share of exits kept in the next try, if tokens that stay disagree because of those that left."""
+_RETRY = 0.85  # the share of exits kept in the next try, if tokens that stay disagree because of those that left
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,7 @@ from ..rewards import AGENTIC
 from ..rollouts import GroupRollouts
 from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
-CALLING = (FREE, AGENTIC)
-"""Start modes of episodes whose calls are executed; the others have no tools."""
+CALLING = (FREE, AGENTIC)  # start modes of episodes whose calls are executed; the others have no tools
 
 
 def run_calls(world: World, text: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:

@@ -22,8 +22,7 @@ from ..training_run import TrainingRun
 from .heads import Heads, install_heads, save_heads
 
 Objective = Literal["accuracy", "brevity", "format"]
-OBJECTIVE = "objective"
-"""Column of the training examples: the index of the head that learns them."""
+OBJECTIVE = "objective"  # column of the training examples: the index of the head that learns them
 
 
 class MahDpo(Section):

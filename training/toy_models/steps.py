@@ -16,8 +16,7 @@ from ...evaluation.agents.tasks import NEXT, NUMBERS, OPERATIONS, Task
 from ...evaluation.agents.tools import TOOLS
 from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, ToyTrace
 
-CALLED = ("lookup", "calculator")
-"""The tools that tasks need; `search` is never called."""
+CALLED = ("lookup", "calculator")  # the tools that tasks need; `search` is never called
 UNKNOWN = "I cannot know that."
 ABOVE = {"person": "Team", "team": "Firm"}
 _COUNTED = frozenset(key for keys in NUMBERS.values() for key in keys)

@@ -26,8 +26,7 @@ FINAL_INSTRUCTION = (
     "There is no budget for further steps. Answer the question now from what is known so far, say what remains open, "
     "and call no tools."
 )
-SPENT = "tersely_spent"
-"""The key of the agent's state that holds what has been spent."""
+SPENT = "tersely_spent"  # the key of the agent's state that holds what has been spent
 
 _ORDER = ("none", "easy", "normal", "hard")
 

@@ -35,8 +35,7 @@ MODES = ("instant", "reasoning", "agentic")
 
 MODE_EFFORTS: Mapping[str, str] = {"instant": "none", "reasoning": "hard"}
 
-STATE_PREFIX = "tersely_"
-"""Prefix of the agent state's keys that this middleware owns, and that no tool may set."""
+STATE_PREFIX = "tersely_"  # prefix of the agent state's keys that this middleware owns, and that no tool may set
 
 EffortChooser = Callable[[ModelRequest[Any]], "str | Awaitable[str]"]
 Router = Callable[[Sequence[BaseMessage]], "str | Awaitable[str]"]

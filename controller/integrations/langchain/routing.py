@@ -26,8 +26,7 @@ from ...types import Capability, Engine
 from ..base import get_runner, shared_engine
 from .messages import as_prompt
 
-LAYER = -1
-"""The hidden layer that mode probes read: the last one, which every engine with hidden states has."""
+LAYER = -1  # the hidden layer that mode probes read: the last one, which every engine with hidden states has
 
 
 class DifficultyDecision(BaseDecisionModel):
