@@ -39,10 +39,7 @@ def register() -> None:
 def grouped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function for transformers: query [rows, heads, queries, width], key and value with fewer heads.
-
-    Anything but the few queries of a decoding step is passed on to transformers' own `sdpa`.
-    """
+    """Attention for transformers, query [rows, heads, queries, width]; all but decoding steps is left to its `sdpa`."""
     rows, heads, queries, width = query.shape
     groups = heads // key.shape[1]
     plain = not any(kwargs.get(name) for name in ("dropout", "output_attentions"))

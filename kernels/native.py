@@ -105,10 +105,7 @@ class _TorchCalls(ctypes.Structure):
 
 
 def register_w4a8(margin: float) -> bool:
-    """Register the compiled W4A8 layer as the op's CPU implementation; returns whether it worked. Once per process.
-
-    The margin is how far below a row's maximum a tile of 8-bit weights in planes may be and still be refined.
-    """
+    """Register the compiled W4A8 layer, with w4a8.py's `MARGIN`, for CPUs, once; returns whether it worked."""
     native = library()
     try:
         if native is None:

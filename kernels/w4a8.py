@@ -91,10 +91,7 @@ def reference(
 
 
 def select_refined(previewed: Tensor, refined: Tensor, channel_scale: Tensor) -> Tensor:
-    """Results [rows, outputs] in planes: refined in tiles whose preview comes close to the row's maximum.
-
-    Outputs of scale 0, such as vocabulary padding, have nothing to refine and are ignored.
-    """
+    """Results [rows, outputs] in planes, refined in tiles of outputs (with a scale) that come close to the maximum."""
     counted = previewed.where(channel_scale != 0, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
     tops = F.pad(counted, (0, -refined.shape[1] % TILE), value=-torch.inf).unflatten(1, (-1, TILE)).amax(2)
     best = tops.amax(1, keepdim=True)

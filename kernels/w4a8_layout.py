@@ -141,10 +141,7 @@ def check_layer(
     input_scale: Tensor | None,
     bias: Tensor | None,
 ) -> None:
-    """Raise OptionError unless the tensors of a layer fit each other and the number of inputs.
-
-    The compiled code relies on this.
-    """
+    """Raise OptionError unless a layer's tensors fit each other and its inputs, on which the compiled code relies."""
     layout = choose_layout(weight, groups)
     planes = layout is PackedLayout.PLANES
     outputs, lines = channel_scale.numel(), weight.shape[-2] if weight.ndim == 3 + planes else 0
@@ -214,10 +211,7 @@ def to_huge_pages(tensor: Tensor) -> Tensor:
 
 
 def _allocate(size: int) -> tuple[mmap.mmap, int] | None:
-    """Zeroed bytes, as a mapping and an offset; None if the system has no huge pages.
-
-    A mapping is freed when the last tensor in it is.
-    """
+    """Zeroed bytes, as a mapping, freed with its last tensor, and an offset; None if the system has no huge pages."""
     global _open
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None

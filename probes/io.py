@@ -136,10 +136,7 @@ def save_stop_rule(
 
 
 def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -> StoredRule:
-    """Read a stop rule with trials, without, or (None) the one that saved more on the calibration split.
-
-    Raises ArtifactError if it is of another model or was changed.
-    """
+    """Read a stop rule with trials, without, or (None) the one that saved more in calibration; raises ArtifactError."""
     artifact = load(folder, fingerprint=require_fingerprint(fingerprint, folder), kind=READINESS)
     if artifact.features != (*FEATURES, *TRIAL_FEATURES):
         raise ArtifactError(f"{folder} reads other features than this version of tersely computes; calibrate again")

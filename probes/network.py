@@ -26,10 +26,7 @@ MAX_STEPS, MIN_BATCH = 64, 64  # at most so many steps an epoch, unless batches 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Network(ArrayRecord):
-    """Standardisation, one hidden layer of rectified units, and the calibration of the logits; all float32.
-
-    Raises OptionError if shapes do not fit each other, numbers are not finite, or the temperature is not positive.
-    """
+    """Standardisation, a layer of rectified units, and the calibration of the logits; float32. Raises OptionError."""
 
     shapes: ClassVar[Mapping[str, str]] = {
         "mean": "d",

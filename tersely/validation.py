@@ -25,10 +25,7 @@ _PLAIN = {"tuple_type": "a list", "model_type": "an object", "mapping_type": "an
 
 
 def format_validation_error(error: ValidationError, model: type | None = None) -> str:
-    """Describe the most helpful of pydantic's errors in one line: where, what was got, what is accepted.
-
-    `model` is what was validated, to list the fields that it accepts.
-    """
+    """Describe the most helpful of pydantic's errors in one line; lists the fields of `model`, which was validated."""
     # A misspelt field is often also a missing one, and the misspelling explains both.
     first = min(error.errors(include_url=False), key=lambda details: details["type"] not in _UNKNOWN)
     return format_error_details(first, model)

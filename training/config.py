@@ -149,10 +149,7 @@ T = TypeVar("T", bound=Recipe)
 
 
 def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] = ()) -> T:
-    """Read the recipe of a method from a YAML file, with `KEY=VALUE` changes to it.
-
-    Raises RecipeError, which names every key that is wrong.
-    """
+    """Read a method's recipe from YAML, with `KEY=VALUE` changes; raises RecipeError, which names all wrong keys."""
     try:
         values = _load_yaml(path.read_text(encoding="utf-8"), f"{path}")
     except (OSError, UnicodeDecodeError) as error:

@@ -24,10 +24,7 @@ def make_lora_config(recipe: Recipe) -> Any:
 
 
 def count_adapter_parameters(model: Any, lora: Lora) -> int:
-    """Parameters that PEFT would add to a model, which may be on the meta device.
-
-    Raises RecipeError if a target matches no layer that can have an adapter.
-    """
+    """Parameters that PEFT would add to a model, perhaps on the meta device; raises RecipeError for wrong targets."""
     from peft import get_peft_model
 
     if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == _QUANTIZED:

@@ -42,10 +42,7 @@ def load_tasks(data: Data) -> list[Task] | None:
 
 
 def load_rows(data: Data, model: str = "") -> list[Row]:
-    """One row per question, with efforts assigned in turn; raises TaskError.
-
-    The model decides whether agent tasks get a system prompt that explains the answer format.
-    """
+    """One row per question, with efforts assigned in turn, and the system prompt of the model; raises TaskError."""
     tasks, system = load_tasks(data), None
     if tasks is None:
         questions = load(data.task, data.split, data.questions, data.seed)
@@ -67,10 +64,7 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
 
 
 def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
-    """The rows of all steps, `size` distinct ones per step, in one shuffled pass after another.
-
-    The order is written out in full, so a resumed run continues in the same order.
-    """
+    """The rows of all steps, `size` distinct ones each, in shuffled passes; written out, so a resumed run agrees."""
     rng, order = Random(f"schedule:{seed}"), list(range(len(rows)))
     usable = len(rows) - len(rows) % size
     scheduled: list[Row] = []

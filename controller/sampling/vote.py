@@ -54,10 +54,7 @@ def tally(votes: Iterable[Vote]) -> dict[str, float]:
 
 
 class VoteState:
-    """A vote of `k` samples, numbered in the order they start; every sample that finishes votes.
-
-    An `early` vote stops once the leading answer cannot be overtaken.
-    """
+    """A vote of `k` samples, numbered in the order they start; `early` stops it once the leader cannot be overtaken."""
 
     def __init__(self, k: int, early: bool = True) -> None:
         self.k, self.early = k, early

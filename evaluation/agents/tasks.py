@@ -46,10 +46,7 @@ def get_system_prompt(model: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A question with its gold answer (all names for `collect`) and the calls that find it in a world of pages.
-
-    `keys` name the fact of the page that each call is for.
-    """
+    """A question with its gold answer (all names for `collect`), the calls that find it, and the fact each is for."""
 
     id: str
     kind: str
@@ -94,10 +91,7 @@ def draw_tasks(split: str, seed: int, limit: int, kinds: Sequence[str] = KINDS) 
 
 
 def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Task]:
-    """Endless tasks, cycling through the kinds; raises OptionError for an unknown split or kind.
-
-    The hash of a question decides its split, so splits are disjoint.
-    """
+    """Endless tasks in disjoint splits, cycling through the kinds; raises OptionError for an unknown split or kind."""
     for what, names, accepted in (("split", [split], SPLITS), ("kind of task", kinds, KINDS)):
         for name in names:
             if name not in accepted:

@@ -66,10 +66,7 @@ class TerselyLM(LM):
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> Chat:
-        """Pass the messages on to the session, which renders them for the tier.
-
-        Raises CapabilityError if the task starts the model's answer, because the model has to think first.
-        """
+        """Pass the messages on to the session; raises CapabilityError if the task starts the model's answer."""
         if not add_generation_prompt:
             raise CapabilityError(
                 f"the task starts the answer (gen_prefix {chat_history[-1]['content']!r}), but a reasoning model "

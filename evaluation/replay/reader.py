@@ -21,10 +21,7 @@ _UNKNOWN = "What is the answer?"  # in place of a question that the log does not
 
 
 class ModelReader:
-    """Lets a model answer greedily behind the thinking of another, in a box; implements `run.Reader`.
-
-    Raises what `load_engine` does. Of thinking that does not fit into the context, the end is read.
-    """
+    """Lets a model answer greedily behind the thinking of another (or its end), in a box; implements `run.Reader`."""
 
     def __init__(self, model: str) -> None:
         self.name, self.engine = model, load_engine(model, grouped=True)

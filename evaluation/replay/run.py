@@ -93,10 +93,7 @@ class Reader(Protocol):
 
 
 def make_replay_arms(presets: Sequence[str], policies: Sequence[str], trials: bool = False) -> list[ReplayArm]:
-    """An arm for each preset and for each policy; `trials` says whether a reader answers trials.
-
-    Raises OptionError for an unknown one, and CapabilityError or ProbeError for one that needs the model.
-    """
+    """An arm for each preset and policy; raises OptionError, or CapabilityError, ProbeError where a model is needed."""
     modifiers = find_entry_points("tersely.forward_modifiers")
     for name in (*presets, *policies):
         if name in modifiers:

@@ -68,10 +68,7 @@ class SteerPlan:
 
 
 def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
-    """Find a direction and save it in `out/steering`, resuming an interrupted run; returns the report.
-
-    Raises SteeringError if no direction can be extracted.
-    """
+    """Find a direction and save it in `out/steering`; returns the report. Raises SteeringError if there is none."""
     parts = _load_parts(plan)
     engine = load_engine(plan.model, grouped=True)
     blocks = engine.model.config.get_text_config(decoder=True).num_hidden_layers

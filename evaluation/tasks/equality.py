@@ -77,10 +77,7 @@ class AnswerChecker(Closing):
         return self._cached((gold, answer), self._compare)
 
     def grade(self, question: Question, answer: str) -> Equality:
-        """Grade an answer (or its boxed part) to a question, by the question's own scorer if it has one.
-
-        Raises TaskError for a question of reasoning-gym that cannot be drawn again.
-        """
+        """Grade an answer (or its boxed part) by the question's own scorer if it has one; raises TaskError."""
         if question.drawn is None:
             return self.check(question.answer, answer)
         return self._cached((question.drawn, extract_boxed(answer) or answer), self._score)

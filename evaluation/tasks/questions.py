@@ -168,10 +168,7 @@ class _Line(BaseModel):
 
 
 def _draw_from_gym(name: str, split: str, limit: int, seed: int) -> list[Question]:
-    """The first `limit` problems of a generator's split, fewer if it has no more; deterministic in the seed.
-
-    Raises OptionError for an unknown name, TaskError if reasoning-gym is missing or the generator fails.
-    """
+    """The first problems of a generator's split, by the seed; raises OptionError for an unknown name, TaskError."""
     if find_spec("reasoning_gym") is None:
         raise TaskError(f"task {GYM + name!r} needs reasoning-gym; install it: pip install 'tersely[gym]'")
     questions: list[Question] = []

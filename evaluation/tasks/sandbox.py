@@ -62,10 +62,7 @@ class Closing:
 
 
 class SandboxProcess(Closing):
-    """A process that executes one call at a time; it starts with the first call and is replaced when it is lost.
-
-    A new interpreter, no fork: the caller may have threads, a GPU, or no main guard.
-    """
+    """A new interpreter that executes one call at a time; starts with the first call, and is replaced when lost."""
 
     def __init__(self, library: str) -> None:
         self._library = library

@@ -40,10 +40,7 @@ class SegmentView(RecordModel):
 
 
 class TokenView(RecordModel):
-    """One output token, with the entropy (in nats) of its distribution.
-
-    A token that ends within a character has an empty text; the character belongs to the token that completes it.
-    """
+    """One output token, with its entropy in nats; empty if the next ones complete its character."""
 
     text: str
     entropy: float | None = None

@@ -188,10 +188,7 @@ def quantize_gptq(weight: Tensor, size: int, gram: Tensor, *, search: bool = Tru
 def _sweep(
     weight: Tensor, sizes: list[int], factor: Tensor, coarse: Tensor, grid: Iterable[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, fine scales and zeros of weights [outputs, inputs], one group of inputs after the other.
-
-    Compensation changes `weight` in place.
-    """
+    """Codes, fine scales and zeros of weights [outputs, inputs], group after group; changes `weight` in place."""
     codes, fine, zero = (torch.empty_like(weight) for _ in range(3))
     start = 0
     for size in sizes:

@@ -42,10 +42,7 @@ def unpack_words(words: Tensor) -> Tensor:
 
 
 def choose_group_size(size: int, inputs: int) -> int | None:
-    """The kernel's group size for groups of `size` inputs in a checkpoint, which may be split; None if there is none.
-
-    -1, or all inputs, means one scale per output.
-    """
+    """The kernel's group size for `size` (-1: all) inputs with one scale, which may be split; None if there is none."""
     if size in (-1, inputs):
         return max(GROUP_SIZES)
     if size <= 0 or inputs % size:

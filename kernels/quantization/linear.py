@@ -123,10 +123,7 @@ def parameter_shapes(
 
 
 class W4A8Linear(nn.Module):
-    """A linear layer with 8-bit activations, and 4-bit or 8-bit weights, depending on the layout.
-
-    `bias` is the dtype of the bias, None for no bias; the scheme decides whether there is an input scale.
-    """
+    """A linear layer with 8-bit activations, and 4-bit or 8-bit weights; `bias` is the dtype of the bias, if any."""
 
     weight: Tensor
     groups: Tensor | None

@@ -85,10 +85,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
 
 
 def register_if_enabled() -> None:
-    """Put the kernel first in vLLM's list for CPUs, once, if TERSELY_INT4_KERNEL=1.
-
-    Raises OptionError for a value other than 0 or 1.
-    """
+    """Put the kernel first in vLLM's list for CPUs, once, if TERSELY_INT4_KERNEL=1; raises OptionError."""
     value = os.environ.get(SWITCH) or "0"
     if value not in ("0", "1"):
         raise unknown(SWITCH, value, ("0", "1"))

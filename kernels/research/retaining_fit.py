@@ -36,10 +36,7 @@ class TrainingText:
 
 
 def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingText:
-    """Run the model on one text, and record the projections and importances of its units.
-
-    Raises OptionError for an unknown target or too short a text; CapabilityError as `retaining`.
-    """
+    """Record the projections and importances of a text's units; raises OptionError for too short a text."""
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     if len(ids) <= MIN_DISTANCE:

@@ -45,10 +45,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Direction(StoredValue):
-    """Unit vectors, one a layer, that point from long thinking to short.
-
-    Raises ArtifactError for what could not be saved and loaded again.
-    """
+    """Unit vectors, one a layer, that point from long thinking to short; raises ArtifactError for others."""
 
     kinds = (KIND,)
     format = 1

@@ -1,7 +1,4 @@
-"""SER-RL (arXiv 2506.15647): be right, and brief relative to one's own right answers to the same question.
-
-GRPO on free completions. The reward of the paper is unpublished; `GroupBrevity` is ours.
-"""
+"""SER-RL (arXiv 2506.15647): be right, and brief relative to one's own right answers; by GRPO, with our reward."""
 
 from __future__ import annotations
 

@@ -159,10 +159,7 @@ def _has_calls(rollout: Rollout) -> bool:
 
 
 def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) -> list[Rollout]:
-    """Open a tool call after the thinking of these completions, and let the model continue from there.
-
-    Completions that never close their thinking, or have no tokens left, stay as they are.
-    """
+    """Open a tool call after the thinking of these completions, if it is closed with tokens left, and continue them."""
     opening = tuple(sampler.session.codec.encode(f"{sampler.session.markers.close_suffix}{OPEN}"))
     opened, limit, size = list(rollouts), sampler.settings.max_new_tokens, sampler.settings.batch
     heads = {

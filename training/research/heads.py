@@ -84,10 +84,7 @@ def load_heads(folder: Path | str) -> dict[str, Tensor]:
 
 
 def mix_heads(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The weighted mean of heads, [vocabulary, hidden]; objectives that are not named have weight 0.
-
-    Raises OptionError for an unknown objective or an invalid weight.
-    """
+    """The weighted mean of heads, [vocabulary, hidden], with weight 0 where none is given; raises OptionError."""
     shares = _normalise_weights(heads, weights)
     mixed = sum((heads[name].float() * share for name, share in shares.items()), torch.zeros(()))
     return mixed.to(next(iter(heads.values())).dtype)

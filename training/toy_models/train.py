@@ -112,10 +112,7 @@ def train(
     compile_layers: bool = True,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Train one model and save it to `out`; resumes from `out/checkpoint.pt` if an earlier run wrote it.
-
-    Raises TimeoutError after `wall_minutes`, with a checkpoint written.
-    """
+    """Train one model, or resume, and save it to `out`; raises TimeoutError after `wall_minutes`, with a checkpoint."""
     size = SIZES[size_name]
     goal = tokens or size.tokens
     torch.manual_seed(seed)

@@ -275,10 +275,7 @@ def _to_chunk(call: Call, event: TextDelta | GenerationResult) -> ChatGeneration
 
 
 def effort_settings(model: BaseChatModel, effort: str) -> dict[str, Any]:
-    """The `model_settings` that give a chat model an effort: `effort` for ChatTersely, OpenAI's names for others.
-
-    Raises OptionError if the model's profile lists its levels, and none of them means this effort.
-    """
+    """The `model_settings` that give a chat model an effort; raises OptionError if its profile has no such level."""
     if isinstance(model, ChatTersely):
         return {"effort": effort}
     name = OPENAI_EFFORTS.get(effort, effort)

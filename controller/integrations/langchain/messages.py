@@ -41,10 +41,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTokenSanitizer) -> list[dict[str, Any]]:
-    """Convert messages for a chat template, with the text of users and tools sanitized; raises PromptError.
-
-    Without `tools`, their output becomes user messages.
-    """
+    """Convert messages for a chat template, without `tools` as users' messages, sanitized; raises PromptError."""
     prompt: list[dict[str, Any]] = []
     for message in messages:
         text = _get_text(message)

@@ -145,10 +145,7 @@ class ModeRouter:
 
 
 def prompt_hidden_states(session: Session, questions: Sequence[str]) -> NDArray[np.float32]:
-    """The hidden state before the last token of each question's prompt, [questions, width].
-
-    Raises CapabilityError for an engine without hidden states.
-    """
+    """The states before the last token of each question's prompt, [questions, width]; raises CapabilityError."""
     engine = session.engine
     if Capability.HIDDEN_STATES not in engine.capabilities:
         raise CapabilityError(f"engine {engine.name!r} does not expose hidden states, which a router reads")
