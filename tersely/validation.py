@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -104,3 +104,9 @@ def read_text(path: Path, error: type[TerselyError]) -> str:
         raise error(f"{path} is not UTF-8 text (byte {failure.start}); save it as UTF-8") from None
     except OSError as failure:
         raise error(f"{path} cannot be read: {failure.strerror}; check the file and its permissions") from None
+
+
+def read_lines(path: Path, error: type[TerselyError]) -> Iterator[tuple[str, str]]:
+    """The lines of a UTF-8 file that are not blank, each after where it is from, raising `error` as `read_text`."""
+    lines = read_text(path, error).removeprefix("\ufeff").split("\n")
+    return ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())

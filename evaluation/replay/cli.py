@@ -77,7 +77,11 @@ def replay(
     fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
     codec = load_tokenizer(tokenizer)
     sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
-    loaded = None if reader is None else _load_reader(reader)
+    loaded: Reader | None = None
+    if reader is not None:
+        from .reader import ModelReader
+
+        loaded = ModelReader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
         for one in sets:
@@ -106,12 +110,6 @@ def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
         raise OptionError("a file is given twice; accepted: each at most once", code="repeated_value")
     stems = Counter(path.stem for path in logs)
     return [(path, path.stem if stems[path.stem] == 1 else str(path)) for path in logs]
-
-
-def _load_reader(model: str) -> Reader:
-    from .reader import ModelReader
-
-    return ModelReader(model)
 
 
 def _compare(

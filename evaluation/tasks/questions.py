@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
 from ...probes.fingerprint import question_hash
-from ...validation import parse_json, read_text
+from ...validation import parse_json, read_lines
 from .sandbox import SandboxError, SandboxProcess
 from .sandbox_main import BATCH
 from .toy_problems import SPLITS, stream
@@ -127,17 +127,13 @@ def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> lis
 
 
 def _read_jsonl(path: Path) -> list[Question]:
-    lines = read_text(path, TaskError).removeprefix("\ufeff").split("\n")
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     questions = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        question = Question(**dict(parse_json(_Line, line, f"{path}, line {number}", TaskError)))
+    for source, line in read_lines(path, TaskError):
+        question = Question(**dict(parse_json(_Line, line, source, TaskError)))
         if question.id in seen:
-            first = f"is already used in line {seen[question.id]}"
-            raise TaskError(f"{path}, line {number}: id {question.id!r} {first}; make ids unique")
-        seen[question.id] = number
+            raise TaskError(f"{source}: id {question.id!r} is already used in {seen[question.id]}; make ids unique")
+        seen[question.id] = source
         questions.append(question)
     if not questions:
         raise TaskError(f"{path} has no questions; accepted: one per line, {_FORM}")

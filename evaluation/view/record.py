@@ -17,7 +17,7 @@ from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trace import Decision, GenerationResult, Span, Usage
 from ...errors import TerselyError
 from ...io import append_line, check_writable
-from ...validation import FrozenModel, format_validation_error, read_text
+from ...validation import FrozenModel, format_validation_error, read_lines
 from ..trace_analysis import final_answer
 
 VERSION: Literal[1] = 1
@@ -174,15 +174,10 @@ class TraceError(TerselyError, ValueError):
 
 def load_records(path: Path) -> list[TraceRecord]:
     """Load all records of a trace file in order; blank lines are skipped. Raises TraceError."""
-    records = list(_iterate_records(path))
+    records = [parse_record(line, source) for source, line in read_lines(path, TraceError)]
     if not records:
         raise TraceError(f"{path} holds no records; {_HINT}", code="empty_trace")
     return records
-
-
-def _iterate_records(path: Path) -> Iterator[TraceRecord]:
-    lines = read_text(path, TraceError).removeprefix("\ufeff").split("\n")
-    return (parse_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
 
 
 def parse_record(line: str, source: str) -> TraceRecord:
@@ -203,7 +198,10 @@ def parse_record(line: str, source: str) -> TraceRecord:
 def check_appendable(path: Path) -> None:
     """Refuse a place where no record can be appended, before any work is done; raises TraceError or WriteError."""
     check_writable(path, "--trace")
-    if path.is_file() and path.stat().st_size and next(_iterate_records(path), None) is None:
+    if path.is_file() and path.stat().st_size:
+        for source, line in read_lines(path, TraceError):
+            parse_record(line, source)
+            return
         raise TraceError(f"--trace {path} is not a trace; accepted: a file, new or a trace", code="empty_trace")
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, RootModel, StringConstraints
 from torch import Tensor
 
 from ...errors import OptionError
-from ...validation import parse_json, read_text
+from ...validation import parse_json, read_lines, read_text
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -86,12 +86,7 @@ def read_questions(file: Path) -> list[str]:
 
 
 def _parse_lines(model: type[Line], file: Path) -> list[Line]:
-    lines = read_text(file, OptionError).removeprefix("\ufeff").split("\n")
-    return [
-        parse_json(model, line, f"{file}, line {number}", OptionError)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    return [parse_json(model, line, source, OptionError) for source, line in read_lines(file, OptionError)]
 
 
 def _split_rows(ids: Sequence[int], length: int, source: str) -> Tensor:
