@@ -16,12 +16,21 @@ from ...errors import OptionError
 from ...io import write
 from .. import cli_utils as cli
 from ..tasks.equality import AnswerChecker
-from .baselines import EQUAL_BUDGET, FIRST_CORRECT, cut_at_equal_tokens, stop_at_first_correct
 from .formats import Fields
 from .logs import RecordedSet, load_set
 from .page import check_page, replay_page
 from .result import show, summarize
-from .run import Reader, ReplayArm, ReplayedRow, make_replay_arms, replay_rows
+from .run import (
+    EQUAL_BUDGET,
+    FIRST_CORRECT,
+    Reader,
+    ReplayArm,
+    ReplayedRow,
+    cut_at_equal_tokens,
+    make_replay_arms,
+    replay_rows,
+    stop_at_first_correct,
+)
 from .tokenizer import load_tokenizer
 
 ABOVE_MARGIN = 1
