@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -39,7 +39,7 @@ class Section(FrozenModel):
     def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept a single string for a list of strings; refuse YAML booleans (yes, on) as numbers."""
         annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, str) and annotation == tuple[str, ...]:
+        if isinstance(value, str) and get_origin(annotation) is tuple:
             return (value,)
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise ValueError(f"got {value}; accepted: a number")
@@ -55,12 +55,7 @@ class Data(Section):
     split: str = "train"
     questions: int = Field(default=256, ge=1)
     seed: int = Field(default=0, ge=0)
-    efforts: tuple[str, ...] = Field(default=("normal",), min_length=1)  # assigned to the questions in turn
-
-    @field_validator("efforts")
-    @classmethod
-    def _check_efforts(cls, efforts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_check_thinking, efforts))
+    efforts: tuple[ThinkingEffort, ...] = Field(default=("normal",), min_length=1)  # assigned to the questions in turn
 
 
 class Rollouts(Section):

@@ -130,7 +130,8 @@ def _story(work: Work, cast: Cast, rng: Random) -> Draft:
     return core, rng.choice(ASK_STORY).format(p=p, o=o), program, ("",) * len(program)
 
 
-def _term(operand: Operand, names: Sequence[str]) -> str:
+def format_operand(operand: Operand, names: Sequence[str]) -> str:
+    """A literal number, or the name of an earlier step."""
     return str(operand.literal) if operand.step is None else names[operand.step]
 
 
@@ -138,7 +139,7 @@ def _chain(work: Work, cast: Cast, rng: Random) -> Draft:
     program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.4 else draw_chain(work, rng)
     names = cast.variables[: len(program)]
     core = [
-        cast.style.format(v=name, e=f"{_term(step.left, names)} {step.op} {_term(step.right, names)}")
+        cast.style.format(v=name, e=f"{format_operand(step.left, names)} {step.op} {format_operand(step.right, names)}")
         for name, step in zip(names, program, strict=True)
     ]
     return core, rng.choice(ASK_CHAIN).format(v=names[-1]), program, tuple(names)

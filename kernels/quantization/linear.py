@@ -234,6 +234,7 @@ class W4A8Quantizer(HfQuantizer):
 
     quantization_config: W4A8Config
     requires_calibration = True  # so that transformers refuses a model that is not quantized yet
+    is_trainable = is_qat_trainable = True  # of adapters and embeddings: gradients pass through quantized layers
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         scheme, head = self.quantization_config.scheme, find_head(model)
@@ -250,16 +251,6 @@ class W4A8Quantizer(HfQuantizer):
 
     def is_serializable(self) -> bool:
         """Whether save_pretrained works: yes, parameters are stored as they are."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Whether adapters and embeddings can be trained: yes, gradients pass through quantized layers."""
-        return True
-
-    @property
-    def is_qat_trainable(self) -> bool:
-        """The same for models without adapters."""
         return True
 
 

@@ -56,7 +56,7 @@ EXAMPLES = {
         "tersely bench --limit 100",
         "tersely bench Qwen/Qwen3-4B --tasks questions.jsonl --arms full,balanced,careful",
     ),
-    "replay": ("tersely replay logs.jsonl", "tersely replay logs.jsonl --policies balanced,careful"),
+    "replay": ("tersely replay logs.jsonl", "tersely replay logs.jsonl --preset balanced --preset careful"),
     "serve": ("tersely serve Qwen/Qwen3-4B --engine vllm", "tersely serve tersely-tiny-small --port 8000"),
     "collect": ("tersely collect Qwen/Qwen3-4B --tasks questions.jsonl --out data/",),
     "calibrate": ("tersely calibrate data/ --out probes/ --alpha 0.02",),

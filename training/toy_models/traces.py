@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from ...evaluation.tasks.toy_problems import Problem
-from ...evaluation.tasks.toy_programs import Operand, Step, apply, operand_value, run
+from ...evaluation.tasks.toy_problems import Problem, format_operand
+from ...evaluation.tasks.toy_programs import apply, operand_value, run
 
 # Classes of trace text, which training weighs.
 PLAIN, SLIP, READ, COPY, FAST, CAREFUL, VERDICT, CHOICE, FINAL, DIRECT = range(10)
@@ -81,16 +81,14 @@ class Writer:
 
     def write_facts(self, mode: str) -> None:
         """Write down the steps of the problem, in its order."""
-        steps = zip(self.labels, self.problem.program, strict=True)
+        names = self.labels
+        steps = (
+            f" {name}={format_operand(step.left, names)}{step.op}{format_operand(step.right, names)}"
+            for name, step in zip(names, self.problem.program, strict=True)
+        )
         self.trace.add(self.rng.choice(FACTS[mode]))
-        self.trace.add(",".join(f" {label}={self._format_step(step)}" for label, step in steps), READ)
+        self.trace.add(",".join(steps), READ)
         self.trace.add(".\n\n")
-
-    def _format_step(self, step: Step) -> str:
-        return self._format_operand(step.left) + step.op + self._format_operand(step.right)
-
-    def _format_operand(self, operand: Operand) -> str:
-        return str(operand.literal) if operand.step is None else self.labels[operand.step]
 
     def run_pass(self, careful: bool, slip: float) -> int:
         """A pass over all steps, with planted slips; returns the value it arrives at."""
