@@ -6,18 +6,21 @@ import re
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import did_you_mean
 from .config import Lora, Recipe, RecipeError
 from .processes import world_size
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ALL = "all-linear"
 _QUANTIZED = "tersely_w4a8"
 """The quantization method that `tersely quantize` writes into a checkpoint; imported from nowhere, to stay light."""
 
 
-def make_lora_config(recipe: Recipe) -> Any:
+def make_lora_config(recipe: Recipe) -> LoraConfig | None:
     """The PEFT configuration of a recipe's adapter; None if all weights are trained."""
     lora = recipe.optimiser.lora
     return None if lora is None else _lora_config(lora, _parse_targets(lora))
@@ -50,7 +53,7 @@ def count_adapter_parameters(model: Any, lora: Lora) -> int:
     return count
 
 
-def _lora_config(lora: Lora, targets: str | list[str]) -> Any:
+def _lora_config(lora: Lora, targets: str | list[str]) -> LoraConfig:
     from peft import LoraConfig
 
     return LoraConfig(

@@ -10,11 +10,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checkpoint_log import CheckpointLog
 from ..errors import TerselyError
 from .config import RecipeError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,7 +56,7 @@ def check_launcher(engine: str, autocast: bool) -> None:
         )
 
 
-def connect_processes() -> Any:
+def connect_processes() -> PartialState:
     """Accelerate's `PartialState`, which connects the processes; raises RecipeError if some are missing."""
     import torch
     from accelerate import PartialState

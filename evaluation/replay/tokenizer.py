@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _PIECE = re.compile(r"\n+| ?[^\W\d_]{1,16}|\d{1,3}| ?[^\w\s]{1,3}|[^\S\n]+|_+| |.", re.DOTALL)
 
@@ -42,7 +45,7 @@ class PieceTokenizer:
         return "".join(self._pieces[token] for token in ids)
 
 
-def load_tokenizer(source: Path | None) -> Any:
+def load_tokenizer(source: Path | None) -> PieceTokenizer | PreTrainedTokenizerFast:
     """The tokenizer of a `tokenizer.json`, or of the folder that holds one; None for our own. Raises OptionError."""
     if source is None:
         return PieceTokenizer()

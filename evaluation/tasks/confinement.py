@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def forbid_evaluation() -> None:
 
     stringify = sympy_parser.stringify_expr
 
-    def check(text: str, *rest: Any) -> Any:
+    def check(text: str, *rest: Any) -> object:
         if not is_expression(text):
             raise SyntaxError("not an expression of numbers, variables and known functions")
         return stringify(text, *rest)
@@ -92,7 +92,7 @@ def forbid_evaluation() -> None:
     sympy_parser.stringify_expr = check
 
 
-def refuse_unknown_events(folders: Sequence[str]) -> Any:
+def refuse_unknown_events(folders: Sequence[str]) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook: computing and importing are allowed, reading only below these folders, and nothing else."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

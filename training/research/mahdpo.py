@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ from ..methods import Method
 from ..preflight import CheckedRecipe, check_recipe
 from ..traces import PreferencePair, SampledTrace, collect_traces
 from ..training_run import TrainingRun, write_model
+
+if TYPE_CHECKING:
+    from ..offline import TokenDPOTrainer
 
 FILE = "heads.safetensors"
 Objective = Literal["accuracy", "brevity", "format"]
@@ -253,7 +256,7 @@ def build_headed_trainer(
     tokenizer: Any,
     pairs: Sequence[Sequence[PreferencePair]],
     heads: Heads,
-) -> Any:
+) -> TokenDPOTrainer:
     """Build a DPO trainer for the pairs of each head; micro batches have one objective each, in turn."""
     from ..offline import TokenCollator, TokenDPOTrainer, build_dpo_trainer, schedule_examples, to_dpo_example
 

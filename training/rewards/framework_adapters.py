@@ -50,7 +50,9 @@ def compute_score(
     }
 
 
-def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str | float], **_: Any) -> Any:
+def reward_func(
+    queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str | float], **_: Any
+) -> dict[str, Any]:
     """OpenRLHF's reward function: `queries` are prompts with their completions; raises OptionError for bad labels."""
     import torch
 
