@@ -59,8 +59,7 @@ def choose_layout(weight: Tensor, groups: Tensor | None) -> PackedLayout:
 def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Pack 4-bit weights in groups of `size` inputs, the last perhaps smaller; returns `weight` and `groups`.
 
-    `codes` are 0..15 [outputs, inputs], fine scales and zeros [outputs, groups]. Raises OptionError for what does not
-    fit.
+    `codes` are 0..15 [outputs, inputs], fine scales and zeros [outputs, groups]. Raises OptionError for others.
     """
     if size not in GROUP_SIZES:
         raise OptionError(f"groups of {size} inputs; accepted: {', '.join(map(str, GROUP_SIZES))}")

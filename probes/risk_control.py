@@ -68,8 +68,7 @@ def first_stops(outcomes: Outcomes, threshold: float) -> Ints:
 class _Changes:
     """Changes of harm and savings as the threshold falls past each score at which some question would stop earlier.
 
-    Only boundaries that score higher than all earlier ones of their question count; sorted, their sums give all
-    thresholds.
+    Only boundaries that score higher than all earlier ones of their question count; sorted, they give all thresholds.
     """
 
     def __init__(self, outcomes: Outcomes) -> None:
@@ -118,8 +117,7 @@ def oracle_threshold(outcomes: Outcomes, alpha: float) -> tuple[float | None, fl
 def threshold_grid(scores: ArrayLike, count: int = 1000) -> Floats:
     """Choose strictly falling thresholds: at most `count` quantiles of scores [boundaries].
 
-    Take the scores of the split that fitted them: the order of the tests must be fixed before calibration scores are
-    seen.
+    Take the scores of the split that fitted them: the order of tests must be fixed before calibration scores are seen.
     """
     column = np.asarray(scores, np.float64)
     _check_shares("scores", column)

@@ -80,8 +80,7 @@ def label_tiers(
 ) -> NDArray[np.str_]:
     """Label each question with its cheapest tier whose accuracy is within `tolerance` of its best tier's.
 
-    Accuracy is [n, tiers], tokens are [n, tiers] or [tiers]. The last tier is the label only if no other is good
-    enough.
+    Accuracy is [n, tiers], tokens are [n, tiers] or [tiers]. The last tier is only the label if no other suffices.
     """
     right = np.asarray(accuracy, np.float64)
     spent = np.array(np.broadcast_to(np.asarray(tokens, np.float64), right.shape))

@@ -89,10 +89,9 @@ class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
 
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
-    """Logs progress, writes all logs to `curve.jsonl`, and marks good checkpoints.
+    """Logs progress, writes all logs to `curve.jsonl` (up to the checkpoint on resuming), and marks good checkpoints.
 
-    On resuming, logs after the checkpoint are removed from the curve. A checkpoint is good once the next step has
-    succeeded, which a diverged model's never does.
+    A checkpoint is good once the next step has succeeded, which a diverged model's never does.
     """
 
     def __init__(self, folder: Path, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:

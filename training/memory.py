@@ -115,10 +115,9 @@ class MemoryEstimate(NamedTuple):
 
 
 def estimate_memory(model: Any, recipe: Recipe, longest: int, resident: ResidentModels = ONE_MODEL) -> MemoryEstimate:
-    """Estimate the memory of a recipe on a model, which may be on the meta device.
+    """Estimate the memory of a recipe on a model, perhaps on the meta device; of vLLM only the weights are counted.
 
-    Of a vLLM engine only the weights are counted; the rest depends on its own settings. `longest` is in tokens, of a
-    prompt with its completion.
+    `longest` is in tokens, of a prompt with its completion.
     """
     config, lora = model.config.get_text_config(decoder=True), recipe.optimiser.lora
     plain = sum(weight.numel() for weight in model.parameters())

@@ -36,11 +36,7 @@ class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
 
 
 class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
-    """DPO on token ids.
-
-    Retokenizing the text could give other tokens, where the model wrote a word in unusual pieces or where the start of
-    a completion would merge with the end of the prompt.
-    """
+    """DPO on token ids, since retokenizing could give others, for words in unusual pieces or where a prompt ends."""
 
     collator: ClassVar[type[TokenCollator]] = TokenCollator
     extra_columns: ClassVar[tuple[str, ...]] = (LOSS_MASK,)

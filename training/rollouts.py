@@ -78,8 +78,7 @@ def rollout_statistics(rows: Sequence[Columns], empty_tokens: int) -> dict[str, 
     """Statistics of the completions of a step, by mode, tier and level, and of the policy itself.
 
     Forced completions do not show how often the policy would choose their mode; weighted by the probability of the
-    first token, they do. `rows` have the columns of a completion and `right`; fewer thinking tokens than `empty_tokens`
-    count as empty.
+    first token, they do. `rows` have the columns of a completion and `right`.
     """
     stats: dict[str, float] = {"unfinished": _mean(rows, lambda r: r["finish_reason"] == "length")}
     for mode in (THINK, NO_THINK, AGENTIC):

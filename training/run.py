@@ -37,9 +37,8 @@ def train(
 ) -> None:
     """Train with a method, as configured in a YAML file and changed by `KEY=VALUE` strings.
 
-    A dry run only checks data, template, markers, lengths and memory; `resume` continues from the last good checkpoint
-    in the recipe's `out`. Raises RecipeError, TaskError, ModelError, MarkerError before training, and DivergedError,
-    CollapseError while training.
+    A dry run only checks; `resume` continues from the last good checkpoint in the recipe's `out`. Raises RecipeError,
+    TaskError, ModelError, MarkerError before training, and DivergedError, CollapseError while training.
     """
     method = load_method(name)
     log = log if is_rank0() else lambda line: None

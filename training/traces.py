@@ -102,8 +102,7 @@ def split_by_mask(trace: SampledTrace) -> list[tuple[int, list[int]]]:
 def to_sft(trace: SampledTrace, close: int) -> SampledTrace:
     """The completion as if the model had done by itself what a controller made it do.
 
-    Forced text that closes the thinking (with the token `close`) is learned; all other forced text, such as hints, is
-    removed, so that its effect is learned without it.
+    Forced text that closes the thinking (with the token `close`) is learned; all other, such as hints, is removed.
     """
     ids = [token for mask, tokens in split_by_mask(trace) if mask or close in tokens for token in tokens]
     return replace(trace, ids=ids, loss_mask=[1] * len(ids))

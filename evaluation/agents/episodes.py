@@ -98,8 +98,7 @@ def _score_search(
 ) -> tuple[float | None, float | None]:
     """The share of the required pages that was read, and the number read per tool call.
 
-    Sources disagree on whether the efficiency counts the pages required or read; only the latter does not reward giving
-    up.
+    Sources disagree on whether the latter counts the pages required, which would reward giving up early.
     """
     if not task.pages:
         return None, None

@@ -109,8 +109,7 @@ def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> 
 def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> list[list[Question]]:
     """Load disjoint pools of questions, one for each split in `sizes`, e.g. {"fit": 100, "calibrate": 50}.
 
-    Files have no splits: all of their questions form one shuffled pool. Raises TaskError, also if files and generated
-    tasks are mixed.
+    Files have no splits: their questions form one shuffled pool. Raises TaskError, also for files with generated tasks.
     """
     generated = {task == TINY or task.startswith(GYM) for task in tasks}
     if len(generated) > 1:

@@ -231,10 +231,9 @@ def get_split(text: str) -> str:
 
 
 def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequence[str] = KINDS) -> Iterator[Problem]:
-    """Endless problems of one split, cycling through levels and kinds.
+    """Endless problems of one split, cycling through levels and kinds; raises OptionError for an unknown one.
 
-    The hash of a problem's text decides its split, so splits are disjoint for all seeds. Raises OptionError for an
-    unknown split, level or kind.
+    The hash of a problem's text decides its split, so splits are disjoint for all seeds.
     """
     for what, got, accepted in (("split", [split], SPLITS), ("level", levels, LEVELS), ("kind", kinds, KINDS)):
         wrong = [x for x in got if x not in accepted]

@@ -53,8 +53,8 @@ def choose_group_size(size: int, inputs: int) -> int | None:
 def repack(words: Tensor, scale: Tensor, zero: Tensor, size: int) -> Repacked:
     """Convert a layer of int4 weights; raises ModelError for scales that are NaN or infinite.
 
-    `words` are int32 [outputs, inputs / 8], scales and zeros 0..15 [outputs, groups] of `size` inputs, which
-    `choose_group_size` must accept.
+    `words` are int32 [outputs, inputs / 8], scales and zeros 0..15 [outputs, groups] of `size`, see
+    `choose_group_size`.
     """
     outputs, inputs = len(words), words.shape[1] * 8
     ours = choose_group_size(size, inputs)

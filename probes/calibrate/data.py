@@ -163,8 +163,8 @@ def read_boundaries(
 ) -> Boundaries:
     """Read the boundaries of one tier, of the questions in `keep` and of rollout `number`, None for all.
 
-    Below the base tier, further thinking leads into the base tier, so its outcome counts. Where the correct answer is
-    unknown, the final answer takes its place.
+    Below the base tier, further thinking leads into it, so its outcome counts; without a known answer, the final one
+    does.
     """
     check_layer(records, "boundaries", layer)
     if tier not in records.plan["tiers"]:

@@ -78,8 +78,8 @@ class TrainingEpisode:
     def to_rollout(self, step: int, solved: bool | None) -> Rollout:
         """One step as a rollout for the whole episode.
 
-        Its weight is the number of steps, so that with a random step the loss is on average that of all steps; or 0 if
-        the episode left its mode, about which it then says nothing.
+        Its weight is the number of steps, as with a random step the loss is on average that of all; 0 if it left its
+        mode.
         """
         return replace(
             self.steps[step],

@@ -193,8 +193,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
     ) -> Mapping[str, deque[Future[GenerationResult]]]:
         """Start the inputs that no cache answers and that share their options as one batch of the engine.
 
-        LangChain still makes each input a call, with its callbacks, limits and errors, which takes its answer from
-        here.
+        LangChain still makes each input a call, with its callbacks, limits and errors, which is answered from here.
         """
         others = ("return_exceptions", "structured_output_format")
         settings = {name: value for name, value in given.items() if not name.endswith(others)}

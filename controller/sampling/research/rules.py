@@ -21,8 +21,7 @@ class Tree:
     """Majority vote of a tree: `roots` samples first, then `width` more from one fork after another.
 
     A fork lies before the thought with the lowest mean confidence (see `ConfidenceTracker`) among those where no branch
-    starts yet. A branch keeps what came before it, read once more (`recomputed`), so its vote is worth less than
-    others.
+    starts yet. A branch reads what came before it once more (`recomputed`), so its vote is not independent.
     """
 
     name: ClassVar[str] = "tree"
