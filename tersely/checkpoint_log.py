@@ -1,9 +1,7 @@
 """A checkpoint log: finished pieces of work on disk, so that an interrupted run can resume.
 
-The file has one JSON line per piece, `{"key": ..., "value": ...}`, synced to disk before the next piece begins. The
-first line, `{"run": ...}`, identifies the run. An incomplete last line (after a crash) is dropped.
-
-Large results belong in files of their own: compute one, save it, and return its metadata as the value.
+The first line, `{"run": ...}`, identifies the run; each further one, `{"key": ..., "value": ...}`, is a piece, synced
+before the next begins. An incomplete last line is dropped. Large results belong in files of their own.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ class CheckpointLog:
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
         self.path = path
         self._head = {_HEAD: dict(run)}
-        self.completed: dict[str, Any] = {}
-        """Values of the finished pieces by key."""
+        self.completed: dict[str, Any] = {}  # values of the finished pieces by key
         if path is not None and path.exists():
             self._read(path, json.loads(json.dumps(self._head)))
 

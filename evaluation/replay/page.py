@@ -16,8 +16,7 @@ from ..view.page import GENERATOR, trace_page
 from ..view.record import RunView, SegmentView, TraceRecord
 from .run import ReplayedRow, Stop
 
-EXAMPLES = 12
-"""Examples of one set and arm."""
+EXAMPLES = 12  # examples of one set and arm
 
 
 def check_page(path: Path) -> None:

@@ -1,27 +1,29 @@
-"""The figures of a replay: what would have been saved, lost and repaired, per set and in all."""
+"""The figures of a replay: what would have been saved, lost and repaired, and the tables that show it."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from ...probes.stats import binomial_upper_bound
 from ..stats import ratio_bootstrap
 from .run import ReplayedRow
 
-DELTA = 0.05
-"""The bound of what is lost holds with confidence 1 - DELTA."""
-_REASONS = 20
-"""Reasons that are listed; a policy may write any number of them."""
+DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
+_REASONS = 20  # reasons that are listed; a policy may write any number of them
 
 
 def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, int]) -> dict[str, Any]:
-    """The figures of one set. All are shares of its rows, except:
+    """The figures of one set, most of them shares of its rows.
 
-    `lost` is the share of the rows right in full that are wrong under control, `repaired` that of the wrong ones that
-    are right, `thinking_saved` that of the tokens, and `trial_tokens` those of trials over all thinking tokens.
+    `lost` is the share of the rows right in full that control makes wrong, `repaired` the reverse; `thinking_saved` is
+    of the tokens, `trial_tokens` are those of trials over all thinking tokens.
     """
     right = [one for one in found if one.right_full]
     lost = sum(not one.right_controlled for one in right)
@@ -51,3 +53,84 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
 
 def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
+
+
+_WIDE = 200  # columns where no terminal says how many there are; set names are file names
+_COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
+_STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
+_READ = "of the reader {} counts there"
+
+
+def show(
+    results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int, pieces: bool
+) -> None:
+    """Print the results of all arms."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
+
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    for result, unwritten in zip(results, skipped, strict=True):
+        line(f"{result['preset']}, in %")
+        console.print(_make_table(result))
+        for text in _explain_stops(result):
+            line(text)
+        if unwritten:
+            line(f"{unwritten} injections and delegations would have changed the text; what followed is as recorded")
+        if margin is not None:
+            above = [one["name"] for one in result["sets"] if one["lost_upper"] > margin]
+            outcome = f"not shown to hold on {', '.join(above)}" if above else "holds on every set"
+            line(f"VERDICT: a margin of {100 * margin:g} % of the right answers {outcome}")
+        line("")
+    for one in results[0]["sets"]:
+        if one["left_out"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in one["left_out"].items())
+            line(f"left out of {one['name']}: {reasons}")
+    if without_gold:
+        line(f"{without_gold} rows have no right answer; the recorded one counts as right there.")
+    if pieces:
+        line("Tokens are pieces of about four characters; --tokenizer names the model's own.")
+    reader = results[0]["reader"]
+    answer = _READ.format(reader) if reader else _STATED
+    line(f"What the model would have written after a stop is unknown: the answer {answer}.")
+
+
+def _make_table(result: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    baselines = [(name, _list_figures(figures)) for name, figures in result.get("baselines", {}).items()]
+    for i, one in enumerate(_list_figures(result)):
+        costs = [_percent(one["trial_tokens"]), f"{one['control_us_per_token']:.1f}"]
+        table.add_row(one["name"], str(one["n"]), *_list_outcomes(one), *costs)
+        for name, figures in baselines:
+            budget = figures[i].get("budget")
+            table.add_row(f"  {name}{'' if budget is None else f' {budget}'}", "", *_list_outcomes(figures[i]))
+    return table
+
+
+def _list_outcomes(one: Mapping[str, Any]) -> list[str]:
+    shares = [_percent(one[name]) for name in ("right_full", "right_controlled")]
+    lost = f"{_percent(one['lost'])} ({_percent(one['lost_upper'])})"
+    low, high = map(_percent, one["thinking_saved_ci"])
+    return [*shares, lost, _percent(one["repaired"]), f"{_percent(one['thinking_saved'])} [{low},{high}]"]
+
+
+def _list_figures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*result["sets"], *([result["all"]] if "all" in result else [])]
+
+
+def _explain_stops(result: Mapping[str, Any]) -> list[str]:
+    """Where and why thinking was stopped, in all sets together."""
+    total = _list_figures(result)[-1]
+    stopped = sum(total["stops"].values())
+    if not stopped:
+        return [f"nothing was stopped in {total['n']} rows"]
+    where = f"half of them within {_percent(total['stopped_at'])} % of the thinking"
+    return [f"{stopped} of {total['n']} rows were stopped, {where}:"] + [
+        f"  {count} by {reason}" for reason, count in total["stops"].items()
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -13,12 +13,11 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-MEMORY = 2 * 2**30
-"""Bytes of memory that one request may use in addition to the libraries."""
+MEMORY = 2 * 2**30  # bytes of memory that one request may use in addition to the libraries
 _FILES = 64
 _NOBODY = 65534
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -47,8 +46,7 @@ _FUNCTIONS = frozenset(
     "asinh acosh atanh erf erfi gamma abs Abs sign floor ceiling Max Min factorial binomial Rational Eq Ne "
     "Integral".split()
 )
-_LONGEST_NAME = 2
-"""Letters of a variable's name."""
+_LONGEST_NAME = 2  # letters of a variable's name
 
 
 def confine(libraries: Sequence[str]) -> None:
@@ -64,10 +62,7 @@ def confine(libraries: Sequence[str]) -> None:
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is only numbers, short names, known functions and operators, hence no program.
-
-    One name alone is no program either: sympy parses those of its units while it is imported.
-    """
+    """Whether a text is only numbers, short names, known functions and operators, or one name: hence no program."""
     position = len(text) if text.isalpha() and not keyword.iskeyword(text) else 0
     while position < len(text):
         token = _TOKEN.match(text, position)
@@ -89,7 +84,7 @@ def forbid_evaluation() -> None:
 
     stringify = sympy_parser.stringify_expr
 
-    def check(text: str, *rest: Any) -> Any:
+    def check(text: str, *rest: Any) -> object:
         if not is_expression(text):
             raise SyntaxError("not an expression of numbers, variables and known functions")
         return stringify(text, *rest)
@@ -97,7 +92,7 @@ def forbid_evaluation() -> None:
     sympy_parser.stringify_expr = check
 
 
-def refuse_unknown_events(folders: Sequence[str]) -> Any:
+def refuse_unknown_events(folders: Sequence[str]) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook: computing and importing are allowed, reading only below these folders, and nothing else."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -155,7 +150,7 @@ def _restrict_system_calls(folders: Sequence[str]) -> None:
 
 
 def drop_user(needed: Sequence[str]) -> None:
-    """Become `nobody` where this is root, or drop its capabilities if `nobody` could not read these files."""
+    """Become a user without rights where this is root, or drop its capabilities if that user could not read these."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
     os.setgroups([])

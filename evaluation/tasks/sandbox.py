@@ -14,8 +14,7 @@ from typing import Any, Self
 
 from ...errors import TerselyError
 
-_START_SECONDS = 180.0
-"""Time to import a library; generous, because imports never hang, but the machine may be busy."""
+_START_SECONDS = 180.0  # time to import a library; generous, because imports never hang, but the machine may be busy
 _END_SECONDS = 10.0
 _KEPT_ENVIRONMENT = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT")
 """What an interpreter needs to find its libraries; the process forgets these too, once they are imported."""
@@ -63,11 +62,7 @@ class Closing:
 
 
 class SandboxProcess(Closing):
-    """A process that executes one call at a time; it starts with the first call and is replaced when it is lost.
-
-    It is a new interpreter rather than a fork, because the caller may have threads, a GPU, or a script without a main
-    guard. Threads take turns.
-    """
+    """A new interpreter that executes one call at a time; starts with the first call, and is replaced when lost."""
 
     def __init__(self, library: str) -> None:
         self._library = library

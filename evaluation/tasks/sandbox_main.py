@@ -1,8 +1,7 @@
 """The child process of `sandbox.SandboxProcess`: compares, generates and scores; it may be killed at any moment.
 
-It runs as a script, so that it starts without importing any of our modules. It reads one JSON request per line,
-`[function, seconds, *arguments]`, and writes one JSON reply per line, `[value, error]`. It trusts no text that it
-gets: scorers of reasoning-gym evaluate answers as Python, which `confinement` prevents.
+It runs as a script, without our modules. It reads JSON requests, `[function, seconds, *arguments]`, and writes replies,
+`[value, error]`, a line each. Scorers of reasoning-gym evaluate answers as Python, which `confinement` prevents.
 """
 
 from __future__ import annotations
@@ -26,10 +25,8 @@ _EXCLUDED = {
     "codeio",  # runs code from the web to make its problems, and makes others each time
     "composite",  # needs settings
 }
-BATCH = 50
-"""Problems drawn from one seed."""
-_KEPT = 64
-"""Batches that are kept for scoring."""
+BATCH = 50  # problems drawn from one seed
+_KEPT = 64  # batches that are kept for scoring
 
 
 def compare(gold: str, answer: str) -> str:

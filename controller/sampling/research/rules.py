@@ -21,9 +21,7 @@ class Tree:
     """Majority vote of a tree: `roots` samples first, then `width` more from one fork after another.
 
     A fork lies before the thought with the lowest mean confidence (see `ConfidenceTracker`) among those where no branch
-    starts yet: the branch keeps what came before it and continues differently. Its beginning is read once more, which
-    counts as `recomputed`. The vote is settled early as in `Majority`; branches share their beginnings, so their votes
-    are worth less than independent ones.
+    starts yet. A branch reads what came before it once more (`recomputed`), so its vote is not independent.
     """
 
     name: ClassVar[str] = "tree"
@@ -119,8 +117,7 @@ def optimal_attempts(
 ) -> int | None:
     """The most attempts before giving up; None if no attempt up to number `most` is a loss.
 
-    Each rejection makes it more likely that the problem is of a hard kind, so every attempt after a loss is a loss too.
-    That holds only for a verifier that passes right answers at least as often as wrong ones, which is required.
+    The verifier must pass right answers at least as often as wrong ones: then every attempt after a loss is one too.
     """
     if verifier.true_positive < verifier.false_positive:
         raise OptionError(
@@ -137,8 +134,7 @@ def optimal_attempts(
 class Verified:
     """The first sample that `passes`; if the next attempt is expected to be a loss, none, so an empty answer.
 
-    A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
-    `attempt_value`. The cost of `passes` itself is not counted.
+    A verifier errs the more likely, the harder a problem has turned out, see `attempt_value`; its cost is not counted.
     """
 
     name: ClassVar[str] = "verified"
@@ -154,10 +150,7 @@ class Verified:
 
 
 class _VerifiedVote(VoteState):
-    """One attempt after another, each judged when it has finished.
-
-    After `best` attempts one more would be a loss; None if that is more than k.
-    """
+    """One attempt after another, each judged when it has finished; after `best` one more would be a loss."""
 
     def __init__(self, k: int, rule: Verified) -> None:
         self.best = optimal_attempts(rule.kinds, rule.verifier, rule.penalty, most=k)
