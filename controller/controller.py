@@ -408,8 +408,11 @@ class Controller:
         if aside and not self.shadow:
             self._set_aside = ()
             self.thinking.retract(aside)
+        behind = self.thinking.retractable(action.behind) if isinstance(action, Inject) and not self.shadow else 0
+        tail = tuple(self.thinking.ids[len(self.thinking) - behind :])
+        self.thinking.retract(behind)
         text = self._render(action)
-        at = self.position - aside
+        at = self.position - aside - behind
         self._record(policy, kind, action.reason, position=at, text=text, acted=not self.shadow)
         self._actions += kind == "inject"
         if self.shadow:
@@ -418,15 +421,17 @@ class Controller:
         if isinstance(action, Close):
             return self._force_close(text)
         forced = self.codec.encode(text)
-        self.position += len(forced)
+        self.position += len(forced) + behind
         self.thinking.add_forced(forced)
-        return Directive(forced)
+        for token in tail:
+            self.thinking.add(token)
+        return Directive((*forced, *tail), retract=behind)
 
     def _render(self, action: Inject | Close) -> str:
         """The text that an action writes here."""
         separator = paragraph_separator(self.thinking.tail(4))
         if isinstance(action, Inject):
-            return f"{separator}{action.text}{action.after}"
+            return f"{'' if action.inline else separator}{action.text}{action.after}"
         sentence = self.closing_sentence if action.phrase is None else action.phrase
         text = closing_text(self.markers, sentence, separator)
         fits = len(self.codec.encode(text)) <= self.budget.thinking - len(self.thinking)

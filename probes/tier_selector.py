@@ -67,10 +67,14 @@ class TierProbe:
         """The tiers it chooses among."""
         return self.table.tiers
 
-    def choose(self, state: NDArray[np.float32]) -> tuple[str, str]:
-        """Choose the tier for a question's hidden state [width]; returns it with the reason."""
+    def choose(self, state: NDArray[np.float32], likeliest: bool = False) -> tuple[str, str]:
+        """Choose the tier for a question's hidden state [width]; returns it with the reason.
+
+        With `likeliest` the likeliest class is the tier, as in DiffAdapt (arXiv 2510.19669), whatever it costs.
+        """
         proba = self.network.proba(state[None])
-        tier = self.tiers[int(self.table.choose(proba, self.price)[0])]
+        best = int(self.table.choose(proba, self.price)[0])
+        tier = self.classes[int(proba[0].argmax())] if likeliest else self.tiers[best]
         chances = ", ".join(f"{name} {chance:.2f}" for name, chance in zip(self.classes, proba[0], strict=True))
         return tier, f"{tier}, by the difficulty probe ({chances})"
 

@@ -87,11 +87,15 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Put text into the thinking, followed by `after`."""
+    """Put text into the thinking, as a paragraph of its own, or `inline` as it is; followed by `after`."""
 
     text: str
     reason: str
     after: str = PARAGRAPH
+    inline: bool = False
+    behind: int = 0
+    """How many of the latest tokens then stand behind it, as far as the model wrote them itself. They are dropped and
+    read again, which needs `Capability.KV_ROLLBACK`."""
 
 
 @dataclass(frozen=True, slots=True)

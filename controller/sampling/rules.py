@@ -24,7 +24,8 @@ WINDOW = 2048
 class Majority:
     """Majority vote (self-consistency, arXiv 2203.11171), stopped once the leader cannot be overtaken.
 
-    A `lazy` vote starts only as many samples as could settle it: the fewest tokens, but one batch after another.
+    Of the methods without a verifier the robust one for reasoning models (Think Deep, Think Fast, arXiv 2504.14047). A
+    `lazy` vote starts only as many samples as could settle it: the fewest tokens, but one batch after another.
     """
 
     name: ClassVar[str] = "majority"
@@ -114,7 +115,7 @@ class _FirstVote(VoteState):
 
 @dataclass(frozen=True, slots=True)
 class DeepConf:
-    """DeepConf online: some samples run to their end and set a threshold; later ones are stopped if they fall below it.
+    """Our form of DeepConf online (arXiv 2508.15260): samples below the threshold that the first ones set are stopped.
 
     The score of a sample, which is also its vote's weight, is its lowest mean confidence over `window` tokens in a row,
     or that of a shorter one as a whole. The threshold is the (100 - keep)th percentile of the scores of the warm-up.

@@ -176,7 +176,7 @@ def steer(
         int, typer.Option(min=10, help="Held-out questions to steer in both directions on.")
     ] = 300,
     place: Annotated[
-        str, typer.Option(help="Where to read and steer: ends (of thoughts), or tokens (all, as published).")
+        str, typer.Option(help="Where to read and steer: ends (of thoughts), or tokens (all of them).")
     ] = "ends",
     layers: Annotated[
         str | None, typer.Option(help="Hidden layers to try, comma-separated; default: the middle third.")

@@ -1,4 +1,4 @@
-"""Steering vectors: pairs of short and long correct thinking, the search for layer and strength, and its validation."""
+"""Steering vectors (arXiv 2506.15647): pairs of short and long thinking, the search for layer and strength."""
 
 from __future__ import annotations
 

@@ -144,6 +144,7 @@ def run(
     model: o.Model = None,
     effort: o.Effort = "normal",
     preset: o.Preset = "balanced",
+    strategy: o.StrategyName = "tiers",
     policy: o.Policies = None,
     modifier: o.Modifiers = None,
     config: o.Config = None,
@@ -170,6 +171,7 @@ def run(
     chosen = make_options(
         effort=effort,
         preset=preset,
+        strategy=strategy,
         policies=tuple(policy) if policy else None,
         modifiers=tuple(modifier or ()),
         max_new_tokens=max_new_tokens,
@@ -195,8 +197,11 @@ def run(
 def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
     """The options with those of a file; raises OptionError if the command line sets the same ones."""
     default = GenerationOptions()
-    if (chosen.effort, chosen.preset, chosen.policies) != (default.effort, default.preset, default.policies):
-        raise OptionError("--config sets effort, preset and policies; leave out --effort, --preset and --policy")
+    fields = ("effort", "preset", "policies", "strategy")
+    if any(getattr(chosen, field) != getattr(default, field) for field in fields):
+        raise OptionError(
+            "--config sets effort, policies and strategy; leave out --effort, --preset, --policy and --strategy"
+        )
     return replace(chosen, **load_config(config))
 
 

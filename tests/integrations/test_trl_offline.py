@@ -107,7 +107,7 @@ def made(long: str, short: str, least: float) -> dict[str, set[tuple[int, int]]]
 def test_the_more_accurate_kind_is_preferred_and_brevity_within_it() -> None:
     assert made("+++-", "++--", 0.0) == {
         "group": {(a, b) for a in (100, 101, 102) for b in (12, 13)},
-        "instance": {(100, 103)},
+        "instance": {(100, 101), (100, 102)},
     }
     assert made("++++", "++++", 0.0)["instance"] == {(10, 13), (10, 12)}, "short where it is no worse"
     assert made("++--", "++--", 0.0)["group"] == {(a, b) for a in (10, 11) for b in (102, 103)}, "right before wrong"

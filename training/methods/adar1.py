@@ -31,7 +31,7 @@ class AdaR1(Section):
     beta: float = Field(default=0.1, gt=0)  # of DPO
     groups: int = Field(default=4, ge=0)  # most pairs per question that compare long with short thinking
     instances: int = Field(default=2, ge=0)  # most pairs per question that compare completions of one kind
-    min_accuracy: float = Field(default=0.5, ge=0, le=1)  # with fewer right, no brevity is taught; 0 in the paper
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)  # with fewer right, no brevity is taught; ours, 0 in the paper
     nll_weight: float = Field(default=0.0, ge=0)  # see `build_dpo_trainer`; ours, 0 in the paper
     short_effort: ThinkingEffort = "easy"  # the tier in which the short completions are sampled
     short: Optimiser = Optimiser()  # how the short parent learns them, under the usual prompt
@@ -133,9 +133,12 @@ def make_pairs(
 ) -> list[PreferencePair]:
     """The preference pairs of one question, from as many long as short completions.
 
-    Long thinking is preferred only if its accuracy is higher by more than half a sample. Chosen completions are right;
-    rejected ones are wrong if any are. No pairs are made if neither kind is ever right, and none for brevity if less
-    than `min_accuracy` of the preferred kind is right: a question that is not learned yet must not be learned short.
+    Long thinking is preferred only if its accuracy is higher by more than half a sample; then a right completion of the
+    preferred kind is chosen over a wrong one of the other kind, if any is wrong. Within the preferred kind, the
+    shortest right completion is chosen over the longest right ones. No pairs are made if neither kind is ever right,
+    and none for brevity if less than `min_accuracy` of the preferred kind is right: a question that is not learned yet
+    must not be learned short. As in the authors' script, but that `min_accuracy` is ours, and that a completion is
+    never compared with itself.
     """
     right_long, right_short = sum(t.right for t in long), sum(t.right for t in short)
     if not right_long and not right_short:
@@ -150,8 +153,7 @@ def make_pairs(
     pairs = [PreferencePair("group", *both) for both in rng.sample(candidates, min(groups, len(candidates)))]
     if good and solved:
         winner = min(good, key=lambda t: t.length)
-        losers = [t for t in better if not t.right] or [t for t in good if t.length > winner.length]
-        losers = sorted(losers, key=lambda t: -t.length)[:instances]
+        losers = sorted((t for t in good if t.length > winner.length), key=lambda t: -t.length)[:instances]
         pairs += [PreferencePair("instance", winner, loser) for loser in losers]
     return pairs
 

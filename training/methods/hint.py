@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from ...controller.policies.base import PARAGRAPH
-from ...controller.policies.hint import HINT_TOKEN, ConciseHint, find_learned_hint
+from ...controller.policies.hint import HINT_TOKEN, BrevityHint, find_learned_hint
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_frozen, check_recipe
@@ -49,7 +49,7 @@ def _validate(recipe: HintRecipe) -> CheckedRecipe:
     return check_recipe(recipe, completions=1, resident=ResidentModels(trained="embeddings"), step_content=content)
 
 
-def make_policy(recipe: HintRecipe) -> ConciseHint:
+def make_policy(recipe: HintRecipe) -> BrevityHint:
     """The policy that gives the hint in words; raises RecipeError."""
     settings = recipe.rollouts.policies.get(POLICY)
     if settings is None:
@@ -57,7 +57,7 @@ def make_policy(recipe: HintRecipe) -> ConciseHint:
             "rollouts.policies has no hint to learn; add `policies: {hint: {}}`, with settings of the policy if needed",
             code="no_hint_policy",
         )
-    return ConciseHint(**settings)
+    return BrevityHint(**settings)
 
 
 def _train(run: TrainingRun[HintRecipe]) -> None:

@@ -1,4 +1,7 @@
-"""SER-RL (arXiv 2506.15647): be right, and brief relative to one's own right answers; by GRPO, with our reward."""
+"""SER-RL (arXiv 2506.15647): be right, and brief relative to one's own right answers to the same question.
+
+GRPO on free completions. We found no formula of its reward; `GroupBrevity` is ours.
+"""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class GroupBrevity(Reward):
     """From +weight/2 for the shortest right completion of a group down to -weight/2 for the longest (SER-RL).
 
     0 for wrong ones, and if too few of the group are right: a question that is not learned yet must not be learned
-    short. The formula of the paper (arXiv 2506.15647) is unpublished; this one is ours.
+    short. We found no formula in the paper's sources (arXiv 2506.15647); this one is ours.
     """
 
     name = "group_brevity"
