@@ -64,7 +64,8 @@ class Equality:
 class AnswerChecker(Closing):
     """Compares answers and caches the outcomes; its sandbox processes run until the end of `with`.
 
-    The deadline is in seconds for one comparison. Threads may share a checker; they take turns at new comparisons.
+    The deadline is in seconds for one comparison, which ends within `sandbox.GRACE` of it; what is done once, starting
+    and drawing a question's batch again, does not count. Threads may share a checker; they take turns.
     """
 
     def __init__(self, deadline: float = DEADLINE) -> None:
