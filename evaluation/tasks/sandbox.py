@@ -1,7 +1,7 @@
 """A sandbox process with a deadline for every call: a call that hangs is killed, and a crash is survived.
 
 The process kills the fork of itself that grades; starting another takes a few hundredths of a second. Only if it does
-not reply for half of GRACE longer, it is killed as well, and the next call has to import its library again.
+not reply for some seconds longer, it is killed as well, and the next call has to import its library again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from ...errors import TerselyError
 
 _START_SECONDS = 180.0
 """Time to import a library; generous, because imports never hang, but the machine may be busy."""
-GRACE = 2.0
-"""Seconds after a deadline within which a call ends, whatever happens."""
+GRACE = 5.0
+"""Seconds after a deadline within which a call ends even if the machine stalls; otherwise it takes hundredths."""
+_END_SECONDS = 1.0
 _KEPT_ENVIRONMENT = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT")
 """What an interpreter needs to find its libraries; the process forgets these too, once they are imported."""
 _ENVIRONMENT = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
@@ -116,7 +117,7 @@ class SandboxProcess(Closing):
             late.set()
             _kill(process)
 
-        timer = threading.Timer(seconds + GRACE / 2, stop)
+        timer = threading.Timer(seconds + GRACE - _END_SECONDS, stop)
         timer.daemon = True
         timer.start()
         reply = b""
@@ -152,7 +153,7 @@ class SandboxProcess(Closing):
                 if pipe is not None:
                     pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel; do not wait any longer
-            process.wait(GRACE / 2)
+            process.wait(_END_SECONDS)
 
     def close(self) -> None:
         """End the process; a later call starts another."""

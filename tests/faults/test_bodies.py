@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving import connections
+from tersely.controller.serving import body_limits, connections
 from tersely.controller.serving.batch_worker import ServedRow
 from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape
 from tersely.controller.serving.errors import RequestError
@@ -65,7 +65,11 @@ INPUT = {
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     limits = ServerLimits(batch=4, body_seconds=1.0)
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as running:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as running,
+    ):
+        patched.setattr(body_limits, "RATE", 1 << 40)  # or one hostile body would wait for the turn of the one before
         running.answered(**SHORT)
         yield running
 
@@ -142,6 +146,28 @@ def test_all_bodies_together_are_bounded() -> None:
     assert limits.held == 0
     with limits.hold(50), limits.hold(50):
         assert limits.held == 100
+
+
+def test_large_bodies_leave_time_to_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def take_turns(limits: BodyLimits) -> None:
+        for size in (1_000, 10 << 20, 1_000, 10 << 20, 10 << 20):
+            await limits.take_turn(size)
+        limits.seconds = 0.5
+        with pytest.raises(RequestError) as caught:
+            await limits.take_turn(10 << 20)
+        assert caught.value.status == 503 and caught.value.retry_after
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(body_limits, "RATE", 1 << 20)
+    asyncio.run(take_turns(BodyLimits(10, 100, 60.0)))
+    each = (10 << 20) / body_limits.RATE
+    assert waits[0] == 0 and len(waits) == 3  # the small ones wait for none
+    assert 0.5 * each < waits[1] <= each and waits[1] + 0.5 * each < waits[2] <= 2 * each
 
 
 def test_a_slow_body_is_given_up(server: Served) -> None:

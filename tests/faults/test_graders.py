@@ -98,22 +98,27 @@ def test_thousands_of_hostile_answers_to_every_grader(capsys: pytest.CaptureFixt
     letters = "0123456789xyC+-*/^()[]{},.'\"\\_\n ="
     pieces = [*programs(anyones / "mark"), *letters, "\\frac{1}{2}", "**9" * 3, "(" * 200, "\x00"]
     outcomes: Counter[str] = Counter()
-    slowest = 0.0
+    seconds: list[float] = []
     with AnswerChecker(PATIENT) as checker:
         for question in questions:
             rng = Random(question.id)
             checker.deadline = PATIENT
             checker.grade(question, "0")  # starts the grader and draws the problem
-            checker.deadline = 0.25
+            checker.deadline = 0.1
             for _ in range(5_000):
                 answer, began = "".join(rng.choices(pieces, k=rng.randint(1, 12))), time.monotonic()
                 outcomes[checker.grade(question, answer).outcome] += 1
-                slowest = max(slowest, time.monotonic() - began)
+                seconds.append(time.monotonic() - began)
             checker._cache.clear()
-            assert not list(anyones.iterdir()) and slowest < 0.25 + GRACE, question
+            assert not list(anyones.iterdir()) and max(seconds) < 0.1 + GRACE, question
+            with capsys.disabled():
+                print(
+                    f"{question.id or 'math-verify'}: {len(seconds)} answers, slowest {max(seconds):.2f} s", flush=True
+                )
     assert outcomes["crash"] == 0
+    late = sum(one > 0.5 for one in seconds)
     with capsys.disabled():
-        print(f"\n{outcomes.total()} answers, {len(questions)} graders, slowest {slowest:.2f} s, {dict(outcomes)}")
+        print(f"{len(questions)} graders, {dict(outcomes)}, {late} took more than 0.5 s")
 
 
 def confined(program: str) -> str:
