@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,17 @@ def draw(name: str, seed: int) -> list[tuple[str, str, int | None]]:
     ]
 
 
+@cache
+def _scorer(name: str) -> Callable[[str, dict[str, Any]], float]:
+    """What scores a task's answers; kept, because some take a third of a second to make."""
+    from reasoning_gym import get_score_answer_fn
+
+    return get_score_answer_fn(name)  # type: ignore[no-any-return]
+
+
 def prepare(name: str, seed: int) -> int:
     """Draw the problems of a seed for `score`; returns how many there are."""
+    _scorer(name)
     return len(_entries(name, seed))
 
 
@@ -105,9 +114,7 @@ def level(metadata: dict[str, Any]) -> int | None:
 
 def score(name: str, seed: int, index: int, answer: str) -> float:
     """The score that reasoning-gym's own `score_answer` gives an answer to a problem of a seed."""
-    from reasoning_gym import get_score_answer_fn
-
-    return float(get_score_answer_fn(name)(answer, copy.deepcopy(_entries(name, seed)[index])))
+    return float(_scorer(name)(answer, copy.deepcopy(_entries(name, seed)[index])))
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
