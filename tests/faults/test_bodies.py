@@ -87,6 +87,12 @@ def test_a_hostile_body_is_refused_at_once(server: Served, kind: str) -> None:
     assert seconds < 3 and len(reply) < 5_000  # it was 20 to 60 seconds for some
 
 
+def test_a_prompt_that_is_too_long_never_reaches_the_engine(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.worker, "submit", lambda *_: pytest.fail("it waits for the engine"))
+    status, _, reply = post(server, json.dumps(body("hello " * 20_000)).encode())
+    assert status == 400 and json.loads(reply)["error"]["code"] == "context_length_exceeded"
+
+
 @pytest.mark.parametrize("kind", INPUT)
 def test_hostile_input_is_refused_at_once(server: Served, kind: str) -> None:
     status, seconds, reply = post(server, INPUT[kind], "/v1/responses")
