@@ -20,7 +20,6 @@ from ..support.serving import MODEL, body, served, until
 from ..support.vllm_server import KEY, NAME, vllm_server
 
 PATIENCE = 120.0
-VLLM_COUNT = 10_000
 
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**63, 1e308, 1e-320, 0.5, "", "x", "low", "none", "\u2028", "<think>", MODEL),
@@ -101,6 +100,6 @@ def test_fuzzed_requests_to_vllm(tmp_path: Path) -> None:
         asyncio.run(storm(server.url, 500, 1, NAME, KEY))
         server.wait_idle()
         before = resident(*pids)
-        outcomes = asyncio.run(storm(server.url, VLLM_COUNT, 2, NAME, KEY))
+        outcomes = asyncio.run(storm(server.url, 10_000, 2, NAME, KEY))
         server.wait_idle()
         check(outcomes, resident(*pids) / before)
