@@ -150,7 +150,7 @@ class AuthMiddleware:
                     body = await self.limits.read(receive)
                     if body is None:
                         return CLIENT_LEFT
-                    held.enter_context(self.limits.hold(memory_of(body, check_shape(body))))
+                    await self._admit(body, held)
                     receive = replay(body, receive)
                     del body
                 await self.app(scope, receive, watch)
@@ -160,6 +160,15 @@ class AuthMiddleware:
             message = f"the request body is too large; accepted: at most {self.limits.each} bytes"
             await send_error(RequestError(message, 413), scope, receive, watch)
         return status or 500
+
+    async def _admit(self, body: bytes, held: ExitStack) -> None:
+        """Hold a body's memory and wait for its turns to be checked and parsed; raises RequestError."""
+        size = memory_of(len(body), 0)
+        held.enter_context(self.limits.hold(size))
+        await self.limits.take_turn(size)
+        more = memory_of(0, check_shape(body))
+        held.enter_context(self.limits.hold(more))
+        await self.limits.take_turn(more)
 
 
 async def send_error(refusal: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

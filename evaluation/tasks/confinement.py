@@ -50,15 +50,23 @@ _LONGEST_NAME = 2  # letters of a variable's name
 
 
 def confine(libraries: Sequence[str]) -> None:
-    """Confine this process for good; `libraries` are imported already, and must stay readable."""
+    """Confine this process for good; `libraries` are imported already, and must stay readable.
+
+    It may still fork, for the process that reads answers.
+    """
     forbid_evaluation()
     os.environ.clear()
     sys.dont_write_bytecode = True
-    _limit_resources()
+    # Bounded memory, so that a power tower fails instead of filling the machine.
+    _limit_resources(FSIZE=0, CORE=0, NOFILE=_FILES, MEMLOCK=0, AS=_used_memory() + MEMORY)
     drop_user([os.__file__, *(str(sys.modules[name].__file__) for name in libraries)])
-    folders = _library_folders()
-    _restrict_system_calls(folders)
-    sys.addaudithook(refuse_unknown_events(folders))
+    _restrict_system_calls(_library_folders())
+
+
+def forbid_all_else() -> None:
+    """Confine a process further that reads answers: it computes and imports, and starts no other."""
+    _limit_resources(NPROC=0)
+    sys.addaudithook(refuse_unknown_events(_library_folders()))
 
 
 def is_expression(text: str) -> bool:
@@ -111,13 +119,15 @@ def _library_folders() -> list[str]:
     return [os.path.join(os.path.abspath(path), "") for path in {*filter(None, sys.path), os.path.dirname(os.__file__)}]
 
 
-def _limit_resources() -> None:
-    """No files, no processes, and memory up to a limit, so that a power tower fails instead of filling the machine."""
+def _used_memory() -> int:
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else MEMORY
+
+
+def _limit_resources(**limits: int) -> None:
     try:
         import resource
 
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limits = {"AS": used + MEMORY, "FSIZE": 0, "NPROC": 0, "CORE": 0, "NOFILE": _FILES, "MEMLOCK": 0}
         for name, value in limits.items():
             kind = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(kind)[1]

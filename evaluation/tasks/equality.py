@@ -61,7 +61,8 @@ class Equality:
 class AnswerChecker(Closing):
     """Compares answers within `deadline` seconds each and caches the outcomes; threads take turns.
 
-    Its sandbox processes run until the end of `with`.
+    A comparison ends within `sandbox.GRACE` of its deadline; what is done once, starting and drawing a question's batch
+    again, does not count. The sandbox processes run until the end of `with`.
     """
 
     def __init__(self, deadline: float = DEADLINE) -> None:

@@ -1,7 +1,7 @@
 """Learn a head for each objective by DPO, to be weighted at inference (MAH-DPO).
 
-From Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards (arXiv 2510.01167): pairs of the
-model's own completions differ in one objective: right over wrong, brief over long, finished over cut off. Heads are
+From Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards (arXiv 2510.01167): pairs of
+the model's own completions differ in one objective: right over wrong, brief over long, finished over cut off. Heads are
 linear, so a mixture of them is one matrix, in an ordinary model: `tersely train blend MODEL OUT --weight accuracy=1`.
 """
 
