@@ -20,7 +20,7 @@ from tersely.controller.replay import bind_for_replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from tersely.controller.types import KEEP, Capability, Signals, StepInfo
-from tersely.controller.vllm.request_controller import RequestController, is_quiet
+from tersely.controller.vllm.request_controller import FENCE, LOUD, QUIET, SENTENCE, RequestController, kind_of
 from tersely.controller.vllm.row_table import ControlledRow, RowTable
 from tersely.evaluation.replay.tokenizer import PieceTokenizer
 
@@ -40,8 +40,8 @@ class Model:
     def __init__(self) -> None:
         self.codec = TokenizerAdapter(PieceTokenizer())
 
-    def is_quiet(self, token: int) -> bool:
-        return is_quiet(token, self.codec, MARKERS, (END,))
+    def kind_of(self, token: int) -> int:
+        return kind_of(token, self.codec, MARKERS, (END,))
 
     def row(self, preset: str, budget: int, opened: bool = True) -> ControlledRow:
         policies = bind_for_replay(make_policies(preset))
@@ -73,9 +73,9 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     texts[1] = (*texts[1][:80], *model.codec.encode("</think>\n\n"), *texts[1][80:])
     reads: list[int] = []
     results = []
-    for quiet in (model.is_quiet, lambda token: False):
+    for kind in (model.kind_of, lambda token: LOUD):
         rows = [model.row(preset, 150 + 40 * slot, opened=slot > 0) for slot in range(len(texts))]
-        table = RowTable(quiet)
+        table = RowTable(kind)
         calls = 0
         original = table.read
 
@@ -96,14 +96,18 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     assert reads[0] < 0.8 * reads[1], "most tokens end nothing"
 
 
-def test_calls_and_formulas_are_never_quiet() -> None:
+def test_kinds_of_tokens() -> None:
     model = Model()
-    for text in ("<", "TOOL", "[", "$", "\n", ".", "!", "=", "]"):
-        (token,) = model.codec.encode(text)
-        assert not model.is_quiet(token), text
-    for text in (" word", "7", " ,"):
-        (token,) = model.codec.encode(text)
-        assert model.is_quiet(token), text
+    kinds = {
+        LOUD: ("<", "TOOL", "[", "\n"),
+        FENCE: ("$", "]", "=", "\\"),
+        SENTENCE: (".", "!"),
+        QUIET: (" word", "7", " ,"),
+    }
+    for kind, texts in kinds.items():
+        for text in texts:
+            (token,) = model.codec.encode(text)
+            assert model.kind_of(token) == kind, text
     assert model.codec.flags(model.codec.encode("<")[0]) & TokenFlags.CALL
 
 
@@ -142,7 +146,7 @@ def test_a_request_that_comes_back_reads_its_signals_and_states_again() -> None:
 
 def test_a_row_that_missed_tokens_is_left_alone() -> None:
     model = Model()
-    row, table = model.row("budget", 100), RowTable(model.is_quiet)
+    row, table = model.row("budget", 100), RowTable(model.kind_of)
     table.put(0, row)
     table.land(np.array([0]), np.array([2]), np.array(model.codec.encode(" word")))
     assert table.finished == {0} and row.controller.decisions[-1].action == "error"
@@ -182,6 +186,9 @@ class Step:
     def __init__(self, number: int) -> None:
         self.number = number
 
+    def signals(self, places: Any) -> Any:
+        return np.full((len(places), 3), self.number, dtype=np.float32)
+
     def info(self, place: int) -> StepInfo:
         return StepInfo(Signals(float(self.number), 0.5, 0.5), partial(state, float(self.number)))
 
@@ -192,7 +199,7 @@ class Step:
 def test_the_last_token_that_is_read_from_outside_has_its_own_step() -> None:
     recorder = Recorder()
     reads = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
-    row, table = ControlledRow(RequestController(recorder, (END,), reads), []), RowTable(lambda token: True)
+    row, table = ControlledRow(RequestController(recorder, (END,), reads), []), RowTable(lambda token: QUIET)
     table.put(0, row)
     for number in range(4):
         table.note(np.array([0]), Step(number))
