@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,8 @@ class Model:
     def row(self, preset: str, budget: int, opened: bool = True) -> ControlledRow:
         policies = bind_for_replay(make_policies(preset))
         controller = Controller(policies, self.codec, MARKERS, Budget("normal", budget), opened=opened, prompt="1 + 1")
-        return ControlledRow(RequestController(controller, (END,), lazy=True), [])
+        reads = frozenset({Capability.LOGIT_SIGNALS})
+        return ControlledRow(RequestController(controller, (END,), reads, lazy=True), [])
 
 
 def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequence[Sequence[int]]) -> list[Any]:
@@ -55,7 +57,8 @@ def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequen
         table.put(slot, row)
     lengths, given, asked = np.zeros(len(rows), dtype=np.int64), [iter(text) for text in texts], []
     slots = np.arange(len(rows))
-    for _ in range(300):
+    for number in range(300):
+        table.note(slots, Step(number))
         asked.append((table.forced[slots].tolist(), table.offered[slots].tolist()))
         forced = table.forced[slots].tolist()
         tokens = [next(given[slot]) if forced[slot] < 0 else forced[slot] for slot in slots]
@@ -89,11 +92,12 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
         asked = play(model, table, rows, texts)
         for slot in range(len(rows)):
             table.flush(slot)
-        results.append((asked, [row.output for row in rows], [list(row.controller.decisions) for row in rows]))
+        signals = [row.controller.controller.thinking.signals for row in rows if row.controller.controller]
+        results.append((asked, [row.output for row in rows], [list(row.controller.decisions) for row in rows], signals))
         reads.append(calls)
     assert results[0] == results[1]
-    assert any(decisions for decisions in results[0][2])
-    assert reads[0] < 0.8 * reads[1], "most tokens end nothing"
+    assert any(decisions for decisions in results[0][2]) and all(any(known) for known in results[0][3])
+    assert reads[0] < 0.65 * reads[1], "most tokens wake no policy"
 
 
 def test_kinds_of_tokens() -> None:
@@ -190,7 +194,8 @@ class Step:
         return np.full((len(places), 3), self.number, dtype=np.float32)
 
     def info(self, place: int) -> StepInfo:
-        return StepInfo(Signals(float(self.number), 0.5, 0.5), partial(state, float(self.number)))
+        value = float(self.number)
+        return StepInfo(Signals(value, value, math.nan, value), partial(state, value))
 
     def swapped(self, place: int) -> bool:
         return False
