@@ -32,6 +32,7 @@ END = 30_000
 PIECES = (
     "So 12 times 7 is 84", ", and then 3.5 more", ". ", "\n\n", "\n", "Wait, ", "let me see", " $x = 4$", "{a: 1}",
     "\\[ 3 \\]", "<tool_call>", '{"name": "add"}', "</tool_call>", "```py\ncode\n```", "The answer is 84.", " 7", "5",
+    "<function=", "</function>",
 )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
         reads.append(calls)
     assert results[0] == results[1]
     assert any(decisions for decisions in results[0][2]) and all(any(known) for known in results[0][3])
-    assert reads[0] < 0.65 * reads[1], "most tokens wake no policy"
+    assert reads[0] < 0.8 * reads[1], "most tokens wake no policy"
 
 
 def test_kinds_of_tokens() -> None:
