@@ -19,6 +19,7 @@ import uvicorn.config
 
 from ...errors import CapabilityError, MarkerError, ModelError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
+from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
 from ..vllm.engine import PROCESSOR
 from ..vllm.request_control import KEY, refuse_speculation
@@ -154,10 +155,15 @@ def _choose_parser(arguments: Any, markers: Markers) -> str:
     from vllm.reasoning import ReasoningParserManager
     from vllm.transformers_utils.config import get_config
 
-    template = getattr(_load_tokenizer(arguments), "chat_template", None)
+    tokenizer = _load_tokenizer(arguments)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
     config = get_config(arguments.model, arguments.trust_remote_code, arguments.revision)
-    known = ReasoningParserManager.list_registered()
-    return choose_reasoning_parser(str(config.model_type), str(template or ""), markers.open, known) or ""
+    known, thinks = ReasoningParserManager.list_registered(), True
+    with contextlib.suppress(Exception):  # a template that cannot be rendered fails with each request
+        message = [{"role": "user", "content": "?"}]
+        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        thinks = thinking_state_after(str(prompt), markers) != "answer"
+    return choose_reasoning_parser(str(config.model_type), template, markers.open, known, thinks) or ""
 
 
 def _load_tokenizer(arguments: Any) -> Any:
