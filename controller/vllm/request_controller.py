@@ -24,6 +24,7 @@ from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
+from .tokenizers import OPTIONS, load_tokenizer
 
 UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
 """Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a
@@ -286,13 +287,7 @@ class WorkerContext:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded when the first request is controlled."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(
-            self.config.tokenizer,
-            revision=self.config.tokenizer_revision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        return load_tokenizer(self.config.model, {name: getattr(self.config, name, None) for name in OPTIONS})
 
     @cached_property
     def markers(self) -> Markers:
