@@ -104,10 +104,20 @@ class ThinkingState:
         else:
             self.boundary = "sentence" if flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else "token"
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append sampled tokens that end no line, sentence or region, and begin none."""
+    @property
+    def may_call(self) -> bool:
+        """Whether something that can begin a tool call has been seen."""
+        return self._may_call
+
+    def extend(self, tokens: Sequence[int], signals: Sequence[Signals | None] = ()) -> None:
+        """Append sampled tokens that end no line and begin no tool call; `signals` is empty or has one for each."""
+        if signals:
+            self.signals += [None] * (len(self.ids) - len(self.signals))
+            self.signals += signals
         self.ids.extend(tokens)
-        self._after_digit = self._flags[tokens[-1]] & _DIGIT
+        flags = self._flags
+        self._risky = self._risky or any(flags[token] & TokenFlags.FENCE for token in tokens)
+        self._after_digit = flags[tokens[-1]] & _DIGIT
         self.boundary, self._line_empty = "token", False
 
     def retractable(self, count: int) -> int:

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from ...errors import CapabilityError
+
 _CALL = re.compile(r"<|\[T|TOOL|(?<!\\)\[$")
 _SENTENCE = re.compile(r"[.!?。！？][\"')\]]*\s*$")
 
@@ -27,10 +29,27 @@ class TokenFlags:
     CALL = 64  # may belong to what begins a tool call
 
 
+_MISTRAL = {"MistralTokenizer", "MistralCommonBackend", "MistralCommonTokenizer"}
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer of mistral-common, which makes no special token such as [/THINK] of text.
+
+    Raises CapabilityError: a closing would be words, and the thinking would go on.
+    """
+    if _MISTRAL & {kind.__name__ for kind in type(tokenizer).__mro__}:
+        raise CapabilityError(
+            "this model's tokenizer is mistral-common's, which cannot write the markers of thinking as tokens; in vLLM "
+            "use tokenizer_mode='hf', in transformers mistral_format=False, which read the same tokens",
+            code="mistral_tokenizer",
+        )
+
+
 class TokenizerAdapter:
-    """Text <-> ids of one tokenizer, with a flag cache per token id."""
+    """Text <-> ids of one tokenizer, with a flag cache per token id. Raises as `check_tokenizer`."""
 
     def __init__(self, tokenizer: Any) -> None:
+        check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         module = getattr(getattr(type(tokenizer), "_decode", None), "__module__", "")
         plain = module.startswith("transformers.tokenization_utils") and hasattr(tokenizer, "backend_tokenizer")

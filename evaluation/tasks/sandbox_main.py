@@ -1,8 +1,8 @@
 """The child process of `sandbox.SandboxProcess`: generates problems, and has a fork of itself compare and score.
 
 It runs as a script, without our modules. It reads JSON requests, `[function, seconds, *arguments]`, and writes replies,
-`[outcome, value]`, a line each. Scorers of reasoning-gym evaluate answers as Python, which `confinement` prevents. A fork
-that takes too long is killed, and the next one has what was imported and drawn before: so deadlines hold for each answer.
+`[outcome, value]`, a line each. Scorers of reasoning-gym evaluate answers as Python, which `confinement` prevents. A
+fork that takes too long is killed; the next one has what was imported and drawn before, so each deadline holds.
 """
 
 from __future__ import annotations
