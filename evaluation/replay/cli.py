@@ -18,8 +18,7 @@ from .. import cli_utils as cli
 from ..tasks.equality import AnswerChecker
 from .formats import Fields
 from .logs import RecordedSet, load_set
-from .page import check_page, replay_page
-from .result import show, summarize
+from .result import check_page, replay_page, show, summarize
 from .run import (
     EQUAL_BUDGET,
     FIRST_CORRECT,

@@ -1,22 +1,37 @@
-"""The figures of a replay: what would have been saved, lost and repaired, and the tables that show it."""
+"""The result of a replay: what would have been saved, lost and repaired; its tables, and a page with examples."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ...controller.text.answers import extract_answer
+from ...controller.trace import Usage
+from ...errors import OptionError
+from ...io import check_writable
 from ...probes.stats import binomial_upper_bound
+from ..html_page import is_page_by
 from ..stats import ratio_bootstrap
-from .run import ReplayedRow
+from ..view.page import GENERATOR, trace_page
+from ..view.record import RunView, SegmentView, TraceRecord
+from .run import ReplayedRow, Stop
 
+EXAMPLES = 12  # examples of one set and arm
 DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
 _REASONS = 20  # reasons that are listed; a policy may write any number of them
+_WIDE = 200  # columns where no terminal says how many there are; set names are file names
+_COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
+_STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
+_READ = "of the reader {} counts there"
 
 
 def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -53,12 +68,6 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
 
 def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
-
-
-_WIDE = 200  # columns where no terminal says how many there are; set names are file names
-_COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
-_STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
-_READ = "of the reader {} counts there"
 
 
 def show(
@@ -134,3 +143,55 @@ def _explain_stops(result: Mapping[str, Any]) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def check_page(path: Path) -> None:
+    """Refuse a place where a page cannot or should not be written; raises WriteError, OptionError."""
+    check_writable(path, "--page")
+    if path.exists() and not is_page_by(path, GENERATOR):
+        raise OptionError(
+            f"--page {path} was not written by tersely; accepted: a new file, or a page of tersely",
+            code="overwrites_other_file",
+        )
+
+
+def replay_page(parts: Sequence[tuple[str, Sequence[ReplayedRow]]]) -> str:
+    """The page with examples of each part, which is a set under an arm with its name."""
+    records = []
+    for name, found in parts:
+        stopped = ((one, one.stop) for one in sorted(found, key=_harm) if one.stop is not None)
+        records += [_make_record(name, one, stop) for one, stop in islice(stopped, EXAMPLES)]
+    return trace_page(records, "replay")
+
+
+def _harm(one: ReplayedRow) -> int:
+    return one.right_controlled - one.right_full
+
+
+def _make_record(name: str, one: ReplayedRow, stop: Stop) -> TraceRecord:
+    """The stopped run next to the recorded one; the id states the verdict, since the viewer compares text."""
+    verdict = {-1: "lost", 1: "repaired"}.get(_harm(one), "right" if one.right_full else "wrong")
+    full = RunView(
+        answer=extract_answer(one.row.answer),
+        tier="recorded",
+        finish_reason="stop",
+        usage=Usage(thinking=one.tokens),
+        segments=_segments(one.row.thinking, one.row.answer),
+    )
+    return TraceRecord(
+        version=1,
+        id=f"{name}: {one.row.id}, {verdict}" + ("" if one.row.gold is None else f" ({one.row.gold} is right)"),
+        question=one.row.question,
+        answer=stop.answer,
+        tier="recorded",
+        finish_reason=f"stopped by {stop.decision.policy}",
+        usage=Usage(thinking=stop.tokens),
+        segments=_segments(stop.thinking, stop.answer),
+        decisions=(replace(stop.decision, text="", acted=True),),
+        uncontrolled=full,
+    )
+
+
+def _segments(thinking: str, answer: str) -> tuple[SegmentView, ...]:
+    parts = ((thinking, True), (answer, False))
+    return tuple(SegmentView(kind="kept", text=text, thinking=inside) for text, inside in parts if text)

@@ -109,7 +109,7 @@ def spinner(text: str) -> Status:
 
 
 class Interruptible(EngineWrapper):
-    """An engine that returns what it has generated so far on Ctrl-C, as `interrupted` and cut by "length"."""
+    """An engine that returns what it has so far on Ctrl-C, cut by "length", and is then `interrupted`."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
