@@ -126,7 +126,7 @@ class ProtectedRegions:
         """The kind of region that is open at the end (code, tool call, math, JSON), or None."""
         state = replace(self._state)
         state.scan(self._rest, len(self._rest))
-        self.settled = state.kind is None
+        self.settled = state.kind is None and not any(c in self._rest[-_MARGIN:] for c in "<[")  # perhaps of a call
         if self._rest.endswith("`") and re.search(r"(?:^|\n)`{1,2}$", self._rest):
             return "code"
         too_long = state.kind is not None and state.size > _LONGEST.get(state.kind, state.size)
