@@ -162,7 +162,7 @@ def test_open_regions_are_known_whole_and_piece_by_piece(text: str, kind: str | 
 
 PIECES = (
     *"So 12 times 7 is 84|. |\n\n|\n|$|x = 4$| 5| 3.50|{|}|[|]|\\[ 3 |\\]|`|``|```py\n|```\n|Wait, |word".split("|"),
-    *'<|tool_call>|</tool_call>|<function=|</function>|"|: 1|\\boxed{|\\|(|a\\)|[TOOL|_CALLS]'.split("|"),
+    *'<|tool_call>|function|=|</tool_call>|<function=|</function>|"|: 1|\\boxed{|\\|(|a\\)|[TOOL|_CALLS]'.split("|"),
 )
 
 
