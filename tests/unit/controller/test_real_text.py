@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -177,8 +177,11 @@ def test_a_growing_thinking_knows_its_open_regions() -> None:
     for seed in range(60):
         rng = Random(seed)
         thinking = ThinkingState(codec)
+        call: Iterator[int] = iter(())
         for _ in range(120):
-            thinking.add(rng.randrange(len(PIECES)))
+            thinking.add(next(call, None) or rng.randrange(len(PIECES)))
+            if rng.random() < 0.05:
+                call = map(PIECES.index, ("<", "function", "="))
             if rng.random() < 0.4:
                 fenced = any(codec.flags[token] & TokenFlags.FENCE for token in thinking.ids)
                 assert thinking.protected == (unclosed_region(thinking.text) if fenced else None), thinking.text[-90:]
