@@ -2,7 +2,9 @@
 
 Many rows, each after a long thinking. What vLLM calls is called here, on buffers like its own and on the CPU: the
 tokens of the previous step are fetched, rows that are due read them, and what must come next is written into logits.
-The text is that of `control_cost.py`.
+The text is that of `control_cost.py`. The arm `probe` is the preset `balanced` with the probe of the model, on random
+hidden states and with a threshold that no score reaches. `kernel` is the part of the mean that computes signals of
+logits, which GPUs do in a kernel that nothing waits for.
 """
 
 from __future__ import annotations
@@ -20,11 +22,17 @@ from control_cost import MARKERS, write_thinking  # type: ignore[import-not-foun
 from vllm import SamplingParams
 
 from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.types import Signals, StepInfo
+from tersely.controller.vllm import request_controller
+from tersely.controller.vllm import step as worker_step
 from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 from tersely.evaluation.replay.tokenizer import load_tokenizer
+from tersely.kernels.signals import logit_signals
 from tersely.models import get_model_path
 
 FOLDER = str(get_model_path("tersely-tiny-small"))
+WIDTH = 128
+PROBE = {"policies": {"budget": {}, "repetition": {}, "readiness": {"threshold": 2.0}}}
 
 
 class Buffers:
@@ -62,7 +70,10 @@ def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, step
     processor.worker.__dict__.update(tokenizer=codec.tokenizer, markers=MARKERS, end=(32_767,))
     opening = codec.encode("\n\n<think>\n")
     ids = torch.tensor(write_thinking(codec, length + steps + 64), dtype=torch.int32)
-    control = {"preset": preset, "thinking_budget": 4 * (length + steps)}
+    control = (PROBE if preset == "probe" else {"preset": preset}) | {"thinking_budget": 4 * (length + steps)}
+    kernel = time_signals()
+    states = torch.randn(rows, WIDTH)
+    request_controller._NO_STEP = StepInfo(Signals(0.5, 0.8, 0.8, 0.6), lambda layer: states[0].numpy())
     params = SamplingParams(max_tokens=16 * (length + steps), extra_args={"tersely": control})
     for row in range(rows):  # rows are at different places of the text
         known = length - row % 64
@@ -76,24 +87,42 @@ def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, step
     context: Any = SimpleNamespace(idx_mapping_np=np.arange(rows, dtype=np.int32))
     taken = []
     for _ in range(steps):
+        worker_step._kept[:] = [states]
         begin = time.thread_time()
         processor.apply_staged_writes()
         processor.apply(logits, context)
         taken.append(1e3 * (time.thread_time() - begin))
         processor_buffers.total_len.gpu += 1
     assert len(processor.rows) == rows, "rows have ended"
+    notes = {decision.reason for row in processor.rows.values() for decision in row.controller.decisions}
+    assert not notes, f"not every policy is at work: {notes}"
     settled = np.sort(taken[steps // 4 :])  # the first step reads whole outputs
     return {
         f"{preset}_mean_ms": round(float(settled.mean()), 3),
         f"{preset}_median_ms": round(float(settled[len(settled) // 2]), 3),
         f"{preset}_p99_ms": round(float(settled[int(0.99 * len(settled))]), 3),
+        f"{preset}_kernel_ms": round(1e3 * sum(kernel) / steps, 3),
     }
+
+
+def time_signals() -> list[float]:
+    """Seconds of each call that computes signals from now on, in this thread's time."""
+    taken: list[float] = []
+
+    def compute(logits: torch.Tensor) -> Any:
+        begin = time.thread_time()
+        found = logit_signals(logits)
+        taken.append(time.thread_time() - begin)
+        return found
+
+    worker_step.logit_signals = compute
+    return taken
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", default="budget,careful,balanced", help="default: %(default)s")
+    parser.add_argument("--presets", default="budget,careful,probe", help="default: %(default)s")
     parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json or its folder; by default a simple one of ours"
     )

@@ -18,6 +18,7 @@ from .budgets import Budget
 from .delegation import DelegationManager, Helper, helper_error, without_retraction
 from .policies.base import (
     NEVER,
+    Boundary,
     Close,
     HelperAction,
     Inject,
@@ -35,7 +36,7 @@ from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
 from .trial_answers import AnswerTrial, TrialDecoder, start_trial
-from .types import KEEP, Directive, Prompt, StepInfo
+from .types import KEEP, Directive, Prompt, Signals, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
 MAX_FORCED_CLOSES = 3
@@ -136,11 +137,10 @@ class Controller:
         thinks = self.state in (ControllerState.THINKING, ControllerState.WAITING) and len(self.thinking) > 0
         return (self.thinking.boundary or None) if thinks else None
 
-    @property
-    def patience(self) -> int:
-        """How many more tokens that end nothing, and no marker, may come before this must see them."""
+    def patience(self, boundary: Boundary) -> int:
+        """How many more tokens may come before this must see them: none ends more than `boundary`, or a marker."""
         if self.state is ControllerState.THINKING:
-            return self._next_wakeup["token"] - len(self.thinking) - 1
+            return self._next_wakeup[boundary] - len(self.thinking) - 1
         watched = self._answer is not None and self._answer.reads_words
         return 0 if watched or self.state in (ControllerState.TRIAL, ControllerState.WAITING) else NEVER
 
@@ -151,12 +151,12 @@ class Controller:
 
     # -- transitions
 
-    def skip(self, tokens: Sequence[int]) -> None:
-        """Take sampled tokens that end nothing, at most `patience` of them: the same as observing each, and cheaper."""
+    def skip(self, tokens: Sequence[int], signals: Sequence[Signals | None] = ()) -> None:
+        """Take sampled tokens within `patience`, which end no line: the same as observing each, and cheaper."""
         self.position += len(tokens)
         if self.state is ControllerState.THINKING:
             self._close.skip(tokens)
-            self.thinking.extend(tokens)
+            self.thinking.extend(tokens, signals)
         elif self._answer is not None:
             self._answer.extend(tokens)
 
@@ -166,19 +166,19 @@ class Controller:
         if state is ControllerState.TRIAL:
             return self._observe_trial(token, step)
         self.position += 1
-        if state in (ControllerState.ANSWER, ControllerState.BEFORE):
+        if state is ControllerState.ANSWER or state is ControllerState.BEFORE:
             thinks_again = None if self._answer is None else self._answer.add(token)
             if thinks_again is None:
                 return KEEP
             return self._on_thinks_again(thinks_again) if state is ControllerState.ANSWER else self._on_open()
         self.view._step = step
-        if self._close.completes(token):
+        if token == self._close.id or (self._close.id is None and self._close.completes(token)):
             return self._on_model_close(token)
         if token == self._eos:
             return self._on_end_of_turn()
         thinking = self.thinking
-        thinking.add(token, step.signals if step is not None else None)
-        if len(thinking) < self._next_wakeup[thinking.boundary]:
+        thinking.add(token, None if step is None else step.signals)
+        if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
             return KEEP
         return self._on_wakeup()
 

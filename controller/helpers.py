@@ -169,7 +169,7 @@ class StopAfter:
             return _STOP
         if self._inner is not None:
             return _STOP if self._thinking_ended() else self._inner.observe(token, step)
-        thought_ended = self._one_thought and bool(self._codec.flags(token) & TokenFlags.BLANK)
+        thought_ended = self._one_thought and bool(self._codec.flags[token] & TokenFlags.BLANK)
         return _STOP if self._close.completes(token) or thought_ended else KEEP
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...errors import CapabilityError
 from ...probes.drift import DriftMonitor, DriftState, Region
-from ...probes.features import ThoughtReading, features
+from ...probes.features import GrowingFeatures, ThoughtReading
 from ...probes.io import StoredRule
 from ...probes.known_questions import LENGTHS
 from ...probes.rule import RuleState
@@ -29,22 +29,29 @@ from ..types import BindContext, Capability, Signals
 from .base import BOUND, Close, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
 from .exits import Convergence
 
+Row = NDArray[np.float32]
+
 
 class FeatureTracker:
     """The readings of growing thinking; each thought is read once."""
 
     def __init__(self) -> None:
         self.thoughts: list[ThoughtReading] = []
+        self.stated: str | None = None  # the latest answer
+        self._features = GrowingFeatures()
 
     @property
-    def stated(self) -> str | None:
-        """The latest stated answer."""
-        return next((t.answer for t in reversed(self.thoughts) if t.answer is not None), None)
+    def features(self) -> Row:
+        """Those at the end of the last thought, see `GrowingFeatures.values`."""
+        return self._features.values()
 
     def update(self, thinking: ThinkingState) -> Sequence[ThoughtReading]:
         """Read the thoughts that have ended since the last call; return all readings so far."""
         for thought in thinking.thoughts[len(self.thoughts) :]:
-            self.thoughts.append(_read(thought, thinking.signals[thought.start : thought.end]))
+            reading = _read(thought, thinking.signals[thought.start : thought.end])
+            self.thoughts.append(reading)
+            self._features.add(reading)
+            self.stated = self.stated if reading.answer is None else reading.answer
         return self.thoughts
 
 
@@ -63,9 +70,6 @@ def _read(thought: Thought, signals: Sequence[Signals | None]) -> ThoughtReading
         top_min=min(s.top for s in values),
         margin_mean=sum(s.margin for s in values) / len(values),
     )
-
-
-Row = NDArray[np.float32]
 
 
 class BatchDriftTracker:
@@ -197,10 +201,10 @@ class Readiness(StopRulePolicy):
         report = None if self.drift is None else self.drift.begin()
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")
-            if not (thoughts := tracker.update(view.thinking)):
+            if not tracker.update(view.thinking):
                 continue
-            score = state.score_free(features(thoughts), view.state(rule.layer))
-            if report is not None and len(thoughts) == 1:
+            score = state.score_free(tracker.features, view.state(rule.layer))
+            if report is not None and len(tracker.thoughts) == 1:
                 report(state.row)
             evidence = ""
             if state.wants_trial(score, view.tokens):

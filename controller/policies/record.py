@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...probes.features import FEATURES, features
+from ...probes.features import FEATURES
 from ...probes.fingerprint import question_hash
 from ...probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from ..budgets import TIERS
@@ -62,9 +62,9 @@ class PassiveRecorder(Policy):
         report, tracker = self.begin(), FeatureTracker()
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")
-            if not (thoughts := tracker.update(view.thinking)):
+            if not tracker.update(view.thinking):
                 continue
-            end, values, stated = view.tokens, features(thoughts), tracker.stated
+            end, values, stated = view.tokens, tracker.features, tracker.stated
             states = {layer: view.state(layer) for layer in self.layers}
             trial = (yield Trial(sampled=True)) if self.trials else None
             report(ThoughtRecord(end, values, stated, states, trial))

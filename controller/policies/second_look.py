@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...errors import OptionError
-from ...probes.features import features
 from ...probes.io import StoredRule
 from ...probes.rule import RuleState
 from ..types import Capability
@@ -48,8 +47,8 @@ class Escalate(StopRulePolicy):
         state, tracker, right, score = RuleState(rule.rule), FeatureTracker(), 1.0, 0.0
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought", or_close=True)
-            if not view.closing and (thoughts := tracker.update(view.thinking)):
-                score = state.score_free(features(thoughts), view.state(rule.layer))
+            if not view.closing and tracker.update(view.thinking):
+                score = state.score_free(tracker.features, view.state(rule.layer))
                 right = score - state.hopeless
             stops = view.closing or (rule.threshold is not None and score >= rule.threshold)
             if right < self.min_right and stops:
@@ -78,9 +77,9 @@ class Reconsider(StopRulePolicy):
         tracker = FeatureTracker()
         for _ in range(self.limit):
             yield Wait(boundary="close")
-            while not (thoughts := tracker.update(view.thinking)) or view.tokens >= view.budget.thinking // 2:
+            while not tracker.update(view.thinking) or view.tokens >= view.budget.thinking // 2:
                 yield Wait(boundary="close")
-            score = RuleState(rule.rule).score_free(features(thoughts), view.state(rule.layer))
+            score = RuleState(rule.rule).score_free(tracker.features, view.state(rule.layer))
             if score >= self.threshold:
                 continue
             yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")

@@ -19,9 +19,11 @@ import uvicorn.config
 
 from ...errors import CapabilityError, MarkerError, ModelError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
+from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
 from ..vllm.engine import PROCESSOR
 from ..vllm.request_control import KEY, refuse_speculation
+from ..vllm.tokenizers import OPTIONS, load_tokenizer
 from ..vllm.trace_channel import PLACE
 from .auth_middleware import hash_key
 from .connections import GuardedProtocol
@@ -57,7 +59,7 @@ def run_vllm_server(
     settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
     settings["key"] = api_key and hash_key(api_key)
     if not settings.pop("special_tokens", False):
-        settings["tokenizer"] = str(arguments.tokenizer or checkpoint)
+        settings["tokenizer"] = [checkpoint, {name: getattr(arguments, name) for name in OPTIONS}]
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
@@ -135,10 +137,11 @@ def _set_model_facts(arguments: Any, markers: Markers | None) -> None:
     if markers is not None:
         _add_markers(arguments, markers)
     pair = ((arguments.additional_config or {}).get(KEY) or {}).get("markers")
-    found = Markers(*pair) if pair else _find_markers(_load_tokenizer(arguments))
+    tokenizer = load_tokenizer(arguments.model, vars(arguments))
+    found = Markers(*pair) if pair else _find_markers(tokenizer)
     if arguments.reasoning_parser:
         return
-    arguments.reasoning_parser = _choose_parser(arguments, found)
+    arguments.reasoning_parser = _choose_parser(arguments, tokenizer, found)
     where = f"thinking between {found.open} and {found.close} ({found.source})"
     if arguments.reasoning_parser:
         print(f"{where}; reasoning parser: {arguments.reasoning_parser}", file=sys.stderr)
@@ -150,33 +153,18 @@ def _set_model_facts(arguments: Any, markers: Markers | None) -> None:
         )
 
 
-def _choose_parser(arguments: Any, markers: Markers) -> str:
+def _choose_parser(arguments: Any, tokenizer: Any, markers: Markers) -> str:
     from vllm.reasoning import ReasoningParserManager
     from vllm.transformers_utils.config import get_config
 
-    template = getattr(_load_tokenizer(arguments), "chat_template", None)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
     config = get_config(arguments.model, arguments.trust_remote_code, arguments.revision)
-    known = ReasoningParserManager.list_registered()
-    return choose_reasoning_parser(str(config.model_type), str(template or ""), markers.open, known) or ""
-
-
-def _load_tokenizer(arguments: Any) -> Any:
-    """The tokenizer that vLLM will load with these flags; raises ModelError."""
-    from vllm.tokenizers import cached_get_tokenizer
-
-    name = arguments.tokenizer or arguments.model
-    try:
-        return cached_get_tokenizer(
-            name,
-            tokenizer_mode=arguments.tokenizer_mode,
-            revision=arguments.tokenizer_revision or arguments.revision,
-            trust_remote_code=arguments.trust_remote_code,
-        )
-    except (ImportError, OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer {name!r} cannot be loaded: {error}; see --tokenizer, --tokenizer-mode, --revision and "
-            "--trust-remote-code of vLLM"
-        ) from None
+    known, thinks = ReasoningParserManager.list_registered(), True
+    with contextlib.suppress(Exception):  # a template that cannot be rendered fails with each request
+        message = [{"role": "user", "content": "?"}]
+        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        thinks = thinking_state_after(str(prompt), markers) != "answer"
+    return choose_reasoning_parser(str(config.model_type), template, markers.open, known, thinks) or ""
 
 
 def _find_markers(tokenizer: Any) -> Markers:

@@ -25,6 +25,7 @@ from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.parent_watch import SERVED
 from ..vllm.request_control import read_control
+from ..vllm.tokenizers import load_tokenizer
 from ..vllm.trace_channel import TraceStore
 from .auth_middleware import METRICS, Access, AuthMiddleware, send_error
 from .body_limits import BodyLimits, replay
@@ -42,10 +43,8 @@ _EVENT_END = b"\n\n"
 Trace = tuple[Decision, ...]
 
 
-def _load_sanitizer(tokenizer: str) -> SpecialTokenSanitizer:
-    from transformers import AutoTokenizer
-
-    loaded, markers = AutoTokenizer.from_pretrained(tokenizer), None
+def _load_sanitizer(model: str, options: Mapping[str, Any]) -> SpecialTokenSanitizer:
+    loaded, markers = load_tokenizer(model, options), None
     with contextlib.suppress(MarkerError):
         markers = find_markers(loaded)
     return SpecialTokenSanitizer(loaded, markers)
@@ -55,8 +54,8 @@ class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
     Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`;
-    `max_body`; `tokenizer`, whose special tokens users and tools cannot write; `key`, `hosts` and `metrics`, see
-    `auth_middleware.Access`; `exposed`, paths served in addition.
+    `max_body`; `tokenizer`, the arguments of `load_tokenizer`, of the one whose special tokens users and tools cannot
+    write; `key`, `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -64,7 +63,7 @@ class ControlMiddleware:
         self.default = read_control(settings.get("default", {}))
         self.caps: Mapping[str, int] = {**EFFORT_CAPS, **settings.get("caps", {})}
         self.traces, self.metrics = TraceStore(), Metrics()
-        self._sanitize = _load_sanitizer(settings["tokenizer"]) if settings.get("tokenizer") else None
+        self._sanitize = _load_sanitizer(*settings["tokenizer"]) if settings.get("tokenizer") else None
         self.app = app
         limits = ServerLimits(body=settings.get("max_body", ServerLimits().body))
         self.checked = AuthMiddleware(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import MarkerError, OptionError
-from .tokenizer_adapter import TokenizerAdapter
+from .tokenizer_adapter import TokenizerAdapter, check_tokenizer
 
 KNOWN = (
     ("<think>", "</think>"),
@@ -76,7 +76,8 @@ def parse_markers(text: str) -> Markers:
 
 
 def find_markers(tokenizer: Any) -> Markers:
-    """The markers of a model's tokenizer; raises MarkerError, never guesses."""
+    """The markers of a model's tokenizer; raises MarkerError, never guesses, and as `check_tokenizer`."""
+    check_tokenizer(tokenizer)
     added = set(tokenizer.get_added_vocab())
     for opening, closing in KNOWN:
         if closing in added and any(opening.startswith(token) for token in added):

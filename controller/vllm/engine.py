@@ -31,6 +31,7 @@ from ..types import (
 )
 from .request_control import KEY, refuse_speculation
 from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
+from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -194,6 +195,7 @@ def load_vllm(
         raise CapabilityError("vLLM is not installed; pip install 'tersely[vllm]', or use transformers") from None
     given = dict(options or {})
     refuse_speculation(given)
+    load_tokenizer(place, given)  # raises before the model is loaded
     if PROCESSOR in given.get("logits_processors", ()):
         raise OptionError("tersely's own logits processor is always added; leave it out of logits_processors")
     processors = [*given.pop("logits_processors", ()), PROCESSOR]

@@ -18,6 +18,7 @@ from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
 from .request_control import KEY, RequestControl, make_control, refuse_speculation
+from .tokenizers import load_tokenizer
 from .trace_channel import TraceStore, request_tag
 
 
@@ -52,6 +53,9 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         from ..engines.checkpoints import resolve_checkpoint
 
         refuse_speculation(options)
+        place = resolve_checkpoint(model)
+        tokenizer = load_tokenizer(place, options)
+        self.markers = markers or find_markers(tokenizer)  # raises before the model is loaded
         self._default = make_control(preset=preset, policies=policies, effort=effort or "normal")
         self._names_effort = effort is not None
         self._traces = TraceStore()
@@ -60,12 +64,11 @@ class LLM(vllm.LLM):  # type: ignore[misc]
             settings[KEY] = {"markers": [markers.open, markers.close]}
         try:
             super().__init__(
-                resolve_checkpoint(model),
+                place,
                 logits_processors=[*(options.pop("logits_processors", None) or ()), PROCESSOR],
                 additional_config=settings,
                 **options,
             )
-            self.markers = markers or find_markers(self.get_tokenizer())
         except BaseException:
             self._traces.close()
             raise

@@ -52,7 +52,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             raise speculation_error()
         self.worker = WorkerContext(vllm_config)
         self.worker.check()
-        self.table = RowTable(self.worker.is_quiet)
+        self.table = RowTable(self.worker.kind_of)
         self._parked: list[ControlledRow] = []  # those that left the batch, the latest last
         self._copies: OrderedDict[str, int] = OrderedDict()
         self._slots: dict[int, int] = {}  # of indices in the batch (V1)

@@ -24,7 +24,11 @@ from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
+from .tokenizers import OPTIONS, load_tokenizer
 
+UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
+"""Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a
+formula, code or a call but does not begin one, and any other."""
 _BOUND = 256
 """Policies, with their settings, that are kept bound to the model."""
 DRIVERS: dict[str, RequestController] = {}
@@ -57,7 +61,7 @@ class RequestController:
 
     `end` are the tokens that end a turn: vLLM ends the request at them before a watcher is called. `reads` says which
     of signals and hidden states the watcher reads; `keep_signals` keeps the signals of every token. `lazy` lets tokens
-    that end nothing wait, see `patience`.
+    that wake no policy wait, see `patience`.
     """
 
     def __init__(
@@ -104,17 +108,19 @@ class RequestController:
         """The trace so far; empty for a watcher that is no `Controller`."""
         return () if self.controller is None else self.controller.decisions
 
-    def patience(self, offered: int | None) -> int:
-        """How many more tokens that end nothing may come before this has to read them.
+    def patience(self, offered: int | None) -> tuple[int, int, int]:
+        """How many more tokens may come before this has to read them, by the kind of the last: quiet, sentence, fence.
 
         `offered` is the present `closing_start`.
         """
         controller = self.controller
-        if not self.lazy or controller is None or self._queue or self._finished or self.reads or self.keep_signals:
-            return 0
-        if self.thinks and (controller.thinking.ends_line or (offered is None and not controller.shadow)):
-            return 0  # what stands for an end of the turn may change with the next token
-        return max(0, controller.patience)
+        if not self.lazy or controller is None or self._queue or self._finished or self.keep_signals:
+            return 0, 0, 0
+        thinking = controller.thinking
+        if self.thinks and (thinking.ends_line or (offered is None and not controller.shadow)):
+            return 0, 0, 0  # what stands for an end of the turn may change with the next token
+        quiet, sentence = controller.patience("token"), controller.patience("sentence")
+        return quiet, sentence, 0 if thinking.may_call else quiet
 
     @property
     def wants_signals(self) -> bool:
@@ -136,11 +142,15 @@ class RequestController:
             self._read_token(output[index], step, swapped)
         return self._queue[0] if self._queue else None
 
-    def skip(self, tokens: Sequence[int]) -> None:
-        """Take the next tokens of the output, which end nothing; at most `patience` of them."""
+    def skip(self, tokens: Sequence[int], signals: Sequence[Signals | None]) -> None:
+        """Take the next tokens of the output, within `patience`; `signals` is empty or has one for each."""
+        if signals:
+            known = self._recalled.signals
+            known += [None] * (len(self.forced) - len(known))
+            known += signals
         self.forced += [False] * len(tokens)
         if self.controller is not None:
-            self.controller.skip(tokens)
+            self.controller.skip(tokens, signals)
 
     def _step(self, index: int, latest: bool) -> StepInfo:
         """What the model said about a token; kept, as far as it is read, for `replay`."""
@@ -227,16 +237,17 @@ class RequestController:
         return self._closings[separator][0]
 
 
-def is_quiet(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> bool:
-    """Whether a token ends nothing, wherever it stands: no turn, line, sentence, call or formula, and no marker."""
-    if token in end or codec.flags(token) & ~TokenFlags.DIGIT:
-        return False
-    added, characters = codec.added_tokens, "="
+def kind_of(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> int:
+    """The kind of a token. One that may end a line, the turn or a marker, or begin a call, is loud."""
+    added, flags = codec.added_tokens, codec.flags[token] & ~TokenFlags.DIGIT
     for marker in (markers.open, markers.close):
-        if added.get(marker) == token:
-            return False
-        characters += "" if marker in added else marker[-1]
-    return not any(codec.holds(token, character) for character in characters)
+        if added.get(marker) == token or (marker not in added and codec.holds(token, marker[-1])):
+            return LOUD
+    if token in end or flags & (TokenFlags.NEWLINE | TokenFlags.CALL):
+        return LOUD
+    if flags & TokenFlags.FENCE or codec.holds(token, "="):  # which begins a call in "<function="
+        return LOUD if flags & TokenFlags.SENTENCE else FENCE
+    return SENTENCE if flags else QUIET
 
 
 @dataclass
@@ -276,13 +287,7 @@ class WorkerContext:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded when the first request is controlled."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(
-            self.config.tokenizer,
-            revision=self.config.tokenizer_revision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        return load_tokenizer(self.config.model, {name: getattr(self.config, name, None) for name in OPTIONS})
 
     @cached_property
     def markers(self) -> Markers:
@@ -307,12 +312,12 @@ class WorkerContext:
             for policy in self.default.make_policies():
                 self._bind(policy)
 
-    def is_quiet(self, token: int) -> bool:
-        """Whether a token ends nothing, wherever it stands; see `is_quiet`."""
+    def kind_of(self, token: int) -> int:
+        """The kind of a token; see `kind_of`."""
         try:
-            return is_quiet(token, get_adapter(self.tokenizer), self.markers, self.end)
+            return kind_of(token, get_adapter(self.tokenizer), self.markers, self.end)
         except TerselyError:  # without markers, rows are controlled only by watchers that read every token
-            return False
+            return LOUD
 
     def fingerprint(self) -> str | None:
         """See `ModelHandle.fingerprint`."""

@@ -1,11 +1,12 @@
 """Rows under control by slot, and what they want of each step as arrays, so that rows that are not due cost nothing.
 
-Most tokens end nothing and wake no policy. Such a token waits in an array, until one comes that its row has to see.
+Most tokens wake no policy. Such a token waits in an array with its signals, until one comes that its row has to see.
 Knows no tensors: what is on a device comes as arrays of the host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,25 +15,28 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import StepInfo
-from .request_controller import RequestController
+from ..types import Signals, StepInfo
+from .request_controller import FENCE, LOUD, QUIET, UNKNOWN, RequestController
 from .trace_channel import send_trace
 
 _WIDTH = 64
 """Most tokens of a row that wait to be read."""
-_UNKNOWN, _QUIET, _LOUD = 0, 1, 2
 _KINDS = 1 << 20
+_NO_SIGNALS = np.zeros((0, 3), dtype=np.float32)
 SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
 
 
-def by_place(places: NDArray[np.int64], values: NDArray[np.float32]) -> dict[int, list[float]]:
-    """Values [n, places] by place."""
-    return dict(zip(places.tolist(), values.T.tolist(), strict=True))
+def make_signals(values: NDArray[np.float32]) -> list[Signals | None]:
+    """Signals of [tokens, 3], entropy, top probability and margin; None where these are NaN."""
+    return [None if e != e else Signals(e, top, math.nan, margin) for e, top, margin in values.tolist()]
 
 
 class StepReadings(Protocol):
     """What one step said about the next token of each row, by its place in the logits."""
+
+    def signals(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Entropy, top probability and margin, [places, 3]; NaN where they were not wanted."""
 
     def info(self, place: int) -> StepInfo:
         """Signals and states."""
@@ -55,23 +59,24 @@ class ControlledRow:
 
 
 class RowTable:
-    """Rows by slot. `is_quiet` says of a token that no policy can be woken by it, wherever it stands."""
+    """Rows by slot. `kind_of` says what a token is, see `request_controller`."""
 
-    def __init__(self, is_quiet: Callable[[int], bool]) -> None:
+    def __init__(self, kind_of: Callable[[int], int]) -> None:
         self.rows: dict[int, ControlledRow] = {}
         self.finished: set[int] = set()  # slots of rows for which nothing is left to do
         self._eager: set[int] = set()  # slots of rows that are also read from outside
-        self._is_quiet = is_quiet
-        self._kinds = np.zeros(_KINDS, dtype=np.int8)
-        self._kinds[-1] = _LOUD  # that of all ids beyond
+        self._kind_of = kind_of
+        self._kinds = np.full(_KINDS, UNKNOWN, dtype=np.int8)
+        self._kinds[-1] = LOUD  # that of all ids beyond
         self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
         self.offered = np.zeros(0, dtype=np.int64)  # what may stand for an end of the turn, else -1
         self.wanted = np.zeros(0, dtype=np.int8)
         self.seen = np.zeros(0, dtype=np.int64)  # in which step the row was in the batch
-        self._patience = np.zeros(0, dtype=np.int64)
+        self._patience = np.zeros((0, LOUD + 1), dtype=np.int64)  # by the kind of the token; a loud one never waits
         self._lengths = np.zeros(0, dtype=np.int64)  # of the outputs, tokens that wait included
         self._waiting = np.zeros(0, dtype=np.int64)
         self._tokens = np.zeros((0, _WIDTH), dtype=np.int64)
+        self._signals = np.zeros((0, _WIDTH, 3), dtype=np.float32)  # of the tokens that wait
         self._readings = np.zeros(0, dtype=object)
         self._places = np.zeros(0, dtype=np.int64)
 
@@ -81,11 +86,11 @@ class RowTable:
         if more <= 0:
             return
         more = max(more, len(self.forced), 16)
-        for name in ("forced", "offered", "wanted", "seen", "_patience", "_lengths", "_waiting", "_tokens", "_places"):
-            old = getattr(self, name)
-            fill = -1 if name in ("forced", "offered") else 0
-            setattr(self, name, np.concatenate((old, np.full((more, *old.shape[1:]), fill, dtype=old.dtype))))
-        self._readings = np.concatenate((self._readings, np.full(more, None, dtype=object)))
+        fills: dict[str, Any] = {"forced": -1, "offered": -1, "_readings": None}
+        for name, old in tuple(vars(self).items()):
+            if isinstance(old, np.ndarray) and old is not self._kinds:
+                new = np.full((more, *old.shape[1:]), fills.get(name, 0), dtype=old.dtype)
+                setattr(self, name, np.concatenate((old, new)))
 
     def put(self, slot: int, row: ControlledRow, step: int = 0) -> None:
         """Add a row, and let it read its output."""
@@ -114,14 +119,12 @@ class RowTable:
         for slot in slots:
             row = self.rows[slot]
             controller, token, first = row.controller, None, None
-            count = int(self._waiting[slot])
-            self.flush(slot)
+            self.flush(slot, due=1)
             try:
-                if count > 1:  # all but the last were quiet
-                    controller.skip(row.output[-count:-1])
                 token = controller.read(row.output)
                 first = controller.closing_start()
-                self._patience[slot] = min(controller.patience(first), _WIDTH - 1)
+                quiet, sentence, fence = controller.patience(first)
+                self._patience[slot, QUIET : FENCE + 1] = quiet, sentence, fence
             except Exception as error:  # an error of ours must not end the engine
                 controller.fail(error)
             if controller.done:
@@ -133,12 +136,16 @@ class RowTable:
             if len(decisions) > row.sent:
                 row.sent = send_trace(row.tag, row.copy, decisions, row.sent)
 
-    def flush(self, slot: int) -> None:
-        """Move tokens that wait into the row's output, and let its controller know of their step."""
+    def flush(self, slot: int, due: int = 0) -> None:
+        """Move tokens that wait into the row's output; its controller takes them, but for the last if that is `due`."""
         row = self.rows[slot]
         if count := int(self._waiting[slot]):
-            row.output.extend(self._tokens[slot, :count].tolist())
+            tokens = self._tokens[slot, :count].tolist()
+            row.output.extend(tokens)
             self._waiting[slot] = 0
+            if count > due:
+                known = self._signals[slot, : count - due] if self.wanted[slot] & SIGNALS else _NO_SIGNALS
+                row.controller.skip(tokens[: count - due], make_signals(known))
         readings: StepReadings | None = self._readings[slot]
         if readings is not None:
             place = int(self._places[slot])
@@ -156,14 +163,29 @@ class RowTable:
             self.finished.add(slot)
         new = grown == 1
         slots, tokens = slots[new], tokens[new]
-        self._tokens[slots, self._waiting[slots]] = tokens
-        self._waiting[slots] += 1
+        waiting = self._waiting[slots]
+        self._tokens[slots, waiting] = tokens
+        if len(readers := np.flatnonzero(self.wanted[slots] & SIGNALS)):
+            self._signals[slots[readers], waiting[readers]] = self._read_signals(slots[readers])
+        waiting += 1
+        self._waiting[slots] = waiting
         self._lengths[slots] += 1
-        kinds = self._kinds[np.minimum(tokens, _KINDS - 1)]
-        for token in tokens[kinds == _UNKNOWN].tolist():
-            self._kinds[token] = _QUIET if self._is_quiet(token) else _LOUD
-        due = (kinds != _QUIET) | (self._waiting[slots] > self._patience[slots]) | (tokens == self.offered[slots])
+        ids = np.minimum(tokens, _KINDS - 1)
+        for token in ids[self._kinds[ids] == UNKNOWN].tolist():
+            self._kinds[token] = self._kind_of(token)
+        due = (
+            (waiting > self._patience[slots, self._kinds[ids]]) | (waiting == _WIDTH) | (tokens == self.offered[slots])
+        )
         self.read(slots[due].tolist())
+
+    def _read_signals(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What was said of the latest tokens of slots, [slots, 3]; nearly always by the same step."""
+        found = np.full((len(slots), 3), np.nan, dtype=np.float32)
+        readings, places = self._readings[slots], self._places[slots]
+        for one in set(readings.tolist()) - {None}:
+            mine = readings == one
+            found[mine] = one.signals(places[mine])
+        return found
 
     def note(self, slots: NDArray[np.int64], readings: StepReadings) -> None:
         """Keep the readings of a step for the rows in it; slots by place in the logits."""

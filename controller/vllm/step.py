@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
-from ..types import Signals, State, StepInfo
+from ..types import State, StepInfo
 from .parent_watch import end_with_parent
-from .row_table import SIGNALS, STATES, RowTable, by_place
+from .row_table import SIGNALS, STATES, RowTable, make_signals
 from .transfers import to_device, to_host
 
 _CERTAIN = 1e9
@@ -36,21 +35,28 @@ class Readings:
     It may be read once the tokens of the step are there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
         self._signals: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [3, places]
         self._states: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [places, width]
         self._swaps: tuple[NDArray[np.int64], Tensor] = (_NO_PLACES, torch.zeros(0, dtype=torch.bool))
-        self._values: dict[int, list[float]] | None = None
         self._swapped: frozenset[int] | None = None
+
+    @cached_property
+    def _values(self) -> NDArray[np.float32]:
+        values = np.full((self._rows, 3), np.nan, dtype=np.float32)
+        if self._signals is not None:
+            values[self._signals[0]] = self._signals[1].numpy().T
+        return values
+
+    def signals(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `StepReadings`."""
+        return self._values[places]
 
     def info(self, place: int) -> StepInfo:
         """See `StepReadings`."""
-        if self._values is None:
-            self._values = {} if self._signals is None else by_place(self._signals[0], self._signals[1].numpy())
-        if place not in self._values:
-            return StepInfo(None, partial(self._state, place))
-        entropy, top, margin = self._values[place]
-        return StepInfo(Signals(entropy, top, math.nan, margin), partial(self._state, place))
+        (signals,) = make_signals(self._values[place : place + 1])
+        return StepInfo(signals, partial(self._state, place))
 
     def _state(self, place: int, layer: int) -> State:
         if self._states is None:
@@ -105,7 +111,7 @@ def apply_step(table: RowTable, slots: NDArray[np.int64], logits: Tensor, end: S
     parts = [np.flatnonzero(forced >= 0), np.flatnonzero(wanted & SIGNALS), np.flatnonzero(wanted & STATES)]
     parts.append(np.flatnonzero(offered >= 0))
     must, signals, states, swaps = parts
-    readings = Readings()
+    readings = Readings(len(slots))
     table.note(slots, readings)
     if not any(map(len, parts)):
         return

@@ -16,7 +16,7 @@ from tersely.controller.replay import replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.trace import Decision
 from tersely.evaluation.bench.truncation import HARD_CLOSING
-from tersely.evaluation.replay.baselines import match_budget
+from tersely.evaluation.replay.run import match_budget
 
 from ..support.trial_rows import Row
 from ..support.word_tokenizer import WordTokenizer

@@ -90,10 +90,7 @@ class Verified:
 
 
 class _VerifiedVote(VoteState):
-    """One attempt after another, each judged when it has finished.
-
-    After `best` attempts one more would be a loss; None if that is more than k.
-    """
+    """One attempt after another, each judged when it has finished; after `best` one more would be a loss."""
 
     def __init__(self, k: int, rule: Verified) -> None:
         self.best = optimal_attempts(rule.kinds, rule.verifier, rule.penalty, most=k)

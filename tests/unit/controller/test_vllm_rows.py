@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tersely.controller.replay import bind_for_replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from tersely.controller.types import KEEP, Capability, Signals, StepInfo
-from tersely.controller.vllm.request_controller import RequestController, is_quiet
+from tersely.controller.vllm.request_controller import FENCE, LOUD, QUIET, SENTENCE, RequestController, kind_of
 from tersely.controller.vllm.row_table import ControlledRow, RowTable
 from tersely.evaluation.replay.tokenizer import PieceTokenizer
 
@@ -31,6 +32,7 @@ END = 30_000
 PIECES = (
     "So 12 times 7 is 84", ", and then 3.5 more", ". ", "\n\n", "\n", "Wait, ", "let me see", " $x = 4$", "{a: 1}",
     "\\[ 3 \\]", "<tool_call>", '{"name": "add"}', "</tool_call>", "```py\ncode\n```", "The answer is 84.", " 7", "5",
+    "<function=", "</function>",
 )  # fmt: skip
 
 
@@ -40,13 +42,14 @@ class Model:
     def __init__(self) -> None:
         self.codec = TokenizerAdapter(PieceTokenizer())
 
-    def is_quiet(self, token: int) -> bool:
-        return is_quiet(token, self.codec, MARKERS, (END,))
+    def kind_of(self, token: int) -> int:
+        return kind_of(token, self.codec, MARKERS, (END,))
 
     def row(self, preset: str, budget: int, opened: bool = True) -> ControlledRow:
         policies = bind_for_replay(make_policies(preset))
         controller = Controller(policies, self.codec, MARKERS, Budget("normal", budget), opened=opened, prompt="1 + 1")
-        return ControlledRow(RequestController(controller, (END,), lazy=True), [])
+        reads = frozenset({Capability.LOGIT_SIGNALS})
+        return ControlledRow(RequestController(controller, (END,), reads, lazy=True), [])
 
 
 def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequence[Sequence[int]]) -> list[Any]:
@@ -55,7 +58,8 @@ def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequen
         table.put(slot, row)
     lengths, given, asked = np.zeros(len(rows), dtype=np.int64), [iter(text) for text in texts], []
     slots = np.arange(len(rows))
-    for _ in range(300):
+    for number in range(300):
+        table.note(slots, Step(number))
         asked.append((table.forced[slots].tolist(), table.offered[slots].tolist()))
         forced = table.forced[slots].tolist()
         tokens = [next(given[slot]) if forced[slot] < 0 else forced[slot] for slot in slots]
@@ -73,9 +77,9 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     texts[1] = (*texts[1][:80], *model.codec.encode("</think>\n\n"), *texts[1][80:])
     reads: list[int] = []
     results = []
-    for quiet in (model.is_quiet, lambda token: False):
+    for kind in (model.kind_of, lambda token: LOUD):
         rows = [model.row(preset, 150 + 40 * slot, opened=slot > 0) for slot in range(len(texts))]
-        table = RowTable(quiet)
+        table = RowTable(kind)
         calls = 0
         original = table.read
 
@@ -89,22 +93,27 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
         asked = play(model, table, rows, texts)
         for slot in range(len(rows)):
             table.flush(slot)
-        results.append((asked, [row.output for row in rows], [list(row.controller.decisions) for row in rows]))
+        signals = [row.controller.controller.thinking.signals for row in rows if row.controller.controller]
+        results.append((asked, [row.output for row in rows], [list(row.controller.decisions) for row in rows], signals))
         reads.append(calls)
     assert results[0] == results[1]
-    assert any(decisions for decisions in results[0][2])
-    assert reads[0] < 0.8 * reads[1], "most tokens end nothing"
+    assert any(decisions for decisions in results[0][2]) and all(any(known) for known in results[0][3])
+    assert reads[0] < 0.8 * reads[1], "most tokens wake no policy"
 
 
-def test_calls_and_formulas_are_never_quiet() -> None:
+def test_kinds_of_tokens() -> None:
     model = Model()
-    for text in ("<", "TOOL", "[", "$", "\n", ".", "!", "=", "]"):
-        (token,) = model.codec.encode(text)
-        assert not model.is_quiet(token), text
-    for text in (" word", "7", " ,"):
-        (token,) = model.codec.encode(text)
-        assert model.is_quiet(token), text
-    assert model.codec.flags(model.codec.encode("<")[0]) & TokenFlags.CALL
+    kinds = {
+        LOUD: ("<", "TOOL", "[", "\n"),
+        FENCE: ("$", "]", "=", "\\"),
+        SENTENCE: (".", "!"),
+        QUIET: (" word", "7", " ,"),
+    }
+    for kind, texts in kinds.items():
+        for text in texts:
+            (token,) = model.codec.encode(text)
+            assert model.kind_of(token) == kind, text
+    assert model.codec.flags[model.codec.encode("<")[0]] & TokenFlags.CALL
 
 
 class Recorder:
@@ -142,7 +151,7 @@ def test_a_request_that_comes_back_reads_its_signals_and_states_again() -> None:
 
 def test_a_row_that_missed_tokens_is_left_alone() -> None:
     model = Model()
-    row, table = model.row("budget", 100), RowTable(model.is_quiet)
+    row, table = model.row("budget", 100), RowTable(model.kind_of)
     table.put(0, row)
     table.land(np.array([0]), np.array([2]), np.array(model.codec.encode(" word")))
     assert table.finished == {0} and row.controller.decisions[-1].action == "error"
@@ -182,8 +191,12 @@ class Step:
     def __init__(self, number: int) -> None:
         self.number = number
 
+    def signals(self, places: Any) -> Any:
+        return np.full((len(places), 3), self.number, dtype=np.float32)
+
     def info(self, place: int) -> StepInfo:
-        return StepInfo(Signals(float(self.number), 0.5, 0.5), partial(state, float(self.number)))
+        value = float(self.number)
+        return StepInfo(Signals(value, value, math.nan, value), partial(state, value))
 
     def swapped(self, place: int) -> bool:
         return False
@@ -192,7 +205,7 @@ class Step:
 def test_the_last_token_that_is_read_from_outside_has_its_own_step() -> None:
     recorder = Recorder()
     reads = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
-    row, table = ControlledRow(RequestController(recorder, (END,), reads), []), RowTable(lambda token: True)
+    row, table = ControlledRow(RequestController(recorder, (END,), reads), []), RowTable(lambda token: QUIET)
     table.put(0, row)
     for number in range(4):
         table.note(np.array([0]), Step(number))

@@ -102,6 +102,44 @@ def test_a_model_without_markers_is_refused(start: Any, tmp_path: Path) -> None:
     assert start(model=model, markers=Markers("<mull>", "</mull>")).reasoning_parser == ""
 
 
+@pytest.fixture
+def mistral(tmp_path: Path) -> Path:
+    """A checkpoint with a tokenizer of Mistral's own, without weights."""
+    data = Path(pytest.importorskip("mistral_common").__file__).parent / "data"
+    model = copy_model(tmp_path)
+    for path in [*model.glob("*.jinja"), *model.glob("tokenizer*")]:
+        path.unlink()
+    shutil.copy(next(data.glob("tekken_*.json")), model / "tekken.json")
+    (model / "consolidated.safetensors").touch()  # by which vLLM knows such a checkpoint
+    return model
+
+
+@pytest.mark.parametrize("markers", [None, Markers("[THINK]", "[/THINK]")])
+@pytest.mark.parametrize("mode", ["auto", "mistral"])
+def test_a_tokenizer_of_mistrals_is_refused(start: Any, mistral: Path, mode: str, markers: Markers | None) -> None:
+    with refused(CapabilityError, "mistral_tokenizer"):
+        start("--tokenizer-mode", mode, model=mistral, markers=markers)
+
+
+def test_the_same_tokens_are_controlled_where_transformers_reads_them(start: Any, mistral: Path) -> None:
+    from tersely.controller.text.tokenizer_adapter import get_adapter
+    from tersely.controller.vllm.tokenizers import load_tokenizer
+
+    start("--tokenizer-mode", "hf", model=mistral, markers=Markers("[INST]", "[/INST]"))
+    codec = get_adapter(load_tokenizer(str(mistral), {"tokenizer_mode": "hf"}))
+    assert codec.encode("[/INST]") == (codec.added_tokens["[/INST]"],)
+
+
+def test_a_tokenizer_of_mistrals_is_refused_before_a_model_is_loaded(mistral: Path) -> None:
+    from tersely.controller.vllm.engine import load_vllm
+    from tersely.controller.vllm.llm import LLM
+
+    with refused(CapabilityError, "mistral_tokenizer"):  # without weights, loading would fail otherwise
+        LLM(str(mistral), tokenizer_mode="mistral", markers=Markers("[THINK]", "[/THINK]"))
+    with refused(CapabilityError, "mistral_tokenizer"):
+        load_vllm(mistral, options={"tokenizer_mode": "mistral"})
+
+
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
