@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
+
+from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
+from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
+from tersely.training.rewards import NO_THINK, THINK
 from tersely.training.traces import SampledTrace
 
 
@@ -33,3 +38,37 @@ def test_adar1_prefers_the_shortest_right_completion_to_the_two_longest_right_on
     assert instance == [(50, 90), (50, 70)]
     group = [(p.chosen.right, p.rejected.right, p.rejected.length) for p in found if p.level == "group"]
     assert group == [(True, False, 10)] * 4
+
+
+def test_adaptthink_constants_and_advantage() -> None:
+    """1(no thinking) * delta + right - reference, for half of 16 completions that are forced each way."""
+    settings = AdaptThink()
+    assert (settings.delta, settings.share, settings.reference_samples, settings.brevity) == (0.05, 0.5, 16, 0.0)
+    assert (settings.importance, settings.clip) == ("sequence", 0.2)
+    modes = plan_group(16, settings.share)
+    assert modes.count(NO_THINK) == modes.count(THINK) == 8
+    prompts, columns = ["q"] * 16, {"mode": modes, "reference": [0.25] * 16}
+    bonus = NoThinkBonus(settings.delta)(prompts, [""] * 16, **columns)
+    minus = ReferenceBaseline()(prompts, [""] * 16, **columns)
+    advantages = [1.0 + b + m for b, m in zip(bonus, minus, strict=True) if b is not None and m is not None]
+    assert advantages == pytest.approx([0.8] * 8 + [0.75] * 8)
+
+
+def test_vsrm_constants() -> None:
+    settings = Vsrm()
+    assert (FLOOR, SPACING, LOOK_AHEAD, DECAY) == (1000, 400, 4, 0.7)
+    assert (settings.answers, settings.temperature, settings.unfinished_penalty) == (5, 0.6, 10.0)
+    assert (settings.look_ahead, settings.ineffective_penalty) == (LOOK_AHEAD, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "rewards"),
+    [
+        ([0.0, 0.0, 0.0, 0.4, 0.4, 0.6], [0.4 * 0.49, 0.4 * 0.7, 0.4, 0.2 * 0.7, 0.2]),
+        ([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.7**4, 0.7**3, 0.7**2, 0.7, 1.0]),  # four more flat steps: nothing
+        ([0.2, 0.8, 0.4], [0.6, -0.4]),
+        ([0.5, 0.5, 0.5], [0.0, 0.0]),
+    ],
+)
+def test_vsrm_rewards_steps_by_what_they_change(accuracies: list[float], rewards: list[float]) -> None:
+    assert step_rewards(accuracies) == pytest.approx(rewards)
