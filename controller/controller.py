@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from math import nan
 from typing import Any
 
 from .answer_watch import AnswerWatch, ThinksAgain
@@ -280,8 +281,9 @@ class Controller:
         """Process a token of the trial; at its end, run the policies that asked for it."""
         assert self._trial is not None
         trial = self._trial
-        probability = step.signals.chosen if step is not None and step.signals is not None else 1.0
-        if (directive := trial.add(token, probability)) is not None:
+        signals = step.signals if step is not None else None
+        probability, entropy = (1.0, nan) if signals is None else (signals.chosen, signals.entropy)
+        if (directive := trial.add(token, probability, entropy)) is not None:
             return directive
         self._trial, self.state = None, ControllerState.THINKING
         directive = self._run_policies(self._trial_tasks, trial.answer(), may_try=False)

@@ -21,6 +21,7 @@ _BUILT_IN = {
     "concisehint": "concise_hint:ConciseHint",
     "convergence": "exits:Convergence",
     "deer": "trying:Deer",
+    "eat": "trying:EntropyStop",
     "escalate": "second_look:Escalate",
     "hint": "hint:BrevityHint",
     "readiness": "readiness:Readiness",
@@ -49,6 +50,7 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
     "deer": {"budget": {}, "deer": {}},
     "certaindex": {"budget": {}, "certaindex": {}},
+    "eat": {"budget": {}, "eat": {}},
     "trimr": {
         "budget": {},
         "trimr": {

@@ -96,7 +96,7 @@ def judge_episode(
 def _score_search(
     task: Task, replies: Sequence[AIMessage], results: Sequence[ToolMessage]
 ) -> tuple[float | None, float | None]:
-    """The share of the required pages that was read, and the number read per tool call.
+    """The share of the required pages that was read, and the number read per tool call (WebLeaper, arXiv 2510.24697).
 
     Sources disagree on whether the latter counts the pages required, which would reward giving up early.
     """

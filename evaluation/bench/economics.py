@@ -58,8 +58,8 @@ def _measure_frontier(records: Sequence[ArmRecords], costs: CostModel, seed: int
         return {}, ["The frontier of costs is left out: not all arms have a price."] if bills else []
     models = {}
     for one in records:
-        usd = np.array(bills[one.arm], np.float64).reshape(one.rollouts, -1).T
-        models[one.arm] = costs_of_pass(usd, one.column("right"))
+        bill = np.array(bills[one.arm], np.float64).reshape(one.rollouts, -1).T
+        models[one.arm] = costs_of_pass(bill, one.column("right"))
     edge = frontier(models, costs.expert_usd)
     solved = edge.values[np.isfinite(edge.values)]
     if not solved.size:

@@ -50,7 +50,7 @@ class ModelReader:
         if not done.token_ids:
             return TrialAnswer("", 0.0, len(forced))
         for token, signals in zip(done.token_ids, done.signals, strict=True):
-            if signals is not None and trial.add(token, signals.chosen) is None:
+            if signals is not None and trial.add(token, signals.chosen, signals.entropy) is None:
                 break
         return trial.answer()
 

@@ -23,6 +23,7 @@ from ..html_page import is_page_by
 from ..stats import ratio_bootstrap
 from ..view.page import GENERATOR, trace_page
 from ..view.record import RunView, SegmentView, TraceRecord
+from .markers import compare_markers
 from .run import ReplayedRow, Stop
 
 EXAMPLES = 12  # examples of one set and arm
@@ -63,6 +64,7 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
         "stops": stops,
         "stopped_at": median(at) if (at := [one.used / one.tokens for one in found if one.stop]) else None,
         "left_out": dict(left_out),
+        "markers": compare_markers(found),
     }
 
 
@@ -95,6 +97,9 @@ def show(
         if one["left_out"]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in one["left_out"].items())
             line(f"left out of {one['name']}: {reasons}")
+    if markers := _list_figures(results[0])[-1]["markers"]:
+        kinds = ", ".join(f"{kind} {one['right']:.1f} / {one['wrong']:.1f}" for kind, one in markers.items())
+        line(f"right / wrong as recorded: {kinds.replace('words', 'words of thinking', 1)}; markers per 1,000 words")
     if without_gold:
         line(f"{without_gold} rows have no right answer; the recorded one counts as right there.")
     if pieces:
