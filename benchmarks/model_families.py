@@ -89,6 +89,7 @@ FAMILIES = (
         "<|turn>model\n" + switch("<|channel>thought\n<channel|>", "", "not enable_thinking"),
         (ON,),
     ),
+    Family("Magistral, tokenizer mode hf", "mistral3", ("[TOOL_CALLS]", "[THINK]", "[/THINK]"), "[/INST]"),
     Family("MiniMax-M2", "minimax_m2", THINK, "]~b]ai\n<think>\n"),
     Family(
         "MiniMax-M3",

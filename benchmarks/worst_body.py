@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 MODEL = "tersely-tiny-small"
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
@@ -121,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    kinds, figures = bodies(), {}
+    kinds = bodies()
+    figures: dict[str, Any] = {}
     with server() as port:
         ask(port, BLOCK)
         for name in options.kinds.split(",") if options.kinds else kinds:
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
                 with attacked(port, kinds[name], statuses):
                     during += ask(port, BLOCK)
             figures[name] = compare(before, during) | {"sent": len(statuses), "statuses": sorted(set(statuses))}
-    figures["worst"] = max((one["ratio"], name) for name, one in figures.items())
+    figures["worst"] = max(figures, key=lambda name: float(figures[name]["ratio"]))
     if options.json:
         print(json.dumps(figures))
         return
@@ -141,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:28}{one}")
 
 
-def compare(before: list[float], during: list[float]) -> dict[str, object]:
+def compare(before: list[float], during: list[float]) -> dict[str, Any]:
     """Medians and 99th percentiles in seconds, and the ratio of the latter."""
     percentiles = [statistics.quantiles(side, n=100)[98] for side in (before, during)]
     return {

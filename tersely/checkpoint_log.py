@@ -74,18 +74,18 @@ class CheckpointLog:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            item = json.loads(line)
+            item: Any = json.loads(line)
         except (ValueError, RecursionError):
             item = None
         expected, name = ({_HEAD}, _HEAD) if number == 1 else ({"key", "value", _SUM}, "key")
         kind = dict if number == 1 else str
-        right = isinstance(item, dict) and set(item) == expected and isinstance(item[name], kind)
-        if not right or (number > 1 and item[_SUM] != _checksum(item["key"], item["value"])):
+        wrong = not isinstance(item, dict) or set(item) != expected or not isinstance(item[name], kind)
+        if wrong or (number > 1 and item[_SUM] != _checksum(item["key"], item["value"])):
             raise CheckpointLogError(
                 f"{self.path}, line {number}: not a line of a checkpoint log; move the file away, or choose another "
                 "--out"
             )
-        return item
+        return dict(item)
 
     def _check_run(self, stored: dict[str, Any], head: dict[str, Any]) -> None:
         ours, theirs = head[_HEAD], stored[_HEAD]

@@ -21,7 +21,7 @@ import pytest
 from tersely.evaluation.tasks import confinement
 from tersely.evaluation.tasks.confinement import is_expression
 from tersely.evaluation.tasks.equality import AnswerChecker
-from tersely.evaluation.tasks.questions import Drawn, Question, TaskError, load
+from tersely.evaluation.tasks.questions import Drawn, Question, TaskError
 from tersely.evaluation.tasks.sandbox import GRACE, SandboxProcess
 from tersely.training.rewards import Correctness
 
@@ -82,11 +82,12 @@ def test_math_verify_evaluates_no_answer(checker: AnswerChecker, anyones: Path) 
 @pytest.mark.parametrize("task", EVALUATING)
 def test_scorers_evaluate_no_answer(task: str, checker: AnswerChecker, anyones: Path) -> None:
     need_gym()
-    (question,) = load(f"gym:{task}", "test", 1, 0)
+    ((_, right, _), *_) = checker._sandboxes["reasoning_gym"].call("draw", task, 1, seconds=PATIENT)
+    question = Question("", "", right, drawn=Drawn(task, 1, 0))
     for answer in programs(anyones / "mark"):
         assert not checker.grade(question, answer).equal, answer
     assert not list(anyones.iterdir())
-    assert checker.grade(question, question.answer).equal
+    assert checker.grade(question, right).equal
 
 
 @pytest.mark.attack

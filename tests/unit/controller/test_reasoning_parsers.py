@@ -84,7 +84,8 @@ def read_reply(parser: str, family: Any, markers: Any, given: Any, state: str) -
     reply = (
         "It is 4." if state == "answer" else f"{opening[state]}I add.\n{markers.close}{markers.close_suffix}It is 4."
     )
-    return made.extract_reasoning(reply, request)
+    thinking, answer = made.extract_reasoning(reply, request)
+    return thinking, answer
 
 
 @pytest.mark.vllm
