@@ -293,8 +293,10 @@ def test_a_watcher_may_end_its_sequence() -> None:
 
 def test_a_forced_end_of_sequence_ends_the_sequence() -> None:
     with open_engine(ModelBackend()) as engine:
-        done = engine.generate([Request(PROMPTS[0], 20, ScriptedWatcher({3: Directive((5, 1, 6))}))], GREEDY)[0]
-    assert (len(done.token_ids), done.finish_reason) == (4, "stop")
+        scripts = [ScriptedWatcher({3: Directive(force)}) for force in ((5, 1), (5, 1, 6))]
+        last, within = engine.generate([Request(PROMPTS[0], 20, script) for script in scripts], GREEDY)
+    assert (len(last.token_ids), last.finish_reason) == (4, "stop")
+    assert within.token_ids[3:6] == (5, 1, 6), "it ends nothing in the middle of a text"
 
 
 def test_signals_reach_watchers_and_completions() -> None:
