@@ -116,7 +116,7 @@ def test_thousands_of_hostile_answers_to_every_grader(capsys: pytest.CaptureFixt
                 print(
                     f"{question.id or 'math-verify'}: {len(seconds)} answers, slowest {max(seconds):.2f} s", flush=True
                 )
-    assert outcomes["crash"] == 0
+    assert outcomes["crash"] == 0 and outcomes["equal"] < outcomes.total() / 1_000  # no grader takes any answer
     late = sum(one > 0.5 for one in seconds)
     with capsys.disabled():
         print(f"{len(questions)} graders, {dict(outcomes)}, {late} took more than 0.5 s")

@@ -104,7 +104,7 @@ def test_an_error_of_the_scorer_means_unparsable(checker: AnswerChecker) -> None
 
 def test_unknown_names_are_refused() -> None:
     need_package()
-    for name, split in (("chain_summ", "test"), ("chain_sum", "tset"), ("codeio", "test")):
+    for name, split in (("chain_summ", "test"), ("chain_sum", "tset"), ("game_of_life_halting", "test")):
         with pytest.raises(OptionError) as caught:
             load(f"gym:{name}", split, 3, 0)
         assert caught.value.code == "unknown_name"
