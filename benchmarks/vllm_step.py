@@ -115,7 +115,7 @@ def time_signals() -> list[float]:
         taken.append(time.thread_time() - begin)
         return found
 
-    worker_step.logit_signals = compute
+    vars(worker_step)["logit_signals"] = compute
     return taken
 
 
