@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast attack test-newest check format bench release-check clean
+.PHONY: demo test test-fast attack test-newest check format bench docs release-check clean
 
 demo: $(VENV)/core.stamp
 	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
@@ -47,9 +47,9 @@ test: $(VENV)/test.stamp
 test-fast: $(VENV)/test.stamp
 	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadfile -m 'not slow' $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
 
-# The long part of tests/faults: storms, thousands of hostile inputs, slow clients. Takes some ten minutes.
+# The long part of tests/faults: storms, thousands of hostile inputs, killed commands. Takes about an hour.
 attack: $(VENV)/test.stamp
-	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml -m attack $(or $(ARGS),$(CURDIR)/tests/faults)
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml -m attack -rP $(or $(ARGS),$(CURDIR)/tests/faults)
 
 # A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
 test-newest:
@@ -76,6 +76,14 @@ bench: $(VENV)/test.stamp
 			--out .bench/$$model.json || test -f .bench/$$model.json || exit 1; \
 	done
 	@$(BIN)/tersely report $(BENCHED:%=.bench/%.json) --out .bench/report
+
+# The documentation as a site in build/site, with an API reference from the docstrings; a dead link is an error.
+docs: $(VENV)/docs.stamp
+	@rm -rf build/pages build/site
+	@mkdir -p build/pages
+	@cp *.md LICENSE build/pages
+	@cp -R docs build/pages/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What a release consists of: an sdist, a wheel built from it, and their metadata as a package index reads it.
 release-check: $(VENV)/core.stamp
@@ -112,6 +120,10 @@ endif
 $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@echo "installing the checkers ..." >&2
 	@$(PIP) --constraint $(PINS) $(call OURS,[lint])
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/core.stamp
+	@$(PIP) --constraint $(PINS) $(call OURS,[docs])
 	@touch $@
 
 # $(ALONE) has what comes without its metadata's demands.

@@ -67,6 +67,6 @@ class AnswerWatch:
 
     def _deliberates(self, token: int) -> bool:
         sentence = self.ids[self._sentence :]
-        if self.codec.flags(token) & _SENTENCE_END:
+        if self.codec.flags[token] & _SENTENCE_END:
             self._sentence = len(self.ids)
         return len(sentence) <= _CUE_TOKENS and bool(_DELIBERATES.match(self.codec.decode(sentence)))

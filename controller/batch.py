@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .request_builder import PreparedRequest
 from .session import Session
 from .streaming import CancellableWatcher, StreamEmitter, TextDeltaEvent
 from .text.reasoning_parser import ReasoningParser, truncate_at_stop
 from .trace import GenerationResult
-from .types import Completion, SamplingParams
+from .types import Completion, SamplingParams, TokenSink
+
+if TYPE_CHECKING:
+    from .engines.openai.engine import RemoteEngine
 
 
 class BatchRow(CancellableWatcher):
@@ -53,9 +57,16 @@ class BatchRow(CancellableWatcher):
 
 def decode(rows: Sequence[BatchRow], sampling: SamplingParams) -> list[Completion]:
     """Decode rows of one session as one batch."""
+    return rows[0].session.engine.generate([row.request for row in rows], sampling, _make_sink(rows))
 
+
+async def decode_async(engine: RemoteEngine, rows: Sequence[BatchRow], sampling: SamplingParams) -> list[Completion]:
+    """Decode rows on a server; cancelling this closes their streams."""
+    return await engine.agenerate([row.request for row in rows], sampling, _make_sink(rows))
+
+
+def _make_sink(rows: Sequence[BatchRow]) -> TokenSink | None:
     def sink(row: int, tokens: Sequence[int], forced: bool) -> None:
         rows[row].on_tokens(tokens, forced)
 
-    streams = any(row.streams for row in rows)
-    return rows[0].session.engine.generate([row.request for row in rows], sampling, sink if streams else None)
+    return sink if any(row.streams for row in rows) else None

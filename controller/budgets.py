@@ -17,6 +17,8 @@ ALIASES = {"minimal": "easy", "low": "easy", "medium": "normal", "high": "hard",
 """Other names of tiers -> tier."""
 ANSWER_RESERVE = 64
 MAX_ANSWER_RESERVE = 1024
+DIFFADAPT = "diffadapt"
+"""The strategy whose tier is the likeliest class of the difficulty probe."""
 UNLIMITED = 1 << 30
 
 
@@ -27,7 +29,7 @@ class Budget:
     tier: str
     thinking: Annotated[int, Field(ge=0)] = UNLIMITED  # most thinking tokens, forced ones included
     reserve: Annotated[int, Field(ge=1)] = ANSWER_RESERVE  # output tokens kept for the answer, at least
-    instruction: str = ""  # appended to the last user message where the chat template does not know efforts
+    instruction: str = ""  # appended to the last user message; ours only where the chat template does not know efforts
     temperature: Annotated[float, Field(gt=0)] | None = None  # of sampling; None leaves the caller's or the model's
     share: Annotated[float, Field(gt=0, le=1)] = 1.0  # most thinking tokens as a share of the available output tokens
     floor: Annotated[int, Field(ge=1)] = 1  # thinking tokens that `share` leaves at least
@@ -41,9 +43,25 @@ TIERS = {
 }
 """The tiers. Evidence ends the thinking; the cap is a guard that grows with the output tokens that a caller allows."""
 
+
+def _with_instruction(instruction: str) -> Mapping[str, Budget]:
+    """Our tiers with one instruction for all that think."""
+    thinking = {tier: replace(TIERS[tier], instruction=instruction) for tier in ("easy", "normal", "hard")}
+    return {"none": TIERS["none"], **thinking}
+
+
 STRATEGIES: Mapping[str, Mapping[str, Budget]] = {
     "tiers": TIERS,
-    "diffadapt": {
+    "adap": _with_instruction(
+        "Please adaptively control the answer length based on the query's complexity. The lower the complexity, the "
+        "more concise your answer should be."
+    ),
+    "chain-of-draft": _with_instruction(
+        "Think step by step, but only keep minimum draft for each thinking step, with 5 words at most.\n"
+        "Return the answer at the end of the response after a separator ####."
+    ),
+    "tale": _with_instruction("Let's think step by step and use less than {budget} tokens:"),
+    DIFFADAPT: {
         "none": TIERS["none"],
         "easy": Budget(
             "easy", instruction="Solve it directly, then verify once. Do not explore.", temperature=0.5, share=0.4
@@ -57,7 +75,13 @@ STRATEGIES: Mapping[str, Mapping[str, Budget]] = {
         ),
     },
 }
-"""Strategies by name: ours, and DiffAdapt's (arXiv 2510.19669), where hard questions get less than normal ones."""
+"""Strategies by name: ours, and those of papers.
+
+`adap` is the instruction that goes with ConciseHint (arXiv 2506.18810), `chain-of-draft` that of Chain of Draft (arXiv
+2502.18600), which is a system prompt there, and `tale` that of TALE (arXiv 2412.18547), which has a model estimate the
+budget first; here it is the tier's or the caller's. In `diffadapt` (arXiv 2510.19669) hard questions get less than
+normal ones, and effort `auto` takes the probe's likeliest class; its instructions are in our words.
+"""
 
 
 def canonical_effort(effort: str) -> str:
@@ -111,4 +135,6 @@ def fit_budget(
     room = max_new_tokens - keep
     if thinking is None:
         thinking = min(budget.thinking, max(budget.floor, int(room * budget.share)))
-    return replace(budget, thinking=min(thinking, room) if budget.thinking else 0, reserve=keep)
+    thinking = min(thinking, room) if budget.thinking else 0
+    instruction = budget.instruction.replace("{budget}", str(thinking))
+    return replace(budget, thinking=thinking, reserve=keep, instruction=instruction)

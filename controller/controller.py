@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from math import nan
 from typing import Any
 
 from .answer_watch import AnswerWatch, ThinksAgain
@@ -165,19 +166,19 @@ class Controller:
         if state is ControllerState.TRIAL:
             return self._observe_trial(token, step)
         self.position += 1
-        if state in (ControllerState.ANSWER, ControllerState.BEFORE):
+        if state is ControllerState.ANSWER or state is ControllerState.BEFORE:
             thinks_again = None if self._answer is None else self._answer.add(token)
             if thinks_again is None:
                 return KEEP
             return self._on_thinks_again(thinks_again) if state is ControllerState.ANSWER else self._on_open()
         self.view._step = step
-        if self._close.completes(token):
+        if token == self._close.id or (self._close.id is None and self._close.completes(token)):
             return self._on_model_close(token)
         if token == self._eos:
             return self._on_end_of_turn()
         thinking = self.thinking
-        thinking.add(token, step.signals if step is not None else None)
-        if len(thinking) < self._next_wakeup[thinking.boundary]:
+        thinking.add(token, None if step is None else step.signals)
+        if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
             return KEEP
         return self._on_wakeup()
 
@@ -280,8 +281,9 @@ class Controller:
         """Process a token of the trial; at its end, run the policies that asked for it."""
         assert self._trial is not None
         trial = self._trial
-        probability = step.signals.chosen if step is not None and step.signals is not None else 1.0
-        if (directive := trial.add(token, probability)) is not None:
+        signals = step.signals if step is not None else None
+        probability, entropy = (1.0, nan) if signals is None else (signals.chosen, signals.entropy)
+        if (directive := trial.add(token, probability, entropy)) is not None:
             return directive
         self._trial, self.state = None, ControllerState.THINKING
         directive = self._run_policies(self._trial_tasks, trial.answer(), may_try=False)
@@ -408,8 +410,11 @@ class Controller:
         if aside and not self.shadow:
             self._set_aside = ()
             self.thinking.retract(aside)
+        behind = self.thinking.retractable(action.behind) if isinstance(action, Inject) and not self.shadow else 0
+        tail = tuple(self.thinking.ids[len(self.thinking) - behind :])
+        self.thinking.retract(behind)
         text = self._render(action)
-        at = self.position - aside
+        at = self.position - aside - behind
         self._record(policy, kind, action.reason, position=at, text=text, acted=not self.shadow)
         self._actions += kind == "inject"
         if self.shadow:
@@ -418,15 +423,17 @@ class Controller:
         if isinstance(action, Close):
             return self._force_close(text)
         forced = self.codec.encode(text)
-        self.position += len(forced)
+        self.position += len(forced) + behind
         self.thinking.add_forced(forced)
-        return Directive(forced)
+        for token in tail:
+            self.thinking.add(token)
+        return Directive((*forced, *tail), retract=behind)
 
     def _render(self, action: Inject | Close) -> str:
         """The text that an action writes here."""
         separator = paragraph_separator(self.thinking.tail(4))
         if isinstance(action, Inject):
-            return f"{separator}{action.text}{action.after}"
+            return f"{'' if action.inline else separator}{action.text}{action.after}"
         sentence = self.closing_sentence if action.phrase is None else action.phrase
         text = closing_text(self.markers, sentence, separator)
         fits = len(self.codec.encode(text)) <= self.budget.thinking - len(self.thinking)

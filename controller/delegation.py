@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .policies.base import AskHelper, Delegate, HelperAction, ReviewDraft, TextAction
+from .policies.base import AskHelper, Delegate, HelperAction, Inject, ReviewDraft, TextAction
 from .policy_runner import PolicyTask
 from .text.markers import paragraph_separator
 from .text.thoughts import ThinkingState
@@ -211,4 +211,6 @@ def without_retraction(action: TextAction) -> TextAction:
     """The action as it may follow a helper's: what was just written is neither dropped nor reviewed."""
     if isinstance(action, ReviewDraft):
         return replace(action, latest=0)
+    if isinstance(action, Inject):
+        return replace(action, behind=0)
     return replace(action, retract=0) if isinstance(action, (Delegate, AskHelper)) else action

@@ -3,7 +3,8 @@
 Speculative Thinking (arXiv 2504.12329) has a larger model write the hard parts. Sirius (arXiv 2409.03856) has a full
 model check what a sparse one wrote, and rewrite it from the first token on that it finds too unlikely. SpecReason
 (arXiv 2504.07891) has a larger model grade each step from 0 to 9. Only text goes from one model to the other, so they
-need not share a tokenizer; drafts are judged with one prefill. The prompt is ours.
+need not share a tokenizer; drafts are judged with one prefill. The words of the prompt for grades are ours, but what it
+asks for is what the authors' does, and the likeliest digit is the grade, which is their default.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ A piece of reasoning about it:
 The next step of it:
 {draft}
 
-Grade this step from 0 (wrong or useless) to 9 (right and useful). Reply with one digit only."""
+Is this step correct, and does it follow from what came before? Judge nothing else: its style, its wording and its
+usefulness do not count. Grade it from 0 to 9. Reply with one digit only."""
 
 
 class EngineHelper:
@@ -167,7 +169,7 @@ class StopAfter:
             return _STOP
         if self._inner is not None:
             return _STOP if self._thinking_ended() else self._inner.observe(token, step)
-        thought_ended = self._one_thought and bool(self._codec.flags(token) & TokenFlags.BLANK)
+        thought_ended = self._one_thought and bool(self._codec.flags[token] & TokenFlags.BLANK)
         return _STOP if self._close.completes(token) or thought_ended else KEEP
 
 
@@ -239,7 +241,7 @@ class DraftReviewer:
             self.session, request.prompt, request.thinking, f"{request.thinking}{request.draft}"
         )
         start = common_prefix_length(before, ids)  # the first token of a draft may merge with the last one before it
-        scores = self._scorer.score(request.prefix_key, ids, start)
+        scores = self._scorer.score(request.prefix_key, ids, start, request.criterion.temperature)
         rejected = next((i for i, probability in enumerate(scores.probabilities) if probability < limit), None)
         if rejected is None:
             return DraftReview(request.draft, scores.read)
@@ -261,7 +263,7 @@ class DraftReviewer:
             if total <= _MIN_PROBABILITY:
                 reviews.append(DraftReview(None, len(ids), f"no grade: digits have probability {total:.3f} only"))
                 continue
-            grade = sum(digit * probability for digit, probability in enumerate(row)) / total
+            grade = row.index(max(row))
             reviews.append(DraftReview(request.draft if grade >= request.criterion.at_least else "", len(ids)))
         return reviews
 
@@ -284,7 +286,7 @@ class CachedScorer:
         self._cached: WeakKeyDictionary[PrefixKey, tuple[list[int], Any]] = WeakKeyDictionary()
 
     @torch.no_grad()
-    def score(self, key: PrefixKey | None, ids: Sequence[int], start: int) -> TokenScores:
+    def score(self, key: PrefixKey | None, ids: Sequence[int], start: int, temperature: float = 1.0) -> TokenScores:
         """Score a text's tokens from `start` (at least 1) on; `key` identifies a text that grows."""
         cached = None if key is None else self._cached.get(key)
         known, cache = cached or ([], DynamicCache(config=self.model.config.get_text_config(decoder=True)))
@@ -297,7 +299,7 @@ class CachedScorer:
         if key is not None and self._can_crop:
             self._cached[key] = (list(ids), cache)
         tokens = torch.tensor(list(ids[start:]), device=logits.device)
-        probabilities = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()
+        probabilities = (logits / temperature).log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()
         return TokenScores(probabilities.tolist(), logits.argmax(-1).tolist(), fed.size(1))
 
 

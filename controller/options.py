@@ -87,7 +87,7 @@ class GenerationOptions:
     ] = None
     strategy: Annotated[
         SkipValidation[Strategy],
-        Field(description='What tiers mean: "tiers", "diffadapt" (arXiv 2510.19669), or a budget for each tier.'),
+        Field(description="What tiers mean: tiers, adap, chain-of-draft, diffadapt, tale, or a budget for each tier."),
     ] = "tiers"
     shadow: Annotated[bool, Field(description="Only record what would be done.")] = False
     signals: Annotated[bool, Field(description="Report entropy and probabilities of each token.")] = False

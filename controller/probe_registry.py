@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, TerselyError
 from ..probes import io as probe_io
-from ..probes.artifact import ArtifactError, StoredValue
-from ..probes.io import find_pretrained
+from ..probes.artifact import Artifact, ArtifactError, StoredValue, load
+from ..probes.io import MODE, find_pretrained
 from .types import BindContext, Capability, ModelHandle
 
 if TYPE_CHECKING:
@@ -57,16 +57,14 @@ def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool 
     return rule
 
 
-def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> probe_io.ModeProbe:
+def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> Artifact:
     """The probe that `tersely agents --router-out` wrote into a folder, or the pretrained one.
 
     Raises ProbeError if there is none for this model, ArtifactError if it is another model's or was changed.
     """
     remedy = "train one with `tersely agents --router-out`, and pass its folder"
-    path = (
-        Path(folder) if folder is not None else require_probe(engine, None, probe_io.ModeProbe.kind, "router", remedy)
-    )
-    return probe_io.ModeProbe.load(path, fingerprint=engine.fingerprint(), layer=layer)
+    path = Path(folder) if folder is not None else require_probe(engine, None, MODE, "router", remedy)
+    return load(path, fingerprint=engine.fingerprint(), layer=layer, kind=MODE)
 
 
 def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | None:

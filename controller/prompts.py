@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..errors import PromptError
-from .budgets import OPENAI_EFFORTS, Budget
+from .budgets import OPENAI_EFFORTS, TIERS, Budget
 from .text.markers import PROMPT, PROMPTED, Markers
 from .types import Prompt
 
@@ -65,8 +65,8 @@ def render(
 ) -> RenderedPrompt:
     """Render a prompt for a budget's tier, with tools for templates that know tools.
 
-    A template that knows efforts gets the tier; otherwise the tier's instruction follows the question, so that the
-    question's own prefix stays cacheable. With `markers.source == "prompted"` a system prompt of ours asks for
+    A template that knows efforts gets the tier, and no instruction of ours. Other instructions follow the question, so
+    that the question's own prefix stays cacheable. With `markers.source == "prompted"` a system prompt of ours asks for
     thinking.
     """
     template = getattr(tokenizer, "chat_template", None)
@@ -77,10 +77,12 @@ def render(
     options: dict[str, Any] = {}
     if budget.tier == "none":
         options["enable_thinking"] = False
-    elif supports_effort:
-        options["reasoning_effort"] = OPENAI_EFFORTS[budget.tier]
-    elif budget.instruction:
-        _instruct(messages, budget.instruction)
+    else:
+        ours = budget.instruction == TIERS[budget.tier].instruction
+        if supports_effort:
+            options["reasoning_effort"] = OPENAI_EFFORTS[budget.tier]
+        if budget.instruction and not (supports_effort and ours):
+            _instruct(messages, budget.instruction)
     if markers.source == PROMPTED.source and budget.tier != "none":
         messages = _with_system(messages)
     if tools:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import PromptError
-from .budgets import EFFORTS, Budget, canonical_effort, fit_budget, tier_by_length
+from .budgets import DIFFADAPT, EFFORTS, Budget, canonical_effort, fit_budget, tier_by_length
 from .controller import Controller, ControllerState
 from .delegation import Helper
 from .options import GenerationOptions, check_budget
@@ -146,7 +146,8 @@ class RequestBuilder:
                 choices.append(TierChoice("normal", reason))
                 continue
             ids, state = next(read)
-            choices.append(TierChoice(*probe.choose(state), 0 if ids in counted else len(ids)))
+            tier, reason = probe.choose(state, likeliest=self.options.strategy == DIFFADAPT)
+            choices.append(TierChoice(tier, reason, 0 if ids in counted else len(ids)))
             counted.add(ids)
         return choices
 

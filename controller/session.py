@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, OptionError
-from .budgets import canonical_effort
+from .budgets import DIFFADAPT, canonical_effort
 from .controller import Controller
 from .delegation import Helper
 from .options import GenerationOptions
@@ -99,13 +99,13 @@ class Session:
         """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
 
         With effort `auto`, the readiness exit joins the policies where the probe counts on it: the tier is a first
-        guess, which the thinking then corrects. Raises ProbeError for a missing probe, ArtifactError for one of another
-        model.
+        guess, which the thinking then corrects. DiffAdapt has no exit. Raises ProbeError for a missing probe,
+        ArtifactError for one of another model.
         """
         auto = canonical_effort(options.effort) == "auto"
         tier_probe = self._load_tier_probe(options.probes) if auto else None
         policies = make_policies(options.preset, options.policies)
-        if tier_probe is not None and tier_probe.exits:
+        if tier_probe is not None and tier_probe.exits and options.strategy != DIFFADAPT:
             bound = [self._bind(policy, options.probes) for policy in policies]
             if all(policy.name != "readiness" for policy in bound):
                 policies = (*policies, make_policy("readiness"))

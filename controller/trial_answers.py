@@ -62,14 +62,17 @@ class TrialDecoder:
         self._ids: list[int] = []
         self._log_probabilities: list[float] = []  # of the tokens up to the end of the box
         self._boxed = ""
+        self._entropy = math.nan
 
     @property
     def tokens(self) -> int:
         """Tokens that stand in the sequence because of the trial."""
         return self.forced + len(self._ids)
 
-    def add(self, token: int, probability: float) -> Directive | None:
-        """Process a token with its probability; return what follows, None at the end of the trial."""
+    def add(self, token: int, probability: float, entropy: float = math.nan) -> Directive | None:
+        """Process a token with its probability and entropy; return what follows, None at the end of the trial."""
+        if not self._ids and self._greedy is None:
+            self._entropy = entropy
         self._ids.append(token)
         if self._greedy is not None:
             return None if self._sampled_is_complete(token) else KEEP
@@ -93,7 +96,7 @@ class TrialDecoder:
 
     def _read_answer(self) -> TrialAnswer:
         confidence = math.exp(fmean(self._log_probabilities))
-        return TrialAnswer(read_boxed(self._text), confidence, self.tokens, text=self._text)
+        return TrialAnswer(read_boxed(self._text), confidence, self.tokens, text=self._text, entropy=self._entropy)
 
     def _start_sampling(self, answer: TrialAnswer, sampling: SampledTrial) -> Directive:
         retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(sampling.closing)
@@ -133,8 +136,9 @@ def start_trial(
 
     A sampled answer has at most `reserve` tokens.
     """
-    prompt = asked.prompt or TrialPrompt(trial_opening(markers, tail), MAX_TRIAL_TOKENS)
-    forced = codec.encode(prompt.opening)
+    prompt = asked.prompt or TrialPrompt(ANSWER_PREFIX, MAX_TRIAL_TOKENS, closes=True)
+    close = f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}" if prompt.closes else ""
+    forced = codec.encode(f"{close}{prompt.opening}")
     closing = codec.encode(closing_text(markers, "", paragraph_separator(tail)))
     sampling = SampledTrial(closing, markers.answer_prefix, reserve) if asked.sampled else None
     return forced, TrialDecoder(codec, len(forced), sampling, prompt.tokens, prompt.whole)

@@ -1,6 +1,6 @@
 """Verdicts of a language model: one prefill for all pending questions, the verdict read off the next token.
 
-TrimR's verifier (arXiv 2505.17155) generates nothing either. We know of no published prompts or calibration, so the
+TrimR's verifier (arXiv 2505.17155) generates nothing either. We found neither its prompts nor its calibration, so the
 prompts are ours and P(yes) is normalized over yes and no.
 """
 

@@ -1,13 +1,9 @@
 """Decoding attention for CPUs with grouped queries: each key is read once for all query heads that share it.
 
-For a decoding step with few queries, PyTorch's CPU kernel spends most of its time on packing the keys, which it does
-for every query head, and transformers first copies keys and values for each head. Treating the query heads of a group
-as more queries of one head gives the same attention without either.
-
-Sums are added in a different order than in the stock kernel, so in bfloat16 a different token is occasionally the
-likeliest. Therefore it is opt-in (`load_engine(..., grouped=True)`). The benchmarks that compare models use it for all
-arms, and `tersely quantize` uses it when the model writes text. The reference is transformers' `sdpa`;
-`benchmarks/decode_loop.py` measures it.
+PyTorch's CPU kernel packs the keys for every query head, and transformers first copies keys and values for each.
+Treating the query heads of a group as more queries of one head avoids both. Sums are added in another order, so in
+bfloat16 a different token is occasionally the likeliest: it is opt-in (`load_engine(..., grouped=True)`), and
+benchmarks use it for all arms. `benchmarks/decode_loop.py` measures it.
 """
 
 from __future__ import annotations
@@ -17,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAME = "sdpa_grouped"
-"""Its name in transformers: `AutoModelForCausalLM.from_pretrained(..., attn_implementation=NAME)`."""
+NAME = "sdpa_grouped"  # its name in transformers: `AutoModelForCausalLM.from_pretrained(..., attn_implementation=NAME)`
 _MAX_QUERIES = 16  # with more queries per step, the stock kernel is as fast
 
 
@@ -44,10 +39,7 @@ def register() -> None:
 def grouped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function for transformers: query [rows, heads, queries, width], key and value with fewer heads.
-
-    Anything but the few queries of a decoding step is passed on to transformers' own `sdpa`.
-    """
+    """Attention for transformers, query [rows, heads, queries, width]; all but decoding steps is left to its `sdpa`."""
     rows, heads, queries, width = query.shape
     groups = heads // key.shape[1]
     plain = not any(kwargs.get(name) for name in ("dropout", "output_attentions"))

@@ -15,8 +15,7 @@ import torch
 
 from ..errors import unknown
 
-ABI = 3
-"""The version that `tersely_abi` in csrc/native.c must return; a library of another version is not used."""
+ABI = 3  # the version that `tersely_abi` in csrc/native.c must return; a library of another version is not used
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes that operations accept, with their numbers in csrc/numbers.h."""
 _MIN_ELEMENTS = 1 << 19  # elements per thread; fewer are not worth waking another thread for
@@ -46,10 +45,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> None:
-    """Call `work(start, stop)` on all rows, split among torch's threads if there is enough work.
-
-    `work` must release the GIL for most of its time, as ctypes calls do.
-    """
+    """Call `work(start, stop)` on all rows, split among threads if there is enough work; it must release the GIL."""
     threads = max(1, min(torch.get_num_threads(), rows, rows * columns // _MIN_ELEMENTS))
     ends = [rows * i // threads for i in range(threads + 1)]
     others = [_pool().submit(work, ends[i], ends[i + 1]) for i in range(1, threads)]
@@ -59,10 +55,7 @@ def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> Non
 
 
 def parallel_for(work: Callable[[], None], threads: int) -> None:
-    """Call `work()` in up to this many threads, including the current one, and wait for all of them.
-
-    Fewer threads are used if no more can be started. `work` must release the GIL, as in `share_rows`.
-    """
+    """Call `work()` in up to this many threads, the current one included, and wait; `work` must release the GIL."""
     others: list[Future[None]] = []
     try:
         with suppress(RuntimeError):  # no thread can be started
@@ -112,10 +105,7 @@ class _TorchCalls(ctypes.Structure):
 
 
 def register_w4a8(margin: float) -> bool:
-    """Register the compiled W4A8 layer as the op's CPU implementation; returns whether it worked. Once per process.
-
-    The margin is how far below a row's maximum a tile of 8-bit weights in planes may be and still be refined.
-    """
+    """Register the compiled W4A8 layer, with w4a8.py's `MARGIN`, for CPUs, once; returns whether it worked."""
     native = library()
     try:
         if native is None:
@@ -138,10 +128,7 @@ def python_thread_team(work: Callable[[int], None], shared: int, threads: int, f
 
 
 def _thread_team() -> ctypes.c_void_p:
-    """GOMP_parallel of the OpenMP library that torch loaded, whose threads are already running and pinned.
-
-    Falls back to `python_thread_team`.
-    """
+    """GOMP_parallel of torch's OpenMP, whose threads already run and are pinned; else `python_thread_team`."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
     except (AttributeError, OSError, TypeError):  # another OpenMP, or Windows

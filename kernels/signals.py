@@ -31,10 +31,9 @@ class LogitSignals:
 
 
 def logit_signals(logits: Tensor) -> LogitSignals:
-    """Compute the signals of logits [rows, vocabulary] in float32, without gradients.
+    """Compute the signals of logits [rows, vocabulary] in float32, without gradients; raises OptionError.
 
     A logit of -inf is a probability of zero. For a row that contains NaN or +inf, or only -inf, all four are NaN.
-    Raises OptionError for an empty vocabulary, another number of dimensions or a dtype that is not in `native.KINDS`.
     """
     if logits.ndim != 2 or not logits.shape[1] or logits.dtype not in KINDS:
         raise OptionError(

@@ -1,15 +1,14 @@
 """Linear layers with 8-bit activations and dual-grained 4-bit weights (W4A8), or 8-bit weights for heads (W8A8).
 
 The weight of output n and input k is channel_scale[n] * fine[n, g] * (code[n, k] - zero[n, g]), where g is the group of
-input k. fine * (code - zero) is an integer that fits into 8 bits, and there is one floating-point scale per output
-(DGQ, arXiv:2310.04836). Activations are quantized dynamically, one scale per row. All products and sums are integers,
-so every implementation gives the same result. As in MixPE (arXiv:2411.16158), a group's products are summed first and
-scaled afterwards.
+input k; fine * (code - zero) fits into 8 bits (DGQ, arXiv:2310.04836). Activations are quantized dynamically, one scale
+per row. A group's integer products are summed first and scaled afterwards (MixPE, arXiv:2411.16158), so every
+implementation gives the same result.
 
-8-bit weights may be stored in planes. Then the high halves are read for all outputs, and the low halves only for tiles
-of outputs whose preview, computed from the high halves, comes close to the row's maximum. So a head reads about as many
-bytes as with 4 bits, but every likely token gets its 8-bit logit. A token that is less than e^-10 times as likely as
-the best one keeps the 4-bit logit. SVD-softmax (arXiv:2311.10302) does the same with a low-rank preview.
+8-bit weights may be stored in planes: the high halves are read for all outputs, and the low halves only for tiles whose
+preview, computed from the high halves, comes close to the row's maximum. So a head reads about as many bytes as with 4
+bits, but every token at least e^-10 times as likely as the best gets its 8-bit logit. SVD-softmax (arXiv:2311.10302)
+does the same with a low-rank preview.
 """
 
 from __future__ import annotations
@@ -30,28 +29,18 @@ _EXACT = 512  # inputs whose products a float32 can sum without rounding: 241 * 
 
 
 def w4a8_linear(
-    x: Tensor,
-    weight: Tensor,
-    groups: Tensor | None,
-    channel_scale: Tensor,
-    input_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    second_weight: Tensor | None = None,
-    second_scale: Tensor | None = None,
+    x: Tensor,  # [..., inputs] in float32, bfloat16 or float16
+    weight: Tensor,  # packed, see w4a8_layout.py
+    groups: Tensor | None,  # fine scales and zeros; None for 8-bit weights, in planes if `weight` has 4 dimensions
+    channel_scale: Tensor,  # float32 [outputs]
+    input_scale: Tensor | None = None,  # float32 [inputs], multiplied with x
+    bias: Tensor | None = None,  # [outputs], including those of the second layer
+    second_weight: Tensor | None = None,  # 8-bit weights of a second layer on the same inputs
+    second_scale: Tensor | None = None,  # its channel_scale
 ) -> Tensor:
     """Apply the layer, [..., outputs] in the dtype of x. Without gradients; a row with NaN or infinity gives NaN.
 
     Raises OptionError for shapes, dtypes or devices that do not fit.
-
-    Args:
-        x: activations [..., inputs] in float32, bfloat16 or float16.
-        weight: packed weights, see w4a8_layout.py.
-        groups: fine scales and zeros; None for 8-bit weights, which are in planes if `weight` has 4 dimensions.
-        channel_scale: float32 [outputs].
-        input_scale: float32 [inputs]; activations are multiplied by it before they are quantized.
-        bias: [outputs], including the outputs of the second layer.
-        second_weight: 8-bit weights of a second layer on the same inputs; its outputs follow those of the first.
-        second_scale: the channel_scale of the second layer.
     """
     tensors = weight, groups, channel_scale, input_scale, bias, second_weight, second_scale
     try:
@@ -102,10 +91,7 @@ def reference(
 
 
 def select_refined(previewed: Tensor, refined: Tensor, channel_scale: Tensor) -> Tensor:
-    """Results [rows, outputs] in planes: refined in tiles whose preview comes close to the row's maximum.
-
-    Outputs of scale 0, such as vocabulary padding, have nothing to refine and are ignored.
-    """
+    """Results [rows, outputs] in planes, refined in tiles of outputs (with a scale) that come close to the maximum."""
     counted = previewed.where(channel_scale != 0, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
     tops = F.pad(counted, (0, -refined.shape[1] % TILE), value=-torch.inf).unflatten(1, (-1, TILE)).amax(2)
     best = tops.amax(1, keepdim=True)

@@ -6,10 +6,8 @@ input 8 * line + j + 4 in its high half. `groups` is uint8 [tiles, groups, 2, 16
 `groups` is None, a line covers 4 inputs, and byte 4 n + j is the weight of input 4 * line + j plus 128. In planes,
 `weight` is [2, tiles, lines, 64]: the high halves of these bytes, laid out as 4-bit codes, then the low halves.
 
-On Linux, weights are placed in huge pages of 2 MB. A decoding step reads every weight once. With pages of 4 KB, the
-processor has to translate every page's address and stops prefetching at its end; `benchmarks/w4a8.py` compares both.
-Linux provides transparent huge pages to programs that ask for them, unless they are turned off. Copies of such tensors,
-from `deepcopy` or another device, are in ordinary memory.
+On Linux, weights are placed in transparent huge pages of 2 MB: with pages of 4 KB, a processor that reads every weight
+once translates each page's address and stops prefetching at its end (`benchmarks/w4a8.py` compares both).
 """
 
 from __future__ import annotations
@@ -41,12 +39,9 @@ _open: tuple[weakref.ref[mmap.mmap], int] | None = None  # the current arena, an
 class PackedLayout(IntEnum):
     """How the weights of a layer are stored, with the numbers of csrc/w4a8.h."""
 
-    GRAINS = 0
-    """4 bits, with a fine scale and a zero for each group."""
-    BYTES = 1
-    """8 bits."""
-    PLANES = 2
-    """8 bits, high halves and low halves apart."""
+    GRAINS = 0  # 4 bits, with a fine scale and a zero for each group
+    BYTES = 1  # 8 bits
+    PLANES = 2  # 8 bits, high halves and low halves apart
 
     @property
     def inputs(self) -> int:
@@ -62,13 +57,9 @@ def choose_layout(weight: Tensor, groups: Tensor | None) -> PackedLayout:
 
 
 def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Pack 4-bit weights; returns `weight` and `groups`. Raises OptionError for a group size or shapes that do not fit.
+    """Pack 4-bit weights in groups of `size` inputs, the last perhaps smaller; returns `weight` and `groups`.
 
-    Args:
-        codes: 0..15 [outputs, inputs].
-        fine: fine scales [outputs, groups].
-        zero: zeros [outputs, groups].
-        size: inputs per group; the last group may have fewer.
+    `codes` are 0..15 [outputs, inputs], fine scales and zeros [outputs, groups]. Raises OptionError for others.
     """
     if size not in GROUP_SIZES:
         raise OptionError(f"groups of {size} inputs; accepted: {', '.join(map(str, GROUP_SIZES))}")
@@ -114,10 +105,7 @@ def unpack(weight: Tensor, groups: Tensor | None) -> Tensor:
 
 
 def preview(weight: Tensor) -> Tensor:
-    """Twice the weights in planes as estimated from the high halves, int16 [outputs, inputs].
-
-    The estimate is the middle of the range that the low half leaves open.
-    """
+    """Twice the weights in planes as estimated from their high halves, in the middle: int16 [outputs, inputs]."""
     return 32 * (_unpack_halves(weight[0]).to(torch.int16) - 8) + 15
 
 
@@ -152,10 +140,7 @@ def check_layer(
     input_scale: Tensor | None,
     bias: Tensor | None,
 ) -> None:
-    """Raise OptionError unless the tensors of a layer fit each other and the number of inputs.
-
-    The compiled code relies on this.
-    """
+    """Raise OptionError unless a layer's tensors fit each other and its inputs, on which the compiled code relies."""
     layout = choose_layout(weight, groups)
     planes = layout is PackedLayout.PLANES
     outputs, lines = channel_scale.numel(), weight.shape[-2] if weight.ndim == 3 + planes else 0
@@ -225,10 +210,7 @@ def to_huge_pages(tensor: Tensor) -> Tensor:
 
 
 def _allocate(size: int) -> tuple[mmap.mmap, int] | None:
-    """Zeroed bytes, as a mapping and an offset; None if the system has no huge pages.
-
-    A mapping is freed when the last tensor in it is.
-    """
+    """Zeroed bytes, as a mapping, freed with its last tensor, and an offset; None if the system has no huge pages."""
     global _open
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None

@@ -1,7 +1,6 @@
 """A probe on disk: `probe.safetensors` with all arrays, and `probe.json` with the facts about them.
 
-Neither holds code. The JSON file has the digest of the other file and of itself, so damaged, truncated and mismatched
-files are refused. This is not a signature: anyone who can write both files can write a probe that loads.
+Neither holds code. Digests make damaged, truncated and mismatched files be refused; they are not a signature.
 """
 
 from __future__ import annotations
@@ -62,10 +61,7 @@ class StoredValue(ABC):
 
     @classmethod
     def load(cls, folder: Path | str, fingerprint: str | None, model: str = "this model") -> Self:
-        """Read what `save` wrote for the model with this fingerprint (`probes.fingerprint`); errors call it `model`.
-
-        Raises ArtifactError if it is of another model or was changed, or if the fingerprint is unknown.
-        """
+        """Read what `save` wrote for the model with this fingerprint (`probes.fingerprint`); raises ArtifactError."""
         return read_artifact(cls, folder, require_fingerprint(fingerprint, folder), model)
 
     @property
@@ -103,10 +99,7 @@ def _encode_arrays(value: StoredValue) -> bytes:
 
 
 def save(value: StoredValue, folder: Path | str) -> None:
-    """Write the arrays and then the facts of a value to a folder; raises WriteError.
-
-    The JSON file comes last, so a save that was interrupted is refused when loaded.
-    """
+    """Write the arrays and then the facts, without which an interrupted save is refused; raises WriteError."""
     folder = Path(folder)
     make_folder(folder)
     content = _encode_arrays(value)
@@ -116,9 +109,8 @@ def save(value: StoredValue, folder: Path | str) -> None:
 
 
 def read_artifact(kind: type[Value], folder: Path | str, fingerprint: str | None, model: str = "this model") -> Value:
-    """Read a value of a kind from the files of `save`.
+    """Read a value of a kind from the files of `save`, for the model with this fingerprint (None: any), called `model`.
 
-    `fingerprint` is that of the model, `model` to its users, that the value will be used on; None skips the comparison.
     Raises ArtifactError if the files are missing, damaged, of another model, or do not hold such a value.
     """
     from safetensors import SafetensorError
@@ -157,10 +149,7 @@ def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
 
 
 def to_json(name: str, value: Any, *, nonfinite: bool = False) -> Any:
-    """Convert a value to what JSON would return; raises ArtifactError for what it cannot hold.
-
-    `nonfinite` says whether numbers that are not finite become None.
-    """
+    """Convert a value to what JSON would return, None for what is not finite if `nonfinite`; raises ArtifactError."""
     try:
         return json.loads(
             json.dumps(value, allow_nan=nonfinite, default=np.generic.item), parse_constant=lambda constant: None
@@ -287,10 +276,7 @@ class Artifact(StoredValue):
 def load(
     folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None, kind: str | None = None
 ) -> Artifact:
-    """Read a probe; raises ArtifactError unless both files are complete and belong together.
-
-    The model's fingerprint, the hidden layer and the kind are compared unless they are None.
-    """
+    """Read a probe; raises ArtifactError unless its files fit each other, and the given model, layer and kind."""
     artifact = read_artifact(Artifact, folder, fingerprint)
     if kind is not None and artifact.kind != kind:
         raise ArtifactError(f"{folder} is a {artifact.kind} probe; accepted: a {kind} probe", code="wrong_kind")

@@ -30,11 +30,11 @@ class RegionError(OptionError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region(ArrayRecord):
-    """The region of feature space in which calibration questions lie.
+    """The region of feature space in which calibration questions lie; raises RegionError for invalid arrays.
 
     The distance of a row is Mahalanobis' under a covariance shrunk towards a multiple of the identity (Ledoit and Wolf,
     J. Multivar. Anal. 2004), of features scaled by their deviation: exact along the few widest axes, with one mean
-    variance for the rest. So it is defined even with more features than rows. Raises RegionError for invalid arrays.
+    variance for the rest.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -118,23 +118,16 @@ class DriftState:
 
 
 class DriftMonitor:
-    """Watches a stream of rows, one a question, for leaving a region.
+    """Watches a stream of rows, one a question, for leaving a region; may be used from several threads.
 
-    Guarantee: while rows are exchangeable with the held-out calibration rows (independent draws of the same traffic
-    are), the probability that the alarm is ever raised, however long the stream, is at most `false_alarm`.
+    Guarantee: while rows are exchangeable with the held-out calibration rows, the probability that the alarm is ever
+    raised, however long the stream, is at most `false_alarm`. Each row's rank among the held-out and all earlier rows,
+    with random tie-breaking, gives p-values that are independent and uniform (Vovk et al., "Testing exchangeability on-
+    line", ICML 2003). Bets eps * p ** (eps - 1) on small p-values multiply a wealth that only drift makes grow (Ville's
+    inequality); it is split over several eps, and over all rows k at which drift may begin, 1 / (k * (k + 1)).
 
-    Why: each row's rank among the held-out rows and all earlier rows, with random tie-breaking, gives p-values that are
-    independent and uniform (Vovk et al., "Testing exchangeability on-line", ICML 2003); ranks among a fixed set would
-    not be independent, and its luck would end in an alarm. Bets eps * p ** (eps - 1) on small p-values multiply a
-    wealth that only drift makes grow, and Ville's inequality bounds the probability that it ever reaches 1 /
-    false_alarm. The wealth is split over several eps and over all rows at which drift may begin, 1 / (k * (k + 1)) for
-    row k, so that long calm periods do not use it up.
-
-    Limits: it says nothing about harm. Drift within the region, or of answers alone, is not detected; a threshold may
-    still hold outside the region; the absence of an alarm proves nothing. Rows of one question are dependent: observe
-    only one of them. Slow drift is absorbed into the known rows. A reset starts a new stream with its own guarantee.
-
-    Memory grows by 8 bytes a row until a reset. The monitor may be used from several threads.
+    Limits: it says nothing about harm, and does not detect drift within the region, or of answers alone. Slow drift is
+    absorbed into the known rows, which take 8 bytes each until a reset, after which the guarantee begins again.
     """
 
     def __init__(self, region: Region, false_alarm: float = 0.01, seed: int = 0) -> None:

@@ -46,14 +46,8 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Training starts at logistic regression, which some of the hidden units compute exactly, and leaves it only if that
     lowers the log loss of held-out questions by more than a standard error. Regularisation, weight decay and number of
     epochs, at most `epochs`, are chosen on the same questions; then all rows are trained on. With fewer than 40
-    questions nothing is held out and the probe stays linear.
-
-    Attributes:
-        classes_: the classes, sorted.
-        network_: the trained `Network`.
-        n_epochs_: epochs trained; 0 for a linear probe.
-        held_out_: indices of the held-out rows.
-        held_out_loss_: their log loss, None if none were held out.
+    questions nothing is held out and the probe stays linear. `fit` sets `classes_`, `network_`, `n_epochs_`,
+    `held_out_` (rows) and `held_out_loss_` (None without any).
     """
 
     def __init__(self, epochs: int = 100, random_state: Any = 0) -> None:
@@ -70,8 +64,8 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Learn from [n, d] and n labels of at least two classes; raises ValueError for NaN and what else is unusable.
 
-        `sample_weight` says how many rows each row counts as, `groups` its question: rows of one question are held out
-        together. By default, equal rows are taken for one question.
+        `sample_weight` counts a row several times; rows of one question, `groups`, by default equal ones, are held out
+        together.
         """
         rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(labels)
@@ -114,9 +108,8 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def calibrate(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
         """Return a copy whose temperature and bias are fitted to rows that it did not learn from.
 
-        Vector scaling with one temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"), by maximum
-        likelihood under a standard normal prior on the bias and on the temperature's logarithm, so that a few rows
-        that are all predicted correctly do not make it overconfident. An earlier calibration is replaced.
+        Vector scaling with one temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"), under a
+        standard normal prior, so that a few rows that are all predicted correctly do not make it overconfident.
         """
         check_is_fitted(self)
         rows, labels = check_array(X, dtype=np.float64), np.asarray(y)

@@ -117,10 +117,7 @@ TRIAL_FEATURES = (
 
 
 def trial_features(answers: Sequence[object], confidence: float, stated: object | None) -> NDArray[np.float32]:
-    """Compute the features that trials add: [len(TRIAL_FEATURES)], in the order of `TRIAL_FEATURES`.
-
-    `answers` are those of the trials so far, `confidence` is the latest trial's, and `stated` what the thinking states.
-    """
+    """Compute the features that trials add, [len(TRIAL_FEATURES)], of all answers so far and the latest confidence."""
     p = min(max(confidence, 1e-6), 1 - 1e-6)
     values = (np.log(p / (1 - p)), answers[-1] == stated, _count_agreeing(answers), len(answers))
     return np.array(values, dtype=np.float32)

@@ -27,11 +27,10 @@ def question_hash(text: str) -> str:
 def fingerprint(model: torch.nn.Module) -> str:
     """Hash (SHA-256) the names, shapes, and first and last 64 values, as bfloat16, of all parameters.
 
-    A checkpoint has the same fingerprint in float32 and in bfloat16, on any device; tied weights count once. Other
-    weights, another size, a merged adapter or added parameters change it. Not detected: values changed only in the
-    middle of a tensor, or by less than the precision of bfloat16; another tokenizer, chat template or code. float32
-    weights in float16, and quantized ones, count as another model: train a probe on the model as it runs. Raises
-    ModelError for weights that were not loaded.
+    A checkpoint has the same fingerprint in float32 and in bfloat16, on any device; tied weights count once. Not
+    detected: values changed only in the middle of a tensor, or by less than the precision of bfloat16; another
+    tokenizer, chat template or code. float16 and quantized weights count as another model. Raises ModelError for
+    weights that were not loaded.
     """
     parts = []
     for name, parameter in model.named_parameters():
@@ -45,9 +44,8 @@ def fingerprint(model: torch.nn.Module) -> str:
 def checkpoint_fingerprint(folder: Path | str) -> str:
     """Compute the fingerprint of a model from its safetensors files, reading only the ends of each tensor.
 
-    It equals `fingerprint` if the model's parameters have the names and layout of its files. That is so for most
-    models, except when loading renames, fuses or drops tensors, or files hold buffers; then it is another value, and a
-    probe is refused rather than misused. Raises ModelError if the files are missing or unreadable.
+    Where loading renames, fuses or drops tensors, it is another value than `fingerprint`, so that a probe is refused
+    rather than misused. Raises ModelError if the files are missing or unreadable.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,28 +1,25 @@
-"""Loading and saving probes: what `tersely calibrate` writes is what a session reads."""
+"""Loading and saving probes, in folders and on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from .artifact import Artifact, ArtifactError, load, require_fingerprint, save
+from .artifact import ABOUT, NUMBERS, Artifact, ArtifactError, load, require_fingerprint, save
 from .certificate import Certificate
 from .drift import Region
 from .features import FEATURES, TRIAL_FEATURES
 from .known_questions import KnownQuestions
-from .network import Array, Network
+from .network import Network
 from .rule import Evidence, StopRule
 from .tier_selector import TierProbe, TierTable
-
-if TYPE_CHECKING:
-    from .estimator import ProbeClassifier
 
 DIFFICULTY, READINESS, MODE = "difficulty", "readiness", "mode"
 _PRETRAINED = Path(__file__).parent / "pretrained"
@@ -139,10 +136,7 @@ def save_stop_rule(
 
 
 def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -> StoredRule:
-    """Read a stop rule with trials, without, or (None) the one that saved more on the calibration split.
-
-    Raises ArtifactError if it is of another model or was changed.
-    """
+    """Read a stop rule with trials, without, or (None) the one that saved more in calibration; raises ArtifactError."""
     artifact = load(folder, fingerprint=require_fingerprint(fingerprint, folder), kind=READINESS)
     if artifact.features != (*FEATURES, *TRIAL_FEATURES):
         raise ArtifactError(f"{folder} reads other features than this version of tersely computes; calibrate again")
@@ -175,36 +169,57 @@ def _read_known(artifact: Artifact) -> KnownQuestions | None:
     return KnownQuestions(**arrays) if arrays else None
 
 
-@dataclass(frozen=True, slots=True)
-class ModeProbe:
-    """Probabilities that `instant`, `reasoning` or `agentic` is the cheapest sufficient mode for a question.
+def push_to_hub(
+    folder: Path | str,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Check a saved probe, upload it, and return the address of the commit; raises ArtifactError."""
+    from huggingface_hub import HfApi
 
-    It reads the hidden state of the prompt, as the router of A2FM does (arXiv 2510.12838).
-    """
+    load(folder)
+    api = HfApi(token=token)
+    with _translate_errors(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[NUMBERS, ABOUT],
+            revision=revision,
+            commit_message="Upload a tersely probe",
+        )
+    return str(commit)
 
-    kind: ClassVar[str] = MODE
-    artifact: Artifact
 
-    @classmethod
-    def from_estimator(cls, estimator: ProbeClassifier, layer: int, base: Mapping[str, str], **facts: Any) -> Self:
-        """Build the probe of a fitted estimator; facts: further fields of `Artifact`, such as provenance."""
-        classes = tuple(map(str, estimator.classes_))
-        return cls(Artifact(MODE, estimator.to_network(), classes, layer, features=(), base=base, **facts))
+def from_pretrained(
+    name_or_path: Path | str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    fingerprint: str | None = None,
+    layer: int | None = None,
+) -> Artifact:
+    """Load a probe from a folder or from the hub; raises ArtifactError, as `load` does."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the columns of `proba`."""
-        return self.artifact.classes
+        with _translate_errors(str(name_or_path)):
+            folder = Path(
+                snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=[NUMBERS, ABOUT])
+            )
+    return load(folder, fingerprint=fingerprint, layer=layer)
 
-    def proba(self, X: ArrayLike) -> Array:  # noqa: N803 - as scikit-learn calls it
-        """Probabilities [n, classes] of rows [n, d]; raises OptionError for another width or non-finite numbers."""
-        return self.artifact.network.proba(X)
 
-    def save(self, folder: Path | str) -> None:
-        """Write it to a folder; raises WriteError."""
-        save(self.artifact, folder)
+@contextmanager
+def _translate_errors(name: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    @classmethod
-    def load(cls, folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None) -> Self:
-        """Read it from a folder, see `load`; raises ArtifactError also for a probe of another kind."""
-        return cls(load(folder, fingerprint=fingerprint, layer=layer, kind=cls.kind))
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{name!r} is not a folder, and the hub answered: {reason}", code="hub_error") from None

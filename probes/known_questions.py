@@ -17,8 +17,7 @@ from .arrays import ArrayRecord
 Floats = NDArray[np.float64]
 FALSE_ALARM = 0.01
 _WORD = re.compile(r"[^\W\d_]+")  # digits and signs are in any question
-LENGTHS = ("it is shorter", "it is longer")
-"""Differences of a question whose words are known."""
+LENGTHS = ("it is shorter", "it is longer")  # differences of a question whose words are known
 _TESTS = 3
 _SHOWN = 3
 
@@ -31,12 +30,11 @@ class KnownQuestionsError(OptionError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownQuestions(ArrayRecord):
-    """The words of questions that a probe learned from, and the lengths and new words of further ones.
+    """The words of questions that a probe learned from, as hashes, and the lengths and new words of further ones.
 
-    A question is of another kind if it is shorter, longer, or has a larger share of new words than nearly all of the
-    further ones. These take no part in the vocabulary, so a question like them is taken for one of another kind with a
-    probability of at most 1 %, or 3 / (n + 1) if n of them are fewer than 299 (conformal p-values, Vovk et al. 2005).
-    Words are kept as hashes only. Raises KnownQuestionsError for invalid arrays.
+    A question is of another kind if it is shorter, longer, or has a larger share of new words than nearly all further
+    ones: one like them with a probability of at most 1 %, or 3 / (n + 1) if n of them are fewer than 299 (conformal
+    p-values, Vovk et al. 2005). Raises KnownQuestionsError for invalid arrays.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {"words": "w", "lengths": "n", "shares": "n"}

@@ -1,7 +1,6 @@
 """The network of a probe: one hidden layer as frozen arrays, and its training with AdamW.
 
-Everything is plain numpy. Predictions run while tokens are decoded, and at this size a training step costs less than
-the overhead of a deep-learning library, whose import alone takes longer than most probes take to train.
+Plain numpy: predictions run while tokens are decoded, and a deep-learning library takes longer to import than to train.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ MAX_STEPS, MIN_BATCH = 64, 64  # at most so many steps an epoch, unless batches 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Network(ArrayRecord):
-    """Standardisation, one hidden layer of rectified units, and the calibration of the logits; all float32.
-
-    Raises OptionError if shapes do not fit each other, numbers are not finite, or the temperature is not positive.
-    """
+    """Standardisation, a layer of rectified units, and the calibration of the logits; float32. Raises OptionError."""
 
     shapes: ClassVar[Mapping[str, str]] = {
         "mean": "d",
@@ -101,7 +97,7 @@ def softmax(logits: Array) -> Array:
 def init_layers(weights: NDArray[np.float64], bias: NDArray[np.float64], hidden: int, seed: int) -> list[Array]:
     """Build [w1, b1, w2, b2] that compute one linear layer [d, classes], [classes] exactly: x = relu(x) - relu(-x).
 
-    This takes 2 * classes units. Further ones start at random, with outgoing weights of zero.
+    Units beyond 2 * classes start at random, with outgoing weights of zero.
     """
     d, classes = weights.shape
     extra = max(0, hidden - 2 * classes)

@@ -1,7 +1,6 @@
 """Collected data: questions, rollouts and thought boundaries in columns, as a folder of safetensors parts and a plan.
 
-Each part is written completely or not at all, so a collection can be interrupted and resumed. Labels are -1 if the
-correct answer is unknown, as in live traffic, which is learned from by agreement with the final answer.
+Parts are written whole, so a collection can resume. Labels are -1 if the right answer is unknown, as in live traffic.
 """
 
 from __future__ import annotations

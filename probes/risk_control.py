@@ -21,9 +21,8 @@ Ints = NDArray[np.int64]
 class Outcomes:
     """The result of stopping at each thought boundary of a split, in flat columns.
 
-    Boundaries of question q are the rows offsets[q] to offsets[q + 1], in the order of thinking; a question may have
-    none. Use one rollout a question: the bound counts independent trials, and rollouts of one question succeed and fail
-    together. Raises OptionError for columns that do not fit each other.
+    Boundaries of question q are the rows offsets[q] to offsets[q + 1], in order, perhaps none. The bound counts
+    independent trials, so use one rollout a question. Raises OptionError for columns that do not fit.
     """
 
     offsets: Ints  # [questions + 1]
@@ -60,10 +59,7 @@ def _check_shares(name: str, values: Floats) -> None:
 
 
 def first_stops(outcomes: Outcomes, threshold: float) -> Ints:
-    """Find the first boundary of each question whose score reaches the threshold: [questions], -1 if there is none.
-
-    The numbers are rows of the flat columns; subtract `offsets[:-1]` for the position within the question.
-    """
+    """Find the row of each question's first boundary whose score reaches the threshold: [questions], -1 for none."""
     reached = np.append(np.flatnonzero(outcomes.score >= threshold), len(outcomes.score))
     first = reached[np.searchsorted(reached, outcomes.offsets[:-1])]
     return np.where(first < outcomes.offsets[1:], first, -1)
@@ -72,8 +68,7 @@ def first_stops(outcomes: Outcomes, threshold: float) -> Ints:
 class _Changes:
     """Changes of harm and savings as the threshold falls past each score at which some question would stop earlier.
 
-    Only a boundary that scores higher than all earlier ones of its question can be the first to reach a threshold, so
-    these few rows, sorted by falling score, give the sums at every threshold at once.
+    Only boundaries that score higher than all earlier ones of their question count; sorted, they give all thresholds.
     """
 
     def __init__(self, outcomes: Outcomes) -> None:
@@ -108,7 +103,7 @@ def risk_curve(outcomes: Outcomes, thresholds: Sequence[float] | Floats) -> tupl
 def oracle_threshold(outcomes: Outcomes, alpha: float) -> tuple[float | None, float, float]:
     """Find the most lenient threshold whose harm in this very split is within alpha; its harm rate and share saved.
 
-    The best choice in hindsight: a yardstick, not a way to choose a threshold for other data.
+    A yardstick in hindsight, not a way to choose a threshold for other data.
     """
     check_share("alpha", alpha)
     scores = np.unique(outcomes.score)
@@ -122,8 +117,7 @@ def oracle_threshold(outcomes: Outcomes, alpha: float) -> tuple[float | None, fl
 def threshold_grid(scores: ArrayLike, count: int = 1000) -> Floats:
     """Choose strictly falling thresholds: at most `count` quantiles of scores [boundaries].
 
-    Take the scores of the split that fitted them, never calibration scores: the order of the tests must be fixed
-    before those are looked at. A fine grid costs nothing; a coarse one saves fewer tokens.
+    Take the scores of the split that fitted them: the order of tests must be fixed before calibration scores are seen.
     """
     column = np.asarray(scores, np.float64)
     _check_shares("scores", column)
@@ -149,11 +143,10 @@ def _count_passed(harms: Ints, most: int) -> int:
 def certify(outcomes: Outcomes, alpha: float, delta: float, thresholds: Sequence[float] | Floats) -> Certificate:
     """Certify the most lenient threshold before the first one that fails, starting from the strictest.
 
-    Each threshold in turn is tested at the full level delta, until the first whose bound exceeds alpha: fixed-sequence
-    testing (Angelopoulos et al., "Learn then Test", arXiv 2110.01052). The number of tests needs no correction: an
-    error must pass the first threshold in the order whose true harm exceeds alpha, which is one test. Harm need not be
-    monotone. This holds only if thresholds were fixed without looking at `outcomes`; see `threshold_grid`. Several
-    sequences that share delta would survive an unlucky failure, but saved less in simulations from 1,000 questions on.
+    Each threshold is tested at the full level delta, until the first whose bound exceeds alpha: fixed-sequence testing
+    (Angelopoulos et al., "Learn then Test", arXiv 2110.01052). An error must pass the first threshold in the order
+    whose true harm exceeds alpha, which is one test, so their number needs no correction, and harm need not be
+    monotone. This holds only if thresholds were fixed without looking at `outcomes`; see `threshold_grid`.
     """
     order, changes = _check_falling(thresholds), _Changes(outcomes)
     harms = changes.sum_at(order, changes.harm)
@@ -183,9 +176,8 @@ def resample_calibrations(
 ) -> tuple[float, float]:
     """Certify on `draws` samples of `n` questions each, and measure each threshold on the whole pool.
 
-    Questions are drawn with replacement, so the pool is the population, and the guarantee holds exactly. Returns the
-    share of draws whose realised harm is above alpha, at most delta apart from chance, and the mean saving divided by
-    that of the oracle, NaN if that saves nothing.
+    Questions are drawn with replacement, so the guarantee holds exactly. Returns the share of draws whose realised harm
+    is above alpha, and the mean saving divided by that of the oracle, NaN if that saves nothing.
     """
     order, most, rng = _check_falling(thresholds), max_harms(n, alpha, delta), np.random.default_rng(seed)
     changes = _Changes(pool)

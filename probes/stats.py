@@ -1,7 +1,4 @@
-"""Statistics shared by the probes and the evaluation: exact bounds of a rate, AUROC and calibration error.
-
-scipy and scikit-learn are imported when a function first needs them, because certificates are also read while serving.
-"""
+"""Statistics shared by the probes and the evaluation; scipy and scikit-learn are imported when first needed."""
 
 from __future__ import annotations
 

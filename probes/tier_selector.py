@@ -67,10 +67,14 @@ class TierProbe:
         """The tiers it chooses among."""
         return self.table.tiers
 
-    def choose(self, state: NDArray[np.float32]) -> tuple[str, str]:
-        """Choose the tier for a question's hidden state [width]; returns it with the reason."""
+    def choose(self, state: NDArray[np.float32], likeliest: bool = False) -> tuple[str, str]:
+        """Choose the tier for a question's hidden state [width]; returns it with the reason.
+
+        With `likeliest` the likeliest class is the tier, as in DiffAdapt (arXiv 2510.19669), whatever it costs.
+        """
         proba = self.network.proba(state[None])
-        tier = self.tiers[int(self.table.choose(proba, self.price)[0])]
+        best = int(self.table.choose(proba, self.price)[0])
+        tier = self.classes[int(proba[0].argmax())] if likeliest else self.tiers[best]
         chances = ", ".join(f"{name} {chance:.2f}" for name, chance in zip(self.classes, proba[0], strict=True))
         return tier, f"{tier}, by the difficulty probe ({chances})"
 
@@ -80,8 +84,7 @@ def label_tiers(
 ) -> NDArray[np.str_]:
     """Label each question with its cheapest tier whose accuracy is within `tolerance` of its best tier's.
 
-    Accuracy is [n, tiers], tokens are [n, tiers] or [tiers], and `tiers` name the columns. The last tier is the label
-    only if no other one is good enough, however few tokens it takes.
+    Accuracy is [n, tiers], tokens are [n, tiers] or [tiers]. The last tier is only the label if no other suffices.
     """
     right = np.asarray(accuracy, np.float64)
     spent = np.array(np.broadcast_to(np.asarray(tokens, np.float64), right.shape))
@@ -93,15 +96,10 @@ def label_tiers(
 def find_price(
     table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, doubt: float = 0.0
 ) -> float | None:
-    """Find the largest price of a token at which choosing costs at most `margin` accuracy.
+    """Find the largest price of a token at which choosing costs at most `margin` accuracy; None if 0 costs more.
 
-    That is compared with always choosing `NORMAL`. Prices rise until one costs more; a higher one that happens to do
-    well again is not trusted. Returns None if even a price of 0 costs too much.
-
-    Args:
-        proba: [n, classes], of questions that neither the probe nor the table was trained on.
-        accuracy: [n, tiers], of the same questions.
-        doubt: standard errors to add to the cost, so that a few lucky questions prove nothing.
+    That is compared with always choosing `NORMAL`, with `doubt` standard errors added. Prices rise until one costs
+    more. `proba` [n, classes] and accuracy [n, tiers] are of questions that nothing was trained on.
     """
     chances, right = np.asarray(proba, np.float64), np.asarray(accuracy, np.float64)
     rows, baseline = np.arange(len(right)), right[:, table.tiers.index(NORMAL)]

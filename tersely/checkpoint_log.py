@@ -1,14 +1,13 @@
 """A checkpoint log: finished pieces of work on disk, so that an interrupted run can resume.
 
-The file has one JSON line per piece, `{"key": ..., "value": ...}`, synced to disk before the next piece begins. The
-first line, `{"run": ...}`, identifies the run. An incomplete last line (after a crash) is dropped.
-
-Large results belong in files of their own: compute one, save it, and return its metadata as the value.
+The first line, `{"run": ...}`, identifies the run; each further one, `{"key": ..., "value": ..., "crc32": ...}`, is a
+piece, synced before the next begins. An incomplete last line is dropped. Large results belong in files of their own.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from .errors import TerselyError
 from .io import WriteError, append_line, cut_line
 
-_HEAD = "run"
+_HEAD, _SUM = "run", "crc32"
 
 
 class CheckpointLogError(TerselyError, ValueError):
@@ -34,15 +33,15 @@ class CheckpointLog:
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
         self.path = path
         self._head = {_HEAD: dict(run)}
-        self.completed: dict[str, Any] = {}
-        """Values of the finished pieces by key."""
+        self.completed: dict[str, Any] = {}  # values of the finished pieces by key
         if path is not None and path.exists():
             self._read(path, json.loads(json.dumps(self._head)))
 
     def get_or_compute(self, key: str, compute: Callable[[], Any]) -> Any:
         """Return the stored value (JSON) of a piece, computing and storing it first if needed; raises WriteError."""
         if key not in self.completed:
-            line = json.dumps({"key": key, "value": compute()})
+            value = compute()
+            line = json.dumps({"key": key, "value": value, _SUM: _checksum(key, value)})
             if self.path is not None:
                 self._append(self.path, line)
             self.completed[key] = json.loads(line)["value"]  # as a resumed run would read it
@@ -75,17 +74,18 @@ class CheckpointLog:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            item = json.loads(line)
+            item: Any = json.loads(line)
         except (ValueError, RecursionError):
             item = None
-        expected, name = ({_HEAD}, _HEAD) if number == 1 else ({"key", "value"}, "key")
+        expected, name = ({_HEAD}, _HEAD) if number == 1 else ({"key", "value", _SUM}, "key")
         kind = dict if number == 1 else str
-        if not isinstance(item, dict) or set(item) != expected or not isinstance(item[name], kind):
+        wrong = not isinstance(item, dict) or set(item) != expected or not isinstance(item[name], kind)
+        if wrong or (number > 1 and item[_SUM] != _checksum(item["key"], item["value"])):
             raise CheckpointLogError(
                 f"{self.path}, line {number}: not a line of a checkpoint log; move the file away, or choose another "
                 "--out"
             )
-        return item
+        return dict(item)
 
     def _check_run(self, stored: dict[str, Any], head: dict[str, Any]) -> None:
         ours, theirs = head[_HEAD], stored[_HEAD]
@@ -98,6 +98,10 @@ class CheckpointLog:
             "delete the file, or choose another --out",
             code="checkpoint_mismatch",
         )
+
+
+def _checksum(key: str, value: Any) -> int:
+    return zlib.crc32(json.dumps([key, value]).encode())
 
 
 def _shorten(value: Any) -> str:

@@ -6,18 +6,13 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-_SHOWN = 60
-"""Characters that a message shows of a value that was not accepted."""
+_SHOWN = 60  # characters that a message shows of a value that was not accepted
 
 
 class TerselyError(Exception):
-    """Base of all errors raised on purpose; `str(error)` is one line fit for a terminal.
+    """Base of all errors raised on purpose; `str(error)` is one line fit for a terminal."""
 
-    Attributes:
-        code: a stable, machine-readable name. Each class has one; a raise may give a more specific one.
-    """
-
-    code: str = "error"
+    code: str = "error"  # a stable, machine-readable name. Each class has one; a raise may give a more specific one.
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(message)

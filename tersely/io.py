@@ -90,7 +90,7 @@ def atomic_dir(out: Path) -> Iterator[Path]:
 
 
 def share_files(folder: Path) -> None:
-    """Let whoever may look into a new folder read its files too: safetensors keeps those that it writes private."""
+    """Make files as readable as their new folder; those that safetensors writes are private."""
     mode = folder.stat().st_mode & 0o666
     for file in folder.rglob("*"):
         if file.is_file():
@@ -112,7 +112,7 @@ def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:
 
 
 def cut_line(path: Path, size: int, seen: int) -> None:
-    """Cut an incomplete last line off at `size` bytes, unless the file is no longer the `seen` bytes long."""
+    """Cut an incomplete last line off at `size` bytes, unless the file has changed from `seen` bytes."""
     with path.open("rb+") as file:
         _lock(file)
         if os.fstat(file.fileno()).st_size == seen:

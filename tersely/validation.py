@@ -1,11 +1,8 @@
-"""Strict pydantic models, and one wording for everything that pydantic finds wrong.
-
-Low layers import this module, so it depends on nothing of ours but the errors.
-"""
+"""Strict pydantic models, and one wording for everything that pydantic finds wrong; needs only `errors`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -28,10 +25,7 @@ _PLAIN = {"tuple_type": "a list", "model_type": "an object", "mapping_type": "an
 
 
 def format_validation_error(error: ValidationError, model: type | None = None) -> str:
-    """Describe the most helpful of pydantic's errors in one line: where, what was got, what is accepted.
-
-    `model` is what was validated, to list the fields that it accepts.
-    """
+    """Describe the most helpful of pydantic's errors in one line; lists the fields of `model`, which was validated."""
     # A misspelt field is often also a missing one, and the misspelling explains both.
     first = min(error.errors(include_url=False), key=lambda details: details["type"] not in _UNKNOWN)
     return format_error_details(first, model)
@@ -110,3 +104,9 @@ def read_text(path: Path, error: type[TerselyError]) -> str:
         raise error(f"{path} is not UTF-8 text (byte {failure.start}); save it as UTF-8") from None
     except OSError as failure:
         raise error(f"{path} cannot be read: {failure.strerror}; check the file and its permissions") from None
+
+
+def read_lines(path: Path, error: type[TerselyError]) -> Iterator[tuple[str, str]]:
+    """The lines of a UTF-8 file that are not blank, each after where it is from, raising `error` as `read_text`."""
+    lines = read_text(path, error).removeprefix("\ufeff").split("\n")
+    return ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())

@@ -47,10 +47,7 @@ class GradientGuard(TrainerCallback):  # type: ignore[misc]
 
 
 class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
-    """Stops the training, or warns, when the policy collapses.
-
-    It reads the trainer's log history, so a resumed run alarms exactly as an uninterrupted one.
-    """
+    """Stops the training, or warns, when the policy collapses; by the log history, so that resumed runs alarm alike."""
 
     def __init__(self, settings: Alarm, log: Callable[[str], None]) -> None:
         self.settings, self.log = settings, log
@@ -92,10 +89,9 @@ class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
 
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
-    """Logs progress, writes all logs to `curve.jsonl`, and marks good checkpoints.
+    """Logs progress, writes all logs to `curve.jsonl` (up to the checkpoint on resuming), and marks good checkpoints.
 
-    On resuming, logs after the checkpoint are removed from the curve. A checkpoint is good once the next step has
-    succeeded, which a diverged model's never does.
+    A checkpoint is good once the next step has succeeded, which a diverged model's never does.
     """
 
     def __init__(self, folder: Path, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:

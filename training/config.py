@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -13,8 +13,7 @@ from ..controller.options import option_field
 from ..errors import TerselyError, shorten
 from ..validation import FrozenModel, format_error_details
 
-CHANGEABLE = ("out", "saving", "alarm")
-"""Keys of a recipe that may differ when a run is resumed."""
+CHANGEABLE = ("out", "saving", "alarm")  # keys of a recipe that may differ when a run is resumed
 
 
 class RecipeError(TerselyError, ValueError):
@@ -29,8 +28,7 @@ def _check_thinking(effort: str) -> str:
     return effort
 
 
-ThinkingEffort = Annotated[str, AfterValidator(_check_thinking)]
-"""A tier with thinking."""
+ThinkingEffort = Annotated[str, AfterValidator(_check_thinking)]  # a tier with thinking
 
 
 class Section(FrozenModel):
@@ -41,7 +39,7 @@ class Section(FrozenModel):
     def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept a single string for a list of strings; refuse YAML booleans (yes, on) as numbers."""
         annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, str) and annotation == tuple[str, ...]:
+        if isinstance(value, str) and get_origin(annotation) is tuple:
             return (value,)
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise ValueError(f"got {value}; accepted: a number")
@@ -49,48 +47,32 @@ class Section(FrozenModel):
 
 
 class Data(Section):
-    """The training questions.
+    """The training questions."""
 
-    Attributes:
-        task: as in `tersely bench --task`; for methods with tools also `agents` or `agents:KIND,KIND`, with kinds as in
-            `tersely agents --kinds`.
-        efforts: assigned to the questions in turn.
-    """
-
+    # as in `tersely bench --task`; for methods with tools also `agents` or `agents:KIND,KIND`, with kinds as in
+    # `tersely agents --kinds`
     task: str = "tiny"
     split: str = "train"
     questions: int = Field(default=256, ge=1)
     seed: int = Field(default=0, ge=0)
-    efforts: tuple[str, ...] = Field(default=("normal",), min_length=1)
-
-    @field_validator("efforts")
-    @classmethod
-    def _check_efforts(cls, efforts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_check_thinking, efforts))
+    efforts: tuple[ThinkingEffort, ...] = Field(default=("normal",), min_length=1)  # assigned to the questions in turn
 
 
 class Rollouts(Section):
-    """How completions are sampled.
+    """How completions are sampled."""
 
-    Attributes:
-        prompts: questions per optimizer step, with `generations` completions each.
-        thinking_budget: longer thinking is closed by the controller; the closing text is masked from the loss.
-        policies: name -> settings, as in the configuration of `tersely tune`. The text that they write is masked from
-            the loss (except with `sft.imitate`).
-        batch: sequences decoded at a time.
-        vllm: arguments of `vllm.LLM` for `engine: vllm`, such as gpu_memory_utilization.
-    """
-
-    prompts: int = Field(default=8, ge=1)
+    prompts: int = Field(default=8, ge=1)  # questions per optimizer step, with `generations` completions each
     generations: int = Field(default=8, ge=2)
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = option_field("max_new_tokens", default=1024, ge=2)
     answer_reserve: int = option_field("answer_reserve", default=64, ge=1)
-    thinking_budget: int | None = Field(default=None, ge=1)
+    thinking_budget: int | None = Field(default=None, ge=1)  # longer thinking is closed, by masked text
+    # name -> settings, as in the configuration of `tersely tune`. The text that they write is masked from the loss
+    # (except with `sft.imitate`).
     policies: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    batch: int = Field(default=64, ge=1)
+    batch: int = Field(default=64, ge=1)  # sequences decoded at a time
     engine: Literal["transformers", "vllm"] = "transformers"
-    vllm: Mapping[str, Any] = Field(default_factory=dict)
+    vllm: Mapping[str, Any] = Field(default_factory=dict)  # arguments of `vllm.LLM` for `engine: vllm`
 
 
 class Lora(Section):
@@ -104,22 +86,16 @@ class Lora(Section):
 
 
 class Optimiser(Section):
-    """Settings of AdamW and of precision.
-
-    Attributes:
-        micro_batch: completions in memory at a time; has to divide the completions of a step.
-        dtype: of the weights; "auto" keeps the dtype of the checkpoint.
-        autocast: compute in bfloat16, whatever dtype the weights have.
-    """
+    """Settings of AdamW and of precision."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     steps: int = Field(default=100, ge=1)
     warmup: int = Field(default=0, ge=0)
-    micro_batch: int = Field(default=8, ge=1)
+    micro_batch: int = Field(default=8, ge=1)  # completions at a time; has to divide those of a step
     weight_decay: float = Field(default=0.0, ge=0)
     clip_gradients: float = Field(default=1.0, gt=0)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    autocast: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights; "auto" keeps the dtype of the checkpoint
+    autocast: bool = False  # compute in bfloat16, whatever dtype the weights have
     checkpoint_activations: bool = False
     lora: Lora | None = None
 
@@ -133,20 +109,14 @@ class Saving(Section):
 
 
 class Alarm(Section):
-    """When a policy counts as collapsed: in `window` consecutive logs, after the first `grace` steps.
-
-    Attributes:
-        all_think: collapsed if the probability of not thinking stays at or below this.
-        no_think: collapsed if the probability of not thinking stays at or above this.
-        empty: collapsed if at least this share of thinking completions has fewer than `empty_tokens` thinking tokens.
-    """
+    """When a policy counts as collapsed: in `window` consecutive logs, after the first `grace` steps."""
 
     action: Literal["stop", "warn"] = "stop"
     grace: int = Field(default=100, ge=0)
     window: int = Field(default=10, ge=1)
-    all_think: float = Field(default=0.005, ge=0, lt=1)
-    no_think: float = Field(default=0.995, gt=0, le=1)
-    empty: float = Field(default=0.5, gt=0, le=1)
+    all_think: float = Field(default=0.005, ge=0, lt=1)  # P(not thinking) that stays at or below this
+    no_think: float = Field(default=0.995, gt=0, le=1)  # P(not thinking) that stays at or above this
+    empty: float = Field(default=0.5, gt=0, le=1)  # share of thinking with fewer than `empty_tokens` tokens
     empty_tokens: int = Field(default=4, ge=1)
 
 
@@ -157,18 +127,13 @@ class AlwaysThinks(Alarm):
 
 
 class Recipe(Section):
-    """The sections shared by all methods.
-
-    Attributes:
-        out: the folder of the run; `--resume` continues the run in it.
-        markers: OPEN,CLOSE as in `tersely run --markers`.
-    """
+    """The sections shared by all methods."""
 
     method: str
     model: str = "tersely-tiny-small"
-    out: Path
+    out: Path  # the folder of the run; `--resume` continues the run in it
     seed: int = Field(default=0, ge=0)
-    markers: str | None = None
+    markers: str | None = None  # OPEN,CLOSE as in `tersely run --markers`
     data: Data = Data()
     optimiser: Optimiser = Optimiser()
     saving: Saving = Saving()
@@ -179,14 +144,7 @@ T = TypeVar("T", bound=Recipe)
 
 
 def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] = ()) -> T:
-    """Read the recipe of a method from a YAML file.
-
-    Args:
-        changes: `KEY=VALUE` strings that override the file, such as `optimiser.steps=20`.
-
-    Raises:
-        RecipeError: naming every key that is wrong.
-    """
+    """Read a method's recipe from YAML, with `KEY=VALUE` changes; raises RecipeError, which names all wrong keys."""
     try:
         values = _load_yaml(path.read_text(encoding="utf-8"), f"{path}")
     except (OSError, UnicodeDecodeError) as error:

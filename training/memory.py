@@ -6,28 +6,28 @@ import re
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import did_you_mean
 from .config import Lora, Recipe, RecipeError
 from .processes import world_size
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ALL = "all-linear"
 _QUANTIZED = "tersely_w4a8"
 """The quantization method that `tersely quantize` writes into a checkpoint; imported from nowhere, to stay light."""
 
 
-def make_lora_config(recipe: Recipe) -> Any:
+def make_lora_config(recipe: Recipe) -> LoraConfig | None:
     """The PEFT configuration of a recipe's adapter; None if all weights are trained."""
     lora = recipe.optimiser.lora
     return None if lora is None else _lora_config(lora, _parse_targets(lora))
 
 
 def count_adapter_parameters(model: Any, lora: Lora) -> int:
-    """Parameters that PEFT would add to a model, which may be on the meta device.
-
-    Raises RecipeError if a target matches no layer that can have an adapter.
-    """
+    """Parameters that PEFT would add to a model, perhaps on the meta device; raises RecipeError for wrong targets."""
     from peft import get_peft_model
 
     if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == _QUANTIZED:
@@ -53,7 +53,7 @@ def count_adapter_parameters(model: Any, lora: Lora) -> int:
     return count
 
 
-def _lora_config(lora: Lora, targets: str | list[str]) -> Any:
+def _lora_config(lora: Lora, targets: str | list[str]) -> LoraConfig:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -82,21 +82,14 @@ _SAVED_BYTES = {2: 3, 4: 4}
 
 @dataclass(frozen=True, slots=True)
 class ResidentModels:
-    """The models and heads that a method keeps in memory. With adapters, a reference model costs nothing extra.
+    """The models and heads that a method keeps in memory. With adapters, a reference model costs nothing extra."""
 
-    Attributes:
-        models: full models in memory while completions are sampled.
-        reference: whether the model before training is needed as a reference.
-        sequences: per training example; two for a preference pair.
-        heads: output heads trained in place of the model's own.
-        trained: the trained part of the model, unless adapters are trained. With only heads trained, nothing below
-            them is saved for the backward pass.
-    """
-
-    models: int = 1
-    reference: bool = False
-    sequences: int = 1
-    heads: int = 0
+    models: int = 1  # full models in memory while completions are sampled
+    reference: bool = False  # whether the model before training is needed as a reference
+    sequences: int = 1  # per training example; two for a preference pair
+    heads: int = 0  # output heads trained in place of the model's own
+    # the trained part of the model, unless adapters are trained. With only heads trained, nothing below them is saved
+    # for the backward pass.
     trained: Literal["model", "embeddings", "heads", "nothing"] = "model"
 
 
@@ -122,10 +115,9 @@ class MemoryEstimate(NamedTuple):
 
 
 def estimate_memory(model: Any, recipe: Recipe, longest: int, resident: ResidentModels = ONE_MODEL) -> MemoryEstimate:
-    """Estimate the memory of a recipe on a model, which may be on the meta device.
+    """Estimate the memory of a recipe on a model, perhaps on the meta device; of vLLM only the weights are counted.
 
-    Of a vLLM engine only the weights are counted; the rest depends on its own settings. `longest` is in tokens, of a
-    prompt with its completion.
+    `longest` is in tokens, of a prompt with its completion.
     """
     config, lora = model.config.get_text_config(decoder=True), recipe.optimiser.lora
     plain = sum(weight.numel() for weight in model.parameters())

@@ -13,10 +13,9 @@ from .config import Recipe
 from .memory import make_lora_config
 from .traces import PreferencePair, SampledTrace
 from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, WithoutTelemetry
-from .training_run import Finish, TrainingRun, common_arguments
+from .training_run import Finish, TrainingRun
 
-LOSS_MASK = "loss_mask"
-"""Column of preference pairs: the masks of the chosen and the rejected completion."""
+LOSS_MASK = "loss_mask"  # column of preference pairs: the masks of the chosen and the rejected completion
 
 
 class TokenSFTTrainer(WithoutTelemetry, SFTTrainer):  # type: ignore[misc]
@@ -37,11 +36,7 @@ class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
 
 
 class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
-    """DPO on token ids.
-
-    Retokenizing the text could give other tokens, where the model wrote a word in unusual pieces or where the start of
-    a completion would merge with the end of the prompt.
-    """
+    """DPO on token ids, since retokenizing could give others, for words in unusual pieces or where a prompt ends."""
 
     collator: ClassVar[type[TokenCollator]] = TokenCollator
     extra_columns: ClassVar[tuple[str, ...]] = (LOSS_MASK,)
@@ -55,11 +50,7 @@ class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
 
 
 def train_sft(
-    run: TrainingRun,
-    recipe: Recipe,
-    engine: TransformersEngine,
-    traces: Sequence[SampledTrace],
-    finish: Finish | None = None,
+    run: TrainingRun[Recipe], engine: TransformersEngine, traces: Sequence[SampledTrace], finish: Finish | None = None
 ) -> None:
     """Learn to write these completions, except for masked tokens, and write the model."""
     from datasets import Dataset
@@ -76,18 +67,17 @@ def train_sft(
     ]
     trainer = TokenSFTTrainer(
         model=engine.model,
-        args=SFTConfig(**_offline_arguments(run, recipe), max_length=None, packing=False),
-        train_dataset=Dataset.from_list(schedule_examples(rows, recipe)),
+        args=SFTConfig(**_offline_arguments(run), max_length=None, packing=False),
+        train_dataset=Dataset.from_list(schedule_examples(rows, run.recipe)),
         processing_class=engine.tokenizer,
-        peft_config=make_lora_config(recipe),
+        peft_config=make_lora_config(run.recipe),
         callbacks=run.make_callbacks(),
     )
-    run.run_trainer(trainer, recipe, finish)
+    run.run_trainer(trainer, finish)
 
 
 def build_dpo_trainer(
-    run: TrainingRun,
-    recipe: Recipe,
+    run: TrainingRun[Recipe],
     model: Any,
     tokenizer: Any,
     examples: Sequence[dict[str, Any]],
@@ -97,16 +87,14 @@ def build_dpo_trainer(
     trainer_class: type[TokenDPOTrainer] = TokenDPOTrainer,
     **options: Any,
 ) -> TokenDPOTrainer:
-    """Build a DPO trainer.
+    """Build a DPO trainer on the examples of all steps in order, see `to_dpo_example`.
 
-    Args:
-        examples: the examples of all steps in order, see `to_dpo_example`.
-        nll_weight: weight of the negative log-likelihood of the chosen completions, which DPO alone may lower.
-        options: further arguments of `DPOConfig`.
+    `nll_weight` weighs the negative log-likelihood of the chosen completions, which DPO alone may lower; `options` are
+    further arguments of `DPOConfig`.
     """
     from datasets import Dataset
 
-    arguments = {**_offline_arguments(run, recipe), **options}
+    arguments = {**_offline_arguments(run), **options}
     if nll_weight:
         arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]}
     # Padding is masked, so any token will do.
@@ -117,7 +105,7 @@ def build_dpo_trainer(
         train_dataset=Dataset.from_list(list(examples)),
         processing_class=tokenizer,
         data_collator=trainer_class.collator(pad_token_id=padding),
-        peft_config=make_lora_config(recipe),
+        peft_config=make_lora_config(run.recipe),
         callbacks=run.make_callbacks(),
     )
 
@@ -142,6 +130,5 @@ def schedule_examples(examples: list[Any], recipe: Recipe) -> list[Any]:
     return scheduled[:needed]
 
 
-def _offline_arguments(run: TrainingRun, recipe: Recipe) -> dict[str, Any]:
-    common = common_arguments(recipe, run.folder, recipe.rollouts.prompts)
-    return {**common, "train_sampling_strategy": "sequential"}
+def _offline_arguments(run: TrainingRun[Recipe]) -> dict[str, Any]:
+    return {**run.trainer_arguments(run.recipe.rollouts.prompts), "train_sampling_strategy": "sequential"}

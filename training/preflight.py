@@ -42,10 +42,7 @@ def load_tasks(data: Data) -> list[Task] | None:
 
 
 def load_rows(data: Data, model: str = "") -> list[Row]:
-    """One row per question, with efforts assigned in turn; raises TaskError.
-
-    The model decides whether agent tasks get a system prompt that explains the answer format.
-    """
+    """One row per question, with efforts assigned in turn, and the system prompt of the model; raises TaskError."""
     tasks, system = load_tasks(data), None
     if tasks is None:
         questions = load(data.task, data.split, data.questions, data.seed)
@@ -67,10 +64,7 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
 
 
 def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
-    """The rows of all steps, `size` distinct ones per step, in one shuffled pass after another.
-
-    The order is written out in full, so a resumed run continues in the same order.
-    """
+    """The rows of all steps, `size` distinct ones each, in shuffled passes; written out, so a resumed run agrees."""
     rng, order = Random(f"schedule:{seed}"), list(range(len(rows)))
     usable = len(rows) - len(rows) % size
     scheduled: list[Row] = []
@@ -92,26 +86,15 @@ class CheckedRecipe:
 def check_recipe(
     recipe: Recipe,
     *,
-    completions: int | None = None,
-    no_think_tokens: int | None = None,
+    completions: int | None = None,  # that a step learns per question; by default those of a group
+    no_think_tokens: int | None = None,  # as `start`, see `RolloutSampler`
     start: str | None = None,
-    tools: bool = False,
-    stages: Mapping[str, Optimiser] | None = None,
+    tools: bool = False,  # whether the method can train on tasks with tools
+    stages: Mapping[str, Optimiser] | None = None,  # optimisers of stages before, each on one completion a question
     resident: ResidentModels = ONE_MODEL,
-    step_content: str | None = None,
+    step_content: str | None = None,  # what a step learns, if not completions of its own questions
 ) -> CheckedRecipe:
-    """Check what all methods share; raises RecipeError naming everything that is wrong.
-
-    `no_think_tokens` and `start` are those of `RolloutSampler`.
-
-    Args:
-        completions: that a step learns per question; by default those of a group.
-        tools: whether the method can train on tasks with tools.
-        stages: further optimisers by their keys, each for a stage that learns one completion per question of a step
-            and whose full model is the start of the next stage.
-        resident: what the method keeps in memory.
-        step_content: describes what a step learns, if not completions of its own questions.
-    """
+    """Check what all methods share; raises RecipeError naming everything that is wrong."""
     _check_environment(recipe)
     agentic = load_tasks(recipe.data) is not None
     if agentic and not tools:

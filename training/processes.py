@@ -10,16 +10,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checkpoint_log import CheckpointLog
 from ..errors import TerselyError
 from .config import RecipeError
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 T = TypeVar("T")
 R = TypeVar("R")
-_TIMEOUT = timedelta(days=7)
-"""How long processes wait for the slowest. If one dies, its launcher ends the others."""
+_TIMEOUT = timedelta(days=7)  # how long processes wait for the slowest. If one dies, its launcher ends the others.
 _SHARDING = tuple(f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
 _PRECISION = "ACCELERATE_MIXED_PRECISION"
 
@@ -54,7 +56,7 @@ def check_launcher(engine: str, autocast: bool) -> None:
         )
 
 
-def connect_processes() -> Any:
+def connect_processes() -> PartialState:
     """Accelerate's `PartialState`, which connects the processes; raises RecipeError if some are missing."""
     import torch
     from accelerate import PartialState
@@ -104,22 +106,14 @@ def resumable_map(
     path: Path,
     identity: Mapping[str, Any],
     rows: Sequence[R],
-    size: int,
-    make: Callable[[Sequence[R], int], list[T]],
-    on_progress: Callable[[int], None] = lambda done: None,
+    size: int,  # rows per chunk
+    make: Callable[[Sequence[R], int], list[T]],  # called with a chunk and the index of its first row
+    on_progress: Callable[[int], None] = lambda done: None,  # called with the number of finished rows
 ) -> list[T]:
     """Map `make` over chunks of rows, divided among the processes, and concatenate its results (in JSON form).
 
     Each chunk is on disk before its process begins the next, so an interrupted run repeats none of them, and may be
-    resumed by another number of processes.
-
-    Args:
-        size: rows per chunk.
-        make: called with the rows of a chunk and the index of the first.
-        on_progress: called with the number of finished rows, as far as this process knows.
-
-    Raises:
-        CheckpointLogError: if the file belongs to a run of another identity.
+    resumed by another number of processes. Raises CheckpointLogError if the file belongs to a run of another identity.
     """
     state = connect_processes()
     starts = range(0, len(rows), size)

@@ -20,16 +20,10 @@ Columns = Mapping[str, Any]
 
 
 class GroupRollouts:
-    """A `rollout_func` of TRL: called with prompts, each repeated once per completion.
-
-    The tier of a prompt is the column `tier` of the trainer's inputs.
-    """
+    """A `rollout_func` of TRL: called with prompts, each repeated once per completion; their tiers are inputs."""
 
     def __init__(self, sampler: RolloutSampler, plan: Sequence[str], seed: int) -> None:
-        """`plan` has the start modes of the completions of a group.
-
-        The first tokens of forced completions count in the loss, because they are the choice to think.
-        """
+        """`plan` has the start modes of a group; first tokens of forced completions count in the loss."""
         self.sampler, self.plan, self.seed = sampler, tuple(plan), seed
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
@@ -83,12 +77,8 @@ class GroupRollouts:
 def rollout_statistics(rows: Sequence[Columns], empty_tokens: int) -> dict[str, float]:
     """Statistics of the completions of a step, by mode, tier and level, and of the policy itself.
 
-    Forced completions do not show how often the policy would choose their mode. The probability of the first token
-    does: weighted by it, they estimate the policy left to itself.
-
-    Args:
-        rows: the columns of each completion, and `right`.
-        empty_tokens: thinking below this many tokens counts as empty.
+    Forced completions do not show how often the policy would choose their mode; weighted by the probability of the
+    first token, they do. `rows` have the columns of a completion and `right`.
     """
     stats: dict[str, float] = {"unfinished": _mean(rows, lambda r: r["finish_reason"] == "length")}
     for mode in (THINK, NO_THINK, AGENTIC):

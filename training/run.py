@@ -35,16 +35,10 @@ def train(
     resume: bool = False,
     log: Callable[[str], None] = print_line,
 ) -> None:
-    """Train with a method, as configured in a YAML file.
+    """Train with a method, as configured in a YAML file and changed by `KEY=VALUE` strings.
 
-    Args:
-        changes: `KEY=VALUE` strings that override the file.
-        dry_run: check data, template, markers, lengths and memory, then stop.
-        resume: continue from the last good checkpoint in the recipe's `out`.
-
-    Raises:
-        RecipeError, TaskError, ModelError, MarkerError: before training.
-        DivergedError, CollapseError: while training.
+    A dry run only checks; `resume` continues from the last good checkpoint in the recipe's `out`. Raises RecipeError,
+    TaskError, ModelError, MarkerError before training, and DivergedError, CollapseError while training.
     """
     method = load_method(name)
     log = log if is_rank0() else lambda line: None
@@ -59,7 +53,7 @@ def train(
     checkpoint = rank0_only(lambda: prepare_folder(recipe, method, resume=resume))
     if checkpoint is not None:
         log(f"resuming from {checkpoint}")
-    method.train(recipe, checked, TrainingRun(recipe.out, checkpoint, log))
+    method.train(TrainingRun(recipe, checked, recipe.out, checkpoint, log))
     shutdown()
 
 

@@ -1,7 +1,6 @@
 """Sampling of completions for training: through the controller, with the first token sampled or forced.
 
-Every completion begins inside the thinking. If the chat template leaves the opening marker to the model, the marker is
-added to the prompt, so the first token of a completion decides between thinking and answering at once.
+The prompt opens the thinking, so the first token of a completion decides between thinking and answering at once.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ from .rewards import NO_THINK, THINK
 if TYPE_CHECKING:
     from .vllm_sampler import VllmSampler
 
-FREE = "free"
-"""The start mode of a completion whose first token is left to the model. The others are forced."""
+FREE = "free"  # the start mode of a completion whose first token is left to the model. The others are forced.
 _UNAVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.HELPER})
 """What policies cannot have in rollouts."""
 
@@ -57,34 +55,23 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled completion.
-
-    Attributes:
-        ids: tokens after the prompt, including the end of sequence if the model wrote one.
-        forced: for each token, whether it was written by the controller instead of sampled.
-        mode: the mode that the completion turned out to be in.
-        first_token_logprob: the log-probability with which the first token was drawn, if not from the policy itself.
-        p_no_think: the policy's probability of answering without thinking.
-        after_hint: thinking tokens of the model after the first hint; None without a hint.
-        weight: of the completion in the loss.
-        solved: whether the answer is right, if the environment has judged it.
-    """
+    """One sampled completion."""
 
     prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    forced: tuple[bool, ...]
+    ids: tuple[int, ...]  # tokens after the prompt, including the end of sequence if the model wrote one
+    forced: tuple[bool, ...]  # for each token, whether it was written by the controller instead of sampled
     start_mode: str
-    mode: str
-    first_token_logprob: float | None
-    p_no_think: float
+    mode: str  # the mode that the completion turned out to be in
+    first_token_logprob: float | None  # of drawing the first token, if not from the policy itself
+    p_no_think: float  # the policy's probability of answering without thinking
     thinking: str
     response: str
     thinking_tokens: int
     response_tokens: int
     finish_reason: str
-    after_hint: int | None
-    weight: float = 1.0
-    solved: bool | None = None
+    after_hint: int | None  # thinking tokens of the model after the first hint; None without a hint
+    weight: float = 1.0  # of the completion in the loss
+    solved: bool | None = None  # whether the answer is right, if the environment has judged it
 
 
 def build_options(settings: Rollouts) -> GenerationOptions:
@@ -120,19 +107,12 @@ class RolloutSampler:
         settings: Rollouts,
         markers: Markers | None = None,
         *,
-        share: float = 0.5,
-        start: str | None = None,
-        no_think_tokens: int | None = None,
+        share: float = 0.5,  # of forced completions that do not think; part of their `first_token_logprob`
+        start: str | None = None,  # text of the one token that starts forced thinking; None samples it
+        no_think_tokens: int | None = None,  # limit of completions forced not to think
         tools: Sequence[Tool] = (),
     ) -> None:
-        """Prepare a sampler.
-
-        Args:
-            share: of forced completions that are forced not to think; part of their `first_token_logprob`.
-            start: the one-token text that starts forced thinking; None samples the first token, except the close.
-            no_think_tokens: token limit of completions forced not to think.
-            tools: described in the prompts.
-        """
+        """Prepare a sampler; `tools` are described in the prompts."""
         self.engine, self.settings, self.share = engine, settings, share
         self._vllm: VllmSampler | None = None
         self.session = Session(engine, markers)

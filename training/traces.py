@@ -8,28 +8,24 @@ from itertools import groupby
 from typing import TypeVar
 
 from .config import Recipe
-from .preflight import CheckedRecipe, Row
+from .preflight import Row
 from .processes import resumable_map
 from .rewards import Correctness
 from .sampling import FREE, CompletionRequest, RolloutSampler
+from .training_run import TrainingRun
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTrace:
-    """A completion to learn, under its own prompt or under that of another tier.
-
-    Attributes:
-        loss_mask: 1 for each token that counts in the loss.
-        finished: whether the model ended the completion itself.
-    """
+    """A completion to learn, under its own prompt or under that of another tier."""
 
     prompt_ids: list[int]
     ids: list[int]
-    loss_mask: list[int]
+    loss_mask: list[int]  # 1 for each token that counts in the loss
     right: bool
-    finished: bool
+    finished: bool  # whether the model ended the completion itself
 
     @property
     def length(self) -> int:
@@ -37,64 +33,59 @@ class SampledTrace:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class TraceCollector:
-    """Samples and grades completions of a recipe's questions; resumed from files in its folder.
+def collect_traces(
+    run: TrainingRun[Recipe], sampler: RolloutSampler, name: str, samples: int, effort: str | None = None
+) -> list[list[SampledTrace]]:
+    """The completions of each question, see `map_samples`; `effort` is the tier to sample in, None for its own."""
+    stored = map_samples(run, sampler, lambda traces: [asdict(one) for one in traces], name, samples, effort=effort)
+    return [[SampledTrace(**values) for values in group] for group in stored]
 
-    Traces are always stored under the prompt of the question's own tier, so that it can learn what another tier writes.
-    Raises CheckpointLogError if a file belongs to other settings.
+
+def map_samples(
+    run: TrainingRun[Recipe],
+    sampler: RolloutSampler,
+    keep: Callable[[list[SampledTrace]], T],
+    name: str,
+    samples: int,
+    *,
+    effort: str | None = None,
+    start_mode: str = FREE,
+) -> list[T]:
+    """What `keep` makes of graded completions of each question, resumed from the file `name`.jsonl of the run.
+
+    Traces have the prompt of the question's own tier, so that it can learn what another tier writes. Raises
+    CheckpointLogError if the file belongs to other settings.
     """
+    rows, seed, markers = run.checked.rows, run.recipe.seed, run.checked.markers
+    identity = {
+        "fingerprint": sampler.engine.fingerprint(),
+        "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+        "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
+        "samples": samples,
+        "seed": seed,
+        "effort": effort,
+    }
+    with Correctness(markers.close) as correct:
 
-    recipe: Recipe
-    checked: CheckedRecipe
-    sampler: RolloutSampler
-    log: Callable[[str], None]
+        def sample(part: Sequence[Row], start: int) -> list[T]:
+            repeated = [row for row in part for _ in range(samples)]
+            requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
+            prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in part}
+            traces = [
+                SampledTrace(
+                    prompt_ids=prompts[row["id"]],
+                    ids=list(rollout.ids),
+                    loss_mask=[int(not forced) for forced in rollout.forced],
+                    right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
+                    finished=rollout.finish_reason == "stop",
+                )
+                for row, rollout in zip(repeated, sampler(requests, seed + start), strict=True)
+            ]
+            return [keep(traces[at : at + samples]) for at in range(0, len(traces), samples)]
 
-    def collect(self, name: str, samples: int, effort: str | None = None) -> list[list[SampledTrace]]:
-        """The completions of each question; `effort` is the tier to sample in, None for the question's own."""
-        stored = self.map(lambda traces: [asdict(trace) for trace in traces], name, samples, effort=effort)
-        return [[SampledTrace(**values) for values in group] for group in stored]
-
-    def map(
-        self,
-        keep: Callable[[list[SampledTrace]], T],
-        name: str,
-        samples: int,
-        *,
-        effort: str | None = None,
-        start_mode: str = FREE,
-    ) -> list[T]:
-        """What `keep` makes of the completions of each question, stored in the file `name`.jsonl."""
-        rows, sampler, seed = self.checked.rows, self.sampler, self.recipe.seed
-        identity = {
-            "fingerprint": sampler.engine.fingerprint(),
-            "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
-            "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
-            "samples": samples,
-            "seed": seed,
-            "effort": effort,
-        }
-        with Correctness(self.checked.markers.close) as correct:
-
-            def sample(part: Sequence[Row], start: int) -> list[T]:
-                repeated = [row for row in part for _ in range(samples)]
-                requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
-                prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in part}
-                traces = [
-                    SampledTrace(
-                        prompt_ids=prompts[row["id"]],
-                        ids=list(rollout.ids),
-                        loss_mask=[int(not forced) for forced in rollout.forced],
-                        right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
-                        finished=rollout.finish_reason == "stop",
-                    )
-                    for row, rollout in zip(repeated, sampler(requests, seed + start), strict=True)
-                ]
-                return [keep(traces[at : at + samples]) for at in range(0, len(traces), samples)]
-
-            path, size = self.recipe.out / f"{name}.jsonl", max(1, sampler.settings.batch // samples)
-            progress = f"{name}: {{}}/{len(rows)} questions"
-            return resumable_map(path, identity, rows, size, sample, lambda done: self.log(progress.format(done)))
+        path, size = run.folder / f"{name}.jsonl", max(1, sampler.settings.batch // samples)
+        progress = f"{name}: {{}}/{len(rows)} questions"
+        return resumable_map(path, identity, rows, size, sample, lambda done: run.log(progress.format(done)))
 
 
 def shortest_right(traces: Sequence[SampledTrace], keep: int) -> list[SampledTrace]:
@@ -111,8 +102,7 @@ def split_by_mask(trace: SampledTrace) -> list[tuple[int, list[int]]]:
 def to_sft(trace: SampledTrace, close: int) -> SampledTrace:
     """The completion as if the model had done by itself what a controller made it do.
 
-    Forced text that closes the thinking (with the token `close`) is learned; all other forced text, such as hints, is
-    removed, so that its effect is learned without it.
+    Forced text that closes the thinking (with the token `close`) is learned; all other, such as hints, is removed.
     """
     ids = [token for mask, tokens in split_by_mask(trace) if mask or close in tokens for token in tokens]
     return replace(trace, ids=ids, loss_mask=[1] * len(ids))

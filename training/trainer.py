@@ -1,8 +1,6 @@
-"""TRL's GRPOTrainer with the additions that adaptive thinking needs.
+"""TRL's GRPOTrainer with other advantages, first tokens not drawn from the policy, and statistics by mode and tier.
 
-These are other kinds of advantages, first tokens that were not drawn from the policy, and statistics by mode and tier.
-It overrides methods that TRL does not promise to keep;
-`tests/integrations/test_trl_trainer.py` notices when one changes.
+It overrides methods that TRL may change; `tests/integrations/test_trl_trainer.py` notices when one does.
 """
 
 from __future__ import annotations

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..io import atomic_dir
 from .callbacks import CollapseAlarm, GradientGuard, RunRecorder, prune_checkpoints
-from .config import Alarm, Lora, Recipe
+from .config import Alarm, Lora, Optimiser, Recipe
 from .memory import make_lora_config
-from .preflight import Row, schedule_rows
+from .preflight import CheckedRecipe, Row, schedule_rows
 from .processes import rank0_only, world_size
+from .sampling import RolloutSampler
 
 if TYPE_CHECKING:
     from .rewards import Reward
@@ -25,47 +26,54 @@ MODEL = "model"
 ADAPTER = "adapter"
 Finish = Callable[[Any, Path], None]
 """Called with the model and the folder being written, right before the model is saved into it."""
+R = TypeVar("R", bound=Recipe, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingRun:
-    """One run: its folder, the checkpoint to resume from (None to start), and how to log a line."""
+@dataclass(frozen=True)
+class TrainingRun(Generic[R]):
+    """One run of a checked recipe: its folder, the checkpoint to resume from (None to start), how to log a line."""
 
+    recipe: R
+    checked: CheckedRecipe
     folder: Path
     checkpoint: Path | None
     log: Callable[[str], None]
 
-    def make_stage(self, name: str) -> TrainingRun:
-        """A stage of this run, in a subfolder of its own, resumed if it was interrupted."""
-        folder = self.folder / name
+    def make_stage(self, name: str, optimiser: Optimiser) -> TrainingRun[R]:
+        """A stage with an optimiser of its own, in a subfolder, resumed if it was interrupted."""
+        folder, recipe = self.folder / name, self.recipe.model_copy(update={"optimiser": optimiser})
 
         def prepare() -> Path | None:
             folder.mkdir(exist_ok=True)
             return prune_checkpoints(folder)
 
-        return TrainingRun(folder, rank0_only(prepare), self.log)
+        return replace(self, recipe=recipe, folder=folder, checkpoint=rank0_only(prepare))
 
-    def load_model(self, recipe: Recipe) -> TransformersEngine:
+    def load_model(self) -> TransformersEngine:
         """Load the model as it is before training."""
-        return load_engine(recipe.model, recipe.optimiser.dtype)
+        return load_engine(self.recipe.model, self.recipe.optimiser.dtype)
+
+    def make_sampler(self, engine: TransformersEngine | None = None, **options: Any) -> RolloutSampler:
+        """A sampler of the recipe's rollouts, by default of the model before training; see `RolloutSampler`."""
+        return RolloutSampler(engine or self.load_model(), self.recipe.rollouts, self.checked.markers, **options)
 
     def build_grpo_trainer(
         self,
-        recipe: Recipe,
         rollouts: GroupRollouts,
         rewards: Sequence[Reward],
-        rows: Sequence[Row],
         *,
         credit: Credit,
         alarm: Alarm,
+        rows: Sequence[Row] | None = None,
         **options: Any,
     ) -> AdaptiveTrainer:
-        """Build a GRPO trainer; `options` are further arguments of `GRPOConfig`."""
+        """Build a GRPO trainer, by default on the recipe's questions; `options` are arguments of `GRPOConfig`."""
         from datasets import Dataset
 
         from .trainer import AdaptiveTrainer, GRPOConfig
 
-        common = common_arguments(recipe, self.folder, recipe.rollouts.prompts * recipe.rollouts.generations)
+        recipe = self.recipe
+        common = self.trainer_arguments(recipe.rollouts.prompts * recipe.rollouts.generations)
         arguments = GRPOConfig(
             **common,
             num_generations=recipe.rollouts.generations,
@@ -78,7 +86,9 @@ class TrainingRun:
             remove_unused_columns=False,
             **options,
         )
-        scheduled = schedule_rows(rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed)
+        scheduled = schedule_rows(
+            rows or self.checked.rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             return AdaptiveTrainer(
@@ -94,11 +104,41 @@ class TrainingRun:
                 callbacks=self.make_callbacks(),
             )
 
+    def trainer_arguments(self, completions: int) -> dict[str, Any]:
+        """The arguments that all TRL trainers share, for optimizer steps of so many completions."""
+        import torch
+
+        recipe, settings = self.recipe, self.recipe.optimiser
+        return {
+            "output_dir": str(self.folder),
+            "seed": recipe.seed,
+            "max_steps": settings.steps,
+            "learning_rate": settings.learning_rate,
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": settings.warmup,
+            "weight_decay": settings.weight_decay,
+            "max_grad_norm": settings.clip_gradients,
+            "per_device_train_batch_size": settings.micro_batch,
+            "gradient_accumulation_steps": completions // (settings.micro_batch * world_size()),
+            "gradient_checkpointing": settings.checkpoint_activations,
+            "bf16": settings.autocast,
+            "use_cpu": not torch.cuda.is_available(),
+            "ddp_find_unused_parameters": False,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "steps",
+            "save_steps": recipe.saving.every,
+            "save_total_limit": recipe.saving.keep,
+            "report_to": list(recipe.saving.report_to) or "none",
+            "disable_tqdm": True,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+        }
+
     def make_callbacks(self) -> list[Any]:
         """The callbacks of every trainer."""
         return [GradientGuard(), RunRecorder(self.folder, self.log)]
 
-    def run_trainer(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
+    def run_trainer(self, trainer: Any, finish: Finish | None = None) -> None:
         """Run a trainer to its end and write the model, see `save_model`."""
         from transformers import PrinterCallback
 
@@ -106,40 +146,9 @@ class TrainingRun:
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         if trainer.state.global_step < trainer.state.max_steps:
             return
-        model, lora = trainer.model, recipe.optimiser.lora
+        model, lora = trainer.model, self.recipe.optimiser.lora
         path = rank0_only(lambda: save_model(model, trainer.processing_class, lora, self.folder, finish))
         self.log(f"wrote {path}")
-
-
-def common_arguments(recipe: Recipe, folder: Path, completions: int) -> dict[str, Any]:
-    """The arguments that all TRL trainers share, for optimizer steps of so many completions."""
-    import torch
-
-    settings = recipe.optimiser
-    return {
-        "output_dir": str(folder),
-        "seed": recipe.seed,
-        "max_steps": settings.steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": settings.warmup,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.clip_gradients,
-        "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": completions // (settings.micro_batch * world_size()),
-        "gradient_checkpointing": settings.checkpoint_activations,
-        "bf16": settings.autocast,
-        "use_cpu": not torch.cuda.is_available(),
-        "ddp_find_unused_parameters": False,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "steps",
-        "save_steps": recipe.saving.every,
-        "save_total_limit": recipe.saving.keep,
-        "report_to": list(recipe.saving.report_to) or "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
 
 
 def save_model(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, finish: Finish | None = None) -> Path:

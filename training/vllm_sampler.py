@@ -1,7 +1,6 @@
 """Sampling of rollouts with a vLLM in the same process, which gets the policy's weights before each batch.
 
-On GPUs this is several times as fast as decoding with transformers. Training treats completions as drawn from the
-policy, although vLLM's kernels round differently.
+Training treats completions as drawn from the policy, although vLLM's kernels round differently.
 """
 
 from __future__ import annotations

@@ -199,9 +199,12 @@ class SequenceState:
             self.waiting_for = directive.wait_for
 
     def _append(self, tokens: Sequence[int], forced: bool, signals: Signals | None = None) -> None:
-        """Append tokens until the limit is reached or an end-of-sequence token was among them."""
+        """Append tokens until the limit is reached; an end-of-sequence token ends the output if it is the last of them.
+
+        One in the middle is part of a text, such as a hint in the form of a turn.
+        """
         announced = []
-        for token in tokens:
+        for number, token in enumerate(tokens, 1):
             if self.finish is not None:
                 break
             self.tokens.append(token)
@@ -210,7 +213,7 @@ class SequenceState:
                 self.signals.append(signals)
             if self.trial:
                 continue
-            if token in self.eos:
+            if token in self.eos and number == len(tokens):
                 self.finish, self.ended_by_eos = "stop", True
                 break
             announced.append(token)

@@ -39,10 +39,9 @@ _RUNNERS: WeakKeyDictionary[Engine, BatchRunner] = WeakKeyDictionary()
 
 
 class TerselyModel(BaseModel):
-    """A chat model on one of tersely's engines, whatever the framework.
+    """A chat model on one of tersely's engines, whatever the framework; settings are those of `tersely.generate`.
 
-    The settings mean what they mean in `tersely.generate`; `max_tokens` is its `max_new_tokens`. A model is a name or
-    folder, an `Engine` or a `Session`; a name is loaded at its first use, once per process.
+    A model is a name or folder, loaded at its first use and once per process, an `Engine` or a `Session`.
     """
 
     model: Any = "tersely-tiny-small"
@@ -123,8 +122,7 @@ class TerselyModel(BaseModel):
 
 
 _OPTIONS = tuple(name for name in (*OPTION_NAMES, *SAMPLING_OPTIONS) if name in TerselyModel.model_fields)
-CALL_SETTINGS = ("reasoning_effort", "max_tokens", *_OPTIONS)
-"""Settings that may be given with each call."""
+CALL_SETTINGS = ("reasoning_effort", "max_tokens", *_OPTIONS)  # settings that may be given with each call
 
 
 def check_names(what: str, names: Iterable[str], accepted: Collection[str]) -> None:
@@ -159,10 +157,9 @@ class Call:
 
 
 class BatchRunner:
-    """Runs calls on one engine, one batch at a time.
+    """Runs calls on one engine, one batch at a time; `lock` is held while the engine is used.
 
-    Cancelling a future that `submit` returned with `cancellable` stops its sequence at the next token, or takes a
-    waiting call out of the queue. `lock` is held while the engine is used.
+    Cancelling a future of `submit` with `cancellable` stops its sequence, or takes its call out of the queue.
     """
 
     def __init__(self) -> None:

@@ -37,11 +37,10 @@ _TOOL_ROLES = (MessageRole.TOOL, MessageRole.FUNCTION)
 
 
 class TerselyLLM(CustomLLM, TerselyModel):
-    """An LLM on one of tersely's engines.
+    """An LLM on one of tersely's engines, without tool calls; tool messages in a conversation are sanitized.
 
-    All settings but those about loading may be given again with each call. Thinking is a `ThinkingBlock` of the message
-    (`additional_kwargs["thinking_delta"]` while streaming); tier, usage and decisions are in
-    `additional_kwargs["tersely"]`. It does not call tools; tool messages in a conversation are sanitized.
+    All settings but those about loading may be given again with each call. Thinking is a `ThinkingBlock` (while
+    streaming `additional_kwargs["thinking_delta"]`); `additional_kwargs["tersely"]` has tier, usage and decisions.
     """
 
     def __init__(self, **settings: Any) -> None:

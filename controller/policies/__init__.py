@@ -18,10 +18,12 @@ _BUILT_IN = {
     "auto_exit": "readiness:AutoExit",
     "budget": "exits:BudgetForcing",
     "certaindex": "trying:Certaindex",
+    "concisehint": "concise_hint:ConciseHint",
     "convergence": "exits:Convergence",
     "deer": "trying:Deer",
+    "eat": "trying:EntropyStop",
     "escalate": "second_look:Escalate",
-    "hint": "hint:ConciseHint",
+    "hint": "hint:BrevityHint",
     "readiness": "readiness:Readiness",
     "reconsider": "second_look:Reconsider",
     "repetition": "exits:Repetition",
@@ -30,7 +32,6 @@ _BUILT_IN = {
     "specreason": "speculative:SpecReason",
     "trimr": "trimr:TrimR",
 }
-_PAPER_HINT = {"earliest": 0, "limit": 64, "whole": True, "clauses": True}
 _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "off": {},
     "budget": {"budget": {}, "repetition": {}},
@@ -40,8 +41,8 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "fast": {"budget": {}, "repetition": {}, "hint": {}, "convergence": {"agree": 2}},
     "concise": {"budget": {}, "repetition": {}, "hint": {"limit": 1}},
     "concise-t": {"budget": {}, "repetition": {}, "hint": {"limit": 1, "learned": True}},
-    "concisehint": {"budget": {}, "hint": _PAPER_HINT},
-    "concisehint-t": {"budget": {}, "hint": {**_PAPER_HINT, "learned": True}},
+    "concisehint": {"budget": {}, "concisehint": {}},
+    "concisehint-t": {"budget": {}, "concisehint": {"learned": True}},
     "speculative": {"budget": {}, "speculative": {}},
     "sirius": {"budget": {}, "sirius": {}},
     "specreason": {"budget": {}, "specreason": {}},
@@ -49,6 +50,7 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
     "deer": {"budget": {}, "deer": {}},
     "certaindex": {"budget": {}, "certaindex": {}},
+    "eat": {"budget": {}, "eat": {}},
     "trimr": {
         "budget": {},
         "trimr": {

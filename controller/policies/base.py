@@ -16,6 +16,7 @@ for comes back as the value of its `yield`:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -87,11 +88,15 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Put text into the thinking, followed by `after`."""
+    """Put text into the thinking, as a paragraph of its own, or `inline` as it is; followed by `after`."""
 
     text: str
     reason: str
     after: str = PARAGRAPH
+    inline: bool = False
+    behind: int = 0
+    """How many of the latest tokens then stand behind it, as far as the model wrote them itself. They are dropped and
+    read again, which needs `Capability.KV_ROLLBACK`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +152,15 @@ class AskHelper:
 
 @dataclass(frozen=True, slots=True)
 class TrialPrompt:
-    """How a trial asks: `opening` goes into the thinking as it is and ends inside a box, which the model fills."""
+    """How a trial asks: `opening` goes into the thinking as it is, and ends inside a box that the model has to fill."""
 
     opening: str
     tokens: int
     """Longest reply, written greedily."""
     whole: bool = False
     """Read on behind the box, to the reply's last token."""
+    closes: bool = False
+    """Close the thinking before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,8 @@ class TrialAnswer:
     """The sampled answer in the model's own words, where it was asked for; its tokens are not counted."""
     text: str = ""
     """The whole greedy reply, from the box on."""
+    entropy: float = math.nan
+    """Of the reply's first token, in nats; NaN where the engine reports none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
-"""ConciseHint (arXiv 2506.18810): ask for brevity in the middle of thinking, less often the longer it gets."""
+"""Hints in the middle of thinking that ask for brevity, less often the longer it gets: our form of ConciseHint."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, ClassVar
@@ -16,17 +15,17 @@ HINT_TOKEN = "<|hint_{}|>"
 
 The tokens stand for the words and the paragraph break after them: tokenizers merge the end of both into one token.
 """
-_CLAUSE = re.compile(r"[^\d\s][.,]\s*$")
 
 
 @dataclass(frozen=True, slots=True)
-class ConciseHint(Policy):
+class BrevityHint(Policy):
     """Inject `text` once per block of tau = min(longest, alpha + beta * length) tokens; length is what came before.
 
     The position within a block moves from its head to 80 % of it as blocks grow, then to the next sentence end; a block
-    without one gets no hint. The paper injects into a finished block and reads the rest again; here the hint is set
-    when its position is reached, so nothing is read again. A text that the model would read as more than words is an
-    OptionError.
+    without one gets no hint. These are the blocks of ConciseHint (arXiv 2506.18810), which waits for the end of a block
+    and then splices the hint into it (see `concise_hint.ConciseHint`); here the hint is set when its position is
+    reached, a paragraph of its own, so that nothing is read again. A text that the model would read as more than words
+    is an OptionError.
     """
 
     name: ClassVar[str] = "hint"
@@ -38,10 +37,6 @@ class ConciseHint(Policy):
     """No hint before this many tokens. The paper's formula sets the first one at once, before there is anything to
     shorten."""
     limit: int = 16
-    whole: bool = False
-    """Length counts the prompt as well, as in the paper."""
-    clauses: bool = False
-    """A comma is a sufficient boundary, as in the paper."""
     learned: bool = False
     """Use the hint that `tersely train hint` taught this model instead of `text`."""
 
@@ -63,9 +58,7 @@ class ConciseHint(Policy):
         """See `Policy.watch`."""
         codec = view.thinking.codec
         if self.learned:
-            if not (text := find_learned_hint(codec.tokenizer)):
-                raise OptionError("this model has learned no hint; `tersely train hint` teaches it one")
-            return self._inject_hints(view, text, after="")
+            return self._inject_hints(view, require_learned_hint(codec.tokenizer), after="")
         added = {i: name for name, i in codec.tokenizer.get_added_vocab().items() if name.strip()}
         special = set(getattr(codec.tokenizer, "all_special_ids", ()))
         if found := [token for token in codec.encode(self.text) if token in added or token in special]:
@@ -76,17 +69,12 @@ class ConciseHint(Policy):
         start, tau = 0, self.alpha
         for number in range(1, self.limit + 1):
             position, end = max(1, self.earliest, start + self.offset(tau)), start + tau
-            if self.clauses:
-                yield Wait(at=position, boundary="token")
-                while view.tokens < end and not _CLAUSE.search(view.thinking.tail(2)):
-                    yield Wait(at=view.tokens + 1, boundary="token")
-            else:
-                yield Wait(at=position, boundary="sentence", deadline=end)
+            yield Wait(at=position, boundary="sentence", deadline=end)
             before = view.tokens
             if before < end:
                 yield Inject(text, f"hint {number}, block of {tau} tokens", after)
             start = max(end + view.tokens - before, view.tokens)
-            tau = self.interval(start + (view.prompt_tokens if self.whole else 0))
+            tau = self.interval(start)
 
 
 def _special_token_error(text: str, token: str) -> OptionError:
@@ -98,3 +86,10 @@ def find_learned_hint(tokenizer: Any) -> str:
     vocabulary = tokenizer.get_added_vocab()
     names = takewhile(vocabulary.__contains__, map(HINT_TOKEN.format, count()))
     return "".join(names)
+
+
+def require_learned_hint(tokenizer: Any) -> str:
+    """The text of the hint that a model has learned; raises OptionError if it has learned none."""
+    if not (text := find_learned_hint(tokenizer)):
+        raise OptionError("this model has learned no hint; `tersely train hint` teaches it one")
+    return text

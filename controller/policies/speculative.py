@@ -121,16 +121,18 @@ class Sirius(Policy):
     requires: ClassVar[frozenset[Capability]] = _REQUIRES
     every: int = 16
     min_probability: float = 0.1
-    """Rewrite from the first token on that the helper gives less. The paper's value is 0.1."""
+    """Rewrite from the first token on that the helper gives less. The authors' value is 0.1."""
+    temperature: float = 0.6
+    """The helper's, at which the authors' code compares probabilities."""
     tokens: int = 1
-    """How many it then writes, the first in place of the rejected one. The paper's value is 1."""
+    """How many it then writes, the first in place of the rejected one. The authors' value is 1."""
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         checked = 0
         while True:
             yield Wait(at=checked + self.every, boundary="token")
-            criterion = ReviewCriterion(self.min_probability)
+            criterion = ReviewCriterion(self.min_probability, temperature=self.temperature)
             yield ReviewDraft(self.tokens, "checked", view.tokens - checked, criterion)
             checked = view.tokens
 
@@ -141,8 +143,8 @@ class SpecReason(Policy):
 
     name: ClassVar[str] = "specreason"
     requires: ClassVar[frozenset[Capability]] = _REQUIRES
-    min_grade: float = 7.0  # the paper's scripts accept from 7 on
-    tokens: int = 256
+    min_grade: float = 7.0  # the authors' script accepts from 7 on
+    tokens: int = 512  # most that the helper writes in place of a thought, as there
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""

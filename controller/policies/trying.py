@@ -1,11 +1,12 @@
-"""Exits by trial answers, as their papers have them: DEER, where one is confident, and Dynasor, where several agree.
+"""Exits by trial answers: DEER, where one is confident, Dynasor, where several agree, and EAT, where doubt settles.
 
-Constants and prompts are those of the authors' code (iie-ycx/DEER, hao-ai-lab/Dynasor). Differences are documented at
-each policy.
+Constants and prompts are those of the authors' code (iie-ycx/DEER, hao-ai-lab/Dynasor, xidulu/EAT). Differences are
+documented at each policy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ DEER_PROMPT = TrialPrompt("\n**Final Answer**\n\\boxed{", 20)
 CERTAINDEX_PROMPT = TrialPrompt(
     "... Oh, I suddenly got the answer to the whole problem, **Final Answer**\n\n\\[ \\boxed{", 20, whole=True
 )
+
+EAT_PROMPT = TrialPrompt("", 1, closes=True)
 
 
 class TrialPolicy(Policy):
@@ -122,3 +125,43 @@ class Certaindex(TrialPolicy):
         """The answer of a trial; "" where its box is empty or not closed, or where it sounds unsure."""
         unsure = any(word in reply.text.lower() for word in self.doubts)
         return "" if unsure or find_closing_brace(reply.text) is None else reply.answer
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyStop(TrialPolicy):
+    """Close once the entropy of the token after the closing marker no longer varies (EAT, arXiv 2509.26522).
+
+    After each thought the thinking is closed for one token. The entropies x have an exponential moving average m and a
+    moving variance v: m += timescale (x - m), then v += timescale ((x - m)^2 - v), from v = 0. The thinking ends where
+    v is below `threshold`, but not before `least` + 2 thoughts. The authors sweep timescale (0.015 to 0.3) and
+    threshold and name no default; the values here are ours, `least` is theirs.
+    """
+
+    name: ClassVar[str] = "eat"
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS, Capability.KV_ROLLBACK})
+    timescale: float = 0.2
+    threshold: float = 2e-4
+    least: int = 25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timescale <= 1 or self.threshold <= 0 or self.least < 0:
+            raise OptionError(
+                f"timescale is {self.timescale}, threshold {self.threshold} and least {self.least}; accepted: above 0 "
+                "to 1, above 0, and 0 or more"
+            )
+
+    def watch(self, view: PolicyView) -> Watching:
+        """See `Policy.watch`."""
+        mean, variance, count = math.nan, 0.0, 0
+        while True:
+            yield Wait(at=view.tokens + 1, boundary="thought")
+            reply: TrialAnswer | None = yield Trial(prompt=EAT_PROMPT)
+            if reply is None or math.isnan(reply.entropy):
+                continue
+            count += 1
+            mean = reply.entropy if count == 1 else mean + self.timescale * (reply.entropy - mean)
+            if count > 1:
+                variance += self.timescale * ((reply.entropy - mean) ** 2 - variance)
+            if count >= self.least + 2 and variance < self.threshold:
+                yield Close(f"the entropy of an answer has a variance of {variance:.2g}", phrase="")
+                return

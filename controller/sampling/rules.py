@@ -24,8 +24,8 @@ WINDOW = 2048
 class Majority:
     """Majority vote (self-consistency, arXiv 2203.11171), stopped once the leader cannot be overtaken.
 
-    A `lazy` vote starts only as many samples as could settle it, and more only if they did not: this needs the fewest
-    tokens, but decodes one batch after another.
+    Of the methods without a verifier the robust one for reasoning models (Think Deep, Think Fast, arXiv 2504.14047). A
+    `lazy` vote starts only as many samples as could settle it: the fewest tokens, but one batch after another.
     """
 
     name: ClassVar[str] = "majority"
@@ -73,8 +73,7 @@ class _MajorityVote(VoteState):
 class ShortMofK:
     """short-m@k (arXiv 2505.17813): the first `m` samples to finish thinking vote, the others are stopped then.
 
-    Ties go to the sample that finished thinking first. As in `Majority`, a settled vote stops the samples that are
-    still running.
+    Ties go to the first of them, and a settled vote stops the samples that are still running.
     """
 
     name: ClassVar[str] = "short"
@@ -116,15 +115,12 @@ class _FirstVote(VoteState):
 
 @dataclass(frozen=True, slots=True)
 class DeepConf:
-    """DeepConf online: some samples run to their end and set a threshold; later ones are stopped if they fall below it.
+    """Our form of DeepConf online (arXiv 2508.15260): samples below the threshold that the first ones set are stopped.
 
-    The score of a sample is its lowest mean confidence over `window` tokens in a row; a sample shorter than that is
-    never stopped and scored as a whole. The threshold is the (100 - keep)th percentile of the scores of the warm-up.
-    Samples that reach it vote with their scores as weights.
-
-    The paper measures the confidence of a token by the negative mean log-probability of the 20 most likely ones, which
-    has no upper end. Here it is the probability of the most likely one (see `ConfidenceTracker`): that distinguishes
-    confident tokens less well from very confident ones, but no engine has to report 20 numbers per token.
+    The score of a sample, which is also its vote's weight, is its lowest mean confidence over `window` tokens in a row,
+    or that of a shorter one as a whole. The threshold is the (100 - keep)th percentile of the scores of the warm-up.
+    The paper measures a token's confidence by the negative mean log-probability of the 20 most likely ones; here it is
+    the probability of the most likely one (see `ConfidenceTracker`), which every engine can report.
     """
 
     name: ClassVar[str] = "deepconf"
@@ -197,10 +193,7 @@ RULES: Mapping[str, AggregationRule] = {rule.name: rule for rule in (Majority(),
 
 
 def resolve_rule(rule: str | AggregationRule) -> AggregationRule:
-    """A rule by its name, or as it is; raises OptionError for an unknown name.
-
-    Rules of other packages are entry points of the group "tersely.sampling_rules": classes that need no arguments.
-    """
+    """A rule by its name, also of the entry points, or as it is; raises OptionError for an unknown name."""
     if not isinstance(rule, str):
         return rule
     if rule in RULES:

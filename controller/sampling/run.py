@@ -33,8 +33,7 @@ class StopDecision:
 class SampleResult:
     """The answer to one prompt from several samples.
 
-    Samples that were stopped have `finish_reason` "stopped"; tokens that a branch shares with its parent count only as
-    `recomputed`. In `usage`, the prompt counts once per sample, though it may be read only once.
+    Those that were stopped have `finish_reason` "stopped"; tokens that a branch shares count only as `recomputed`.
     """
 
     answer: str  # empty if no sample gave one
@@ -81,10 +80,7 @@ class _Question:
 def sample_all(
     session: Session, prompts: Sequence[Prompt], options: GenerationOptions, rule: AggregationRule, k: int
 ) -> list[SampleResult]:
-    """Answer each prompt from at most k samples under a rule, in order; see `api.sample`.
-
-    Raises OptionError if k is below 1 or several samples would be the same, and what `Session.prepare` raises.
-    """
+    """Answer each prompt from at most k samples under a rule, in order, see `api.sample`; raises OptionError."""
     if k < 1:
         raise OptionError(f"k is {k}; accepted: at least 1 sample", code="invalid_sample_count")
     if k > 1 and options.sampling.temperature == 0:

@@ -1,7 +1,4 @@
-"""The vote on one prompt while its samples run: it follows what happens and decides which samples stop.
-
-Nothing here knows an engine or text.
-"""
+"""The vote on one prompt while its samples run, which decides which of them stop; knows neither engine nor text."""
 
 from __future__ import annotations
 
@@ -40,10 +37,9 @@ class Vote:
 
 
 def tally(votes: Iterable[Vote]) -> dict[str, float]:
-    """The weight of each answer, heaviest first; of equally heavy ones the first.
+    """The weight of each answer, by its first normalized spelling, heaviest first; of equally heavy ones the first.
 
-    Answers are the same if their numbers (fractions, per cent) are, or else their normalized spellings. Each is named
-    by its first normalized spelling.
+    Answers are the same if their numbers (fractions, per cent) are, or else their normalized spellings.
     """
     names: dict[tuple[Fraction, bool] | str, str] = {}
     weights: dict[str, float] = {}
@@ -58,10 +54,7 @@ def tally(votes: Iterable[Vote]) -> dict[str, float]:
 
 
 class VoteState:
-    """A vote of `k` samples, numbered in the order they start; every sample that finishes votes.
-
-    An `early` vote stops once the leading answer cannot be overtaken.
-    """
+    """A vote of `k` samples, numbered in the order they start; `early` stops it once the leader cannot be overtaken."""
 
     def __init__(self, k: int, early: bool = True) -> None:
         self.k, self.early = k, early
@@ -163,8 +156,7 @@ class AggregationRule(Protocol):
 class ConfidenceTracker:
     """Mean confidence of a sample over all its tokens, and over a sliding window of them.
 
-    The confidence of a token is the probability of the most likely one, `Signals.top`, from 0 to 1. Forced tokens and
-    those of trials have none.
+    That of a token is the probability of the most likely one; forced tokens and those of trials have none.
     """
 
     def __init__(self, window: int | None = None) -> None:

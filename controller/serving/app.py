@@ -21,16 +21,17 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from .auth_middleware import Access, AuthMiddleware, hash_key
-from .batch_worker import BatchWorker, shutting_down
 from .body_limits import BodyLimits
 from .completion_service import CompletionService
 from .connections import GRACE, GuardedProtocol
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
-from .responses_api import ResponsesReply, ResponsesRequest
+from .responses_api import ResponsesReply
+from .responses_schemas import ResponsesRequest
 from .schemas import ChatRequest
 from .settings import ServerSettings, bind_error, effort_caps
+from .worker import RequestWorker, shutting_down
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 _KEEP_ALIVE = 75
@@ -67,7 +68,7 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) -> FastAPI:
+def create_app(settings: ServerSettings, worker: RequestWorker, metrics: Metrics) -> FastAPI:
     """An application that starts the worker when it starts, and closes it when it ends."""
 
     @asynccontextmanager
@@ -97,7 +98,7 @@ def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) 
     _describe_model(app, settings.model)
     access = Access(settings.api_key and hash_key(settings.api_key), settings.hosts, settings.metrics)
     limits = BodyLimits(settings.limits.body, settings.limits.held, settings.limits.body_seconds)
-    app.add_middleware(AuthMiddleware, metrics=metrics, access=access, limits=limits)
+    app.add_middleware(AuthMiddleware, metrics=metrics, access=access, limits=limits, log=settings.log)
     return app
 
 
@@ -114,7 +115,7 @@ def _describe_model(app: FastAPI, model: str) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
 
 
-def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker, metrics: Metrics) -> None:
+def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: RequestWorker, metrics: Metrics) -> None:
     created = int(time.time())
 
     def describe() -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker
             "tersely": {
                 "thinks": info.thinks,
                 "tools": info.tools,
-                "efforts": effort_caps(settings.caps, settings.limits.tokens),
+                "efforts": effort_caps(settings.caps, settings.limits.tokens, settings.max_thinking),
             },
         }
 
@@ -184,7 +185,7 @@ class UvicornServer(uvicorn.Server):
 
     should_exit: bool
 
-    def __init__(self, app: FastAPI, worker: BatchWorker, drain: float, ready: str = "") -> None:
+    def __init__(self, app: FastAPI, worker: RequestWorker, drain: float, ready: str = "") -> None:
         config = uvicorn.Config(
             app,
             http=GuardedProtocol,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .body_limits import BodyLimits, BodyTooLarge, check_shape, memory_of, replay
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
+from .request_log import REQUEST_ID, log_request, read_request_id
 
 OPEN_PATHS = ("/health", "/ping")
 """What needs no key: whether the server is up."""
@@ -87,6 +89,7 @@ class AuthMiddleware:
     metrics: Metrics
     access: Access
     limits: BodyLimits
+    log: str = "off"  # one of LOG_FORMATS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and count a request; see ASGI."""
@@ -95,15 +98,29 @@ class AuthMiddleware:
         elif scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"].startswith("/v1/"):
-            state = scope.setdefault("state", {})
-            status = 500
-            with self.metrics.in_flight.track_inprogress(), self.metrics.latency.time():
-                try:
-                    status = await self._answer(scope, receive, send)
-                finally:
-                    self.metrics.requests.labels(str(state.get("status", status))).inc()
+            await self._answer_and_count(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
+
+    async def _answer_and_count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, count it and log it under an id, which the reply has as a header."""
+        state = scope.setdefault("state", {})
+        request_id, start, status = read_request_id(Headers(scope=scope)), time.perf_counter(), 500
+
+        async def name(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        with self.metrics.in_flight.track_inprogress(), self.metrics.latency.time():
+            try:
+                status = await self._answer(scope, receive, name)
+            finally:
+                status = state.get("status", status)
+                self.metrics.requests.labels(str(status)).inc()
+                fields = {"method": scope["method"], "path": scope["path"], "status": status, "id": request_id}
+                fields["seconds"] = round(time.perf_counter() - start, 3)
+                log_request(self.log, fields | state.get("log", {}))
 
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -133,7 +150,7 @@ class AuthMiddleware:
                     body = await self.limits.read(receive)
                     if body is None:
                         return CLIENT_LEFT
-                    held.enter_context(self.limits.hold(memory_of(body, check_shape(body))))
+                    await self._admit(body, held)
                     receive = replay(body, receive)
                     del body
                 await self.app(scope, receive, watch)
@@ -143,6 +160,15 @@ class AuthMiddleware:
             message = f"the request body is too large; accepted: at most {self.limits.each} bytes"
             await send_error(RequestError(message, 413), scope, receive, watch)
         return status or 500
+
+    async def _admit(self, body: bytes, held: ExitStack) -> None:
+        """Hold a body's memory and wait for its turns to be checked and parsed; raises RequestError."""
+        size = memory_of(len(body), 0)
+        held.enter_context(self.limits.hold(size))
+        await self.limits.take_turn(size)
+        more = memory_of(0, check_shape(body))
+        held.enter_context(self.limits.hold(more))
+        await self.limits.take_turn(more)
 
 
 async def send_error(refusal: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

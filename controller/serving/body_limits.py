@@ -17,6 +17,10 @@ MAX_DEPTH = 64
 _VALUE_BYTES = 400
 """Memory that a parsed value may take."""
 _COPIES = 3  # as bytes, parsed and in the messages
+RATE = 16 << 20
+"""Bytes of memory of large bodies that are begun in a second, of which checking and parsing takes a small part."""
+_SMALL = 256 << 10
+"""Bytes of memory of a body that need not wait."""
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _QUOTES = 8 * MAX_VALUES
 
@@ -33,6 +37,7 @@ class BodyLimits:
     total: int
     seconds: float
     held: int = 0
+    _free_at: float = 0.0  # by the loop's clock
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -44,6 +49,20 @@ class BodyLimits:
             yield
         finally:
             self.held -= size
+
+    async def take_turn(self, size: int) -> None:
+        """Wait until a body that takes `size` bytes of memory may be worked on, which all others have to wait for.
+
+        Large ones together leave most of the time to small ones. Raises RequestError where there are too many.
+        """
+        if size < _SMALL:
+            return
+        now = asyncio.get_running_loop().time()
+        wait = max(0.0, self._free_at - now)
+        if wait > self.seconds:
+            raise RequestError("too many large requests are waiting; try again", 503, code="busy", retry_after=1)
+        self._free_at = now + wait + size / RATE
+        await asyncio.sleep(wait)
 
     async def read(self, receive: Receive) -> bytes | None:
         """The whole body; None if the client left. Raises BodyTooLarge, or RequestError for one that is too slow."""
@@ -89,9 +108,9 @@ def check_shape(body: bytes) -> int:
     return values
 
 
-def memory_of(body: bytes, values: int) -> int:
-    """About what a body takes while it is answered, in bytes."""
-    return _COPIES * len(body) + values * _VALUE_BYTES
+def memory_of(size: int, values: int) -> int:
+    """About what a body of so many bytes and JSON values takes while it is answered, in bytes."""
+    return _COPIES * size + values * _VALUE_BYTES
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...errors import CapabilityError, OptionError, unknown
 from ..api import resolve_helper, resolve_verifier
+from ..engines.openai.engine import RemoteEngine
 from ..options import GenerationOptions, load_config, make_options
 from ..policies import make_policies
 from ..session import Session
 from ..text.markers import Markers, parse_markers
+from ..types import Engine
 from .settings import (
     EFFORT_CAPS,
     LOCAL,
     METRICS_ACCESS,
+    MIN_THINKING,
     ServerLimits,
     ServerSettings,
     base_url,
@@ -26,13 +30,26 @@ from .settings import (
     parse_effort_caps,
 )
 
+if TYPE_CHECKING:
+    from .worker import RequestWorker
+
 DEFAULT_MODEL = "tersely-tiny-small"
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of click that let vLLM's own options through."""
 _DEFAULT, _LIMITS = GenerationOptions(), ServerLimits()
+_UPSTREAM_REQUESTS = 256
 NO_MARKERS = Markers("<think>", "</think>", "none")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder or a hub name.")]
+ModelOrUpstream = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help=f"An embedded model, a folder or a hub name (default: {DEFAULT_MODEL}); with --upstream, that server's "
+        "name for it (default: its only model).",
+        show_default=False,
+    ),
+]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model; default: its own name.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; the default serves only this machine.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")]
@@ -70,8 +87,21 @@ SpecialTokens = Annotated[
 
 
 def serve(
-    model: Model = DEFAULT_MODEL,
+    model: ModelOrUpstream = None,
     name: Name = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Control a model of this server (vLLM, SGLang, llama.cpp) in place of MODEL."),
+    ] = None,
+    upstream_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TERSELY_UPSTREAM_KEY", show_envvar=True, show_default=False, help="Key for the upstream server."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Tokenizer of the upstream model: a folder or name.")
+    ] = None,
     host: Host = LOCAL[0],
     port: Port = 8000,
     api_key: ApiKey = None,
@@ -83,6 +113,9 @@ def serve(
         typer.Option(metavar="FILE", help="Result of `tersely tune`; replaces effort, preset and policies."),
     ] = None,
     budget: Budgets = None,
+    max_thinking_tokens: Annotated[
+        int | None, typer.Option(min=MIN_THINKING, help="Most thinking tokens of a reply, whatever clients ask for.")
+    ] = None,
     answer_reserve: Annotated[
         int | None, typer.Option(min=1, help="Output tokens reserved for the answer; default: 64.")
     ] = None,
@@ -108,7 +141,14 @@ def serve(
     shadow_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of requests answered in shadow mode, for the metrics.")
     ] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded at once.")] = _LIMITS.batch,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Sequences decoded at once (default: {_LIMITS.batch}); with --upstream, requests that are open there "
+            f"(default: {_UPSTREAM_REQUESTS}).",
+        ),
+    ] = None,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait in the queue.")] = _LIMITS.waiting,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Most output tokens of a reply.")] = _LIMITS.tokens,
     max_prompt_tokens: Annotated[
@@ -116,6 +156,7 @@ def serve(
     ] = None,
     max_body: MaxBody = _LIMITS.body,
     metrics: MetricsAccess = "key",
+    log: Annotated[str, typer.Option(metavar="FORMAT", help="One line per request: text, json or off.")] = "text",
     special_tokens: SpecialTokens = False,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request, waiting included.")
@@ -128,31 +169,55 @@ def serve(
         from .app import serve as run_server
         from .batch_worker import BatchWorker
         from .metrics import Metrics
+        from .request_log import LOG_FORMATS
+        from .upstream_worker import UpstreamWorker
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
+    _check_upstream(upstream, upstream_key, tokenizer, grouped_attention)
     parsed_markers = None if markers is None else parse_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
     _check_access(api_key, metrics)
+    if log not in LOG_FORMATS:
+        raise unknown("--log", log, LOG_FORMATS)
     defaults = _default_options(effort, preset, policy, config)
+    if max_thinking_tokens is not None and shadow_share:
+        raise OptionError("--max-thinking-tokens holds for every request, and --shadow-share changes nothing of some")
     settings = ServerSettings(
-        model=name or served_model_name(model),
+        model=name or (served_model_name(model or DEFAULT_MODEL) if upstream is None else model or ""),
         defaults=make_options(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_new_tokens),
         tuned=config is not None,
         caps={**EFFORT_CAPS, **parse_effort_caps(budget or ())},
+        max_thinking=max_thinking_tokens,
         limits=ServerLimits(
-            batch_size, max_waiting, _LIMITS.batch_wait, timeout, max_new_tokens, max_prompt_tokens, max_body
+            batch_size or (_LIMITS.batch if upstream is None else _UPSTREAM_REQUESTS),
+            max_waiting,
+            _LIMITS.batch_wait,
+            timeout,
+            max_new_tokens,
+            max_prompt_tokens,
+            max_body,
         ),
         api_key=api_key,
         shadow_share=shadow_share,
         hosts=LOCAL if host in LOCAL and api_key is None else None,
         metrics=metrics,
+        log=log,
         special_tokens=special_tokens,
     )
     with bind_socket(host, port) as bound:
-        from ..engines.transformers.engine import load_engine
+        remote: RemoteEngine | None = None
+        if upstream is None:
+            from ..engines.transformers.engine import load_engine
 
-        engine = load_engine(model, grouped=grouped_attention)
+            engine: Engine = load_engine(model or DEFAULT_MODEL, grouped=grouped_attention)
+        else:
+            from ..engines.openai.client import OpenAIClient
+            from ..engines.openai.completions import CompletionsBackend
+
+            backend = CompletionsBackend(OpenAIClient(upstream, upstream_key or "", timeout), model, tokenizer)
+            engine = remote = RemoteEngine(backend)
+            settings = replace(settings, model=settings.model or served_model_name(backend.model))
         session = Session(
             engine,
             NO_MARKERS if no_thinking else parsed_markers,
@@ -166,7 +231,12 @@ def serve(
         address = base_url(*bound.getsockname()[:2])
         ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
         counters = Metrics()
-        worker = BatchWorker(session, settings.limits, counters, not no_thinking)
+        thinks = not no_thinking
+        worker: RequestWorker
+        if remote is None:
+            worker = BatchWorker(session, settings.limits, counters, thinks)
+        else:
+            worker = UpstreamWorker(remote, session, settings.limits, counters, thinks)
         run_server(UvicornServer(create_app(settings, worker, counters), worker, drain, ready), bound)
 
 
@@ -203,6 +273,14 @@ def serve_vllm(
     flags = [f"--shutdown-timeout={drain:.0f}", *context.args]
     parsed_markers = None if markers is None else parse_markers(markers)
     run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags, parsed_markers)
+
+
+def _check_upstream(url: str | None, key: str | None, tokenizer: str | None, grouped: bool) -> None:
+    """Refuse options that go only with, or only without, a server behind this one."""
+    if url is None and (tokenizer is not None or key is not None):
+        raise OptionError("--tokenizer and --upstream-key belong to --upstream; add it, or leave them out")
+    if url is not None and grouped:
+        raise OptionError("--grouped-attention is for models of this process; leave it out with --upstream")
 
 
 def served_model_name(model: str) -> str:

@@ -16,9 +16,8 @@ from ..options import make_options
 from ..policies import make_policies
 from ..policies.base import Policy
 from ..text.sanitizer import get_sanitizer
-from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
-from .metrics import request_span, result_attributes
+from .metrics import exit_reason, request_span, result_attributes
 from .prompt_limit import PromptLimit
 from .replies import ChatReply, Event, PendingResponse, RowFinished
 from .responses_api import ResponsesReply
@@ -30,9 +29,11 @@ from .settings import (
     ServerSettings,
     answer_reserve,
     effort_budgets,
+    limit_thinking,
     openai_effort,
 )
 from .untrusted_text import sanitize_messages
+from .worker import RequestWorker
 
 T = TypeVar("T")
 _GREEDY = 1e-5
@@ -44,7 +45,7 @@ _SEED_RANGE = 1 << 63
 class CompletionService:
     """Answers requests with a worker."""
 
-    def __init__(self, settings: ServerSettings, worker: BatchWorker) -> None:
+    def __init__(self, settings: ServerSettings, worker: RequestWorker) -> None:
         self.settings, self.worker = settings, worker
         session = worker.session
         self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
@@ -92,13 +93,16 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     if body.model != settings.model:
         raise unknown_model(body.model, [settings.model])
     chat = body if isinstance(body, ChatRequest) else None
-    tools = () if chat is None or chat.tool_choice == "none" else tuple(chat.tools or ())
+    tools = body.offered_tools()
     n = (chat.n if chat else None) or 1
     _check(body, n, bool(tools), settings, model)
     named, budget = _only_value(body.efforts(), openai_effort), _only_value(budgets := body.budgets())
-    if budgets and body.own.shadow:
-        message = "shadow mode changes nothing, so no thinking budget can be kept; leave one of them out"
-        raise RequestError(message, param=list(budgets)[-1])
+    most = settings.max_thinking if model.thinks else None
+    if body.own.shadow and (budgets or most is not None):
+        message = "shadow mode changes nothing, so no thinking budget can be kept; leave it out"
+        raise RequestError(message, param=list(budgets)[-1] if budgets else "tersely.shadow")
+    if budget is not None and most is not None:
+        budget = min(budget, most)
     limit = body.output_limit[1] or settings.limits.tokens
     reserve = answer_reserve(limit, settings.defaults.answer_reserve)
     effort, note = _fit_effort(settings, named or settings.defaults.effort, budget, limit, reserve)
@@ -112,13 +116,15 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     options = make_options(
         settings.defaults,
         effort=effort,
-        strategy=settings.defaults.strategy if use_tuned_budgets else effort_budgets(settings.caps, effort),
+        strategy=limit_thinking(settings.defaults.strategy, most)
+        if use_tuned_budgets
+        else effort_budgets(settings.caps, effort, most),
         max_new_tokens=max(2, limit),
         thinking_budget=budget if effort != "none" else None,
         answer_reserve=reserve,
         tools=tools,
         **{name: value for name, value in sampling.items() if value is not None},
-        **_choose_policies(body, settings, budget is not None, named is not None),
+        **_choose_policies(body, settings, budget is not None or most is not None, named is not None),
     )
     if not model.thinks:
         options = make_options(options, effort="normal", preset="off", policies=None)
@@ -229,7 +235,16 @@ async def _record(
         set_attributes({"error.type": str(refusal.status)})
         raise
     http.state.status = 200
-    set_attributes(result_attributes([row.result for row in rows], rows[0].budget))
+    results = [row.result for row in rows]
+    http.state.log = {
+        "tier": results[0].tier,
+        "prompt": results[0].usage.prompt,
+        "thinking": sum(result.usage.thinking for result in results),
+        "answer": sum(result.usage.answer for result in results),
+        "overhead": sum(result.usage.overhead for result in results),
+        "exit": exit_reason(results[0]),
+    }
+    set_attributes(result_attributes(results, rows[0].budget))
 
 
 async def _watch_connection(http: Request, pending: PendingResponse) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,12 +42,14 @@ Event = TextDeltaEvent | RowFinished
 class PendingResponse:
     """A request that waits or is being answered.
 
-    Created in the event loop. `send` may be called from any thread, all else from the loop only.
+    Created in the event loop. `send` and `cancel` may be called from any thread, all else from the loop only.
     """
 
     def __init__(self, request: ResolvedRequest, streams: bool, timeout: float) -> None:
         self.request, self.streams = request, streams
         self.cancelled = False
+        self.on_cancel: Callable[[], object] | None = None
+        """Called in the event loop when this is cancelled, for work that does not look at `cancelled`."""
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._deadline = self._loop.time() + timeout
@@ -60,8 +63,11 @@ class PendingResponse:
             self.cancelled = True
 
     def cancel(self) -> None:
-        """End the rows at their next token, or leave the queue."""
+        """End the rows at their next token, or leave the queue; may be called from any thread."""
         self.cancelled = True
+        if self.on_cancel is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.on_cancel)
 
     async def next(self) -> Event:
         """The next event; raises RequestError if there is none, or on timeout."""

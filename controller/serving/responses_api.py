@@ -1,133 +1,18 @@
-"""POST /v1/responses: its requests, and its replies as OpenAI's clients expect them. Nothing is stored."""
+"""The replies of POST /v1/responses, whole and streamed, as OpenAI's clients expect them."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
-
-from pydantic import Discriminator, Field, Tag
+from typing import Any
 
 from ..streaming import TextDeltaEvent
 from ..text.reasoning_parser import Channel
-from . import schemas
 from .errors import RequestError
 from .replies import Event, RowFinished, control_metadata, sse_event
 from .settings import ResolvedRequest
-
-
-class InputMessage(schemas.StrictModel):
-    """A message of the input, or one of an earlier reply sent back."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: schemas.Content
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
-
-
-class ReasoningText(schemas.StrictModel):
-    """Text of earlier thinking."""
-
-    type: Literal["reasoning_text", "summary_text"]
-    text: str
-
-
-class InputReasoning(schemas.StrictModel):
-    """Thinking of an earlier reply sent back; it belongs to the message that follows."""
-
-    type: Literal["reasoning"]
-    id: str | None = None
-    summary: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
-    content: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
-    encrypted_content: None = None
-    status: str | None = None
-
-
-def _item_kind(item: Any) -> str:
-    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
-    return f"item {kind}"
-
-
-Item = Annotated[
-    Annotated[InputMessage, Tag("item message")] | Annotated[InputReasoning, Tag("item reasoning")],
-    Discriminator(
-        _item_kind,
-        custom_error_type="unsupported_item",
-        custom_error_message="Input should be an item of type 'message' or 'reasoning'",
-    ),
-]
-
-
-class Reasoning(schemas.StrictModel):
-    """How much to think; there are no summaries, the thinking itself is in the reply."""
-
-    effort: schemas.Effort | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
-
-
-class TextOptions(schemas.StrictModel):
-    """The form of the answer."""
-
-    format: schemas.TextFormat | None = None
-
-
-class ResponsesRequest(schemas.RequestBody):
-    """The body of POST /v1/responses."""
-
-    prompt_field = "input"
-    limit_fields = ("max_output_tokens",)
-    effort_fields = ("tersely.effort", "reasoning.effort")
-
-    input: Annotated[
-        Annotated[str, Tag("a text")] | Annotated[list[Item], Field(fail_fast=True, min_length=1), Tag("a list")],
-        Discriminator(schemas.by_shape),
-        Field(examples=[schemas.EXAMPLE]),
-    ]
-    instructions: str | None = None
-    stream_options: schemas.ObfuscationOptions | None = None
-    max_output_tokens: schemas.Tokens | None = None
-    reasoning: Reasoning | None = None
-    text: TextOptions | None = None
-
-    background: schemas.Never | None = None
-    conversation: None = None
-    previous_response_id: None = None
-    prompt: None = None
-    include: Annotated[list[str], Field(max_length=0)] | None = None
-    tools: Annotated[list[schemas.JsonObject], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    truncation: Literal["disabled"] | None = None
-    max_tool_calls: int | None = None
-
-    def to_messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates expect it."""
-        messages: list[dict[str, Any]] = []
-        if self.instructions:
-            messages.append({"role": "system", "content": self.instructions})
-        if isinstance(self.input, str):
-            return [*messages, {"role": "user", "content": self.input}]
-        thinking = ""
-        for item in self.input:
-            if isinstance(item, InputReasoning):
-                thinking = "".join(part.text for part in item.content or item.summary or ())
-                continue
-            role = "system" if item.role == "developer" else item.role
-            reasoning = {"reasoning_content": thinking} if thinking and role == "assistant" else {}
-            messages.append({"role": role, "content": schemas.get_text(item.content), **reasoning})
-            thinking = ""
-        return messages
-
-    def echo(self) -> dict[str, Any]:
-        """The fields of the request that a reply repeats."""
-        effort = self.reasoning.effort if self.reasoning else None
-        fields = self.model_dump(include={"instructions", "max_output_tokens", "temperature", "top_p", "user"})
-        return {**fields, "metadata": self.metadata or {}, "reasoning": {"effort": effort, "summary": None}}
 
 
 @dataclass
@@ -172,7 +57,7 @@ class ResponsesReply:
         """The whole reply; there is one row."""
         texts: dict[Channel, str] = {"thinking": rows[0].result.thinking, "answer": rows[0].content}
         for channel, text in texts.items():
-            if text or channel == "answer":
+            if text or (channel == "answer" and not rows[0].tool_calls):
                 self._items.append(_OutputItem(channel, len(self._items), text))
         return self._response(rows[0])
 
@@ -197,9 +82,17 @@ class ResponsesReply:
         yield self._event(f"{item.kind}.delta", item, delta=event.text, **item.fields)
 
     def _finish(self, row: RowFinished) -> Iterator[str]:
-        if not any(item.channel == "answer" for item in self._items):
+        if not row.tool_calls and not any(item.channel == "answer" for item in self._items):
             yield from self._open_item("answer")
         yield from self._close_item(_status(row))
+        for index, call in enumerate(_call_items(row), start=len(self._items)):
+            place = {"output_index": index, "item_id": call["id"]}
+            opened = {**call, "arguments": "", "status": "in_progress"}
+            yield self._event("output_item.added", output_index=index, item=opened)
+            yield self._event("function_call_arguments.delta", **place, delta=call["arguments"])
+            done = {"name": call["name"], "arguments": call["arguments"]}
+            yield self._event("function_call_arguments.done", **place, **done)
+            yield self._event("output_item.done", output_index=index, item=call)
         yield self._event(_status(row), response=self._response(row))
 
     def _open_item(self, channel: Channel) -> Iterator[str]:
@@ -225,11 +118,12 @@ class ResponsesReply:
     def _response(self, row: RowFinished) -> dict[str, Any]:
         status, usage = _status(row), row.result.usage
         output = usage.thinking + usage.answer
-        last = self._items[-1]
+        items = [item.to_json("completed") for item in self._items[:-1]]
+        items += [item.to_json(status) for item in self._items[-1:]]
         return {
             **self._frame(status),
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "output": [item.to_json(status if item is last else "completed") for item in self._items],
+            "output": [*items, *_call_items(row)],
             "usage": {
                 "input_tokens": usage.prompt,
                 "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -251,9 +145,6 @@ class ResponsesReply:
             "error": None,
             "incomplete_details": None,
             "output": [],
-            "parallel_tool_calls": False,
-            "tool_choice": "none",
-            "tools": [],
             "background": False,
             "previous_response_id": None,
             "store": False,
@@ -266,3 +157,14 @@ class ResponsesReply:
 
 def _status(row: RowFinished) -> str:
     return "incomplete" if row.finish_reason == "length" else "completed"
+
+
+def _call_items(row: RowFinished) -> list[dict[str, Any]]:
+    """The tool calls of a row as items of the output; the same ids each time."""
+    items = []
+    for call in row.tool_calls:
+        function = call["function"]
+        assert isinstance(function, Mapping)
+        item = {"type": "function_call", "id": f"fc_{call['id']}", "call_id": call["id"], "status": "completed"}
+        items.append({**item, "name": function["name"], "arguments": function["arguments"]})
+    return items

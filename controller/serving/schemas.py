@@ -214,6 +214,10 @@ class RequestBody(StrictModel):
     def to_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it."""
 
+    def offered_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools that the model may call, as chat templates expect them."""
+        return ()
+
     def _given(self, paths: Sequence[str]) -> dict[str, Any]:
         """The values of the fields at these paths that have one."""
         given = {}
@@ -314,6 +318,10 @@ class ChatRequest(RequestBody):
     def to_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it."""
         return [message.to_dict() for message in self.messages]
+
+    def offered_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools that the model may call, as chat templates expect them."""
+        return () if self.tool_choice == "none" else tuple(self.tools or ())
 
     def efforts(self) -> Mapping[str, str]:
         """The effort of each field that names one."""

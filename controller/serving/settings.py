@@ -10,7 +10,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import OptionError, unknown
-from ..budgets import ANSWER_RESERVE, OPENAI_EFFORTS, TIERS, Budget, canonical_effort, fit_budget
+from ..budgets import (
+    ANSWER_RESERVE,
+    OPENAI_EFFORTS,
+    STRATEGIES,
+    TIERS,
+    UNLIMITED,
+    Budget,
+    Strategy,
+    canonical_effort,
+    fit_budget,
+)
 from ..options import GenerationOptions
 
 EFFORT_CAPS: Mapping[str, int] = {"none": 0, "minimal": 128}
@@ -51,9 +61,11 @@ class ServerSettings:
     caps: Mapping[str, int] = field(default_factory=lambda: dict(EFFORT_CAPS))  # thinking tokens by OpenAI effort
     limits: ServerLimits = field(default_factory=ServerLimits)
     api_key: str | None = field(default=None, repr=False)
+    max_thinking: int | None = None  # thinking tokens of a row, whatever its request asks for
     shadow_share: float = 0.0  # share of requests that are answered in shadow mode, for the metrics
     hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
     special_tokens: bool = False  # whether texts of users and tools may become special tokens
+    log: str = "off"  # one line per request; see `request_log.LOG_FORMATS`
     metrics: str = "key"  # who may read /metrics; see `auth_middleware.Access`
 
 
@@ -101,20 +113,31 @@ def parse_effort_caps(changes: Sequence[str]) -> dict[str, int]:
     return caps
 
 
-def effort_budgets(caps: Mapping[str, int], effort: str) -> dict[str, Budget]:
-    """The budget of each tier for a request of this effort, with the server's own caps where it has some."""
+def effort_budgets(caps: Mapping[str, int], effort: str, most: int | None = None) -> dict[str, Budget]:
+    """The budget of each tier for a request of this effort, with the server's own caps where it has some.
+
+    `most` is the ceiling of all.
+    """
     names = {tier: openai_effort(tier) for tier in _TIERS}
     if (tier := canonical_effort(effort)) in names:
         names[tier] = openai_effort(effort)
     capped = {tier: caps[name] for tier, name in names.items() if name in caps}
-    return {**TIERS, **{tier: replace(TIERS[tier], thinking=cap, share=1.0) for tier, cap in capped.items()}}
+    budgets = {**TIERS, **{tier: replace(TIERS[tier], thinking=cap, share=1.0) for tier, cap in capped.items()}}
+    return limit_thinking(budgets, most)
 
 
-def effort_caps(caps: Mapping[str, int], limit: int) -> dict[str, int]:
-    """Most thinking tokens of each OpenAI effort within `limit` output tokens."""
+def limit_thinking(strategy: Strategy, most: int | None) -> dict[str, Budget]:
+    """The budgets of a strategy, each of at most `most` thinking tokens; None is no ceiling."""
+    budgets = STRATEGIES[strategy] if isinstance(strategy, str) else strategy
+    ceiling = UNLIMITED if most is None else most
+    return {tier: replace(budget, thinking=min(budget.thinking, ceiling)) for tier, budget in budgets.items()}
+
+
+def effort_caps(caps: Mapping[str, int], limit: int, most: int | None = None) -> dict[str, int]:
+    """Most thinking tokens of each OpenAI effort within `limit` output tokens; `most` is the ceiling of all."""
     reserve = answer_reserve(limit, None)
     return {
-        name: fit_budget(canonical_effort(name), limit, reserve, effort_budgets(caps, name)).thinking
+        name: fit_budget(canonical_effort(name), limit, reserve, effort_budgets(caps, name, most)).thinking
         for name in OPENAI_NAMES
     }
 

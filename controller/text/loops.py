@@ -68,7 +68,8 @@ class LoopDetector:
         kinds = self._kinds
         for token in tokens:
             self._position += 1
-            if not (kind := kinds[token]) and not self._held:
+            kind = kinds[token]
+            if not kind and not self._held:
                 self._add(token)
             elif kind.isdigit():
                 self._digits += kind

@@ -105,11 +105,15 @@ class _State:
 
 
 class ProtectedRegions:
-    """Follows a growing text; `open` is the kind of region that is open at its end."""
+    """Follows a growing text; `open` is the kind of region that is open at its end.
+
+    `settled` says whether nothing was open or begun there when `open` was last asked for.
+    """
 
     def __init__(self) -> None:
         self._state = _State()
         self._rest = ""
+        self.settled = True
 
     def feed(self, text: str) -> None:
         """Append text."""
@@ -122,7 +126,8 @@ class ProtectedRegions:
         """The kind of region that is open at the end (code, tool call, math, JSON), or None."""
         state = replace(self._state)
         state.scan(self._rest, len(self._rest))
-        if re.search(r"(?:^|\n)`{1,2}$", self._rest):
+        self.settled = state.kind is None and not any(c in self._rest[-_MARGIN:] for c in "<[")  # perhaps of a call
+        if self._rest.endswith("`") and re.search(r"(?:^|\n)`{1,2}$", self._rest):
             return "code"
         too_long = state.kind is not None and state.size > _LONGEST.get(state.kind, state.size)
         return None if too_long or (state.kind == "JSON" and not state.quoted) else state.kind

@@ -42,11 +42,14 @@ def split_sentences(text: str) -> Iterator[tuple[int, int]]:
 
 
 _TURN = re.compile(rf"(?:{either('turns')})")
+_TURN_SIGNALS = tuple(signal for language in LANGUAGES for signal in language.turn_signals)
 _SUPPOSED = re.compile(rf"(?:{either('supposed')})")
 
 
 def find_turn(lower: str) -> int:
     """Where the conclusion begins in a sentence in small letters: behind its last "so" or the like; 0 for none."""
+    if not any(signal in lower for signal in _TURN_SIGNALS):
+        return 0
     return max((cue.end() for cue in _TURN.finditer(lower)), default=0)
 
 

@@ -15,6 +15,7 @@ REFLECTION_CUES = LANGUAGES[0].reflections + LANGUAGES[1].reflections
 """How reflective thoughts begin (TrimR, Speculative Thinking and VSRM use such lists); matched as whole words."""
 _CUE = word_pattern(REFLECTION_CUES)
 _TAIL = 400
+_DIGIT = TokenFlags.DIGIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class ThinkingState:
         self.boundary = "token"
         self._start = self._retractable_from = 0
         self._line_empty = True
-        self._after_digit = False
+        self._flags, self._after_digit = codec.flags, 0
         self._may_call = False  # something that can begin a tool call has been seen
-        self._risky = False  # a character that can open a protected region has been seen
+        self._risky = False  # a region may be open, or something that can open one has come since the last scan
         self._regions, self._scanned = ProtectedRegions(), 0
         self._decoded = (-1, 0, "")  # from where to where, and the text: several readers begin at the same place
 
@@ -68,11 +69,13 @@ class ThinkingState:
     @property
     def protected(self) -> str | None:
         """The kind of region that is open at the end, or None; what was scanned before is not scanned again."""
-        if not self._risky:
+        if not self._risky or not self.ids:
             return None
         self._regions.feed(self._decode_from(self._scanned))
         self._scanned = len(self.ids)
-        return self._regions.open
+        open_region = self._regions.open
+        self._risky = not self._regions.settled or bool(self._flags[self.ids[-1]] & TokenFlags.FENCE)
+        return open_region
 
     @property
     def ends_in_call(self) -> bool:
@@ -81,13 +84,13 @@ class ThinkingState:
 
     def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""
-        flags = self.codec.flags(token)
         self.ids.append(token)
         if signals is not None:
             self.signals += [None] * (len(self.ids) - 1 - len(self.signals))
             self.signals.append(signals)
-        after_digit, self._after_digit = self._after_digit, bool(flags & TokenFlags.DIGIT)
-        if not flags or (after_digit and flags & TokenFlags.POINT):
+        flags = self._flags[token]
+        after_digit, self._after_digit = self._after_digit, flags & _DIGIT
+        if not flags & ~_DIGIT or (after_digit and flags & TokenFlags.POINT):
             self.boundary, self._line_empty = "token", False
             return
         if flags & TokenFlags.FENCE:
@@ -112,9 +115,9 @@ class ThinkingState:
             self.signals += [None] * (len(self.ids) - len(self.signals))
             self.signals += signals
         self.ids.extend(tokens)
-        flags = self.codec.flags
-        self._risky = self._risky or any(flags(token) & TokenFlags.FENCE for token in tokens)
-        self._after_digit = bool(flags(tokens[-1]) & TokenFlags.DIGIT)
+        flags = self._flags
+        self._risky = self._risky or any(flags[token] & TokenFlags.FENCE for token in tokens)
+        self._after_digit = flags[tokens[-1]] & _DIGIT
         self.boundary, self._line_empty = "token", False
 
     def retractable(self, count: int) -> int:
@@ -131,7 +134,7 @@ class ThinkingState:
             self._start = self.thoughts.pop().start
         self._line_empty = self._start == len(self.ids)
         if self._scanned > len(self.ids):
-            self._regions, self._scanned = ProtectedRegions(), 0
+            self._regions, self._scanned, self._risky = ProtectedRegions(), 0, True
         return count
 
     def add_forced(self, tokens: Sequence[int]) -> None:
@@ -140,7 +143,7 @@ class ThinkingState:
             self._end_thought()
         self.ids.extend(tokens)
         self._start = self._retractable_from = len(self.ids)
-        self._line_empty = True
+        self._line_empty = self._risky = True
 
     def _decode_from(self, start: int) -> str:
         if self._decoded[:2] != (start, len(self.ids)):

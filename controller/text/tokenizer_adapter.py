@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from ...errors import CapabilityError
 
 _CALL = re.compile(r"<|\[T|TOOL|(?<!\\)\[$")
 _SENTENCE = re.compile(r"[.!?。！？][\"')\]]*\s*$")
+
+
+T = TypeVar("T")
 
 
 class TokenFlags:
@@ -51,8 +54,12 @@ class TokenizerAdapter:
         module = getattr(getattr(type(tokenizer), "_decode", None), "__module__", "")
         plain = module.startswith("transformers.tokenization_utils") and hasattr(tokenizer, "backend_tokenizer")
         self._backend = tokenizer.backend_tokenizer if plain else None  # without transformers' checks of each id
-        self.kinds = _TokenKinds(self)
-        self._flags: dict[int, int] = {}
+        self.flags: dict[int, int] = _PerToken(self._find_flags)
+        """`TokenFlags` of each token."""
+        self.kinds: dict[int, str] = _PerToken(self._find_kind)
+        """What each token is to who compares texts: its digits if it has nothing else, "." if it ends a sentence or
+        line, else "".
+        """
         self._holding: dict[tuple[int, str], bool] = {}
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -75,13 +82,6 @@ class TokenizerAdapter:
         """How many tokens the tokenizer has; very many if it does not say."""
         return len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else 1 << 60
 
-    def flags(self, token: int) -> int:
-        """Flags of one token."""
-        known = self._flags.get(token)
-        if known is None:
-            known = self._flags[token] = _flags_of(self.decode([token]))
-        return known
-
     def holds(self, token: int, character: str) -> bool:
         """Whether a token may hold a character, or some of its bytes."""
         known = self._holding.get((token, character))
@@ -90,42 +90,41 @@ class TokenizerAdapter:
             known = self._holding[token, character] = character in text or "\ufffd" in text
         return known
 
+    def _find_flags(self, token: int) -> int:
+        text = self.decode([token])
+        flags = 0
+        if "\n" in text:
+            flags |= TokenFlags.NEWLINE
+            if "\n\n" in text:
+                flags |= TokenFlags.BLANK
+        if _SENTENCE.search(text):
+            flags |= TokenFlags.SENTENCE
+        if _CALL.search(text):
+            flags |= TokenFlags.CALL
+        if any(c in text for c in "`{}[]$\\<>") or flags & TokenFlags.CALL:
+            flags |= TokenFlags.FENCE
+        if text[-1:].isdigit():
+            flags |= TokenFlags.DIGIT
+        if text == ".":
+            flags |= TokenFlags.POINT
+        return flags
 
-class _TokenKinds(dict[int, str]):
-    """What a token is to who compares texts: its digits if it has nothing else, "." if it ends a sentence or line,
-    else ""; worked out where first asked for.
-    """
-
-    def __init__(self, codec: TokenizerAdapter) -> None:
-        self._codec = codec
-
-    def __missing__(self, token: int) -> str:
-        text = self._codec.decode([token]).strip()
+    def _find_kind(self, token: int) -> str:
+        text = self.decode([token]).strip()
         if text.isascii() and text.isdigit():
-            kind = text
-        else:
-            kind = "." if self._codec.flags(token) & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else ""
-        self[token] = kind
-        return kind
+            return text
+        return "." if self.flags[token] & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else ""
 
 
-def _flags_of(text: str) -> int:
-    flags = 0
-    if "\n" in text:
-        flags |= TokenFlags.NEWLINE
-        if "\n\n" in text:
-            flags |= TokenFlags.BLANK
-    if _SENTENCE.search(text):
-        flags |= TokenFlags.SENTENCE
-    if _CALL.search(text):
-        flags |= TokenFlags.CALL
-    if any(c in text for c in "`{}[]$\\<>") or flags & TokenFlags.CALL:
-        flags |= TokenFlags.FENCE
-    if text[-1:].isdigit():
-        flags |= TokenFlags.DIGIT
-    if text == ".":
-        flags |= TokenFlags.POINT
-    return flags
+class _PerToken(dict[int, T]):
+    """A fact about each token, worked out where first asked for."""
+
+    def __init__(self, find: Callable[[int], T]) -> None:
+        self._find = find
+
+    def __missing__(self, token: int) -> T:
+        found = self[token] = self._find(token)
+        return found
 
 
 _CODECS: WeakKeyDictionary[Any, TokenizerAdapter] = WeakKeyDictionary()

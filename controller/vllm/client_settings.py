@@ -21,8 +21,6 @@ CLIENT_SETTINGS: Mapping[str, Mapping[str, Bound]] = {
         "longest": _TOKENS,
         "earliest": (0, 1 << 16),
         "limit": (0, 1000),
-        "whole": bool,
-        "clauses": bool,
     },
     "readiness": {"threshold": (0.0, 1.0)},
     "repetition": {"tokens": (30, 1000), "counting": _TOKENS, "window": _TOKENS},

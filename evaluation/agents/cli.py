@@ -42,6 +42,7 @@ def agents(
     Tasks are generated: arithmetic that needs no tool, look-ups over several pages, sums of looked-up numbers, and
     lists of everything under a root. The model's chat template must support tools.
     """
+    from ...probes.artifact import save
     from ..economics.costs import load_prices
     from .episodes import as_text, compare_arms
     from .run import ROUTED, parse_arm, run_all, select_modes, train_router
@@ -86,7 +87,7 @@ def agents(
     report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compare_arms(episodes, token_price, seed)}
     report["episodes"] = {arm: [asdict(one) for one in rows] for arm, rows in episodes.items()}
     if router_out is not None:
-        train_router(session, tasks, select_modes(episodes)).save(router_out)
+        save(train_router(session, tasks, select_modes(episodes)), router_out)
     if out is not None:
         write(out, json.dumps(report))
     checkpoints.remove()

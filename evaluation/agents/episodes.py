@@ -23,39 +23,32 @@ from .tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One run of an agent on a task.
-
-    `written` counts all generated tokens, tersely's own trials included, and `read` those of all prompts, which grow
-    with every step. `steps` are calls of the model, and `duplicates` is the share of tool calls that repeat an earlier
-    one. `isr` and `ise` are WebLeaper's scores (arXiv 2510.24697), None for tasks without pages. `error` says why the
-    episode ended before the agent did, if so.
-    """
+    """One run of an agent on a task."""
 
     id: str
     kind: str
     solved: bool
     answer: str
-    written: int
-    read: int
+    written: int  # all generated tokens, tersely's own trials included
+    read: int  # tokens of all prompts, which grow with every step
     thinking: int
-    steps: int
+    steps: int  # calls of the model
     calls: int
     failed_calls: int
-    duplicates: float
-    isr: float | None
+    duplicates: float  # share of tool calls that repeat an earlier one
+    isr: float | None  # as `ise`, of WebLeaper (arXiv 2510.24697); None for tasks without pages
     ise: float | None
     seconds: float
     mode: str | None = None
-    error: str | None = None
+    error: str | None = None  # why the episode ended before the agent did, if so
 
 
 def run_episode(
     task: Task, agent: Any, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
 ) -> Episode:
-    """Run an agent of LangChain's `create_agent` on a task.
+    """Run an agent of LangChain's `create_agent` on a task, for at most `recursion_limit` graph steps.
 
-    An agent that does not finish within `recursion_limit` graph steps has not solved it. Errors of the model are
-    raised, because they are not a result.
+    Errors of the model are raised, because they are not a result.
     """
     started = clock()
     state: dict[str, Any] = {}
@@ -103,10 +96,9 @@ def judge_episode(
 def _score_search(
     task: Task, replies: Sequence[AIMessage], results: Sequence[ToolMessage]
 ) -> tuple[float | None, float | None]:
-    """The share of the required pages that was read, and the number read per step, which is a tool call.
+    """The share of the required pages that was read, and the number read per tool call (WebLeaper, arXiv 2510.24697).
 
-    Sources disagree on whether the efficiency counts the required pages or those read. Only the latter does not reward
-    giving up early. Its variance falls as 1/n, so use tasks with many pages.
+    Sources disagree on whether the latter counts the pages required, which would reward giving up early.
     """
     if not task.pages:
         return None, None
@@ -122,10 +114,7 @@ def _score_search(
 
 
 def compare_arms(arms: Mapping[str, Sequence[Episode]], price: Price | None = None, seed: int = 0) -> dict[str, Any]:
-    """Figures of all arms on the same tasks, in the same order; the first arm is the baseline.
-
-    Infinite costs become None.
-    """
+    """Figures of all arms on the same tasks; the first arm is the baseline. Infinite costs become None."""
     base = next(iter(arms.values()))
     rows = [
         {

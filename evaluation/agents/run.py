@@ -26,8 +26,9 @@ from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_st
 from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...errors import OptionError, unknown
+from ...probes.artifact import Artifact
 from ...probes.estimator import ProbeClassifier
-from ...probes.io import ModeProbe
+from ...probes.io import MODE
 from ...probes.tier_selector import label_tiers
 from .episodes import Episode, run_episode
 from .tasks import FORM, Task
@@ -57,9 +58,8 @@ def make_agents(
     """A function that makes an arm's agent for a task, with the tools of the task's world.
 
     `always-think` has tools and thinks hard at every step; `agentic` thinks hard when planning and little after
-    results; `instant` and `reasoning` have no tools; `routed` is one of these three, chosen by the router for each
-    task. With `+PRESET` appended, the arm's ChatTersely uses that preset. Raises OptionError if the arm or preset is
-    unknown, or the arm needs a router and there is none.
+    results; `instant` and `reasoning` have no tools; `routed` is one of these three, chosen for each task. `+PRESET`
+    gives the arm's ChatTersely a preset. Raises OptionError if arm or preset are unknown, or a router is missing.
     """
     mode, preset = parse_arm(arm)
     if mode == ROUTED and router is None:
@@ -120,11 +120,10 @@ def select_modes(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence
     return {mode: arms[mode] for mode in MODES}
 
 
-def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> ModeProbe:
+def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> Artifact:
     """Train a probe for the cheapest mode that solves a task, from episodes of the same tasks in each of `MODES`.
 
-    Tasks that no mode solved are left out: labelled with the cheapest mode, they would teach that trying is useless.
-    Raises OptionError if there are too few tasks, or one mode is the best for all of them.
+    Tasks that no mode solved are left out. Raises OptionError for too few tasks, or if one mode is the best for all.
     """
     solved = np.array([[float(e.solved) for e in by_mode[mode]] for mode in MODES]).T
     written = np.array([[float(e.written) for e in by_mode[mode]] for mode in MODES]).T
@@ -143,9 +142,12 @@ def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, 
             code="single_mode",
         )
     classifier = ProbeClassifier().fit(prompt_hidden_states(session, [task.question for task in tasks]), labels)
-    return ModeProbe.from_estimator(
-        classifier,
-        layer=LAYER,
+    return Artifact(
+        MODE,
+        classifier.to_network(),
+        tuple(map(str, classifier.classes_)),
+        LAYER,
+        features=(),
         base={"name": session.engine.name, "fingerprint": str(session.engine.fingerprint())},
         provenance={"tasks": len(tasks), "labels": dict(counts)},
         metrics={"held_out_loss": classifier.held_out_loss_},

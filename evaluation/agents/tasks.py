@@ -1,8 +1,7 @@
 """Tasks for an agent: two kinds that need no tool, and three that need the pages of a world.
 
-`instant` and `reasoning` are problems of the embedded family, of the easiest level and of harder ones. `lookup` follows
-links between pages, `calculate` does arithmetic with numbers from several pages, and `collect` names all entities under
-a root (a tree of pages, after WebLeaper, arXiv 2510.24697).
+`instant` and `reasoning` are problems of the embedded family. `lookup` follows links between pages, `calculate` does
+arithmetic with their numbers, `collect` names all entities under a root (after WebLeaper, arXiv 2510.24697).
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ def get_system_prompt(model: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A question with its gold answer (all names for `collect`) and the calls that find it in a world of pages.
-
-    `keys` name the fact of the page that each call is for.
-    """
+    """A question with its gold answer (all names for `collect`), the calls that find it, and the fact each is for."""
 
     id: str
     kind: str
@@ -95,10 +91,7 @@ def draw_tasks(split: str, seed: int, limit: int, kinds: Sequence[str] = KINDS) 
 
 
 def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Task]:
-    """Endless tasks, cycling through the kinds; raises OptionError for an unknown split or kind.
-
-    The hash of a question decides its split, so splits are disjoint.
-    """
+    """Endless tasks in disjoint splits, cycling through the kinds; raises OptionError for an unknown split or kind."""
     for what, names, accepted in (("split", [split], SPLITS), ("kind of task", kinds, KINDS)):
         for name in names:
             if name not in accepted:
@@ -180,8 +173,7 @@ def _collect(name: str, world: World, rng: Random) -> Task:
     return Task(name, "collect", f"{who}?", gold, world, calls, tuple(NEXT[page.kind] for page in read))
 
 
-NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}
-"""The fact of each page that a `collect` task needs."""
+NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}  # the fact of each page that a `collect` task needs
 
 
 _MAKERS: dict[str, Callable[[str, World, Random], Task]] = {

@@ -1,7 +1,6 @@
 """A generated knowledge base, and the tools of an agent: its pages, a search among their names, and a calculator.
 
-The pages of towns, firms, teams and people link to each other. Nothing in them is common knowledge, so what an agent
-says about them it has read. The same seed gives the same world.
+Nothing in it is common knowledge, so what an agent says about it, it has read. A seed gives the same world.
 """
 
 from __future__ import annotations
@@ -206,8 +205,7 @@ TOOLS = {
         Tool("calculator", "Compute an expression of numbers with + - * / and parentheses.", "expression", _calculator),
     )
 }
-TOOL_SCHEMAS = [tool.schema for tool in TOOLS.values()]
-"""All tools in OpenAI's format."""
+TOOL_SCHEMAS = [tool.schema for tool in TOOLS.values()]  # all tools in OpenAI's format
 
 
 def call_tool(world: World, name: str, arguments: Mapping[str, Any]) -> str:

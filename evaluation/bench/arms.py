@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoint_log import CheckpointLog
+from ...controller.budgets import DIFFADAPT, STRATEGIES
 from ...controller.options import GenerationOptions, TunedConfig, with_seed
 from ...controller.policies import get_presets, list_policies, load_policy
 from ...controller.policies.base import Policy
@@ -23,6 +24,7 @@ from ...controller.session import Session
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
 from ...probes.tier_selector import TierProbe
+from ..economics.latency import Timing
 from ..runner import SessionRunner, batch_seed, batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question, hash_question
@@ -40,11 +42,13 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "hard": {"preset": "off", "effort": "hard"},
     "auto": {"preset": "off", "effort": "auto"},
     "auto-balanced": {"preset": "balanced", "effort": "auto"},
+    **{name: {"preset": "off", "strategy": name} for name in STRATEGIES if name != "tiers"},
+    DIFFADAPT: {"preset": "budget", "effort": "auto", "strategy": DIFFADAPT},
     **{name: {"policies": ("budget",), "modifiers": (name,)} for name in load_add_ons("tersely.forward_modifiers")},
     **{name: {"policies": ("budget", name)} for name in list_policies()},
     **{name: {"preset": name} for name in get_presets() if name != "off"},
 }
-"""Options that each arm changes; one arm for each preset, and for each other policy and modifier on its own."""
+"""Options that each arm changes; one for each strategy and preset, and for each other policy and modifier alone."""
 
 FIXED, CONFIDENCE, RANDOM, ORACLE = "fixed-budget", "confidence", "random-stop", "first-correct"
 TRUNCATED_ARMS: Mapping[str, str] = {
@@ -257,7 +261,9 @@ def run_arm(bench: Bench, arm: Arm) -> ArmRecords:
         bench.advance(arm.name, len(indices))
     rows = [BenchRow(**row) for piece in pieces for row in piece["rows"]]
     seconds, engine_tokens = (sum(piece[key] for piece in pieces) for key in ("seconds", "made"))
-    return ArmRecords(arm.name, bench.sort(rows), bench.rollouts, seconds, engine_tokens)
+    alone = [(BenchRow(**piece["rows"][0]), piece["seconds"]) for piece in pieces if len(piece["rows"]) == 1]
+    timings = [Timing(prompt=row.read, output=row.decoded, seconds=taken) for row, taken in alone]
+    return ArmRecords(arm.name, bench.sort(rows), bench.rollouts, seconds, engine_tokens, timings=timings)
 
 
 def run_batch(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> Any:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from ...errors import OptionError, unknown
 from ...io import check_writable, write
 from .. import cli_utils as cli
 from ..economics.costs import load_prices
+from ..economics.latency import fit_runtime, read_timings
 from ..runner import ENGINES, SessionRunner, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
@@ -67,6 +68,16 @@ def bench(
     price: cli.Price = None,
     helper_price: Annotated[str | None, typer.Option(help="The helper's price.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON file of your own prices, added to the table.")] = None,
+    expert_usd: Annotated[
+        float | None, typer.Option(min=0, help="What a human expert asks for an answer, for the frontier of costs.")
+    ] = None,
+    timings: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of {prompt, output, seconds}: idealized seconds; without it, those of --batch-size 1."
+        ),
+    ] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the machine of these seconds.")] = None,
     config: Annotated[Path | None, typer.Option(help="Config file of `tersely tune`, for the arm `tuned`.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also truncate the baseline's thinking, for comparison.")] = True,
     think_prompt: cli.ThinkPrompt = False,
@@ -98,6 +109,8 @@ def bench(
     splits = _load_splits(names, split, limit, seed)
     _check_policies(compared, verifier, splits[split])
     costs, notes = load_cost_model(model, helper, load_prices(prices), price, helper_price, verifier)
+    runtime = None if timings is None else fit_runtime(read_timings(timings))
+    costs = replace(costs, expert_usd=expert_usd, runtime=runtime, usd_per_hour=usd_per_hour)
     plan = BenchPlan(
         tasks=names,
         model=model,
@@ -118,7 +131,9 @@ def bench(
     )
     checkpoints = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
     with cli.announce_resume(checkpoints):
-        result = {**environment(), **_run(plan, checkpoints, costs), "notes": notes, "command": _command()}
+        figures = _run(plan, checkpoints, costs)
+        notes += figures["notes"]
+        result = {**environment(), **figures, "notes": notes, "command": _command()}
         if baselines and not result["budget_curve"]:
             notes.append("The baseline arm did not think, so nothing could be truncated.")
         if out is not None:

@@ -149,6 +149,7 @@ def _ends(interval: Interval) -> list[float]:
 
 _GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
 _COSTS = ("arm", *KINDS, "iso-saved", "cut %", "no ans %", "seconds")
+_ECONOMICS = {"E3": "e3", "$/1k": "usd", "$/1k right": "cost_of_pass", "gain $/1k": "gain", "ideal s": "ideal_seconds"}
 
 
 def as_text(result: Mapping[str, Any]) -> str:
@@ -163,6 +164,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         ],
         [format_table(_GAINS, map(_gains, arms))],
         [format_table(_COSTS, map(_costs, arms))],
+        _economics(result),
         [f"{arm['name']}: {arm['setting']}" for arm in arms if arm["setting"]],
         result["notes"],
         [verdict_line(result)],
@@ -184,6 +186,29 @@ def _costs(arm: Mapping[str, Any]) -> list[str]:
     seconds = "" if arm["seconds"] is None else f"{arm['seconds']:.0f}"
     shares = [_percent(arm[name]) for name in ("iso_saving", "capped", "unanswered")]
     return [arm["name"], *counts, *shares, seconds]
+
+
+def _economics(result: Mapping[str, Any]) -> list[str]:
+    """The table of costs in dollars and seconds, and what all arms together reach."""
+    arms = result["arms"]
+    shown = {head: name for head, name in _ECONOMICS.items() if any(arm.get(name) is not None for arm in arms)}
+    rows = [[arm["name"], *(_amount(head, arm.get(name)) for head, name in shown.items())] for arm in arms]
+    lines = [format_table(("arm", *shown), rows)] if len(shown) > 1 else []
+    if edge := result.get("frontier"):
+        usd = format_interval(edge["usd"], edge["usd_ci"], ".3g", 1000)
+        shares = ", ".join(f"{name} {_percent(share)} %" for name, share in edge["cheapest"].items())
+        left_out = f"; {edge['unsolved']} unsolved question(s) left out" if edge["unsolved"] else ""
+        lines.append(f"frontier: ${usd} for 1,000 right answers; cheapest on {shares}{left_out}")
+    if limit := result.get("ceiling"):
+        lines.append(
+            f"resampling until a trial answer is {limit['confidence']:.0%} sure: at most "
+            f"{_percent(limit['accuracy'])} % right"
+        )
+    return lines
+
+
+def _amount(head: str, value: float | None) -> str:
+    return "" if value is None else f"{value * (1000 if '1k' in head else 1):.3g}"
 
 
 def _percent(share: float | None) -> str:

@@ -10,19 +10,27 @@ from typing import Any
 from ...errors import ModelError
 from ..economics.costs import Price, Prices, cost_of_pass, e3
 from ..economics.flops import ModelShape, generation_flops, load_shape
+from ..economics.latency import RuntimeModel
 from .arms import HELPER
 from .records import ArmRecords, BenchRow, Weights
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Shapes and prices of the model, the helper and the verifier; None where unknown."""
+    """Shapes and prices of the model, the helper and the verifier; None where unknown.
+
+    `expert_usd` is what a human expert asks for a right answer, `runtime` the idealized seconds of a generation, and
+    `usd_per_hour` the price of the machine that they are of.
+    """
 
     shape: ModelShape | None = None
     price: Price | None = None
     helper_shape: ModelShape | None = None
     helper_price: Price | None = None
     verifier_shape: ModelShape | None = None
+    expert_usd: float | None = None
+    runtime: RuntimeModel | None = None
+    usd_per_hour: float | None = None
 
     def helper_weight(self) -> float | None:
         """Cost of a helper token relative to one of the model: by price, else by the FLOPs of decoding one."""
@@ -48,11 +56,8 @@ class CostModel:
     def measure(self, records: ArmRecords) -> dict[str, Any]:
         """The `e3`, `flops`, `usd` and `cost_of_pass` of an arm, as means per generation; None where unknown."""
         right = records.means("right")
-        shape, price = (self.helper_shape, self.helper_price) if records.arm == HELPER else (self.shape, self.price)
-        # Output tokens are billed at the price of the model that wrote them; totals are already weighted.
-        billed = [row.thinking + row.answer_tokens if row.arm == HELPER else row.total for row in records.rows]
-        costs = zip(records.rows, billed, strict=True)
-        usd = None if price is None else [price.cost(row.prompt, tokens) for row, tokens in costs]
+        shape = self.helper_shape if records.arm == HELPER else self.shape
+        usd = self.bill(records)
         per_pass = math.inf if usd is None else cost_of_pass(usd, [float(row.right) for row in records.rows])
         return {
             "e3": e3(float(right.mean()), records.mean("total")),
@@ -60,6 +65,15 @@ class CostModel:
             "usd": None if usd is None else fmean(usd),
             "cost_of_pass": per_pass if math.isfinite(per_pass) else None,
         }
+
+    def bill(self, records: ArmRecords) -> list[float] | None:
+        """USD of each generation of an arm; None without a price."""
+        price = self.helper_price if records.arm == HELPER else self.price
+        if price is None:
+            return None
+        # Output tokens are billed at the price of the model that wrote them; totals are already weighted.
+        billed = [row.thinking + row.answer_tokens if row.arm == HELPER else row.total for row in records.rows]
+        return [price.cost(row.prompt, tokens) for row, tokens in zip(records.rows, billed, strict=True)]
 
     def _flops(self, shape: ModelShape, row: BenchRow) -> float:
         """FLOPs of a generation; other models' tokens are converted to the model's own (1 to 1 if unknown)."""

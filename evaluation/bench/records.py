@@ -9,6 +9,7 @@ import numpy as np
 
 from ...controller.text.answers import extract_answer, extract_boxed
 from ...controller.trace import GenerationResult
+from ..economics.latency import Timing
 from ..stats import Array
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
@@ -70,6 +71,16 @@ class BenchRow:
     overhead: float
     total: float
 
+    @property
+    def read(self) -> int:
+        """Tokens that the model read, forced ones and those read again among them."""
+        return self.prompt + self.reprefilled + self.forced
+
+    @property
+    def decoded(self) -> int:
+        """Tokens that the model decoded, those that were dropped among them."""
+        return self.thinking + self.answer_tokens + self.discarded + self.probe - self.forced
+
 
 def to_row(
     question: Question,
@@ -129,6 +140,8 @@ class ArmRecords:
     engine_tokens: int | None = None
     setting: str = ""
     truncated: bool = False
+    timings: Sequence[Timing] = ()
+    """Of generations that ran alone, in batches of one."""
 
     def column(self, name: str) -> Array:
         """One field as an array [questions, rollouts]."""

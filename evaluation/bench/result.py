@@ -22,6 +22,7 @@ from .arms import Arm, Bench, check_comparable, run_arm
 from .compare import compare
 from .costs import CostModel
 from .counterfactual import Counterfactual
+from .economics import measure_economics
 from .records import ArmRecords, Weights
 from .truncation import Recording
 
@@ -122,9 +123,14 @@ def assemble(
         entry |= {"iso_saving": None, "iso_saving_ci": None, **costs.measure(arm)}
         if curve and arm is not records[0]:
             entry |= iso_saving(tokens, right, arm.means("total"), arm.means("right"), seed=plan.seed)
+    arms, economics, notes = measure_economics(records, recordings, costs, plan.seed)
+    for entry in result["arms"]:
+        entry |= arms[entry["name"]]
     trials = [trial for recording in recordings for trial in recording.trials]
     return {
         **result,
+        **economics,
+        "notes": notes,
         "budget_curve": [
             {"budget": budget, "accuracy": float(one.means("right").mean()), "total": one.mean("total")}
             for budget, one in curve

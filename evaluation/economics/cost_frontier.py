@@ -7,7 +7,7 @@ included, and a data set's frontier is the mean over its problems.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,6 @@ from ...errors import TerselyError, unknown
 from ..stats import Array, Interval, paired_bootstrap, ratio_bootstrap
 
 HUMAN = "human expert"
-EXPERT_USD: Mapping[str, float] = {"AIME": 20.0, "GPQA": 58.0}
-"""USD that the paper pays an expert per problem. The expert is always right, so this is also the cost-of-pass."""
 
 
 class EconomicsError(TerselyError, ValueError):
@@ -27,18 +25,17 @@ class EconomicsError(TerselyError, ValueError):
     code = "invalid_costs"
 
 
-def costs_of_pass(costs: ArrayLike, passes: ArrayLike, prior: float = 0.0) -> Array:
+def costs_of_pass(costs: ArrayLike, passes: ArrayLike) -> Array:
     """Compute the cost-of-pass of each problem: two arrays [questions, runs] or [questions] -> [questions].
 
-    That is the mean cost of a run by its mean success, infinite where nothing passed. `prior` is a number of successes
-    and of failures to add, so that such a problem gets a bound; 0.5 is add-half smoothing.
+    That is the mean cost of a run by its mean success, infinite where nothing passed.
     """
     cost, right = np.asarray(costs, np.float64), np.asarray(passes, np.float64)
     if cost.shape != right.shape:
         message = f"costs have the shape {cost.shape} and passes {right.shape}; accepted: the same shape"
         raise EconomicsError(message, code="shape_mismatch")
     cost, right = cost.reshape(len(cost), -1), right.reshape(len(right), -1)
-    rate = (right.sum(axis=1) + prior) / (right.shape[1] + 2 * prior)
+    rate = right.mean(axis=1)
     values: Array = np.divide(cost.mean(axis=1), rate, out=np.full(len(cost), math.inf), where=rate > 0)
     return values
 
@@ -49,23 +46,6 @@ class Frontier:
 
     values: Array
     best: tuple[str | None, ...]
-
-    @property
-    def mean(self) -> float:
-        """The data set's frontier cost-of-pass; infinite if one problem's is."""
-        return float(self.values.mean())
-
-    def interval(self, seed: int = 0) -> Interval:
-        """Return the mean with a bootstrap interval over problems; raises EconomicsError if it is infinite."""
-        return paired_bootstrap(_check_finite(self.values), bounded=False, seed=seed)
-
-    def by_set(self, sets: Sequence[str]) -> dict[str, float]:
-        """Return the mean of each set, given the name of the set that each problem belongs to."""
-        if len(sets) != len(self.values):
-            message = f"got {len(sets)} set names for {len(self.values)} problems; pass one for each"
-            raise EconomicsError(message, code="shape_mismatch")
-        names = np.array(sets)
-        return {name: float(self.values[names == name].mean()) for name in dict.fromkeys(sets)}
 
 
 def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Frontier:
@@ -88,31 +68,24 @@ def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Fro
     return Frontier(values, tuple(best))
 
 
-def gain(
-    models: Mapping[str, ArrayLike], new: str | Iterable[str], human: float | None = None, seed: int = 0
-) -> Interval:
-    """Compute the USD per problem by which `new`, a model or a family of them, lowers the frontier."""
+def gain(models: Mapping[str, ArrayLike], new: str, human: float | None = None, seed: int = 0) -> Interval:
+    """Compute the USD per problem by which the model `new` lowers the frontier."""
     without, complete = _compare_frontiers(models, new, human)
     return paired_bootstrap(without - complete, bounded=False, seed=seed)
 
 
-def essentialness(
-    models: Mapping[str, ArrayLike], family: str | Iterable[str], human: float | None = None, seed: int = 0
-) -> Interval:
-    """Compute the gain of a family as a share of the frontier without it."""
-    without, complete = _compare_frontiers(models, family, human)
+def essentialness(models: Mapping[str, ArrayLike], name: str, human: float | None = None, seed: int = 0) -> Interval:
+    """Compute the gain of a model as a share of the frontier without it."""
+    without, complete = _compare_frontiers(models, name, human)
     return ratio_bootstrap(complete, without, seed=seed)
 
 
-def _compare_frontiers(
-    models: Mapping[str, ArrayLike], family: str | Iterable[str], human: float | None
-) -> tuple[Array, Array]:
-    """Return the finite frontiers, [questions], without a family and with all models."""
-    names = {family} if isinstance(family, str) else set(family)
-    for name in names - set(models):
+def _compare_frontiers(models: Mapping[str, ArrayLike], name: str, human: float | None) -> tuple[Array, Array]:
+    """Return the finite frontiers, [questions], without a model and with all of them."""
+    if name not in models:
         raise unknown("model", name, models)
     complete = frontier(models, human).values
-    without = frontier({name: column for name, column in models.items() if name not in names}, human).values
+    without = frontier({other: column for other, column in models.items() if other != name}, human).values
     return np.broadcast_to(_check_finite(without), complete.shape), complete
 
 
@@ -120,7 +93,7 @@ def _check_finite(values: Array) -> Array:
     if infinite := int(np.isinf(values).sum()):
         message = (
             f"no model passes {infinite} of {len(values)} problems, so the cost is infinite; "
-            "add the cost of a human expert, or smooth with prior=0.5"
+            "add the cost of a human expert"
         )
         raise EconomicsError(message, code="infinite_cost")
     return values

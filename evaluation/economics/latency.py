@@ -71,6 +71,10 @@ class RuntimeModel:
     error: float | None
     relative_error: float | None
 
+    def predict(self, prompt: float, output: float) -> float:
+        """Seconds of a generation that reads `prompt` tokens and decodes `output` ones."""
+        return self.start + self.per_prompt * prompt + self.per_output * max(output - 1, 0)
+
 
 def fit_runtime(timings: Iterable[Timing]) -> RuntimeModel:
     """Fit a runtime by non-negative least squares; raises TimingError if a cost stays undetermined.

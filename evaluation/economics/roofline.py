@@ -1,4 +1,4 @@
-"""The roofline of a model on a device: what bounds prefill and decoding, and the most tokens per second.
+"""The roofline of a model on a device (arXiv 2402.16363): what bounds its two phases, and the most tokens per second.
 
 Only weights and key-value cache are counted. Activations, launches and communication come on top, so an engine that
 decodes one token per step cannot be faster. Prefill reads `context` tokens of each sequence; decoding is one step at

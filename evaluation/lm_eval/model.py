@@ -1,7 +1,4 @@
-"""The lm-eval model `tersely`: answers requests through a session and counts tokens.
-
-Importing this module needs lm-eval and registers the model.
-"""
+"""The lm-eval model `tersely`; importing this module needs lm-eval and registers the model."""
 
 from __future__ import annotations
 
@@ -34,10 +31,7 @@ class Chat(str):
 
 @register_model("tersely")
 class TerselyLM(LM):
-    """A reasoning model under tersely's control, for generative tasks.
-
-    The keyword arguments are those of `ModelArguments`. Raises OptionError, ModelError, MarkerError, WriteError.
-    """
+    """A reasoning model under control, for generative tasks; its arguments are those of `ModelArguments`."""
 
     shared_usage: ClassVar[UsageLog | None] = None
     """The usage log of the command; a model created without the command has its own."""
@@ -72,10 +66,7 @@ class TerselyLM(LM):
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> Chat:
-        """Pass the messages on to the session, which renders them for the tier.
-
-        Raises CapabilityError if the task starts the model's answer, because the model has to think first.
-        """
+        """Pass the messages on to the session; raises CapabilityError if the task starts the model's answer."""
         if not add_generation_prompt:
             raise CapabilityError(
                 f"the task starts the answer (gen_prefix {chat_history[-1]['content']!r}), but a reasoning model "

@@ -1,8 +1,4 @@
-"""What requests of lm-eval may say, and what they cost.
-
-Arguments (`--model_args` of the model and `generation_kwargs` of a task) are checked before any work. Token usage is
-logged as one line per request in a file next to the results, with the means by task at the end.
-"""
+"""What requests of lm-eval may say, checked before any work, and what they cost, one line per request in a file."""
 
 from __future__ import annotations
 
@@ -25,8 +21,7 @@ from ...io import append_line, check_writable
 from ...validation import FrozenModel, parse_json
 from ..cli_utils import format_table, make_folder
 
-_MAX_NEW_TOKENS = 2048
-"""The limit of tasks that set none."""
+_MAX_NEW_TOKENS = 2048  # the limit of tasks that set none
 
 
 class ModelArguments(FrozenModel):

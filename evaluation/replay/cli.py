@@ -16,13 +16,20 @@ from ...errors import OptionError
 from ...io import write
 from .. import cli_utils as cli
 from ..tasks.equality import AnswerChecker
-from .baselines import EQUAL_BUDGET, FIRST_CORRECT, cut_at_equal_tokens, stop_at_first_correct
 from .formats import Fields
 from .logs import RecordedSet, load_set
-from .page import check_page, replay_page
-from .result import summarize
-from .run import Reader, ReplayArm, ReplayedRow, make_replay_arms, replay_rows
-from .tables import show
+from .result import check_page, replay_page, show, summarize
+from .run import (
+    EQUAL_BUDGET,
+    FIRST_CORRECT,
+    Reader,
+    ReplayArm,
+    ReplayedRow,
+    cut_at_equal_tokens,
+    make_replay_arms,
+    replay_rows,
+    stop_at_first_correct,
+)
 from .tokenizer import load_tokenizer
 
 ABOVE_MARGIN = 1
@@ -74,10 +81,15 @@ def replay(
         check_page(page)
     arms = make_replay_arms(preset or ([] if policy else ["balanced"]), policy or (), trials=reader is not None)
     budget = Budget("normal", thinking_budget or UNLIMITED)
-    fields = _make_fields(question=question_field, thinking=thinking_field, answer=answer_field, gold=gold_field)
+    named = {"question": question_field, "thinking": thinking_field, "answer": answer_field, "gold": gold_field}
+    fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
     codec = load_tokenizer(tokenizer)
     sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
-    loaded = None if reader is None else _load_reader(reader)
+    loaded: Reader | None = None
+    if reader is not None:
+        from .reader import ModelReader
+
+        loaded = ModelReader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
         for one in sets:
@@ -106,16 +118,6 @@ def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
         raise OptionError("a file is given twice; accepted: each at most once", code="repeated_value")
     stems = Counter(path.stem for path in logs)
     return [(path, path.stem if stems[path.stem] == 1 else str(path)) for path in logs]
-
-
-def _make_fields(**names: str | None) -> Fields:
-    return Fields(**{kind: (name,) for kind, name in names.items() if name is not None})
-
-
-def _load_reader(model: str) -> Reader:
-    from .reader import ModelReader
-
-    return ModelReader(model)
 
 
 def _compare(

@@ -1,7 +1,7 @@
 """Recorded outputs in the forms that servers, gateways and evaluations log, told apart by their content.
 
-Read are OpenAI chat completions, completions and Responses, Anthropic messages, Ollama's replies, conversations, each
-alone or with its request, tersely's own records, and flat rows. This file knows nothing of files.
+OpenAI chat completions, completions and Responses, Anthropic messages, Ollama's replies, conversations, each alone or
+with its request, tersely's own records, and flat rows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _RESPONSES = ("response", "response_body", "output", "outputs")
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _REASONING_BLOCKS = ("thinking_blocks", "reasoning_details")
-_HARMLESS = ("note", "tier", "error")
-"""Actions of a trace that change no text."""
+_HARMLESS = ("note", "tier", "error")  # actions of a trace that change no text
 
 
 class RowError(ValueError):

@@ -1,7 +1,4 @@
-"""Reading log files: JSON lines, one JSON array, or objects one after the other, also compressed by gzip.
-
-What cannot be read is counted by its reason, and reading goes on behind it.
-"""
+"""Reading log files: JSON lines, arrays, or objects one after the other, perhaps gzipped; counts what is unreadable."""
 
 from __future__ import annotations
 
@@ -18,12 +15,10 @@ from typing import IO, Any
 from ...errors import TerselyError
 from .formats import Fields, RecordedOutput, RowError, read_row
 
-_PEEK = 50
-"""Lines of which one has to be an object of JSON lines."""
+_PEEK = 50  # lines of which one has to be an object of JSON lines
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
-_BROKEN = re.compile("[\udc80-\udcff]")
-"""Bytes that are not UTF-8, as `surrogateescape` decodes them."""
+_BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as `surrogateescape` decodes them
 _BETWEEN = re.compile(r"[\s,\[\]]*")
 _ACCEPTED = (
     "accepted: JSON lines or a JSON array of chat completions, Responses, Anthropic messages, {request, response} "

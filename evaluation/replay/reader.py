@@ -17,15 +17,11 @@ from ...errors import MarkerError
 
 _BATCH = 8
 _GREEDY = SamplingParams(temperature=0)
-_UNKNOWN = "What is the answer?"
-"""In place of a question that the log does not have."""
+_UNKNOWN = "What is the answer?"  # in place of a question that the log does not have
 
 
 class ModelReader:
-    """Lets a model answer greedily behind the thinking of another, in a box; implements `run.Reader`.
-
-    Raises what `load_engine` does. Of thinking that does not fit into the context, the end is read.
-    """
+    """Lets a model answer greedily behind the thinking of another (or its end), in a box; implements `run.Reader`."""
 
     def __init__(self, model: str) -> None:
         self.name, self.engine = model, load_engine(model, grouped=True)
@@ -54,7 +50,7 @@ class ModelReader:
         if not done.token_ids:
             return TrialAnswer("", 0.0, len(forced))
         for token, signals in zip(done.token_ids, done.signals, strict=True):
-            if signals is not None and trial.add(token, signals.chosen) is None:
+            if signals is not None and trial.add(token, signals.chosen, signals.entropy) is None:
                 break
         return trial.answer()
 

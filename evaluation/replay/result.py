@@ -1,27 +1,45 @@
-"""The figures of a replay: what would have been saved, lost and repaired, per set and in all."""
+"""The result of a replay: what would have been saved, lost and repaired; its tables, and a page with examples."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ...probes.stats import binomial_upper_bound
-from ..stats import ratio_bootstrap
-from .run import ReplayedRow
+from rich.console import Console
+from rich.table import Table
 
-DELTA = 0.05
-"""The bound of what is lost holds with confidence 1 - DELTA."""
-_REASONS = 20
-"""Reasons that are listed; a policy may write any number of them."""
+from ...controller.text.answers import extract_answer
+from ...controller.trace import Usage
+from ...errors import OptionError
+from ...io import check_writable
+from ...probes.stats import binomial_upper_bound
+from ..html_page import is_page_by
+from ..stats import ratio_bootstrap
+from ..view.page import GENERATOR, trace_page
+from ..view.record import RunView, SegmentView, TraceRecord
+from .markers import compare_markers
+from .run import ReplayedRow, Stop
+
+EXAMPLES = 12  # examples of one set and arm
+DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
+_REASONS = 20  # reasons that are listed; a policy may write any number of them
+_WIDE = 200  # columns where no terminal says how many there are; set names are file names
+_COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
+_STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
+_READ = "of the reader {} counts there"
 
 
 def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, int]) -> dict[str, Any]:
-    """The figures of one set. All are shares of its rows, except:
+    """The figures of one set, most of them shares of its rows.
 
-    `lost` is the share of the rows right in full that are wrong under control, `repaired` that of the wrong ones that
-    are right, `thinking_saved` that of the tokens, and `trial_tokens` those of trials over all thinking tokens.
+    `lost` is the share of the rows right in full that control makes wrong, `repaired` the reverse; `thinking_saved` is
+    of the tokens, `trial_tokens` are those of trials over all thinking tokens.
     """
     right = [one for one in found if one.right_full]
     lost = sum(not one.right_controlled for one in right)
@@ -46,8 +64,139 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
         "stops": stops,
         "stopped_at": median(at) if (at := [one.used / one.tokens for one in found if one.stop]) else None,
         "left_out": dict(left_out),
+        "markers": compare_markers(found),
     }
 
 
 def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
+
+
+def show(
+    results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int, pieces: bool
+) -> None:
+    """Print the results of all arms."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
+
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    for result, unwritten in zip(results, skipped, strict=True):
+        line(f"{result['preset']}, in %")
+        console.print(_make_table(result))
+        for text in _explain_stops(result):
+            line(text)
+        if unwritten:
+            line(f"{unwritten} injections and delegations would have changed the text; what followed is as recorded")
+        if margin is not None:
+            above = [one["name"] for one in result["sets"] if one["lost_upper"] > margin]
+            outcome = f"not shown to hold on {', '.join(above)}" if above else "holds on every set"
+            line(f"VERDICT: a margin of {100 * margin:g} % of the right answers {outcome}")
+        line("")
+    for one in results[0]["sets"]:
+        if one["left_out"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in one["left_out"].items())
+            line(f"left out of {one['name']}: {reasons}")
+    if markers := _list_figures(results[0])[-1]["markers"]:
+        kinds = ", ".join(f"{kind} {one['right']:.1f} / {one['wrong']:.1f}" for kind, one in markers.items())
+        line(f"right / wrong as recorded: {kinds.replace('words', 'words of thinking', 1)}; markers per 1,000 words")
+    if without_gold:
+        line(f"{without_gold} rows have no right answer; the recorded one counts as right there.")
+    if pieces:
+        line("Tokens are pieces of about four characters; --tokenizer names the model's own.")
+    reader = results[0]["reader"]
+    answer = _READ.format(reader) if reader else _STATED
+    line(f"What the model would have written after a stop is unknown: the answer {answer}.")
+
+
+def _make_table(result: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    baselines = [(name, _list_figures(figures)) for name, figures in result.get("baselines", {}).items()]
+    for i, one in enumerate(_list_figures(result)):
+        costs = [_percent(one["trial_tokens"]), f"{one['control_us_per_token']:.1f}"]
+        table.add_row(one["name"], str(one["n"]), *_list_outcomes(one), *costs)
+        for name, figures in baselines:
+            budget = figures[i].get("budget")
+            table.add_row(f"  {name}{'' if budget is None else f' {budget}'}", "", *_list_outcomes(figures[i]))
+    return table
+
+
+def _list_outcomes(one: Mapping[str, Any]) -> list[str]:
+    shares = [_percent(one[name]) for name in ("right_full", "right_controlled")]
+    lost = f"{_percent(one['lost'])} ({_percent(one['lost_upper'])})"
+    low, high = map(_percent, one["thinking_saved_ci"])
+    return [*shares, lost, _percent(one["repaired"]), f"{_percent(one['thinking_saved'])} [{low},{high}]"]
+
+
+def _list_figures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*result["sets"], *([result["all"]] if "all" in result else [])]
+
+
+def _explain_stops(result: Mapping[str, Any]) -> list[str]:
+    """Where and why thinking was stopped, in all sets together."""
+    total = _list_figures(result)[-1]
+    stopped = sum(total["stops"].values())
+    if not stopped:
+        return [f"nothing was stopped in {total['n']} rows"]
+    where = f"half of them within {_percent(total['stopped_at'])} % of the thinking"
+    return [f"{stopped} of {total['n']} rows were stopped, {where}:"] + [
+        f"  {count} by {reason}" for reason, count in total["stops"].items()
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def check_page(path: Path) -> None:
+    """Refuse a place where a page cannot or should not be written; raises WriteError, OptionError."""
+    check_writable(path, "--page")
+    if path.exists() and not is_page_by(path, GENERATOR):
+        raise OptionError(
+            f"--page {path} was not written by tersely; accepted: a new file, or a page of tersely",
+            code="overwrites_other_file",
+        )
+
+
+def replay_page(parts: Sequence[tuple[str, Sequence[ReplayedRow]]]) -> str:
+    """The page with examples of each part, which is a set under an arm with its name."""
+    records = []
+    for name, found in parts:
+        stopped = ((one, one.stop) for one in sorted(found, key=_harm) if one.stop is not None)
+        records += [_make_record(name, one, stop) for one, stop in islice(stopped, EXAMPLES)]
+    return trace_page(records, "replay")
+
+
+def _harm(one: ReplayedRow) -> int:
+    return one.right_controlled - one.right_full
+
+
+def _make_record(name: str, one: ReplayedRow, stop: Stop) -> TraceRecord:
+    """The stopped run next to the recorded one; the id states the verdict, since the viewer compares text."""
+    verdict = {-1: "lost", 1: "repaired"}.get(_harm(one), "right" if one.right_full else "wrong")
+    full = RunView(
+        answer=extract_answer(one.row.answer),
+        tier="recorded",
+        finish_reason="stop",
+        usage=Usage(thinking=one.tokens),
+        segments=_segments(one.row.thinking, one.row.answer),
+    )
+    return TraceRecord(
+        version=1,
+        id=f"{name}: {one.row.id}, {verdict}" + ("" if one.row.gold is None else f" ({one.row.gold} is right)"),
+        question=one.row.question,
+        answer=stop.answer,
+        tier="recorded",
+        finish_reason=f"stopped by {stop.decision.policy}",
+        usage=Usage(thinking=stop.tokens),
+        segments=_segments(stop.thinking, stop.answer),
+        decisions=(replace(stop.decision, text="", acted=True),),
+        uncontrolled=full,
+    )
+
+
+def _segments(thinking: str, answer: str) -> tuple[SegmentView, ...]:
+    parts = ((thinking, True), (answer, False))
+    return tuple(SegmentView(kind="kept", text=text, thinking=inside) for text, inside in parts if text)

@@ -1,13 +1,15 @@
 """Replaying recorded thinking through policies: where each would have stopped, and whether the answer was right there.
 
 The answer at a stop is what the thinking stated last, or what a reader makes of the thinking so far, which also answers
-trials. Without a gold answer the recorded one counts as right.
+trials. Without a gold answer the recorded one counts as right. Policies are compared with a hard budget that spends as
+many tokens, one number for a set, found in hindsight, and with an oracle.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -17,7 +19,7 @@ from ...controller.policies import make_policies, resolve_policy
 from ...controller.policies.base import Policy, Trial, TrialAnswer
 from ...controller.registry import find_entry_points
 from ...controller.replay import bind_for_replay, replay
-from ...controller.text.answers import extract_answer, extract_stated_answer
+from ...controller.text.answers import extract_answer, extract_stated_answer, find_statements
 from ...controller.text.markers import Markers
 from ...controller.text.sentences import read_question
 from ...controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
@@ -26,8 +28,8 @@ from ...errors import CapabilityError
 from ..tasks.equality import AnswerChecker
 from .formats import RecordedOutput
 
-MARKERS = Markers("<think>", "</think>")
-"""Recorded thinking has none; those of most models."""
+MARKERS = Markers("<think>", "</think>")  # recorded thinking has none; those of most models
+EQUAL_BUDGET, FIRST_CORRECT = "equal-budget", "first-correct"
 _LONGEST_REASON = 120
 _NUMBER = re.compile(r"\S*\d\S*")
 
@@ -42,10 +44,7 @@ class ReplayArm:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`.
-
-    `answer` is what it stated last, or what a reader says; "" where nothing says one.
-    """
+    """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`; "" for no answer."""
 
     decision: Decision
     tokens: int
@@ -97,10 +96,7 @@ class Reader(Protocol):
 
 
 def make_replay_arms(presets: Sequence[str], policies: Sequence[str], trials: bool = False) -> list[ReplayArm]:
-    """An arm for each preset and for each policy; `trials` says whether a reader answers trials.
-
-    Raises OptionError for an unknown one, and CapabilityError or ProbeError for one that needs the model.
-    """
+    """An arm for each preset and policy; raises OptionError, or CapabilityError, ProbeError where a model is needed."""
     modifiers = find_entry_points("tersely.forward_modifiers")
     for name in (*presets, *policies):
         if name in modifiers:
@@ -214,3 +210,47 @@ def grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[Replayed
         stopped = full if one.stop is None else is_right(row, one.stop.answer, checker)
         graded.append(replace(one, right_full=full, right_controlled=stopped))
     return graded
+
+
+def match_budget(lengths: Sequence[int], target: int) -> int:
+    """The budget with which thinking of these lengths has about `target` tokens in all."""
+
+    def spend(budget: int) -> int:
+        return sum(min(budget, length) for length in lengths)
+
+    above = bisect_left(range(max(lengths)), target, key=spend)
+    return min((max(1, above - 1), max(1, above)), key=lambda budget: abs(spend(budget) - target))
+
+
+def cut_at_equal_tokens(
+    found: Sequence[ReplayedRow], codec: TokenizerAdapter, reader: Reader | None, checker: AnswerChecker
+) -> list[ReplayedRow]:
+    """The rows of a policy, each cut at the budget that spends as many tokens as it did, trials included."""
+    budget = match_budget([one.tokens for one in found], sum(one.used + one.trial_tokens for one in found))
+    close = Decision(EQUAL_BUDGET, "close", f"budget of {budget} thinking tokens is used up", budget)
+    cut = []
+    for one in found:
+        long = one.tokens > budget
+        stop = find_stop(one.row, codec.encode(one.row.thinking), close, codec) if long else None
+        cut.append(ReplayedRow(one.row, one.tokens, stop))
+    return grade(ask_reader(cut, reader), checker)
+
+
+def stop_at_first_correct(
+    found: Sequence[ReplayedRow], codec: TokenizerAdapter, checker: AnswerChecker
+) -> list[ReplayedRow]:
+    """The rows, each stopped behind the first sentence that states the right answer: what could be saved at most."""
+    return grade([ReplayedRow(one.row, one.tokens, _find_first(one, codec, checker)) for one in found], checker)
+
+
+def _find_first(one: ReplayedRow, codec: TokenizerAdapter, checker: AnswerChecker) -> Stop | None:
+    row = one.row
+    for statement in find_statements(row.thinking, row.question):
+        if is_right(row, statement.answer, checker):
+            thinking = row.thinking[: statement.end]
+            tokens = min(len(codec.encode(thinking)), one.tokens)
+            if not row.thinking[statement.end :].strip():
+                return None
+            close = Decision(FIRST_CORRECT, "close", "the right answer is stated", tokens)
+            return Stop(close, tokens, thinking, statement.answer, statement.answer)
+    return None

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _PIECE = re.compile(r"\n+| ?[^\W\d_]{1,16}|\d{1,3}| ?[^\w\s]{1,3}|[^\S\n]+|_+| |.", re.DOTALL)
 
 
 class PieceTokenizer:
-    """Splits a text at spaces and punctuation into pieces of about four characters, much as models' tokenizers do.
-
-    It learns its vocabulary while it encodes, and decoding gives the text back. It has what the controller reads.
-    """
+    """Splits a text into pieces of about four characters, much as models' tokenizers do, for the controller."""
 
     name = "pieces"
     eos_token_id: int | None = None
@@ -45,7 +45,7 @@ class PieceTokenizer:
         return "".join(self._pieces[token] for token in ids)
 
 
-def load_tokenizer(source: Path | None) -> Any:
+def load_tokenizer(source: Path | None) -> PieceTokenizer | PreTrainedTokenizerFast:
     """The tokenizer of a `tokenizer.json`, or of the folder that holds one; None for our own. Raises OptionError."""
     if source is None:
         return PieceTokenizer()

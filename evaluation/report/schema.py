@@ -100,6 +100,12 @@ class ReportArm(ResultModel):
     flops: Mean | None = None
     usd: Mean | None = None
     cost_of_pass: Mean | None = None
+    gain: Mean | None = None
+    gain_ci: Pair | None = None
+    essentialness: Share | None = None
+    essentialness_ci: Pair | None = None
+    ideal_seconds: Mean | None = None
+    ideal_usd: Mean | None = None
     per_level: dict[str, GroupMeans] = Field(default_factory=dict)
     per_tier: dict[str, GroupMeans] = Field(default_factory=dict)
 
@@ -110,6 +116,28 @@ class BudgetPoint(ResultModel):
     budget: Count
     accuracy: Share
     total: Mean
+
+
+class CostFrontier(ResultModel):
+    """The lowest cost-of-pass of each question, in USD, and the share of questions on which each arm has it."""
+
+    usd: Mean
+    usd_ci: Pair
+    expert_usd: Mean | None = None
+    unsolved: Count
+    """Questions that no arm solves; they are left out."""
+    cheapest: dict[str, Share]
+
+
+class ResamplingCeiling(ResultModel):
+    """The most that sampling until a trial answer is confident can reach, and the attempts that pay by penalty."""
+
+    confidence: Share
+    n: Count
+    true_positive: Share
+    false_positive: Share
+    accuracy: Share
+    attempts: dict[str, Count | None]
 
 
 class CurveAreas(ResultModel):
@@ -164,6 +192,8 @@ class BenchmarkResult(ResultModel):
     judged: str
     arms: tuple[ReportArm, ...] = Field(min_length=2)
     budget_curve: tuple[BudgetPoint, ...] = ()
+    frontier: CostFrontier | None = None
+    ceiling: ResamplingCeiling | None = None
     auc: CurveAreas | None = None
     calibration: CalibrationSummary | None = None
     verdict: Verdict

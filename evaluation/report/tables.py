@@ -106,6 +106,10 @@ _COST_COLUMNS = (
     _column("FLOPs", "per question", "flops", format_si),
     _column("USD", "per 1,000 questions", "usd", _per_thousand),
     _column("Cost of pass", "USD per 1,000 right", "cost_of_pass", _per_thousand),
+    _interval("Gain", "USD per 1,000, off the frontier", "gain", _per_thousand, _per_thousand),
+    _interval("Essentialness", "of the frontier without it", "essentialness", format_percent, to_percent),
+    _column("Idealized", "seconds per question", "ideal_seconds", format_significant),
+    _column("Idealized", "USD per 1,000 questions", "ideal_usd", _per_thousand),
     _column("E³", "", "e3", format_significant),
 )
 
@@ -118,8 +122,20 @@ def results_table(result: BenchmarkResult) -> Table:
 
 def costs_table(result: BenchmarkResult) -> Table | None:
     """Build the table of costs; None if no cost is known."""
-    table = _arm_table("Costs of each arm", _COST_COLUMNS, result)
+    table = _arm_table(_costs_caption(result), _COST_COLUMNS, result)
     return table if len(table.columns) > 1 else None
+
+
+def _costs_caption(result: BenchmarkResult) -> str:
+    """Say what all arms together reach."""
+    parts = ["Costs of each arm"]
+    if edge := result.frontier:
+        ends = format_interval(edge.usd_ci, _per_thousand)
+        parts.append(f"the frontier over them is {_per_thousand(edge.usd)} USD per 1,000 right ({ends})")
+    if limit := result.ceiling:
+        most, bar = format_percent(limit.accuracy), to_percent(limit.confidence)
+        parts.append(f"resampling until a trial answer is {bar} sure reaches at most {most}")
+    return "; ".join(parts)
 
 
 def token_kinds_table(result: BenchmarkResult) -> Table:

@@ -13,12 +13,11 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-MEMORY = 2 * 2**30
-"""Bytes of memory that one request may use in addition to the libraries."""
+MEMORY = 2 * 2**30  # bytes of memory that one request may use in addition to the libraries
 _FILES = 64
 _NOBODY = 65534
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -47,27 +46,31 @@ _FUNCTIONS = frozenset(
     "asinh acosh atanh erf erfi gamma abs Abs sign floor ceiling Max Min factorial binomial Rational Eq Ne "
     "Integral".split()
 )
-_LONGEST_NAME = 2
-"""Letters of a variable's name."""
+_LONGEST_NAME = 2  # letters of a variable's name
 
 
 def confine(libraries: Sequence[str]) -> None:
-    """Confine this process for good; `libraries` are imported already, and must stay readable."""
+    """Confine this process for good; `libraries` are imported already, and must stay readable.
+
+    It may still fork, for the process that reads answers.
+    """
     forbid_evaluation()
     os.environ.clear()
     sys.dont_write_bytecode = True
-    _limit_resources()
+    # Bounded memory, so that a power tower fails instead of filling the machine.
+    _limit_resources(FSIZE=0, CORE=0, NOFILE=_FILES, MEMLOCK=0, AS=_used_memory() + MEMORY)
     drop_user([os.__file__, *(str(sys.modules[name].__file__) for name in libraries)])
-    folders = _library_folders()
-    _restrict_system_calls(folders)
-    sys.addaudithook(refuse_unknown_events(folders))
+    _restrict_system_calls(_library_folders())
+
+
+def forbid_all_else() -> None:
+    """Confine a process further that reads answers: it computes and imports, and starts no other."""
+    _limit_resources(NPROC=0)
+    sys.addaudithook(refuse_unknown_events(_library_folders()))
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is only numbers, short names, known functions and operators, hence no program.
-
-    One name alone is no program either: sympy parses those of its units while it is imported.
-    """
+    """Whether a text is only numbers, short names, known functions and operators, or one name: hence no program."""
     position = len(text) if text.isalpha() and not keyword.iskeyword(text) else 0
     while position < len(text):
         token = _TOKEN.match(text, position)
@@ -89,7 +92,7 @@ def forbid_evaluation() -> None:
 
     stringify = sympy_parser.stringify_expr
 
-    def check(text: str, *rest: Any) -> Any:
+    def check(text: str, *rest: Any) -> object:
         if not is_expression(text):
             raise SyntaxError("not an expression of numbers, variables and known functions")
         return stringify(text, *rest)
@@ -97,7 +100,7 @@ def forbid_evaluation() -> None:
     sympy_parser.stringify_expr = check
 
 
-def refuse_unknown_events(folders: Sequence[str]) -> Any:
+def refuse_unknown_events(folders: Sequence[str]) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook: computing and importing are allowed, reading only below these folders, and nothing else."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -116,13 +119,15 @@ def _library_folders() -> list[str]:
     return [os.path.join(os.path.abspath(path), "") for path in {*filter(None, sys.path), os.path.dirname(os.__file__)}]
 
 
-def _limit_resources() -> None:
-    """No files, no processes, and memory up to a limit, so that a power tower fails instead of filling the machine."""
+def _used_memory() -> int:
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else MEMORY
+
+
+def _limit_resources(**limits: int) -> None:
     try:
         import resource
 
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limits = {"AS": used + MEMORY, "FSIZE": 0, "NPROC": 0, "CORE": 0, "NOFILE": _FILES, "MEMLOCK": 0}
         for name, value in limits.items():
             kind = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(kind)[1]
@@ -155,7 +160,7 @@ def _restrict_system_calls(folders: Sequence[str]) -> None:
 
 
 def drop_user(needed: Sequence[str]) -> None:
-    """Become `nobody` where this is root, or drop its capabilities if `nobody` could not read these files."""
+    """Become a user without rights where this is root, or drop its capabilities if that user could not read these."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
     os.setgroups([])

@@ -17,15 +17,12 @@ from ...errors import OptionError
 from .questions import GYM_DRAW_SECONDS, Drawn, Question, TaskError
 from .sandbox import CallError, Closing, CrashError, DeadlineError, SandboxError, SandboxProcess
 
-DEADLINE = 5.0
-"""Seconds for one comparison; math-verify usually needs a few hundredths."""
-LONGEST = 10_000
-"""Longest answer that is compared, in characters; the longest gold answers have a few thousand."""
+DEADLINE = 5.0  # seconds for one comparison; math-verify usually needs a few hundredths
+LONGEST = 10_000  # longest answer that is compared, in characters; the longest gold answers have a few thousand
 PASS_SCORE = 0.99
 """Score of reasoning-gym that counts as correct; 1 is full marks, but some scores are sums of fractions."""
 
-_WORD_LETTERS = 3
-"""Fewest letters of a word; fewer may be a product of variables."""
+_WORD_LETTERS = 3  # fewest letters of a word; fewer may be a product of variables
 
 Outcome = Literal["equal", "different", "unparsable", "timeout", "crash"]
 Method = Literal["exact", "math-verify", "score_answer"]
@@ -62,9 +59,10 @@ class Equality:
 
 
 class AnswerChecker(Closing):
-    """Compares answers and caches the outcomes; its sandbox processes run until the end of `with`.
+    """Compares answers within `deadline` seconds each and caches the outcomes; threads take turns.
 
-    The deadline is in seconds for one comparison. Threads may share a checker; they take turns at new comparisons.
+    A comparison ends within `sandbox.GRACE` of its deadline; what is done once, starting and drawing a question's batch
+    again, does not count. The sandbox processes run until the end of `with`.
     """
 
     def __init__(self, deadline: float = DEADLINE) -> None:
@@ -80,10 +78,7 @@ class AnswerChecker(Closing):
         return self._cached((gold, answer), self._compare)
 
     def grade(self, question: Question, answer: str) -> Equality:
-        """Grade an answer (or its boxed part) to a question, by the question's own scorer if it has one.
-
-        Raises TaskError for a question of reasoning-gym that cannot be drawn again.
-        """
+        """Grade an answer (or its boxed part) by the question's own scorer if it has one; raises TaskError."""
         if question.drawn is None:
             return self.check(question.answer, answer)
         return self._cached((question.drawn, extract_boxed(answer) or answer), self._score)

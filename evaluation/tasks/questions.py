@@ -1,7 +1,7 @@
 """Questions of a benchmark: the embedded family `tiny`, reasoning-gym by name, or JSONL files of your own.
 
-Questions of reasoning-gym are generated in disjoint splits and scored by its own rules. The package runs in a sandbox
-process only: it is slow to import, some generators search for long, and some scorers would evaluate what they get.
+reasoning-gym has disjoint splits and its own scorers. It runs in a sandbox process only: it is slow to import, some
+generators search for long, and some scorers would evaluate what they get.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
 from ...probes.fingerprint import question_hash
-from ...validation import parse_json, read_text
+from ...validation import parse_json, read_lines
 from .sandbox import SandboxError, SandboxProcess
 from .sandbox_main import BATCH
 from .toy_problems import SPLITS, stream
@@ -33,8 +33,7 @@ GYM = "gym:"
 DEFAULT_LIMIT = 200
 _FORM = '{"id": ..., "problem": ..., "answer": ...} with an optional whole number "level"'
 
-_GYM_PATIENCE = 4
-"""Batches in a row without a new problem after which a generator counts as exhausted."""
+_GYM_PATIENCE = 4  # batches in a row without a new problem after which a generator counts as exhausted
 _GYM_NAMES_SECONDS, GYM_DRAW_SECONDS = 10.0, 180.0
 """Time limits for the list of names, and for one batch of the slowest generators."""
 
@@ -58,7 +57,7 @@ class Drawn:
         if not (isinstance(self.name, str) and numbers and self.index < BATCH):
             accepted = f"a task's name, a seed, and an index below {BATCH}"
             raise TaskError(
-                f"{self.name!r:.50}, {self.seed!r:.50}, {self.index!r:.50} is no problem; accepted: {accepted}"
+                f"{self.name!r:.50}, {self.seed!r:.50}, {self.index!r:.50} is not a problem; accepted: {accepted}"
             )
 
 
@@ -76,11 +75,7 @@ class Question:
 
 
 def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
-    """Load the first `limit` questions of a task; raises TaskError.
-
-    `tiny` and `gym:NAME` generate problems of the split from the seed (200 by default). A file is read as it is: it has
-    no splits.
-    """
+    """Load the first `limit` questions of a task, or of its split if it has any (200 by default); raises TaskError."""
     if limit is not None and limit < 1:
         raise TaskError(f"limit is {limit}; accepted: 1 or more questions")
     if split not in SPLITS:
@@ -114,8 +109,7 @@ def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> 
 def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> list[list[Question]]:
     """Load disjoint pools of questions, one for each split in `sizes`, e.g. {"fit": 100, "calibrate": 50}.
 
-    Files have no splits: all of their questions form one shuffled pool. Raises TaskError, also if files and generated
-    tasks are mixed.
+    Files have no splits: their questions form one shuffled pool. Raises TaskError, also for files with generated tasks.
     """
     generated = {task == TINY or task.startswith(GYM) for task in tasks}
     if len(generated) > 1:
@@ -132,17 +126,13 @@ def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> lis
 
 
 def _read_jsonl(path: Path) -> list[Question]:
-    lines = read_text(path, TaskError).removeprefix("\ufeff").split("\n")
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     questions = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        question = Question(**dict(parse_json(_Line, line, f"{path}, line {number}", TaskError)))
+    for source, line in read_lines(path, TaskError):
+        question = Question(**dict(parse_json(_Line, line, source, TaskError)))
         if question.id in seen:
-            first = f"is already used in line {seen[question.id]}"
-            raise TaskError(f"{path}, line {number}: id {question.id!r} {first}; make ids unique")
-        seen[question.id] = number
+            raise TaskError(f"{source}: id {question.id!r} is already used in {seen[question.id]}; make ids unique")
+        seen[question.id] = source
         questions.append(question)
     if not questions:
         raise TaskError(f"{path} has no questions; accepted: one per line, {_FORM}")
@@ -173,10 +163,7 @@ class _Line(BaseModel):
 
 
 def _draw_from_gym(name: str, split: str, limit: int, seed: int) -> list[Question]:
-    """The first `limit` problems of a generator's split, fewer if it has no more; deterministic in the seed.
-
-    Raises OptionError for an unknown name, TaskError if reasoning-gym is missing or the generator fails.
-    """
+    """The first problems of a generator's split, by the seed; raises OptionError for an unknown name, TaskError."""
     if find_spec("reasoning_gym") is None:
         raise TaskError(f"task {GYM + name!r} needs reasoning-gym; install it: pip install 'tersely[gym]'")
     questions: list[Question] = []

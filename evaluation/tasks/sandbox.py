@@ -1,10 +1,15 @@
-"""A sandbox process with a deadline for every call: a call that hangs is killed, and a crash is survived."""
+"""A sandbox process with a deadline for every call: a call that hangs is killed, and a crash is survived.
+
+The process kills the fork of itself that grades; starting another takes a few hundredths of a second. Only if it does
+not reply for some seconds longer, it is killed as well, and the next call has to import its library again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +19,10 @@ from typing import Any, Self
 
 from ...errors import TerselyError
 
-_START_SECONDS = 180.0
-"""Time to import a library; generous, because imports never hang, but the machine may be busy."""
-_END_SECONDS = 10.0
+_START_SECONDS = 180.0  # time to import a library; generous, because imports never hang, but the machine may be busy
+GRACE = 5.0
+"""Seconds after a deadline within which a call ends even if the machine stalls; otherwise it takes hundredths."""
+_END_SECONDS = 1.0
 _KEPT_ENVIRONMENT = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT")
 """What an interpreter needs to find its libraries; the process forgets these too, once they are imported."""
 _ENVIRONMENT = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
@@ -35,7 +41,7 @@ class CallError(SandboxError):
 
 
 class DeadlineError(SandboxError):
-    """The sandbox process did not answer in time and was killed."""
+    """The call was not answered in time, and what computed it was killed."""
 
     code = "sandbox_timeout"
 
@@ -63,11 +69,7 @@ class Closing:
 
 
 class SandboxProcess(Closing):
-    """A process that executes one call at a time; it starts with the first call and is replaced when it is lost.
-
-    It is a new interpreter rather than a fork, because the caller may have threads, a GPU, or a script without a main
-    guard. Threads take turns.
-    """
+    """A new interpreter that executes one call at a time; starts with the first call, and is replaced when lost."""
 
     def __init__(self, library: str) -> None:
         self._library = library
@@ -92,6 +94,7 @@ class SandboxProcess(Closing):
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ} | _ENVIRONMENT,
+            start_new_session=True,  # to be killed with its fork
         )
         try:
             self._exchange(b"", _START_SECONDS)
@@ -107,9 +110,9 @@ class SandboxProcess(Closing):
 
         def stop() -> None:
             late.set()
-            process.kill()
+            _kill(process)
 
-        timer = threading.Timer(seconds, stop)
+        timer = threading.Timer(seconds + GRACE - _END_SECONDS, stop)
         timer.daemon = True
         timer.start()
         reply = b""
@@ -126,19 +129,21 @@ class SandboxProcess(Closing):
             timer.join()  # or it might still kill the process during the next call
         if late.is_set() or not reply.endswith(b"\n"):
             self._drop()
-            if late.is_set():
-                raise DeadlineError(f"no answer within {seconds:g} s")
+            reply = b'["late", null]' if late.is_set() else b'["crash", null]'
+        outcome, value = json.loads(reply)
+        if outcome == "late":
+            raise DeadlineError(f"no answer within {seconds:g} s")
+        if outcome == "crash":
             raise CrashError("its process ended without an answer")
-        value, error = json.loads(reply)
-        if error is not None:
-            raise CallError(error)
+        if outcome == "error":
+            raise CallError(value)
         return value
 
     def _drop(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
+        _kill(process)
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # closing flushes, which fails for a dead process
                 if pipe is not None:
@@ -150,3 +155,11 @@ class SandboxProcess(Closing):
         """End the process; a later call starts another."""
         with self._lock:
             self._drop()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and what it has forked."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(OSError):  # all have ended
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()

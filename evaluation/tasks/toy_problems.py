@@ -1,10 +1,8 @@
 """The embedded task family `tiny`: unlimited graded word problems in disjoint splits.
 
-Four kinds (`story`, `chain`, `expr`, `basket`) are built on the programs of `toy_programs`. Every problem starts with
-another one of the same kind that is then called off, and is padded with distractors to a length that does not depend on
-its level. So only the part after the turn matters: length, kind and bag of words do not reveal the level.
-
-The embedded models are trained on these texts; changing a template changes the task.
+Four kinds are built on the programs of `toy_programs`. Every problem starts with another one that is then called off,
+and is padded with distractors, so that length, kind and bag of words do not reveal its level. The embedded models are
+trained on these texts; changing a template changes the task.
 """
 
 from __future__ import annotations
@@ -132,7 +130,8 @@ def _story(work: Work, cast: Cast, rng: Random) -> Draft:
     return core, rng.choice(ASK_STORY).format(p=p, o=o), program, ("",) * len(program)
 
 
-def _term(operand: Operand, names: Sequence[str]) -> str:
+def format_operand(operand: Operand, names: Sequence[str]) -> str:
+    """A literal number, or the name of an earlier step."""
     return str(operand.literal) if operand.step is None else names[operand.step]
 
 
@@ -140,7 +139,7 @@ def _chain(work: Work, cast: Cast, rng: Random) -> Draft:
     program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.4 else draw_chain(work, rng)
     names = cast.variables[: len(program)]
     core = [
-        cast.style.format(v=name, e=f"{_term(step.left, names)} {step.op} {_term(step.right, names)}")
+        cast.style.format(v=name, e=f"{format_operand(step.left, names)} {step.op} {format_operand(step.right, names)}")
         for name, step in zip(names, program, strict=True)
     ]
     return core, rng.choice(ASK_CHAIN).format(v=names[-1]), program, tuple(names)
@@ -182,10 +181,9 @@ _MAKERS: dict[str, Callable[[Work, Cast, Random], Draft]] = {
 def draw(
     kind: str, work: Work, rng: Random, padding: float = 1.0, contrast: int | None = None
 ) -> tuple[str, Program, tuple[str, ...]]:
-    """One problem text with its program and step labels.
+    """One problem text with its program and step labels; `contrast` is the level of the called-off one.
 
-    `padding` is a share of the full one; at 0.3 and below there is no called-off problem, at 0 no padding at all.
-    `contrast` is the level of the called-off problem, by default random.
+    `padding` is a share of the full one; at 0.3 and below nothing is called off.
     """
     cast = Cast(
         rng.choice(NAMES),
@@ -233,10 +231,9 @@ def get_split(text: str) -> str:
 
 
 def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequence[str] = KINDS) -> Iterator[Problem]:
-    """Endless problems of one split, cycling through levels and kinds.
+    """Endless problems of one split, cycling through levels and kinds; raises OptionError for an unknown one.
 
-    The hash of a problem's text decides its split, so splits are disjoint for all seeds. Raises OptionError for an
-    unknown split, level or kind.
+    The hash of a problem's text decides its split, so splits are disjoint for all seeds.
     """
     for what, got, accepted in (("split", [split], SPLITS), ("level", levels, LEVELS), ("kind", kinds, KINDS)):
         wrong = [x for x in got if x not in accepted]

@@ -1,7 +1,6 @@
-"""Straight-line arithmetic programs: the hidden structure of every embedded problem.
+"""Straight-line arithmetic programs, lists of binary steps: the hidden structure of every embedded problem.
 
-A program is a list of binary steps over literals and earlier steps. Its difficulty is the work in it (number of steps,
-size of the numbers, products), not the amount of text: wording and padding are added by `toy_problems`.
+The difficulty is the work (number of steps, size of the numbers, products); `toy_problems` adds wording and padding.
 """
 
 from __future__ import annotations

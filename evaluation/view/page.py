@@ -1,8 +1,6 @@
-"""The command `tersely view`: an HTML page of a trace file.
+"""The command `tersely view`: an HTML page of a trace file, with each record's text by origin, and its decisions.
 
-The page shows each record's text by origin, with its decisions and the uncontrolled run.
-
-Offsets count characters of a run's output, and positions count its tokens.
+Offsets count characters of a run's output, and positions its tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Trace files with one record per line: a generation's text by origin, its decisions, and the uncontrolled run.
 
-The schema is versioned, and unknown fields are refused. Reading names the line of an error, and appending writes all
-or nothing.
+The schema is versioned and strict; reading names the line of an error, and appending writes all or nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trace import Decision, GenerationResult, Span, Usage
 from ...errors import TerselyError
 from ...io import append_line, check_writable
-from ...validation import FrozenModel, format_validation_error, read_text
+from ...validation import FrozenModel, format_validation_error, read_lines
 from ..trace_analysis import final_answer
 
 VERSION: Literal[1] = 1
@@ -41,10 +40,7 @@ class SegmentView(RecordModel):
 
 
 class TokenView(RecordModel):
-    """One output token, with the entropy (in nats) of its distribution.
-
-    A token that ends within a character has an empty text; the character belongs to the token that completes it.
-    """
+    """One output token, with its entropy in nats; empty if the next ones complete its character."""
 
     text: str
     entropy: float | None = None
@@ -178,15 +174,10 @@ class TraceError(TerselyError, ValueError):
 
 def load_records(path: Path) -> list[TraceRecord]:
     """Load all records of a trace file in order; blank lines are skipped. Raises TraceError."""
-    records = list(_iterate_records(path))
+    records = [parse_record(line, source) for source, line in read_lines(path, TraceError)]
     if not records:
         raise TraceError(f"{path} holds no records; {_HINT}", code="empty_trace")
     return records
-
-
-def _iterate_records(path: Path) -> Iterator[TraceRecord]:
-    lines = read_text(path, TraceError).removeprefix("\ufeff").split("\n")
-    return (parse_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
 
 
 def parse_record(line: str, source: str) -> TraceRecord:
@@ -207,7 +198,10 @@ def parse_record(line: str, source: str) -> TraceRecord:
 def check_appendable(path: Path) -> None:
     """Refuse a place where no record can be appended, before any work is done; raises TraceError or WriteError."""
     check_writable(path, "--trace")
-    if path.is_file() and path.stat().st_size and next(_iterate_records(path), None) is None:
+    if path.is_file() and path.stat().st_size:
+        for source, line in read_lines(path, TraceError):
+            parse_record(line, source)
+            return
         raise TraceError(f"--trace {path} is not a trace; accepted: a file, new or a trace", code="empty_trace")
 
 

@@ -1,7 +1,6 @@
 """Quantized models: the scheme, modules, calibration, and loading in transformers and vLLM.
 
-`import tersely.kernels.quantization` registers the format of `tersely quantize` with transformers; nothing else needs
-to be called. For vLLM an entry point of the package does that.
+`import tersely.kernels.quantization` registers the format with transformers; for vLLM an entry point does that.
 """
 
 from __future__ import annotations

@@ -20,11 +20,9 @@ _TOP_TOKENS = 64  # tokens per position whose probabilities are stored; the rest
 
 
 class Inputs:
-    """Statistics of the inputs of one layer.
+    """Statistics of the inputs of one layer, in which every token has the same weight, whatever its norm.
 
-    `gram` are sums of products of all inputs, [inputs, inputs], if they are `full`, or else within groups, [groups,
-    size, size]. Every token has the same weight, whatever its norm. Otherwise a few tokens with huge activations, such
-    as the first one, would dominate.
+    `gram` are sums of products of all inputs, [inputs, inputs], if `full`, or else within groups, [groups, size, size].
     """
 
     def __init__(self, inputs: int, size: int, *, full: bool = False) -> None:
@@ -79,10 +77,7 @@ def capture_inputs(layers: dict[str, nn.Linear], size: int, *, full: bool = Fals
 
 @contextmanager
 def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Make plain linear layers on a CPU compute in float32: ten times faster on CPUs without bfloat16 arithmetic.
-
-    It is done on every CPU, so that results are the same everywhere. Needs memory for a copy of one layer at a time.
-    """
+    """Make plain linear layers on any CPU compute in float32: ten times faster on those without bfloat16 arithmetic."""
 
     def multiply(layer: nn.Linear, x: Tensor) -> Tensor:
         bias = None if layer.bias is None else layer.bias.float()
@@ -113,11 +108,10 @@ def perplexity(model: Any, rows: Tensor) -> float:
 
 
 def cache_reference(model: Any, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Record a model's next-token distributions on token rows [rows, length], and its perplexity.
+    """Record a model's next-token distributions on token rows [rows, length], for `kl_to_reference`.
 
-    Returns:
-        Tensors for `kl_to_reference`: `tokens`, int32 [rows, length - 1, top], the likeliest ones, and `chances`, their
-        log-probabilities in float32. Then a dictionary with `perplexity`.
+    Returns `tokens`, int32 [rows, length - 1, top], the likeliest ones, with their log-probabilities `chances` in
+    float32; and a dictionary with the `perplexity`.
     """
     tokens, log_probs, losses = [], [], []
     for logits, ids in iterate_logits(model, rows):
@@ -132,7 +126,7 @@ def cache_reference(model: Any, rows: Tensor) -> tuple[dict[str, Tensor], dict[s
 def kl_to_reference(model: Any, rows: Tensor, reference: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
     """KL divergence, in nats per token, of a model from `cache_reference` on the same rows, and its loss; by rows.
 
-    All but the likeliest tokens count as one, so this is a lower bound, and a close one.
+    All but the likeliest tokens count as one, so this is a close lower bound.
     """
     divergences, losses = [], []
     for (logits, ids), tokens, expected in zip(

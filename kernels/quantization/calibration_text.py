@@ -15,7 +15,7 @@ from pydantic import BaseModel, RootModel, StringConstraints
 from torch import Tensor
 
 from ...errors import OptionError
-from ...validation import parse_json, read_text
+from ...validation import parse_json, read_lines, read_text
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -86,12 +86,7 @@ def read_questions(file: Path) -> list[str]:
 
 
 def _parse_lines(model: type[Line], file: Path) -> list[Line]:
-    lines = read_text(file, OptionError).removeprefix("\ufeff").split("\n")
-    return [
-        parse_json(model, line, f"{file}, line {number}", OptionError)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    return [parse_json(model, line, source, OptionError) for source, line in read_lines(file, OptionError)]
 
 
 def _split_rows(ids: Sequence[int], length: int, source: str) -> Tensor:
@@ -108,10 +103,7 @@ def _split_rows(ids: Sequence[int], length: int, source: str) -> Tensor:
 
 @torch.inference_mode()
 def sample_texts(model: Any, count: int, length: int, seed: int) -> Tensor:
-    """Sample rows from a model, each from a random first token; int64 [count, length].
-
-    This needs no other data, and a reasoning model mostly reads its own text.
-    """
+    """Sample rows from a model, each from a random first token; int64 [count, length]."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first = torch.randint(model.get_input_embeddings().num_embeddings, (count, 1))
@@ -119,10 +111,7 @@ def sample_texts(model: Any, count: int, length: int, seed: int) -> Tensor:
 
 
 def draw_tokens(scores: Tensor) -> Tensor:
-    """Sample a token for each row: int64 [rows, 1] from scores [rows, vocabulary].
-
-    Uses one random number per row. `multinomial` draws one per token, which on a CPU takes longer than the layers.
-    """
+    """Sample a token for each row, int64 [rows, 1] of scores [rows, vocabulary]; faster than `multinomial` on CPUs."""
     cumulative = scores.float().softmax(dim=-1).cumsum(dim=-1)
     target = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[1] - 1)
@@ -132,9 +121,8 @@ def draw_tokens(scores: Tensor) -> Tensor:
 def sample_answers(model: Any, tokenizer: Any, questions: Sequence[str], count: int, length: int, seed: int) -> Tensor:
     """Up to `count` rows of `length` tokens of conversations in which a model answers questions; int64 [rows, length].
 
-    This is what a chat model reads in use: its template and its own answers. They are sampled at the model's own
-    temperature until there are enough, and cut off after `length` tokens. Raises OptionError if the tokenizer has no
-    chat template, or if there is too little text for two rows.
+    Answers are sampled at the model's own temperature until there are enough, and cut off after `length` tokens. Raises
+    OptionError if the tokenizer has no chat template, or if there is too little text for two rows.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise OptionError(

@@ -2,13 +2,11 @@
 
 Phase one searches, for each group of inputs, the range that its 4-bit codes span. Phase two searches, for each output,
 the coarse scale of which the groups' fine scales are integer multiples. Both minimize the error of the layer's output
-on the calibration inputs. Optionally, outlier inputs are scaled down first and their weights up.
+on the calibration inputs.
 
-`quantize_gptq` also lets the inputs after a rounded one compensate its error, as far as their correlation allows (GPTQ,
-arXiv:2210.17323). Both phases take this into account. The range of a group is searched just before the group is
-rounded, on its weights as changed by then, by the error that remains after all later groups have compensated for it.
-The scale of an output is fitted to all its codes. Between fits, each code is improved given all others (coordinate
-descent).
+`quantize_gptq` also lets the inputs after a rounded one compensate its error (GPTQ, arXiv:2210.17323). The range of a
+group is searched on its weights as changed by then, by the error that remains after later groups have compensated for
+it; the scale of an output is fitted to all its codes, and between fits each code is improved given all others.
 """
 
 from __future__ import annotations
@@ -22,14 +20,12 @@ from torch import Tensor
 
 from ...errors import ModelError
 
-FINE_GRID = tuple(1.02 - 0.22 * (i + 1) / 20 for i in range(20))
-"""Phase one: the shares of a group's range to try."""
+FINE_GRID = tuple(1.02 - 0.22 * (i + 1) / 20 for i in range(20))  # phase one: the shares of a group's range to try
 COARSE_GRID = tuple(1.02 - 0.82 * (i + 1) / 80 for i in range(80))
 """Phase two: the shares of an output's largest weight to try."""
 OUTLIERS = 0.005  # the share of inputs that count as outliers
 LEAST = 1e-30  # lower bound of scales, for weights that are all zero
-DAMPING = 0.01
-"""Share of the inputs' mean energy that is added to the diagonal, so that the matrix can be inverted."""
+DAMPING = 0.01  # share of the inputs' mean energy that is added to the diagonal, so that the matrix can be inverted
 PASSES = 3  # how many times all codes are improved
 _AT_ONCE = 1 << 18  # weights per step, so that they stay in the caches
 _BLOCK = 128  # inputs after which the errors of all others are updated
@@ -50,10 +46,8 @@ class DualGrained:
 def quantize_dual_grained(weight: Tensor, size: int, gram: Tensor | None = None, *, search: bool = True) -> DualGrained:
     """Quantize a weight matrix [outputs, inputs] in groups of `size` inputs.
 
-    Args:
-        gram: inner products of the inputs within each group, float32 [groups, size, size]; None weights all inputs
-            equally.
-        search: whether ranges are searched. Outputs that do not improve keep their full ranges.
+    `gram` are inner products of the inputs within groups, float32 [groups, size, size]; None weights all inputs
+    equally. With `search`, ranges are searched; outputs that do not improve keep their full ranges.
     """
     outputs, inputs = weight.shape
     rows_at_once = max(1, _AT_ONCE // inputs)
@@ -87,8 +81,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 def outlier_scale(highest: Tensor) -> Tensor:
     """What to multiply each input by, float32 [inputs], given its largest magnitude (percentile clipping).
 
-    The highest half per cent of the inputs are scaled down to the magnitude below them, so that a few inputs do not use
-    up the range of a whole row of activations. All others stay as they are.
+    The highest half per cent are scaled down to the magnitude below them, so that they do not use up a row's range.
     """
     rank = min(len(highest), int(len(highest) * OUTLIERS + 1.5))
     limit = highest.float().sort(descending=True).values[rank - 1]
@@ -171,11 +164,8 @@ def _cost(rows: Tensor, gram: Tensor | None) -> Tensor:
 def quantize_gptq(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) -> DualGrained:
     """Quantize a weight matrix [outputs, inputs] with compensation, in groups of `size` inputs.
 
-    Outputs that compensation does not improve are rounded plainly. Errors are those of all inputs together.
-
-    Args:
-        gram: inner products of all inputs, float32 [inputs, inputs]; raises ModelError for NaN or infinity.
-        search: whether ranges are searched; without, they are full.
+    `gram` are inner products of all inputs, float32 [inputs, inputs]; raises ModelError for NaN or infinity. Without
+    `search`, ranges are full. Outputs that compensation does not improve are rounded plainly.
     """
     weight, order = weight.float(), _order(gram.diagonal(), size)
     plain = quantize_dual_grained(weight, size, search=False)
@@ -198,10 +188,7 @@ def quantize_gptq(weight: Tensor, size: int, gram: Tensor, *, search: bool = Tru
 def _sweep(
     weight: Tensor, sizes: list[int], factor: Tensor, coarse: Tensor, grid: Iterable[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, fine scales and zeros of weights [outputs, inputs], one group of inputs after the other.
-
-    Compensation changes `weight` in place.
-    """
+    """Codes, fine scales and zeros of weights [outputs, inputs], group after group; changes `weight` in place."""
     codes, fine, zero = (torch.empty_like(weight) for _ in range(3))
     start = 0
     for size in sizes:

@@ -1,13 +1,9 @@
 """Conversion of other methods' int4 weights (GPTQ, AWQ, compressed-tensors) to dual-grained ones, without calibration.
 
 Their weights are scale[n, g] * (code - zero) with a floating-point scale per group. Ours have an integer `fine` per
-group, times one scale per output. So a group's scale changes by at most about half a unit of its output, a share of
-1 / (2 * fine), where `fine` is up to 15 if codes are within 8 of their zero, and up to 8 if they are 15 from it. Each
-output's unit is chosen to minimize the error of its weights. Outputs with a single scale stay exact.
-
-On Qwen2.5-Coder-0.5B-Instruct rounded to 4 bits, the additional error is 2.0 % of the weights (root mean square) in
-symmetric groups of 128, where rounding to 4 bits itself costs 12 %, and 2.9 % versus 10 % in groups of 32 (`python
-benchmarks/rounded_checkpoint.py FOLDER OUT`).
+group, times one scale per output, chosen to minimize the error of its weights. So a group's scale changes by at most a
+share of about 1 / (2 * fine), where `fine` is up to 15 if codes are within 8 of their zero, and up to 8 if they are 15
+from it. Outputs with a single scale stay exact. docs/QUANTIZATION.md has the additional error of a real checkpoint.
 """
 
 from __future__ import annotations
@@ -46,10 +42,7 @@ def unpack_words(words: Tensor) -> Tensor:
 
 
 def choose_group_size(size: int, inputs: int) -> int | None:
-    """The kernel's group size for groups of `size` inputs in a checkpoint; None if there is none.
-
-    Larger groups are split. -1, or all inputs, means one scale per output.
-    """
+    """The kernel's group size for `size` (-1: all) inputs with one scale, which may be split; None if there is none."""
     if size in (-1, inputs):
         return max(GROUP_SIZES)
     if size <= 0 or inputs % size:
@@ -60,11 +53,8 @@ def choose_group_size(size: int, inputs: int) -> int | None:
 def repack(words: Tensor, scale: Tensor, zero: Tensor, size: int) -> Repacked:
     """Convert a layer of int4 weights; raises ModelError for scales that are NaN or infinite.
 
-    Args:
-        words: int32 [outputs, inputs / 8], see `unpack_words`.
-        scale: [outputs, groups].
-        zero: 0..15 [outputs, groups].
-        size: inputs per group; `choose_group_size` must accept it.
+    `words` are int32 [outputs, inputs / 8], scales and zeros 0..15 [outputs, groups] of `size`, see
+    `choose_group_size`.
     """
     outputs, inputs = len(words), words.shape[1] * 8
     ours = choose_group_size(size, inputs)
@@ -116,8 +106,8 @@ def _convert(codes: Tensor, scale: Tensor, zero: Tensor, size: int) -> tuple[Ten
 def _fit(scale: Tensor, reach: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     """The unit of each output [outputs] and its multiples, 1..127 [outputs, groups], that approximate scales best.
 
-    Each unit is tried with the nearest multiples, and then refitted to them by least squares. Of each group, `reach` is
-    the largest distance of its codes from their zero, and `energy` the sum of the squares of these distances.
+    Each unit is tried with the nearest multiples, and refitted by least squares. `reach` is the largest distance of a
+    group's codes from their zero, `energy` the sum of squares of these distances.
     """
     most = (127 / reach.clamp(min=1)).floor()
     top = scale.amax(dim=1).clamp(min=LEAST)

@@ -1,7 +1,6 @@
-"""The W4A8 scheme of a checkpoint, its linear layers, and how transformers loads them.
+"""The W4A8 scheme of a checkpoint, its linear layers, and how transformers loads them, registered on import.
 
-Importing this file registers the quantizer. Parameters are stored in the layout that the kernel reads, so nothing is
-repacked after loading. The scheme is the `quantization_config` in config.json.
+The scheme is the `quantization_config` in config.json; parameters are stored in the layout that the kernel reads.
 """
 
 from __future__ import annotations
@@ -124,10 +123,7 @@ def parameter_shapes(
 
 
 class W4A8Linear(nn.Module):
-    """A linear layer with 8-bit activations, and 4-bit or 8-bit weights, depending on the layout.
-
-    `bias` is the dtype of the bias, None for no bias; the scheme decides whether there is an input scale.
-    """
+    """A linear layer with 8-bit activations, and 4-bit or 8-bit weights; `bias` is the dtype of the bias, if any."""
 
     weight: Tensor
     groups: Tensor | None
@@ -238,6 +234,7 @@ class W4A8Quantizer(HfQuantizer):
 
     quantization_config: W4A8Config
     requires_calibration = True  # so that transformers refuses a model that is not quantized yet
+    is_trainable = is_qat_trainable = True  # of adapters and embeddings: gradients pass through quantized layers
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         scheme, head = self.quantization_config.scheme, find_head(model)
@@ -254,16 +251,6 @@ class W4A8Quantizer(HfQuantizer):
 
     def is_serializable(self) -> bool:
         """Whether save_pretrained works: yes, parameters are stored as they are."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Whether adapters and embeddings can be trained: yes, gradients pass through quantized layers."""
-        return True
-
-    @property
-    def is_qat_trainable(self) -> bool:
-        """The same for models without adapters."""
         return True
 
 

@@ -47,10 +47,7 @@ Piece = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and JSON data about
 
 
 class LayerCheckpoints:
-    """Finished layers and other results in a folder, so that a killed run can be resumed.
-
-    A log holds the data, see `CheckpointLog`, and a file for each result the tensors.
-    """
+    """Finished layers and other results in a folder, by a log and a file of tensors each; a killed run resumes."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder, self.log = folder, CheckpointLog(folder / "log.jsonl", run)
@@ -92,12 +89,8 @@ def quantize_model(
 ) -> QuantizationResult:
     """Replace the linear layers of a transformers model by W4A8Linear, in place; save_pretrained works afterwards.
 
-    Raises ModelError if the model cannot be quantized.
-
-    Args:
-        rows: token rows [rows, length] to calibrate on. Without them, all inputs count equally and none is scaled.
-        checkpoints: where finished layers are saved; None for nowhere.
-        progress: is called with a description of each step.
+    `rows` are token rows [rows, length] to calibrate on; without them, all inputs count equally and none is scaled.
+    `progress` is called with a description of each step. Raises ModelError if the model cannot be quantized.
     """
     scheme, search = scheme or Scheme(), search or ScaleSearch()
     check_model(model, scheme)

@@ -54,9 +54,9 @@ def quantize_checkpoint(
 ) -> dict[str, Any]:
     """Quantize a model into a new folder; returns the report, which is also written there. The model is changed.
 
-    Until the end, everything is in `<out>.part`, from which a later run on the same `source`, the model's name or
-    folder, resumes; CheckpointLogError if that was started with other options. A test runs before and after. Raises
-    ModelError if the model cannot be quantized, OptionError if `out` exists or there is too little text, or WriteError.
+    Until the end, everything is in `<out>.part`, from which a later run on the same `source` resumes. Raises ModelError
+    if the model cannot be quantized, OptionError if `out` exists or there is too little text, CheckpointLogError if
+    other options were given before, or WriteError.
     """
     search = search or ScaleSearch()
     check_out(out)

@@ -1,7 +1,6 @@
 """Loading of quantized checkpoints in vLLM: importing this file registers the method, as the entry point does.
 
-The kernel is the same as in transformers; vLLM's compiler treats it as one op. Layers that vLLM fuses, such as queries,
-keys and values, are concatenated without repacking, so each part must consist of whole tiles of outputs.
+Layers that vLLM fuses are concatenated without repacking, so each part must consist of whole tiles of outputs.
 """
 
 from __future__ import annotations
@@ -193,10 +192,7 @@ def _check_fused(parts: list[int]) -> None:
 
 
 def _part_loader(layer: Any, buffer: str, sizes: list[int]) -> Callable[[Tensor, Tensor, str], None]:
-    """A weight loader for this device's share of queries, into the parameter, and of keys and values, into the buffer.
-
-    `buffer` is its name, if the layer has it; `sizes` are the outputs of keys and of values.
-    """
+    """A weight loader for this device's share of queries, into the parameter, and of keys and values, into `buffer`."""
 
     def load(param: Tensor, loaded: Tensor, part: str) -> None:
         keys = getattr(layer, buffer, None)

@@ -1,8 +1,7 @@
 """Our kernel for int4 checkpoints of other methods in vLLM, enabled by TERSELY_INT4_KERNEL=1.
 
-vLLM selects a kernel from a list for all layers of 4-bit weights, whether GPTQ, AWQ, compressed-tensors or Quark. Ours
-is put first. Layers that it does not support are left to the next kernel in the list, with a line in the log. Results
-differ from vLLM's own kernel: activations are rounded to 8 bits, and group scales as described in `int4.py`.
+It is put first in the list from which vLLM selects; layers that it does not support are left to the next, with a line
+in the log. Activations are rounded to 8 bits, and group scales as described in `int4.py`.
 """
 
 from __future__ import annotations
@@ -86,10 +85,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
 
 
 def register_if_enabled() -> None:
-    """Put the kernel first in vLLM's list for CPUs, once, if TERSELY_INT4_KERNEL=1.
-
-    Raises OptionError for a value other than 0 or 1.
-    """
+    """Put the kernel first in vLLM's list for CPUs, once, if TERSELY_INT4_KERNEL=1; raises OptionError."""
     value = os.environ.get(SWITCH) or "0"
     if value not in ("0", "1"):
         raise unknown(SWITCH, value, ("0", "1"))

@@ -86,8 +86,8 @@ def check_codes(codes: Tensor, bits: int, accepted: Sequence[int]) -> None:
 def bit_plane_linear(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
     """Multiply the integers that activation codes, uint8 [..., inputs] of 0..2^bits - 1, and weight codes represent.
 
-    Returns int32 [..., outputs]. Raises OptionError if codes, dtype, shape or device do not fit, or sums could overflow
-    32 bits: with 8 by 8 bits above 33,025 inputs, and with each bit less on one side about twice as many.
+    Returns int32 [..., outputs]. Raises OptionError if codes do not fit, or sums could overflow 32 bits: with 8 by 8
+    bits above 33,025 inputs, and with each bit less on one side about twice as many.
     """
     if bits not in BITS:
         raise OptionError(f"codes of {bits} bits; accepted: {BITS[0]} to {BITS[-1]}")

@@ -87,10 +87,9 @@ def _halves(lines: Tensor) -> Tensor:
 
 
 def lut_linear(x: Tensor, weight: LutWeight) -> Tensor:
-    """Multiply int8 activations [..., inputs] with the weights: int32 [..., outputs].
+    """Multiply int8 activations [..., inputs] with the weights: int32 [..., outputs]; raises OptionError.
 
-    With weights of code - zero the product is half of this, plus (2^bits - 1 - 2 * zero) / 2 times the sum of x. Raises
-    OptionError for a dtype, shape or device that does not fit.
+    With weights of code - zero the product is half of this, plus (2^bits - 1 - 2 * zero) / 2 times the sum of x.
     """
     if x.dtype != torch.int8 or not x.ndim or x.shape[-1] != weight.inputs or x.device != weight.lines.device:
         raise OptionError(

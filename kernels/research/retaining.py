@@ -1,10 +1,8 @@
 """A key-value cache of fixed size that evicts low-scoring units: retaining heads (Locret, arXiv:2410.01805).
 
 A unit is one token's key and value in one key-value head of one layer. A small network for each layer scores it from
-the token's projections [q, k, v]: score = silu([q, k, v] W1 + b1) W2 + b2, one per key-value head. So a score never
-changes and does not depend on later tokens. After each forward pass, of a prompt chunk or a single token, a head keeps
-the `budget` units with the highest scores. The newest units, the stabilizers, always stay: nearby tokens are usually
-needed, and the scores only predict which others will be.
+the token's projections [q, k, v]: score = silu([q, k, v] W1 + b1) W2 + b2, one per key-value head. After each forward
+pass a head keeps the `budget` units with the highest scores; the newest, the stabilizers, always stay.
 
 Saved heads are a folder: `heads.safetensors` holds the weights, and `heads.json` names the base model. No code.
 """
@@ -58,16 +56,11 @@ class RetainingHeads(nn.Module):
 def retaining(model: Any, scorer: Scorer, budget: int, stabilizers: int | None = None) -> Iterator[Cache]:
     """Yield a cache of `budget` units per head for one `model.generate(..., past_key_values=cache)`.
 
-    The model attends to the units that are kept, at their original positions. `prefill_chunk_size` of `generate` bounds
-    how many units exist temporarily while a prompt is read. As long as nothing is evicted, tokens are those of the full
-    cache. Raises OptionError for a budget or stabilizers out of range, CapabilityError for another kind of attention.
-
-    Args:
-        model: a transformers model with full attention in every layer, computed from q_proj, k_proj and v_proj.
-        scorer: scores the units, such as `RetainingHeads`.
-        budget: units per key-value head.
-        stabilizers: newest units that always stay; None for 5/12 of the budget. The whole budget gives a sliding
-            window.
+    The model attends to the units that are kept, at their original positions; as long as nothing is evicted, tokens are
+    those of the full cache. `prefill_chunk_size` of `generate` bounds how many units exist while a prompt is read. The
+    newest `stabilizers` always stay, by default 5/12 of the budget; all of it gives a sliding window. Raises
+    OptionError for a budget or stabilizers out of range, CapabilityError for anything but full attention from q_proj,
+    k_proj and v_proj.
     """
     if budget < 1:
         raise OptionError(f"budget is {budget}; accepted: 1 or more units per key-value head")
@@ -233,10 +226,7 @@ def save_heads(
 
 
 def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
-    """Load heads for the model with this fingerprint (`probes.fingerprint`).
-
-    Raises ModelError if files are missing, damaged or do not belong together, or the heads are those of another model.
-    """
+    """Load heads for the model with this fingerprint (`probes.fingerprint`); raises ModelError for unusable ones."""
     folder = Path(folder)
     about, weights_file = folder / METADATA_FILE, folder / WEIGHTS_FILE
     metadata = parse_json(_Metadata, read_text(about, ModelError), str(about), ModelError)

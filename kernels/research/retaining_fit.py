@@ -1,11 +1,9 @@
 """Training of retaining heads: regression on how strongly later tokens attend to earlier ones, on a frozen model.
 
 As in Locret (arXiv:2410.01805), the importance of a unit is the highest attention logit that any later query gives it
-in a head that shares it. The loss is smooth L1 between score and importance, plus `SMOOTHING` times the squared
-difference between the scores of neighbours. Different from the paper: the queries of all later tokens count, not only
-those of an answer, because the cache is used while the model reasons; and they count only from `MIN_DISTANCE` tokens
-on, because nearer units stay anyway. The target `log_prob`, also ours, replaces the logit by the log-probability, so
-that strong and weak queries are comparable.
+in a head that shares it; the loss is smooth L1, plus `SMOOTHING` times the squared difference between neighbours.
+Different from the paper: the queries of all later tokens count, from `MIN_DISTANCE` tokens on, because nearer units
+stay anyway. The target `log_prob`, also ours, makes strong and weak queries comparable.
 """
 
 from __future__ import annotations
@@ -25,8 +23,7 @@ from .retaining import PROJECTIONS, RetainingHeads, attention_modules
 TARGETS = ("logit", "log_prob")
 SMOOTHING = 0.0025
 RATE, TEXTS_PER_STEP = 2e-3, 4
-MIN_DISTANCE = 32
-"""Least distance in tokens from a unit to the queries that count; for nearer ones it is a stabilizer."""
+MIN_DISTANCE = 32  # least distance in tokens from a unit to the queries that count; for nearer ones it is a stabilizer
 _NAME = "tersely_importance"
 
 
@@ -39,10 +36,7 @@ class TrainingText:
 
 
 def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingText:
-    """Run the model on one text, and record the projections and importances of its units.
-
-    Raises OptionError for an unknown target, or a text of up to `MIN_DISTANCE` tokens; CapabilityError as `retaining`.
-    """
+    """Record the projections and importances of a text's units; raises OptionError for too short a text."""
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     if len(ids) <= MIN_DISTANCE:

@@ -22,26 +22,19 @@ scale, to the output and the log-sum-exp of the logits, float32 [rows, heads, qu
 
 
 def shared_prefix_attention(
-    query: Tensor,
-    prefix_keys: Tensor,
+    query: Tensor,  # [rows, heads, 1, dim]; heads / kv_heads consecutive ones share a key
+    prefix_keys: Tensor,  # [kv_heads, prefix, dim], as the values
     prefix_values: Tensor,
-    suffix_keys: Tensor,
+    suffix_keys: Tensor,  # [rows, kv_heads, suffix, dim], as the values
     suffix_values: Tensor,
     *,
-    lengths: Tensor | None = None,
-    scale: float | None = None,
+    lengths: Tensor | None = None,  # integers [rows], of each row's suffix; None for all of it
+    scale: float | None = None,  # of the logits; None for 1 / sqrt(dim)
 ) -> Tensor:
     """Attend to a shared prefix and to each row's suffix. Without gradients; a row without any key gives NaN.
 
     The result has the shape and dtype of the query. Raises OptionError for shapes, devices or dtypes that do not fit;
     the dtype must be float32, bfloat16 or float16 throughout.
-
-    Args:
-        query: [rows, heads, 1, dim]; each key is shared by heads / kv_heads consecutive query heads.
-        prefix_keys, prefix_values: [kv_heads, prefix, dim].
-        suffix_keys, suffix_values: [rows, kv_heads, suffix, dim].
-        lengths: integers [rows], the length of each row's suffix; None for all of it.
-        scale: scale of the logits; None for 1 / sqrt(dim).
     """
     _check(query, prefix_keys, prefix_values, suffix_keys, suffix_values, lengths)
     rows, heads, _, dim = query.shape

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..artifact import to_json
 from ..io import DIFFICULTY, READINESS
 
 
@@ -49,12 +50,7 @@ def calibrate(
     report = calibrate_into(out, split_questions(data, calibrate, test), settings)
     if curve is not None:
         draw_entropy_curve(report, curve)
-    typer.echo(_to_strict_json(report) if as_json else format_report(report))
-
-
-def _to_strict_json(report: dict[str, Any]) -> str:
-    """Encode as standard JSON, with null for numbers that are not finite."""
-    return json.dumps(json.loads(json.dumps(report), parse_constant=lambda name: None))
+    typer.echo(json.dumps(to_json("report", report, nonfinite=True)) if as_json else format_report(report))
 
 
 def format_report(report: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ class Boundaries:
         return int(self.stated[i]) if self.stated[i] >= 0 else None
 
     def outcomes(self, score: Floats, trial_tokens: NDArray[np.int64] | None = None) -> Outcomes:
-        """Compute the outcomes of stopping by a score [n]; trial_tokens: cost of evidence by each boundary, [n].
+        """Compute the outcomes of stopping by a score [n], with the cost of evidence by each boundary, [n].
 
         A further boundary at the natural end of each rollout accounts for evidence that did not lead to a stop.
         """
@@ -161,11 +161,10 @@ def read_questions(records: RecordTable, layer: int, keep: NDArray[np.bool_] | N
 def read_boundaries(
     records: RecordTable, layer: int, tier: str = BASE, keep: NDArray[np.bool_] | None = None, number: int | None = 0
 ) -> Boundaries:
-    """Read the boundaries of one tier.
+    """Read the boundaries of one tier, of the questions in `keep` and of rollout `number`, None for all.
 
-    Below the base tier, further thinking leads into the base tier, so the outcome of that tier counts. Where the
-    correct answer is unknown, the final answer takes its place. `keep` are the questions to read, by default all, and
-    `number` the rollout of each, None for all.
+    Below the base tier, further thinking leads into it, so its outcome counts; without a known answer, the final one
+    does.
     """
     check_layer(records, "boundaries", layer)
     if tier not in records.plan["tiers"]:

@@ -24,15 +24,14 @@ LABELS = ("tiers", "diffadapt")
 OFTEN, RARELY = 0.8, 0.2
 SHUFFLES = 5
 FOLDS = 4
-DOUBT = 1.28
-"""Standard errors added to a cost in accuracy, which exceeds that with a probability of one in ten."""
+DOUBT = 1.28  # standard errors added to a cost in accuracy, which exceeds that with a probability of one in ten
 
 
 def label_diffadapt(accuracy: Floats, entropy: Floats) -> NDArray[np.str_]:
     """Label questions [n] as DiffAdapt does (arXiv 2510.19669), by the mean accuracy and token entropy of samples.
 
-    In order: often right with at most the median entropy of such questions is normal; rarely right is hard; all else is
-    easy. The paper gives no numbers; `OFTEN` and `RARELY` are ours.
+    Often right with at most the median entropy of such questions is normal, rarely right is hard, all else easy. The
+    paper gives no numbers; `OFTEN` and `RARELY` are ours.
     """
     solved = accuracy >= OFTEN
     certain = solved & (entropy <= np.median(entropy[solved])) if solved.any() else solved
@@ -102,9 +101,8 @@ def fit_difficulty(
 ) -> TierProbe:
     """Fit on one part, calibrate on another, and choose the largest price that costs at most `margin` accuracy.
 
-    The price is found on the questions of both parts; those of the first are predicted by probes not trained on them.
-    Each part's questions come with tiers by themselves, which give the labels, and with tiers in use, which give
-    accuracy and cost. Raises OptionError if one tier is best for all questions, or there are too few.
+    Each part's questions come with tiers by themselves, which give the labels, and in use, which give accuracy and
+    cost. The price is found on both parts, the first cross-predicted. Raises OptionError if there is nothing to learn.
     """
     (fit, fit_in_use), (tune, tune_in_use) = learn, tuning
     if len(fit) > 1 and not np.ptp(fit.state, axis=0).any():
@@ -157,8 +155,8 @@ def evaluate_probe(
 ) -> dict[str, Any]:
     """Evaluate the probe on an unseen part, compared with baselines fitted on the same questions; JSON form.
 
-    There are two targets: whether the question needs thinking at all (the tier without it fails), and whether it needs
-    more than the cheapest thinking tier. `in_use` is the test part with tiers as they are in use.
+    Targets: whether the question needs thinking at all, and whether it needs more than the cheapest thinking tier.
+    `in_use` is the test part with tiers as they are in use.
     """
     report: dict[str, Any] = {}
     order = [t for t in np.asarray(test.tiers)[np.argsort(test.tokens.mean(axis=0))] if t != BASE]

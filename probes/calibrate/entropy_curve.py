@@ -23,8 +23,7 @@ LEVEL = 0.95
 def compute_entropy_curve(difficulty: Floats, entropy: Floats, accuracy: Floats) -> dict[str, Any]:
     """Mean token entropy in nats of questions [n] at each value of their difficulty, with its t interval; JSON form.
 
-    It is U-shaped if both ends are above one inner level, by Welch's one-sided t tests with Bonferroni's correction for
-    the number of inner levels.
+    It is U-shaped if both ends are above one inner level, by Welch's one-sided t tests with Bonferroni's correction.
     """
     parts = [difficulty == value for value in np.unique(difficulty)]
     levels = [_summarize(difficulty[part], entropy[part], accuracy[part]) for part in parts]

@@ -28,17 +28,13 @@ ENOUGH = 440  # questions of one collection that leave as many in each part; the
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
-    """Settings of a calibration.
+    """Settings of a calibration."""
 
-    Stopping early may harm a share `alpha` of questions, and more with probability `delta`; choosing tiers may cost
-    `margin` accuracy. If `layer` is None, the best of those collected is chosen. `labels` are of `difficulty.LABELS`.
-    """
-
-    alpha: float = 0.02
-    delta: float = 0.1
-    margin: float = 0.005
-    layer: int | None = None
-    labels: str = "tiers"
+    alpha: float = 0.02  # share of questions that stopping early may harm
+    delta: float = 0.1  # probability that it harms more
+    margin: float = 0.005  # accuracy that choosing tiers may cost
+    layer: int | None = None  # None chooses the best of those collected
+    labels: str = "tiers"  # of `difficulty.LABELS`
     seed: int = 0
 
     def __post_init__(self) -> None:

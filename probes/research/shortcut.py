@@ -1,7 +1,6 @@
 """A depth shortcut: an adapter that lets easy tokens leave a model early, and the gate that selects them.
 
-System-1.5 Reasoning (arXiv 2505.18962) trains the model to skip layers in its latent thoughts. Here the model stays
-frozen and thinks in words: the adapter is trained on what the model itself would say, the gate on where the two agree.
+After System-1.5 Reasoning (arXiv 2505.18962), but the model stays frozen and thinks in words.
 """
 
 from __future__ import annotations
@@ -34,14 +33,11 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Shortcut(StoredValue):
-    """Maps the state h after a layer to the input of the last norm, for tokens that leave there.
+    """Maps the state h after a layer to the input of the last norm, for tokens that leave there; raises ArtifactError.
 
     With n(h) = h over its root mean square, the adapter is h + up silu(down n(h) + down_bias) + up_bias, and the gate's
-    score, a log-odds, is gate_out silu(gate_in n(h) + gate_in_bias) + gate_out_bias; matrices are [out, in]. Raises
-    ArtifactError for what could not be saved and loaded again.
-
-    `layer` is a hidden layer, numbered as in transformers, of so many `layers`. From the threshold on a token leaves;
-    it is None if none was found at which these tokens agree with the model.
+    score, a log-odds, is gate_out silu(gate_in n(h) + gate_in_bias) + gate_out_bias; matrices are [out, in]. `layer` is
+    a hidden layer of `layers`. From the threshold on a token leaves; None if none was found at which they agree.
     """
 
     kinds = (KIND,)

@@ -1,8 +1,7 @@
 """A direction in the hidden states along which correct thinking gets shorter.
 
-Efficiency Steering (arXiv 2506.15647): one direction in the residual stream separates the shortest correct answers from
-the longest. The paper names no layer, positions or strength; those here are ours. There are two places: `tokens`, all
-thinking tokens, closest to the paper, and `ends`, the ends of thoughts, where the model decides whether to continue.
+Efficiency Steering (arXiv 2506.15647): it separates the shortest correct answers from the longest. The paper names no
+layer, positions or strength. Places are `tokens`, all thinking tokens, and `ends`, the ends of thoughts.
 """
 
 from __future__ import annotations
@@ -46,10 +45,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Direction(StoredValue):
-    """Unit vectors, one a layer, that point from long thinking to short.
-
-    Raises ArtifactError for what could not be saved and loaded again.
-    """
+    """Unit vectors, one a layer, that point from long thinking to short; raises ArtifactError for others."""
 
     kinds = (KIND,)
     format = 1
@@ -114,10 +110,9 @@ class Direction(StoredValue):
 def extract(model: Any, pairs: Sequence[Pair], base: Mapping[str, str], place: str = "ends") -> Direction:
     """Extract the mean difference of hidden states, short minus long, at all layers between the blocks of a model.
 
-    `tokens` takes the mean over thinking tokens, both cut to the same number, or the direction would encode the
-    position; `ends` takes the last token of each. The metrics, by layer, are "agreement", the cosine between the
-    directions of two halves of the pairs, near 0 for chance, and "size", the distance between short and long in norms.
-    Raises SteeringError for too few pairs, or pairs that do not differ.
+    `tokens` takes the mean over thinking tokens, both cut to the same number; `ends` the last token of each. The
+    metrics, by layer, are "agreement", the cosine between the directions of two halves of the pairs, and "size", the
+    distance between short and long in norms. Raises SteeringError for too few pairs, or pairs that do not differ.
     """
     if len(pairs) < MIN_PAIRS:
         raise SteeringError(
@@ -140,10 +135,7 @@ def extract(model: Any, pairs: Sequence[Pair], base: Mapping[str, str], place: s
 
 
 def _compare_states(model: Any, pair: Pair, place: str) -> tuple[Array, Array]:
-    """Mean states of the short thinking minus those of the long, [layers, width], and the mean norm of both, [layers].
-
-    The output of the last block is left out: transformers returns it only after the last norm.
-    """
+    """Mean states of the short thinking minus the long, [layers, width], and the mean norm of both, [layers]."""
     import torch
 
     least = min(len(pair.short), len(pair.long))

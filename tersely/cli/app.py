@@ -1,7 +1,4 @@
-"""The command tree, and the one place where an exception becomes a line and an exit code.
-
-Importing this imports no model library: each command fetches what it needs when it runs.
-"""
+"""The command tree, and the one place where an exception becomes a line and an exit code; imports no model library."""
 
 from __future__ import annotations
 

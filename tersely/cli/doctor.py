@@ -19,7 +19,7 @@ from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from . import options as o
-from .loading import ModelSource, load, open_session, source
+from .loading import ModelSource, load, open_session
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -263,7 +263,7 @@ def doctor(
 ) -> None:
     """Check installation, engine and model: versions, markers, off is off, cut and hint happen; exit 1 if one fails."""
     checks: list[DoctorCheck] = []
-    for check in examine(source(model, engine, markers, think_prompt, base_url, tokenizer)):
+    for check in examine(ModelSource(model, engine, markers, think_prompt, base_url, tokenizer)):
         checks.append(check)
         if not as_json:  # at once, since the next may take a while
             word = typer.style(f"{check.status:<4}", fg=_COLOURS[check.status], bold=True)

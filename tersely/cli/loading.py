@@ -26,40 +26,31 @@ ENGINES = ("transformers", "vllm", "openai")
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Which model to run on which engine, and how it thinks; checked by `source`."""
+    """Which model to run on which engine, and how it thinks; raises OptionError for what does not go together."""
 
     model: str | None
-    markers: Markers | None
+    engine: str
+    markers: str | None
     think_prompt: bool
-    engine: str = ENGINES[0]
-    base_url: str | None = None
-    tokenizer: str | None = None
+    base_url: str | None
+    tokenizer: str | None
 
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if (self.engine == "openai") != (self.base_url is not None):
+            raise OptionError("--engine openai and --base-url go together; give both or neither")
+        if self.tokenizer is not None and self.engine != "openai":
+            raise OptionError("--tokenizer goes with --engine openai; leave it out")
+        if self.model is not None and not self.model.strip():
+            raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the hub")
+        if self.markers is not None and self.think_prompt:
+            raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
+        self.parse_markers()
 
-def source(
-    model: str | None,
-    engine: str,
-    markers: str | None,
-    think_prompt: bool,
-    base_url: str | None = None,
-    tokenizer: str | None = None,
-) -> ModelSource:
-    """Check what can be checked without loading anything; raises OptionError."""
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    if (engine == "openai") != (base_url is not None):
-        raise OptionError("--engine openai and --base-url go together; give both or neither")
-    if tokenizer is not None and engine != "openai":
-        raise OptionError("--tokenizer goes with --engine openai; leave it out")
-    if model is None and engine != "openai":
-        model = DEFAULT_MODEL
-    if model is not None and not model.strip():
-        raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the Hugging Face hub")
-    if markers is not None and think_prompt:
-        raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
-    return ModelSource(
-        model, None if markers is None else parse_markers(markers), think_prompt, engine, base_url, tokenizer
-    )
+    def parse_markers(self) -> Markers | None:
+        """The markers, if they are given; raises MarkerError."""
+        return None if self.markers is None else parse_markers(self.markers)
 
 
 def load(wanted: ModelSource) -> Engine:
@@ -94,16 +85,13 @@ def open_session(
     from ..controller.api import resolve_helper, resolve_verifier
     from ..controller.session import Session
 
-    session = Session(engine, wanted.markers, wanted.think_prompt)
+    session = Session(engine, wanted.parse_markers(), wanted.think_prompt)
     session.helper, session.verifier = resolve_helper(helper), resolve_verifier(verifier)
     return session
 
 
 def silence_libraries() -> None:
-    """Silence the libraries' messages about loading; tersely's own errors and warnings stay.
-
-    The variables are read when the libraries are imported, so this comes first; values that a user has set stay.
-    """
+    """Silence the libraries' messages about loading, before they are imported; what a user has set stays."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
@@ -121,11 +109,7 @@ def spinner(text: str) -> Status:
 
 
 class Interruptible(EngineWrapper):
-    """An engine that returns what it has generated so far on Ctrl-C.
-
-    Attributes:
-        interrupted: whether that happened; the completions then have the finish reason "length".
-    """
+    """An engine that returns what it has so far on Ctrl-C, cut by "length", and is then `interrupted`."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)

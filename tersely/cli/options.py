@@ -34,6 +34,7 @@ ThinkPrompt = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Effort = Annotated[str, _option("--effort", metavar="LEVEL")]
 Preset = Annotated[str, _option("--preset", metavar="NAME")]
+StrategyName = Annotated[str, _option("--strategy", metavar="NAME")]
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="A file of `tersely tune` with effort, policies and strategy."),

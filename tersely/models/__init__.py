@@ -1,8 +1,6 @@
 """The embedded reasoning models, Qwen3 checkpoints shipped as package data, and where they lie on disk.
 
-`tersely-tiny-small` and `tersely-tiny-large` are the pair that all is measured on; `tersely-tiny-agent` calls tools.
-
-Nothing here loads a model: a name becomes a folder that transformers, vLLM or anything else can read.
+All is measured on `tersely-tiny-small` and `tersely-tiny-large`; `tersely-tiny-agent` calls tools.
 """
 
 from __future__ import annotations

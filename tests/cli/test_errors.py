@@ -115,6 +115,6 @@ def test_our_own_bugs_are_not_dressed_up_as_user_errors(monkeypatch: pytest.Monk
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("tersely.cli.run.source", broken)
+    monkeypatch.setattr("tersely.cli.run.ModelSource", broken)
     with pytest.raises(RuntimeError):
         main(["run", "hi"])

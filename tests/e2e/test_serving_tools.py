@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 
-from ..support.serving import Served, served, texts_of
+from tersely.controller.serving.responses_schemas import ResponsesRequest
+
+from ..support.serving import MODEL, QUESTION, Served, served, texts_of
 from ..support.text_engine import TextEngine, format_call
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -59,3 +62,53 @@ def test_malformed_or_unrequested_calls_stay_text(server: Served) -> None:
     (choice,) = server.answered(tools=TOOLS, stop=['"b"'])["choices"]
     assert choice["finish_reason"] == "stop"
     assert choice["message"]["content"].startswith("Let me see.\n<tool_call>")
+
+
+FUNCTION = {"type": "function", "name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+
+
+def test_responses_have_tool_calls_and_take_their_outputs(client: Any) -> None:
+    reply = client.responses.create(model=MODEL, input=QUESTION, tools=[FUNCTION])
+    reasoning, message, *calls = reply.output
+    assert reasoning.content[0].text == "I add them."
+    assert message.content[0].text == reply.output_text == "Let me see."
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == EXPECTED
+    assert len({call.call_id for call in calls}) == 2 and reply.tools[0].name == "add"
+    outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": "19"} for call in calls]
+    again = client.responses.create(model=MODEL, input=[*reply.output, *outputs], tools=[FUNCTION])
+    assert again.status == "completed"
+
+
+def test_a_stream_of_responses_ends_with_the_tool_calls(client: Any) -> None:
+    with client.responses.stream(model=MODEL, input=QUESTION, tools=[FUNCTION]) as stream:
+        kinds = [event.type for event in stream]
+        reply = stream.get_final_response()
+    calls = [item for item in reply.output if item.type == "function_call"]
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == EXPECTED
+    assert kinds.count("response.function_call_arguments.done") == 2
+    whole = client.responses.create(model=MODEL, input=QUESTION, tools=[FUNCTION], tool_choice="none")
+    assert "<tool_call>" in whole.output_text
+
+
+def test_items_of_responses_become_messages() -> None:
+    call = {"type": "function_call", "call_id": "1", "name": "add", "arguments": '{"a": 1}'}
+    items: Any = [
+        {"role": "user", "content": "Add."},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"role": "assistant", "content": "Let me see."},
+        call,
+        {**call, "call_id": "2", "arguments": "{broken"},
+        {"type": "function_call_output", "call_id": "1", "output": "3"},
+        call,
+    ]
+    messages = ResponsesRequest(model=MODEL, input=items).to_messages()
+    _, assistant, tool, last = messages
+    assert assistant["content"] == "Let me see." and assistant["reasoning_content"] == "Hm."
+    assert [one["function"]["arguments"] for one in assistant["tool_calls"]] == [{"a": 1}, "{broken"]
+    assert tool == {"role": "tool", "tool_call_id": "1", "content": "3"}
+    assert last["content"] == "" and len(last["tool_calls"]) == 1

@@ -65,10 +65,9 @@ def recompute(model: Any, request: Request, eos: Sequence[int] = (1,)) -> Comple
             end = len(out) - directive.retract
             out, forced = out[:end] + list(directive.force), forced[:end] + [True] * len(directive.force)
             dropped += directive.retract
+            if directive.force and directive.force[-1] in eos and len(out) <= request.max_new_tokens:
+                return Completion(tuple(out[:-1]), tuple(forced[:-1]), "stop", dropped)
         out, forced = out[: request.max_new_tokens], forced[: request.max_new_tokens]
-        for place, (token, was_forced) in enumerate(zip(out, forced, strict=True)):
-            if was_forced and token in eos:
-                return Completion(tuple(out[:place]), tuple(forced[:place]), "stop", dropped)
         if len(out) == request.max_new_tokens:
             return Completion(tuple(out), tuple(forced), "length", dropped)
 
@@ -212,12 +211,15 @@ def test_an_end_of_sequence_may_be_dropped_and_forced() -> None:
     free = engine_of(model).generate([Request((9, 9, 5), 8)], GREEDY)[0]
     model.generation_config.eos_token_id = [127, free.token_ids[3]]
     place = free.token_ids.index(free.token_ids[3])
-    key = {f"t{place + 1}": Directive((40, 127, 41), retract=1)}
+    key = {f"t{place + 1}": Directive((40, 127), retract=1)}
     seen: list[tuple[int, ...]] = []
     requests = [Request((9, 9, 5), 8), Request((9, 9, 5), 8, Script(**key))]
     ended, reopened = engine_of(model).generate(requests, GREEDY, lambda row, ids, forced: seen.append((row, *ids)))
     assert (ended.token_ids, ended.finish_reason) == (free.token_ids[:place], "stop")
     assert (reopened.token_ids, reopened.finish_reason) == ((*free.token_ids[:place], 40), "stop")
+    within = Request((9, 9, 5), 8, Script(**{f"t{place + 1}": Directive((40, 127, 41), retract=1)}))
+    (went_on,) = engine_of(model).generate([within], GREEDY)
+    assert went_on.token_ids[place : place + 3] == (40, 127, 41), "it ends nothing in the middle of a text"
     assert (1, 40) in seen
     assert not any(127 in ids or free.token_ids[3] in ids for ids in seen)
 

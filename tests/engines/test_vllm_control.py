@@ -56,7 +56,7 @@ def assert_same(found: Sequence[GenerationResult], expected: Sequence[Generation
         assert one.spans == other.spans
 
 
-@pytest.mark.parametrize("preset", ["off", "budget", "balanced", "fast", "concise", "concisehint", "trimr"])
+@pytest.mark.parametrize("preset", ["off", "budget", "balanced", "fast", "concise", "trimr"])
 def test_greedy_decisions_are_those_of_the_transformers_engine(
     ours: TransformersEngine, vllm_engine: VllmEngine, preset: str
 ) -> None:

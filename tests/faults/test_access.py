@@ -84,14 +84,19 @@ def test_keys_are_compared_by_digests_of_one_length(monkeypatch: pytest.MonkeyPa
 
 
 async def reached(
-    app: ControlMiddleware, path: str, method: str = "POST", headers: Any = (), kind: str = "http"
+    app: ControlMiddleware,
+    path: str,
+    method: str = "POST",
+    headers: Any = (),
+    kind: str = "http",
+    content: bytes = b"{}",
 ) -> Any:
     """The first message that a client gets."""
     sent: list[Any] = []
     scope = {"type": kind, "method": method, "path": path, "headers": list(headers), "query_string": b""}
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": b"{}"} if kind == "http" else {"type": "websocket.connect"}
+        return {"type": "http.request", "body": content} if kind == "http" else {"type": "websocket.connect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -144,6 +149,14 @@ def test_nothing_of_vllm_is_reached_without_the_key(guarded: Guarded) -> None:
     assert inner.paths == []
     for path in OPEN_PATHS:
         assert asyncio.run(reached(app, path, "GET"))["status"] == 200
+
+
+def test_the_key_is_checked_before_a_deep_body(guarded: Guarded) -> None:
+    app, inner = guarded(key=hash_key(KEY))
+    for headers, status in (((), 401), (BEARER, 400)):
+        reply = reached(app, "/v1/chat/completions", headers=headers, content=b'{"a":' + b"[" * 10_000)
+        assert asyncio.run(reply)["status"] == status
+    assert inner.paths == []
 
 
 @pytest.mark.parametrize("headers", [BEARER, X_API_KEY])

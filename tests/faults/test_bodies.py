@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving import connections
-from tersely.controller.serving.batch_worker import ServedRow
+from tersely.controller.serving import body_limits, connections
 from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape
 from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.worker import ServedRow
 from tersely.controller.text.tool_calls import parse_tool_calls
 
 from ..support.serving import MODEL, Served, body, served, until
@@ -65,7 +65,11 @@ INPUT = {
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     limits = ServerLimits(batch=4, body_seconds=1.0)
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as running:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as running,
+    ):
+        patched.setattr(body_limits, "RATE", 1 << 40)  # or one hostile body would wait for the turn of the one before
         running.answered(**SHORT)
         yield running
 
@@ -81,6 +85,12 @@ def test_a_hostile_body_is_refused_at_once(server: Served, kind: str) -> None:
     status, seconds, reply = post(server, HOSTILE[kind])
     assert status in (400, 404, 413), reply
     assert seconds < 3 and len(reply) < 5_000  # it was 20 to 60 seconds for some
+
+
+def test_a_prompt_that_is_too_long_never_reaches_the_engine(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.worker, "submit", lambda *_: pytest.fail("it waits for the engine"))
+    status, _, reply = post(server, json.dumps(body("hello " * 20_000)).encode())
+    assert status == 400 and json.loads(reply)["error"]["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("kind", INPUT)
@@ -142,6 +152,28 @@ def test_all_bodies_together_are_bounded() -> None:
     assert limits.held == 0
     with limits.hold(50), limits.hold(50):
         assert limits.held == 100
+
+
+def test_large_bodies_leave_time_to_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def take_turns(limits: BodyLimits) -> None:
+        for size in (1_000, 10 << 20, 1_000, 10 << 20, 10 << 20):
+            await limits.take_turn(size)
+        limits.seconds = 0.5
+        with pytest.raises(RequestError) as caught:
+            await limits.take_turn(10 << 20)
+        assert caught.value.status == 503 and caught.value.retry_after
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(body_limits, "RATE", 1 << 20)
+    asyncio.run(take_turns(BodyLimits(10, 100, 60.0)))
+    each = (10 << 20) / body_limits.RATE
+    assert waits[0] == 0 and len(waits) == 3  # the small ones wait for none
+    assert 0.5 * each < waits[1] <= each and waits[1] + 0.5 * each < waits[2] <= 2 * each
 
 
 def test_a_slow_body_is_given_up(server: Served) -> None:

@@ -75,6 +75,15 @@ def test_texts_that_are_no_checkpoint_log(text: str, tmp_path: Path) -> None:
         CheckpointLog(path, {})
 
 
+def test_a_value_that_was_changed_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    CheckpointLog(path, {}).get_or_compute("a", lambda: {"right": 1})
+    assert CheckpointLog(path, {}).completed == {"a": {"right": 1}}
+    path.write_text(path.read_text().replace('"right": 1', '"right": 7'))
+    with pytest.raises(CheckpointLogError):
+        CheckpointLog(path, {})
+
+
 def test_a_line_that_another_run_has_finished_is_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"whole\nhal")

@@ -7,6 +7,9 @@ import base64
 import re
 import subprocess
 import sys
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +21,8 @@ import pytest
 from tersely.evaluation.tasks import confinement
 from tersely.evaluation.tasks.confinement import is_expression
 from tersely.evaluation.tasks.equality import AnswerChecker
-from tersely.evaluation.tasks.questions import Drawn, Question, TaskError, load
-from tersely.evaluation.tasks.sandbox import SandboxProcess
+from tersely.evaluation.tasks.questions import Drawn, Question, TaskError
+from tersely.evaluation.tasks.sandbox import GRACE, SandboxProcess
 from tersely.training.rewards import Correctness
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,42 +64,68 @@ def checker() -> Iterator[AnswerChecker]:
         yield checker
 
 
-def test_math_verify_evaluates_no_answer(checker: AnswerChecker, tmp_path: Path) -> None:
-    for answer in programs(tmp_path / "mark"):
+@pytest.fixture
+def anyones() -> Iterator[Path]:
+    """A folder that any user may write to, unlike those of pytest: the graders are another user."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+def test_math_verify_evaluates_no_answer(checker: AnswerChecker, anyones: Path) -> None:
+    for answer in programs(anyones / "mark"):
         assert not checker.check("x", answer).equal
-    assert not list(tmp_path.iterdir())
+    assert not list(anyones.iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", EVALUATING)
-def test_scorers_evaluate_no_answer(task: str, checker: AnswerChecker, tmp_path: Path) -> None:
+def test_scorers_evaluate_no_answer(task: str, checker: AnswerChecker, anyones: Path) -> None:
     need_gym()
-    (question,) = load(f"gym:{task}", "test", 1, 0)
-    for answer in programs(tmp_path / "mark"):
+    ((_, right, _), *_) = checker._sandboxes["reasoning_gym"].call("draw", task, 1, seconds=PATIENT)
+    question = Question("", "", right, drawn=Drawn(task, 1, 0))
+    for answer in programs(anyones / "mark"):
         assert not checker.grade(question, answer).equal, answer
-    assert not list(tmp_path.iterdir())
-    assert checker.grade(question, question.answer).equal
+    assert not list(anyones.iterdir())
+    assert checker.grade(question, right).equal
 
 
 @pytest.mark.attack
-def test_thousands_of_hostile_answers_to_every_task(checker: AnswerChecker, tmp_path: Path) -> None:
+def test_thousands_of_hostile_answers_to_every_grader(capsys: pytest.CaptureFixture[str], anyones: Path) -> None:
     need_gym()
-    rng, mark = Random(7), tmp_path / "mark"
-    pieces = [*programs(mark), *"0123456789xyC+-*/^()[]{},.'\"\\_\n =", "\\frac{1}{2}", "**9" * 3, "(" * 200, "\x00"]
     with SandboxProcess("reasoning_gym") as sandbox:
         names = sandbox.call("names", seconds=PATIENT)
-    questions = [load(f"gym:{name}", "test", 1, 0)[0] for name in names] + [Question("", "", r"\frac{x^2}{3}")]
-    checker.deadline = 5.0
-    for _ in range(5_000):
-        answer = "".join(rng.choices(pieces, k=rng.randint(1, 12)))
-        assert checker.grade(rng.choice(questions), answer).outcome in ("different", "unparsable", "timeout", "equal")
-    assert not list(tmp_path.iterdir())
+    questions = [Question("", "", r"\frac{x^2}{3}"), *(Question(n, "", "", drawn=Drawn(n, 1, 3)) for n in names)]
+    letters = "0123456789xyC+-*/^()[]{},.'\"\\_\n ="
+    pieces = [*programs(anyones / "mark"), *letters, "\\frac{1}{2}", "**9" * 3, "(" * 200, "\x00"]
+    outcomes: Counter[str] = Counter()
+    seconds: list[float] = []
+    with AnswerChecker(PATIENT) as checker:
+        for question in questions:
+            rng = Random(question.id)
+            checker.deadline = PATIENT
+            checker.grade(question, "0")  # starts the grader and draws the problem
+            checker.deadline = 0.1
+            for _ in range(5_000):
+                answer, began = "".join(rng.choices(pieces, k=rng.randint(1, 12))), time.monotonic()
+                outcomes[checker.grade(question, answer).outcome] += 1
+                seconds.append(time.monotonic() - began)
+            checker._cache.clear()
+            assert not list(anyones.iterdir()) and max(seconds) < 0.1 + GRACE, question
+            with capsys.disabled():
+                print(
+                    f"{question.id or 'math-verify'}: {len(seconds)} answers, slowest {max(seconds):.2f} s", flush=True
+                )
+    assert outcomes["crash"] == 0
+    late = sum(one > 0.5 for one in seconds)
+    with capsys.disabled():
+        print(f"{len(questions)} graders, {dict(outcomes)}, {late} took more than 0.5 s")
 
 
 def confined(program: str) -> str:
     """What a program prints after it has been confined as the graders are."""
-    confine = f"import os, runpy, sys, sympy; runpy.run_path({confinement.__file__!r})['confine'](['sympy'])\n"
-    command = [sys.executable, "-P", "-c", confine + program]
+    confine = f"import os, runpy, sys, sympy; c = runpy.run_path({confinement.__file__!r}); c['confine'](['sympy'])\n"
+    command = [sys.executable, "-P", "-c", f"{confine}c['forbid_all_else']()\n{program}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=False).stdout.strip()
 
 
@@ -121,15 +150,14 @@ def test_a_confined_process_computes_and_imports() -> None:
     assert confined("import colorsys; print(sympy.parse_expr('2*x + sqrt(4)'))") == "2*x + 2"
 
 
-def test_a_confined_process_reaches_nothing(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
+def test_a_confined_process_reaches_nothing(anyones: Path) -> None:
     program = "".join(
-        f"try:\n    {attempt.replace('MARK', str(tmp_path / 'mark'))}\n    print('done')\n"
+        f"try:\n    {attempt.replace('MARK', str(anyones / 'mark'))}\n    print('done')\n"
         "except BaseException as error:\n    print(type(error).__name__)\n"
         for attempt in ATTEMPTS
     )
     outcomes = confined(program).splitlines()
-    assert len(outcomes) == len(ATTEMPTS) and not list(tmp_path.iterdir())
+    assert len(outcomes) == len(ATTEMPTS) and not list(anyones.iterdir())
     assert "done" not in outcomes, dict(zip(ATTEMPTS, outcomes, strict=True))
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.attack]  # each starts a server of its own
 
 
 def alive(pid: int) -> bool:

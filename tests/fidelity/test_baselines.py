@@ -10,13 +10,13 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import ControllerState
 from tersely.controller.policies import get_presets
-from tersely.controller.policies.base import Trial, TrialAnswer
-from tersely.controller.policies.trying import Certaindex, Deer
+from tersely.controller.policies.base import Close, Trial, TrialAnswer, Wait
+from tersely.controller.policies.trying import Certaindex, Deer, EntropyStop
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.trace import Decision
 from tersely.evaluation.bench.truncation import HARD_CLOSING
-from tersely.evaluation.replay.baselines import match_budget
+from tersely.evaluation.replay.run import match_budget
 
 from ..support.trial_rows import Row
 from ..support.word_tokenizer import WordTokenizer
@@ -152,3 +152,35 @@ def test_certaindex_reads_its_probe_to_the_last_token() -> None:
 def test_the_budget_that_spends_as_much(lengths: Sequence[int], target: int, budget: int) -> None:
     """Of 10, 20 and 30 tokens, a budget of 17 leaves 10 + 17 + 17 = 44."""
     assert match_budget(lengths, target) == budget
+
+
+# -- EAT: exit where the moving variance of the entropy behind the closing marker is small -----------------------------
+
+
+def authors_exit(entropy: Sequence[float], timescale: float, threshold: float, least: int) -> int | None:
+    """The index at which the authors' functions stop: moving variance without its first value, from `least` on."""
+    mean, variance = [entropy[0]], [0.0]
+    for x in entropy[1:]:
+        mean.append(timescale * x + (1 - timescale) * mean[-1])
+        variance.append(timescale * (x - mean[-1]) ** 2 + (1 - timescale) * variance[-1])
+    return next((i for i, value in enumerate(variance[1:]) if i >= least and value < threshold), None)
+
+
+@pytest.mark.parametrize(("timescale", "threshold", "least"), [(0.2, 2e-4, 25), (0.1, 1e-2, 4), (0.3, 1e-5, 0)])
+def test_eat_stops_where_the_authors_functions_do(timescale: float, threshold: float, least: int) -> None:
+    entropy = [2.0 * 0.9**i + 0.3 * (i % 3 == 0) * 0.8**i for i in range(80)]
+    wanted = authors_exit(entropy, timescale, threshold, least)
+    watching = EntropyStop(timescale, threshold, least).watch(Row(EntropyStop()).controller.view)
+    assert isinstance(next(watching), Wait)
+    replies = iter(entropy)
+    while isinstance(next(watching), Trial):
+        if isinstance(watching.send(TrialAnswer("", 0.5, 1, entropy=next(replies))), Close):
+            break
+    assert wanted is not None and len(entropy) - len(list(replies)) == wanted + 2, "the first variance is left out"
+
+
+def test_eat_asks_for_one_token_behind_the_closing_marker() -> None:
+    row = Row(EntropyStop())
+    assert row.feed("So it is 5.\n\n") == "So it is 5.\n\n</think>\n\n"
+    assert row.feed("5", 0.9) == "So it is 5.\n\n", "its token is dropped"
+    assert EntropyStop().least == 25 and get_presets()["eat"] == {"budget": {}, "eat": {}}

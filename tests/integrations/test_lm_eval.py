@@ -22,7 +22,7 @@ from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
 from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
-from tersely.evaluation.lm_eval.main import main
+from tersely.evaluation.lm_eval import main
 from tersely.evaluation.lm_eval.requests import KINDS, ModelArguments, TaskArguments, UsageLog, build_options
 from tersely.io import WriteError
 

@@ -14,10 +14,10 @@ import torch
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.training.methods.adar1 import make_pairs
 from tersely.training.research.mahdpo import build_headed_trainer
+from tersely.training.sampling import RolloutSampler
 from tersely.training.traces import PreferencePair, SampledTrace
-from tersely.training.training_run import TrainingRun
 
-from ..support.trainings import make_recipe
+from ..support.trainings import make_recipe, make_run
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,12 @@ def batch(
     tokenizer.pad_token = None
     name = "adar1" if request.param == "one head" else "mahdpo"
     recipe = make_recipe(name, tmp_path, optimiser={"micro_batch": 2, "steps": 1})
-    run = TrainingRun(tmp_path, None, print)
+    run = make_run(recipe, RolloutSampler(engine, recipe.rollouts))
     if name == "adar1":
         examples = schedule_examples([to_dpo_example(pair) for pair in pairs], recipe)
-        trainer = build_dpo_trainer(run, recipe, engine.model, tokenizer, examples, beta=0.1, nll_weight=1.0)
+        trainer = build_dpo_trainer(run, engine.model, tokenizer, examples, beta=0.1, nll_weight=1.0)
     else:
-        trainer = build_headed_trainer(run, recipe, engine.model, tokenizer, [pairs], Mock())
+        trainer = build_headed_trainer(run, engine.model, tokenizer, [pairs], Mock())
     batches: Iterator[dict[str, torch.Tensor]] = iter(trainer.get_train_dataloader())
     return next(batches)
 
@@ -107,7 +107,7 @@ def made(long: str, short: str, least: float) -> dict[str, set[tuple[int, int]]]
 def test_the_more_accurate_kind_is_preferred_and_brevity_within_it() -> None:
     assert made("+++-", "++--", 0.0) == {
         "group": {(a, b) for a in (100, 101, 102) for b in (12, 13)},
-        "instance": {(100, 103)},
+        "instance": {(100, 101), (100, 102)},
     }
     assert made("++++", "++++", 0.0)["instance"] == {(10, 13), (10, 12)}, "short where it is no worse"
     assert made("++--", "++--", 0.0)["group"] == {(a, b) for a in (10, 11) for b in (102, 103)}, "right before wrong"

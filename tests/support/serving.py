@@ -12,11 +12,13 @@ from typing import Any
 
 import httpx
 
+from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.serving.app import UvicornServer, create_app, serve
 from tersely.controller.serving.batch_worker import BatchWorker
 from tersely.controller.serving.cli import NO_MARKERS
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.settings import ServerSettings, bind_socket
+from tersely.controller.serving.upstream_worker import UpstreamWorker
 from tersely.controller.session import Session
 from tersely.controller.types import Engine
 
@@ -30,7 +32,7 @@ class Served:
     """A running server; `http` is its client."""
 
     url: str
-    worker: BatchWorker
+    worker: Any  # a RequestWorker, into which tests look
     server: UvicornServer
     http: httpx.Client
 
@@ -102,7 +104,12 @@ def served(
     """Serve while the context lasts."""
     settings = settings or ServerSettings(MODEL)
     metrics = Metrics()
-    worker = BatchWorker(Session(engine, None if thinks else NO_MARKERS), settings.limits, metrics, thinks)
+    session = Session(engine, None if thinks else NO_MARKERS)
+    worker: Any  # a RequestWorker, into which tests look
+    if isinstance(engine, RemoteEngine):
+        worker = UpstreamWorker(engine, session, settings.limits, metrics, thinks)
+    else:
+        worker = BatchWorker(session, settings.limits, metrics, thinks)
     server = UvicornServer(create_app(settings, worker, metrics), worker, drain)
     bound = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Alarm, Recipe, validate_recipe_values
 from tersely.training.methods import load_method
+from tersely.training.preflight import CheckedRecipe
 from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import RolloutSampler
@@ -19,6 +20,7 @@ from tersely.training.training_run import TrainingRun
 if TYPE_CHECKING:  # it imports TRL, and with it vLLM
     from tersely.training.trainer import AdaptiveTrainer
 
+R = TypeVar("R", bound=Recipe)
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "data": {"questions": 4},
     "rollouts": {"prompts": 2, "generations": 4, "max_new_tokens": 200, "batch": 32},
@@ -48,16 +50,20 @@ def make_recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
     return validate_recipe_values(recipe_values(name, folder, **sections), load_method(name).recipe, "the test")
 
 
+def make_run(recipe: R, sampler: RolloutSampler, rows: Sequence[dict[str, Any]] = ()) -> TrainingRun[R]:
+    """A run that has not started."""
+    checked = CheckedRecipe(rows, sampler.session.markers, [])
+    return TrainingRun(recipe, checked, recipe.out, None, lambda line: None)
+
+
 def build_trainer(
     recipe: Recipe, rows: list[dict[str, Any]], plan: list[str], rewards: list[Any] | None = None, **options: Any
 ) -> tuple[AdaptiveTrainer, RolloutSampler]:
     """A trainer that has not started, and its sampler."""
     sampler = RolloutSampler(load_engine(recipe.model), recipe.rollouts, share=0.5)
-    trainer = TrainingRun(recipe.out, None, lambda line: None).build_grpo_trainer(
-        recipe,
+    trainer = make_run(recipe, sampler, rows).build_grpo_trainer(
         GroupRollouts(sampler, plan, recipe.seed),
         rewards or [Correctness()],
-        rows,
         credit="reward",
         alarm=Alarm(),
         loss_type="grpo",

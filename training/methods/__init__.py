@@ -1,8 +1,7 @@
 """The registry of training methods.
 
-The methods of this folder are listed here; others, such as those of `training/research`, are found by the entry-point
-group `tersely.training_methods`. A method is a module with a `Method` named METHOD. The first line of the module's
-docstring is its help text if it comes from an entry point.
+Those of this folder are listed here, others are found by the entry-point group `tersely.training_methods`. A method is
+a module with a `Method` named METHOD; the first line of an entry point's docstring is its help text.
 """
 
 from __future__ import annotations
@@ -36,18 +35,12 @@ METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[R]):
-    """A training method.
+    """A training method."""
 
-    Attributes:
-        recipe: the class of its recipes.
-        validate: checks a recipe before any work is done; raises RecipeError.
-        train: runs the training, or resumes it.
-        results: names of files in the run's folder that show that training has started, besides models and adapters.
-    """
-
-    recipe: type[R]
-    validate: Callable[[R], CheckedRecipe]
-    train: Callable[[R, CheckedRecipe, TrainingRun], None]
+    recipe: type[R]  # the class of its recipes
+    validate: Callable[[R], CheckedRecipe]  # checks a recipe before any work is done; raises RecipeError
+    train: Callable[[TrainingRun[R]], None]  # trains, or resumes
+    # names of files in the run's folder that show that training has started, besides models and adapters
     results: tuple[str, ...] = ()
 
 

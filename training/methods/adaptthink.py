@@ -1,8 +1,7 @@
 """AdaptThink (arXiv 2505.13417): learn for each question whether to think at all.
 
-A share of the completions of a question is forced to skip the thinking, the others are forced to think. Their
-advantage is `correct + delta * (no thinking) - reference`, not relative to the group. The importance ratio of the loss
-is relative to how the completions were really drawn, so the forced first tokens teach the policy what its own would.
+A share of the completions of a question is forced to skip the thinking, the others to think. Their advantage is
+`correct + delta * (no thinking) - reference`, and the importance ratio is relative to how they were drawn.
 """
 
 from __future__ import annotations
@@ -17,35 +16,25 @@ from ..config import Alarm, Recipe, Section
 from ..preflight import CheckedRecipe, check_recipe
 from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, number_column
 from ..rollouts import GroupRollouts
-from ..sampling import RolloutSampler
-from ..traces import TraceCollector
+from ..traces import map_samples
 from ..training_run import TrainingRun
 from . import Method
 
 
 class AdaptThink(Section):
-    """Settings.
+    """Settings."""
 
-    Attributes:
-        delta: reward for not thinking, in units of accuracy.
-        share: of the completions of a group that are forced not to think.
-        brevity: reward difference between the shortest and the longest right thinking of a question; 0 in the paper.
-        reference_samples: completions per question that measure the accuracy before training.
-        importance: "sequence" (as in the paper) takes the geometric mean of the ratio over a completion, with which
-            even a mode that the policy never takes is learned; "token" is unbiased except for clipping.
-        clip: clipping range of the importance ratio.
-        start: one-token text that starts forced thinking (the paper's "Alright"); by default the token is sampled.
-        no_think_tokens: token limit of completions forced not to think.
-    """
-
-    delta: float = Field(default=0.05, ge=0, le=1)
-    share: float = Field(default=0.5, gt=0, lt=1)
-    brevity: float = Field(default=0.0, ge=0, lt=1)
-    reference_samples: int = Field(default=16, ge=1)
+    delta: float = Field(default=0.05, ge=0, le=1)  # reward for not thinking, in units of accuracy
+    share: float = Field(default=0.5, gt=0, lt=1)  # of the completions of a group that are forced not to think
+    brevity: float = Field(default=0.0, ge=0, lt=1)  # of the shortest right thinking over the longest; 0 in the paper
+    reference_samples: int = Field(default=16, ge=1)  # a question, for the accuracy before training
+    # "sequence" (as in the paper) takes the geometric mean of the ratio over a completion, with which even a mode that
+    # the policy never takes is learned; "token" is unbiased except for clipping
     importance: Literal["sequence", "token"] = "sequence"
-    clip: float = Field(default=0.2, gt=0)
+    clip: float = Field(default=0.2, gt=0)  # clipping range of the importance ratio
+    # one-token text that starts forced thinking (the paper's "Alright"); by default the token is sampled
     start: str | None = None
-    no_think_tokens: int | None = Field(default=None, ge=2)
+    no_think_tokens: int | None = Field(default=None, ge=2)  # token limit of completions forced not to think
 
 
 class AdaptThinkRecipe(Recipe):
@@ -56,10 +45,7 @@ class AdaptThinkRecipe(Recipe):
 
 
 class NoThinkBonus(Reward):
-    """`delta` for a completion without thinking, 0 for one that thinks.
-
-    Not thinking wins on a question if thinking improves its accuracy by less than `delta`.
-    """
+    """`delta` for a completion without thinking; that wins unless thinking improves the accuracy by more."""
 
     name = "no_think_bonus"
 
@@ -92,42 +78,37 @@ def _validate(recipe: AdaptThinkRecipe) -> CheckedRecipe:
     return check_recipe(recipe, no_think_tokens=recipe.adaptthink.no_think_tokens, start=recipe.adaptthink.start)
 
 
-def _train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    settings, close = recipe.adaptthink, checked.markers.close
+def _train(run: TrainingRun[AdaptThinkRecipe]) -> None:
+    recipe, settings, close = run.recipe, run.recipe.adaptthink, run.checked.markers.close
     plan = plan_group(recipe.rollouts.generations, settings.share)
-    sampler = RolloutSampler(
-        run.load_model(recipe),
-        recipe.rollouts,
-        checked.markers,
-        share=plan.count(NO_THINK) / len(plan),
-        start=settings.start,
-        no_think_tokens=settings.no_think_tokens,
-    )
+    share = plan.count(NO_THINK) / len(plan)
+    sampler = run.make_sampler(share=share, start=settings.start, no_think_tokens=settings.no_think_tokens)
     with Correctness(close) as correct:
-        accuracies = TraceCollector(recipe, checked, sampler, run.log).map(
+        accuracies = map_samples(
+            run,
+            sampler,
             lambda traces: fmean(trace.right for trace in traces),
             "reference",
             settings.reference_samples,
             start_mode=THINK,
         )
-        rows = [{**row, "reference": accuracy} for row, accuracy in zip(checked.rows, accuracies, strict=True)]
+        rows = [{**row, "reference": accuracy} for row, accuracy in zip(run.checked.rows, accuracies, strict=True)]
         run.log(f"before training, {fmean(accuracies):.1%} of thinking completions are right")
         rewards: list[Reward] = [correct, NoThinkBonus(settings.delta, close), ReferenceBaseline()]
         if settings.brevity:
             rewards.append(GroupBrevity(correct, settings.brevity, thinking_only=True))
         trainer = run.build_grpo_trainer(
-            recipe,
             GroupRollouts(sampler, plan, recipe.seed),
             rewards,
-            rows,
             credit="reward",
             alarm=recipe.alarm,
+            rows=rows,
             importance_sampling_level=settings.importance,
             epsilon=settings.clip,
             loss_type="grpo",
             scale_rewards="none",
         )
-        run.run_trainer(trainer, recipe)
+        run.run_trainer(trainer)
 
 
 METHOD = Method(recipe=AdaptThinkRecipe, validate=_validate, train=_train)

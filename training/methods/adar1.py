@@ -1,7 +1,7 @@
 """AdaR1 (arXiv 2504.21659): merge a model with a short-thinking copy, then learn by DPO when to think long.
 
-The stages, each finished once and kept in the folder of the run: the copy learns short completions (`short/`), the
-weights are merged (`merged/`), both parents answer the questions, and DPO learns from pairs of their completions.
+Each stage is finished once, in a folder of the run: short completions are learned (`short/`), the weights merged
+(`merged/`), the questions answered by both parents, and DPO learns from pairs of their completions.
 """
 
 from __future__ import annotations
@@ -18,36 +18,23 @@ from ..config import Optimiser, Recipe, RecipeError, Section, ThinkingEffort
 from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
-from ..sampling import RolloutSampler
-from ..traces import PreferencePair, SampledTrace, TraceCollector, shortest_right
+from ..traces import PreferencePair, SampledTrace, collect_traces, shortest_right
 from ..training_run import MODEL, TrainingRun, write_model
 from . import Method
 
 
 class AdaR1(Section):
-    """Settings.
+    """Settings."""
 
-    Attributes:
-        share: of the long model's weights in the merged model.
-        samples: completions per question by each parent.
-        beta: of DPO.
-        groups: most pairs per question that compare long with short thinking.
-        instances: most pairs per question that compare completions of one kind.
-        min_accuracy: the share of right answers below which a question teaches no brevity; ours, 0 in the paper.
-        nll_weight: see `build_dpo_trainer`; ours, 0 in the paper.
-        short_effort: the tier in which the short completions are sampled.
-        short: how the short parent learns them, under the usual prompt.
-    """
-
-    share: float = Field(default=0.8, gt=0, lt=1)
-    samples: int = Field(default=12, ge=1)
-    beta: float = Field(default=0.1, gt=0)
-    groups: int = Field(default=4, ge=0)
-    instances: int = Field(default=2, ge=0)
-    min_accuracy: float = Field(default=0.5, ge=0, le=1)
-    nll_weight: float = Field(default=0.0, ge=0)
-    short_effort: ThinkingEffort = "easy"
-    short: Optimiser = Optimiser()
+    share: float = Field(default=0.8, gt=0, lt=1)  # of the long model's weights in the merged model
+    samples: int = Field(default=12, ge=1)  # completions per question by each parent
+    beta: float = Field(default=0.1, gt=0)  # of DPO
+    groups: int = Field(default=4, ge=0)  # most pairs per question that compare long with short thinking
+    instances: int = Field(default=2, ge=0)  # most pairs per question that compare completions of one kind
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)  # with fewer right, no brevity is taught; ours, 0 in the paper
+    nll_weight: float = Field(default=0.0, ge=0)  # see `build_dpo_trainer`; ours, 0 in the paper
+    short_effort: ThinkingEffort = "easy"  # the tier in which the short completions are sampled
+    short: Optimiser = Optimiser()  # how the short parent learns them, under the usual prompt
 
 
 class AdaR1Recipe(Recipe):
@@ -66,18 +53,16 @@ def _validate(recipe: AdaR1Recipe) -> CheckedRecipe:
     )
 
 
-def _train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+def _train(run: TrainingRun[AdaR1Recipe]) -> None:
     from ..offline import build_dpo_trainer, schedule_examples, to_dpo_example
 
-    settings, merged_folder = recipe.adar1, recipe.out / "merged" / MODEL
-    with closing(run.load_model(recipe)) as long, closing(_train_short_parent(recipe, checked, long, run)) as short:
+    recipe, settings, merged_folder = run.recipe, run.recipe.adar1, run.folder / "merged" / MODEL
+    with closing(run.load_model()) as long, closing(_train_short_parent(run, long)) as short:
         long_traces, short_traces = (
-            TraceCollector(recipe, checked, RolloutSampler(engine, recipe.rollouts, checked.markers), run.log).collect(
-                f"{kind}-answers", settings.samples
-            )
+            collect_traces(run, run.make_sampler(engine), f"{kind}-answers", settings.samples)
             for kind, engine in (("long", long), ("short", short))
         )
-        rank0_only(lambda: _write_merged(recipe, long, short, merged_folder, run))
+        rank0_only(lambda: _write_merged(run, long, short, merged_folder))
     rng = Random(f"pairs:{recipe.seed}")
     pairs = [
         pair
@@ -94,27 +79,22 @@ def _train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> Non
     merged = load_engine(merged_folder, recipe.optimiser.dtype)
     trainer = build_dpo_trainer(
         run,
-        recipe,
         merged.model,
         merged.tokenizer,
         schedule_examples([to_dpo_example(pair) for pair in pairs], recipe),
         beta=settings.beta,
         nll_weight=settings.nll_weight,
     )
-    run.run_trainer(trainer, recipe)
+    run.run_trainer(trainer)
 
 
-def _train_short_parent(
-    recipe: AdaR1Recipe, checked: CheckedRecipe, long: TransformersEngine, run: TrainingRun
-) -> TransformersEngine:
+def _train_short_parent(run: TrainingRun[AdaR1Recipe], long: TransformersEngine) -> TransformersEngine:
     """The model after learning its own short right completions."""
     from ..offline import train_sft
 
-    folder = recipe.out / "short"
-    if not rank0_only((folder / MODEL).is_dir):
-        sampler = RolloutSampler(long, recipe.rollouts, checked.markers)
-        collector = TraceCollector(recipe, checked, sampler, run.log)
-        sampled = collector.collect("short-traces", 1, recipe.adar1.short_effort)
+    settings, folder = run.recipe.adar1, run.folder / "short" / MODEL
+    if not rank0_only(folder.is_dir):
+        sampled = collect_traces(run, run.make_sampler(long), "short-traces", 1, settings.short_effort)
         kept = [trace for group in sampled for trace in shortest_right(group, 1)]
         if not kept:
             raise RecipeError(
@@ -122,21 +102,20 @@ def _train_short_parent(
                 code="nothing_to_learn",
             )
         run.log(f"the short parent learns {len(kept)} completions")
-        stage = recipe.model_copy(update={"optimiser": recipe.adar1.short})
-        with closing(run.load_model(recipe)) as student:
-            train_sft(run.make_stage("short"), stage, student, kept)
-    return load_engine(folder / MODEL, recipe.optimiser.dtype)
+        with closing(run.load_model()) as student:
+            train_sft(run.make_stage("short", settings.short), student, kept)
+    return load_engine(folder, run.recipe.optimiser.dtype)
 
 
 def _write_merged(
-    recipe: AdaR1Recipe, long: TransformersEngine, short: TransformersEngine, folder: Path, run: TrainingRun
+    run: TrainingRun[AdaR1Recipe], long: TransformersEngine, short: TransformersEngine, folder: Path
 ) -> None:
     """Write the merged model, from which DPO also loads its reference; overwrites the weights of `long`."""
     import torch
 
     if folder.is_dir():
         return
-    share, others = recipe.adar1.share, dict(short.model.named_parameters())  # lists tied weights once
+    share, others = run.recipe.adar1.share, dict(short.model.named_parameters())  # lists tied weights once
     with torch.no_grad():
         for name, weight in long.model.named_parameters():
             weight.copy_(share * weight.float() + (1 - share) * others[name].float())
@@ -154,9 +133,12 @@ def make_pairs(
 ) -> list[PreferencePair]:
     """The preference pairs of one question, from as many long as short completions.
 
-    Long thinking is preferred only if its accuracy is higher by more than half a sample. Chosen completions are right;
-    rejected ones are wrong if any are. No pairs are made if neither kind is ever right, and none for brevity if less
-    than `min_accuracy` of the preferred kind is right: a question that is not learned yet must not be learned short.
+    Long thinking is preferred only if its accuracy is higher by more than half a sample; then a right completion of the
+    preferred kind is chosen over a wrong one of the other kind, if any is wrong. Within the preferred kind, the
+    shortest right completion is chosen over the longest right ones. No pairs are made if neither kind is ever right,
+    and none for brevity if less than `min_accuracy` of the preferred kind is right: a question that is not learned yet
+    must not be learned short. As in the authors' script, but that `min_accuracy` is ours, and that a completion is
+    never compared with itself.
     """
     right_long, right_short = sum(t.right for t in long), sum(t.right for t in short)
     if not right_long and not right_short:
@@ -171,8 +153,7 @@ def make_pairs(
     pairs = [PreferencePair("group", *both) for both in rng.sample(candidates, min(groups, len(candidates)))]
     if good and solved:
         winner = min(good, key=lambda t: t.length)
-        losers = [t for t in better if not t.right] or [t for t in good if t.length > winner.length]
-        losers = sorted(losers, key=lambda t: -t.length)[:instances]
+        losers = sorted((t for t in good if t.length > winner.length), key=lambda t: -t.length)[:instances]
         pairs += [PreferencePair("instance", winner, loser) for loser in losers]
     return pairs
 

@@ -1,9 +1,8 @@
 """ConciseHint-T (arXiv 2506.18810): learn a hint as the embeddings of new tokens; the model stays frozen.
 
-Completions are sampled with the hint in words, as set by `rollouts.policies`. In the shortest right ones, the words and
-the line break after them are replaced by new tokens, initialised with the embeddings of the words, and only these are
-trained. On a quantized model this is a soft prompt that regains some of the accuracy lost by quantization (Compress,
-Then Prompt, arXiv 2305.11186): gradients pass through the integer layers.
+In the shortest right completions with the hint of `rollouts.policies`, its words are replaced by new tokens, which
+start with the embeddings of the words and are all that is trained. On a quantized model this is a soft prompt that
+regains accuracy (Compress, Then Prompt, arXiv 2305.11186).
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ import torch
 from pydantic import Field
 
 from ...controller.policies.base import PARAGRAPH
-from ...controller.policies.hint import HINT_TOKEN, ConciseHint, find_learned_hint
+from ...controller.policies.hint import HINT_TOKEN, BrevityHint, find_learned_hint
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_frozen, check_recipe
-from ..sampling import RolloutSampler
-from ..traces import SampledTrace, TraceCollector, shortest_right, split_by_mask
+from ..traces import SampledTrace, collect_traces, shortest_right, split_by_mask
 from ..training_run import TrainingRun
 from . import Method
 
@@ -30,16 +28,11 @@ POLICY = "hint"
 
 
 class Hint(Section):
-    """Settings.
+    """Settings."""
 
-    Attributes:
-        samples: completions per question, of which the `keep` shortest right ones with a hint are learned.
-        strength: of the learned change of the embeddings, the paper's gamma; above 1 extrapolates.
-    """
-
-    samples: int = Field(default=8, ge=1)
+    samples: int = Field(default=8, ge=1)  # per question; the `keep` shortest right ones with a hint are learned
     keep: int = Field(default=1, ge=1)
-    strength: float = Field(default=1.0, gt=0, le=2)
+    strength: float = Field(default=1.0, gt=0, le=2)  # of the learned change, the paper's gamma; above 1 extrapolates
 
 
 class HintRecipe(Recipe):
@@ -56,7 +49,7 @@ def _validate(recipe: HintRecipe) -> CheckedRecipe:
     return check_recipe(recipe, completions=1, resident=ResidentModels(trained="embeddings"), step_content=content)
 
 
-def make_policy(recipe: HintRecipe) -> ConciseHint:
+def make_policy(recipe: HintRecipe) -> BrevityHint:
     """The policy that gives the hint in words; raises RecipeError."""
     settings = recipe.rollouts.policies.get(POLICY)
     if settings is None:
@@ -64,20 +57,19 @@ def make_policy(recipe: HintRecipe) -> ConciseHint:
             "rollouts.policies has no hint to learn; add `policies: {hint: {}}`, with settings of the policy if needed",
             code="no_hint_policy",
         )
-    return ConciseHint(**settings)
+    return BrevityHint(**settings)
 
 
-def _train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+def _train(run: TrainingRun[HintRecipe]) -> None:
     from ..offline import train_sft
 
-    engine, settings, words = run.load_model(recipe), recipe.hint, make_policy(recipe).text + PARAGRAPH
+    engine, settings, words = run.load_model(), run.recipe.hint, make_policy(run.recipe).text + PARAGRAPH
     if find_learned_hint(engine.tokenizer):
         raise RecipeError(
-            f"{recipe.model} already has a learned hint; train from the model without it", code="hint_exists"
+            f"{run.recipe.model} already has a learned hint; train from the model without it", code="hint_exists"
         )
     check_free_rows(engine.model, engine.tokenizer, words)
-    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("traces", settings.samples)
+    sampled = collect_traces(run, run.make_sampler(engine), "traces", settings.samples)
     ids = add_hint_tokens(engine.model, engine.tokenizer, words)
     before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), find_learned_hint(engine.tokenizer)
     freeze_except(engine.model, ids)
@@ -98,7 +90,7 @@ def _train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None
         table[ids] = before + settings.strength * (table[ids] - before)
 
     run.log(f"learning {len(ids)} embeddings from {len(kept)} completions with a hint")
-    train_sft(run, recipe, engine, kept, finish=scale_change)
+    train_sft(run, engine, kept, finish=scale_change)
 
 
 def replace_forced_words(trace: SampledTrace, tokenizer: Any, words: str, new: str) -> SampledTrace | None:
@@ -152,10 +144,7 @@ def check_free_rows(model: Any, tokenizer: Any, words: str) -> None:
 
 
 def freeze_except(model: Any, ids: Sequence[int]) -> None:
-    """Train only the embeddings of these tokens.
-
-    The optimizer gets the full table. Without gradient and weight decay, the other rows stay exactly as they are.
-    """
+    """Train only the embeddings of these tokens; the other rows get neither gradient nor weight decay."""
     model.requires_grad_(False)
     table = model.get_input_embeddings().weight
     chosen = torch.zeros(table.shape[0], 1, dtype=table.dtype)

@@ -1,7 +1,6 @@
 """Supervised fine-tuning on the model's own completions: the shortest right ones, or those a controller shortened.
 
-Self-distillation makes permanent what otherwise takes several samples, or a controller at run time: the controller's
-closings of the thinking are learned, and its hints are removed from the completions that they made short.
+The controller's closings of the thinking are learned, and its hints removed from the completions they made short.
 """
 
 from __future__ import annotations
@@ -12,25 +11,19 @@ from pydantic import Field
 
 from ..config import Recipe, RecipeError, Section, ThinkingEffort
 from ..preflight import CheckedRecipe, check_recipe
-from ..sampling import RolloutSampler
-from ..traces import TraceCollector, shortest_right, to_sft
+from ..traces import collect_traces, shortest_right, to_sft
 from ..training_run import TrainingRun
 from . import Method
 
 
 class Sft(Section):
-    """Settings. With `rollouts.policies`, the completions are those of a controller.
+    """Settings. With `rollouts.policies`, the completions are those of a controller."""
 
-    Attributes:
-        samples: completions per question, of which the `keep` shortest right ones are learned.
-        effort: the tier to sample in; by default the tier that is trained.
-        imitate: learn what the controller did, see `traces.to_sft`. If False, its text is only masked from the loss,
-            and the model learns to wait for the controller.
-    """
-
-    samples: int = Field(default=8, ge=1)
+    samples: int = Field(default=8, ge=1)  # per question; the `keep` shortest right ones are learned
     keep: int = Field(default=1, ge=1)
-    effort: ThinkingEffort | None = None
+    effort: ThinkingEffort | None = None  # the tier to sample in; by default the tier that is trained
+    # learn what the controller did, see `traces.to_sft`. If False, its text is only masked from the loss, and the model
+    # learns to wait for the controller.
     imitate: bool = True
 
 
@@ -46,13 +39,11 @@ def _validate(recipe: SftRecipe) -> CheckedRecipe:
     return check_recipe(recipe, completions=1, step_content=content)
 
 
-def _train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+def _train(run: TrainingRun[SftRecipe]) -> None:
     from ..offline import train_sft
 
-    engine, settings = run.load_model(recipe), recipe.sft
-    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    collector = TraceCollector(recipe, checked, sampler, run.log)
-    sampled = collector.collect("traces", settings.samples, settings.effort)
+    sampler, settings = run.make_sampler(), run.recipe.sft
+    sampled = collect_traces(run, sampler, "traces", settings.samples, settings.effort)
     traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
     kept = [trace for group in traces for trace in shortest_right(group, settings.keep)]
     if not kept:
@@ -64,7 +55,7 @@ def _train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     before = fmean(trace.length for group in sampled for trace in group)
     after = fmean(trace.length for trace in kept)
     run.log(f"learning {len(kept)} completions of {after:.0f} tokens on average; all sampled ones have {before:.0f}")
-    train_sft(run, recipe, engine, kept)
+    train_sft(run, sampler.engine, kept)
 
 
 METHOD = Method(recipe=SftRecipe, validate=_validate, train=_train)

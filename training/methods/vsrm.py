@@ -1,11 +1,8 @@
 """VSRM (arXiv 2508.10293): reward every thinking step by how much it changed the probability of a right answer.
 
-The probability at a cut is estimated by ending the thinking there a few times. Training is Reinforce with the return of
-each token, and the same probabilities are its baseline, instead of a critic. With `train: false` nothing is trained,
-and they show where thinking was wasted.
-
-Cues and constants are the paper's. The paper rewards a step at its first token; we do at its last, so that the returns
-of the step's own tokens include it.
+The probability is estimated by ending the thinking at a cut a few times; it is also the baseline of Reinforce, in place
+of a critic. Cues and constants are the paper's. The paper rewards a step at its first token; we do at its last, so that
+the returns of the step's own tokens include it.
 """
 
 from __future__ import annotations
@@ -38,37 +35,24 @@ CUES = (
     *("seems solid", "similarly", "that's correct but", "that seems right", "wait but", "So"),
 )
 """Words that begin a step; those in lower case also match capitalised."""
-FLOOR, SPACING = 1000, 400
-"""Characters before the first cut, and between two."""
+FLOOR, SPACING = 1000, 400  # characters before the first cut, and between two
 LOOK_AHEAD, DECAY = 4, 0.7
 _NO_CHANGE = 1e-5
 _SENTENCE_END = re.compile(r"[.!?\n]\s*")
 
 
 class Vsrm(Section):
-    """Settings.
+    """Settings."""
 
-    Attributes:
-        answers: sampled at each cut, with at most `answer_tokens` tokens each.
-        floor: characters before the first cut.
-        spacing: characters between two cuts.
-        look_ahead: a step without effect shares in the effect of the next steps, up to this many; 0 for none.
-        unfinished_penalty: for a completion that reaches its limit or has no answer; ten in the authors' code, where a
-            right answer is worth one.
-        ineffective_penalty: for a step without effect while the answer is right already. Ours; in the paper it is 0,
-            and such a step is worth as much as leaving it out.
-        train: if False, only analyse `samples` completions per question and write analysis.json.
-    """
-
-    answers: int = Field(default=5, ge=1)
+    answers: int = Field(default=5, ge=1)  # sampled at each cut, with at most `answer_tokens` tokens each
     answer_tokens: int = Field(default=64, ge=2)
     temperature: float = Field(default=0.6, gt=0)
-    floor: int = Field(default=FLOOR, ge=0)
-    spacing: int = Field(default=SPACING, ge=1)
-    look_ahead: int = Field(default=LOOK_AHEAD, ge=0)
-    unfinished_penalty: float = Field(default=10.0, ge=0)
-    ineffective_penalty: float = Field(default=0.0, ge=0)
-    train: bool = True
+    floor: int = Field(default=FLOOR, ge=0)  # characters before the first cut
+    spacing: int = Field(default=SPACING, ge=1)  # characters between two cuts
+    look_ahead: int = Field(default=LOOK_AHEAD, ge=0)  # steps whose effect one without effect shares in
+    unfinished_penalty: float = Field(default=10.0, ge=0)  # without an answer; ten in the authors' code
+    ineffective_penalty: float = Field(default=0.0, ge=0)  # without effect if right already; 0 in the paper
+    train: bool = True  # if False, only analyse `samples` completions per question and write analysis.json
     samples: int = Field(default=1, ge=1)
 
 
@@ -200,27 +184,25 @@ def _validate(recipe: VsrmRecipe) -> CheckedRecipe:
     return check_recipe(recipe, resident=ONE_MODEL if recipe.vsrm.train else ResidentModels(trained="nothing"))
 
 
-def _train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
-    with Correctness(checked.markers.close) as correct:
-        prober = CutProber(sampler, recipe.vsrm, correct)
+def _train(run: TrainingRun[VsrmRecipe]) -> None:
+    recipe = run.recipe
+    with Correctness(run.checked.markers.close) as correct:
+        prober = CutProber(run.make_sampler(), recipe.vsrm, correct)
         if not recipe.vsrm.train:
-            found = rank0_only(lambda: analyse(prober, checked.rows, recipe))
+            found = rank0_only(lambda: analyse(prober, run.checked.rows, recipe))
             run.log(
                 f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
                 f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
             )
             return
         trainer = run.build_grpo_trainer(
-            recipe,
             StepRollouts(prober, recipe.rollouts.generations, recipe.seed),
             [correct],
-            checked.rows,
             credit="tokens",
             alarm=recipe.alarm,
             loss_type="dapo",
         )
-        run.run_trainer(trainer, recipe)
+        run.run_trainer(trainer)
 
 
 def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:

@@ -1,13 +1,10 @@
 """Learn by RL on forced and free completions to think only where that pays (APO).
 
-Adaptive policy optimization of A2FM (arXiv 2510.12838) chooses among answering at once, thinking, and using tools. GRPO
-runs on groups in which each mode is forced a few times and the rest is free. Forced starts are masked from the loss;
-the choice is learned from the free completions, with a reward that discounts expensive modes where answering at once
-would do. Tools are available for agent tasks.
-
-Before that, `apo.align` teaches each question's cheapest sufficient mode by SFT (the paper's "route, then align"). A
-policy that never answers at once by itself has nothing to choose from, and with masked starts APO cannot teach it to.
-The paper uses larger models as teachers, and learns whole answers.
+A2FM (arXiv 2510.12838) chooses among answering at once, thinking, and using tools. GRPO runs on groups in which each
+mode is forced a few times, with the starts masked from the loss; the choice is learned from the free completions, with
+a reward that discounts expensive modes where answering at once would do. Before that, `apo.align` teaches each
+question's cheapest sufficient mode by SFT, without which a policy that never answers at once has nothing to choose
+from. The paper uses larger models as teachers, and learns whole answers.
 """
 
 from __future__ import annotations
@@ -27,48 +24,31 @@ from ..methods import Method
 from ..preflight import CheckedRecipe, Row, check_recipe, load_tasks
 from ..processes import rank0_only, resumable_map
 from ..rewards import AGENTIC, NO_THINK, THINK, Correctness, Reward, get_modes, group_by_prompt, require_column
-from ..sampling import FREE, CompletionRequest, RolloutSampler
+from ..sampling import FREE, CompletionRequest
 from ..traces import SampledTrace
 from ..training_run import MODEL, TrainingRun
 from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode
 
 
 class Align(Section):
-    """Settings of the alignment.
+    """Settings of the alignment."""
 
-    Attributes:
-        samples: episodes per question and mode.
-        min_accuracy: the share of right episodes from which a mode is sufficient.
-        optimiser: for learning the chosen completions.
-    """
-
-    samples: int = Field(default=4, ge=1)
-    min_accuracy: float = Field(default=0.5, gt=0, le=1)
-    optimiser: Optimiser = Optimiser()
+    samples: int = Field(default=4, ge=1)  # episodes per question and mode
+    min_accuracy: float = Field(default=0.5, gt=0, le=1)  # the share of right episodes from which a mode is sufficient
+    optimiser: Optimiser = Optimiser()  # for learning the chosen completions
 
 
 class Apo(Section):
-    """Settings.
+    """Settings."""
 
-    Attributes:
-        forced: completions of a group forced into each mode; the rest is free.
-        alpha: see `AdaptiveDiscount`.
-        easy: see `AdaptiveDiscount`.
-        kl: weight of the KL divergence from the model before training.
-        no_think_tokens: token limit of completions forced not to think.
-        max_steps: of an episode with tools.
-        followup_effort: the tier of steps that follow a tool result.
-        align: learn first which mode is sufficient for which question.
-    """
-
-    forced: int = Field(default=3, ge=1)
-    alpha: float = Field(default=2.0, gt=0)
-    easy: float = Field(default=0.5, ge=0, le=1)
-    kl: float = Field(default=0.0, ge=0)
-    no_think_tokens: int | None = Field(default=None, ge=2)
-    max_steps: int = Field(default=8, ge=2)
-    followup_effort: ThinkingEffort = "easy"
-    align: Align | None = None
+    forced: int = Field(default=3, ge=1)  # completions of a group forced into each mode; the rest is free
+    alpha: float = Field(default=2.0, gt=0)  # see `AdaptiveDiscount`
+    easy: float = Field(default=0.5, ge=0, le=1)  # see `AdaptiveDiscount`
+    kl: float = Field(default=0.0, ge=0)  # weight of the KL divergence from the model before training
+    no_think_tokens: int | None = Field(default=None, ge=2)  # token limit of completions forced not to think
+    max_steps: int = Field(default=8, ge=2)  # of an episode with tools
+    followup_effort: ThinkingEffort = "easy"  # the tier of steps that follow a tool result
+    align: Align | None = None  # learn first which mode is sufficient for which question
 
 
 class ApoRecipe(Recipe):
@@ -132,71 +112,52 @@ def _validate(recipe: ApoRecipe) -> CheckedRecipe:
     )
 
 
-def _train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    settings, close = recipe.apo, checked.markers.close
+def _train(run: TrainingRun[ApoRecipe]) -> None:
+    recipe, settings, close = run.recipe, run.recipe.apo, run.checked.markers.close
     tasks = load_tasks(recipe.data)
     forced = [mode for mode in recipe.modes for _ in range(settings.forced)]
     plan = forced + [FREE] * (recipe.rollouts.generations - len(forced))
     with Correctness(close) as correct:
-        sampler = RolloutSampler(
-            run.load_model(recipe),
-            recipe.rollouts,
-            checked.markers,
-            no_think_tokens=settings.no_think_tokens,
-            tools=() if tasks is None else TOOL_SCHEMAS,
-        )
+        tools = () if tasks is None else TOOL_SCHEMAS
+        sampler = run.make_sampler(no_think_tokens=settings.no_think_tokens, tools=tools)
         by_id = None if tasks is None else {task.id: task for task in tasks}
         runner = EpisodeRunner(sampler, by_id, settings.followup_effort, settings.max_steps)
         if settings.align is not None:
-            _align(recipe, settings.align, runner, checked.rows, correct, run)
+            _align(run, settings.align, runner, correct)
         trainer = run.build_grpo_trainer(
-            recipe,
             EpisodeRollouts(runner, plan, recipe.seed),
             [correct, AdaptiveDiscount(correct, settings.alpha, settings.easy, close)],
-            checked.rows,
             credit="group",
             alarm=recipe.alarm,
             # The discounted reward includes correctness, which is only logged.
             reward_weights=[0.0, 1.0],
             beta=settings.kl,
         )
-        run.run_trainer(trainer, recipe)
+        run.run_trainer(trainer)
 
 
-def _align(
-    recipe: ApoRecipe,
-    settings: Align,
-    runner: EpisodeRunner,
-    rows: Sequence[Row],
-    correct: Correctness,
-    run: TrainingRun,
-) -> None:
+def _align(run: TrainingRun[ApoRecipe], settings: Align, runner: EpisodeRunner, correct: Correctness) -> None:
     """Learn by SFT, for each question, its cheapest sufficient mode; or load what an earlier run has learned."""
     from ..offline import train_sft
 
-    engine, folder = runner.sampler.engine, recipe.out / "aligned" / MODEL
+    engine, folder = runner.sampler.engine, run.folder / "aligned" / MODEL
     if not rank0_only(folder.is_dir):
-        traces = _choose_traces(recipe, settings, runner, rows, correct, run)
+        traces = _choose_traces(run, settings, runner, correct)
         if not traces:
             raise RecipeError(
-                f"no mode is sufficient for any of {len(rows)} questions; use easier ones, or lower "
+                f"no mode is sufficient for any of {len(run.checked.rows)} questions; use easier ones, or lower "
                 "apo.align.min_accuracy",
                 code="nothing_to_learn",
             )
-        stage = recipe.model_copy(update={"optimiser": settings.optimiser})
-        train_sft(run.make_stage("aligned"), stage, engine, traces)
-    engine.model = load_engine(folder, recipe.optimiser.dtype).model
+        train_sft(run.make_stage("aligned", settings.optimiser), engine, traces)
+    engine.model = load_engine(folder, run.recipe.optimiser.dtype).model
 
 
 def _choose_traces(
-    recipe: ApoRecipe,
-    settings: Align,
-    runner: EpisodeRunner,
-    rows: Sequence[Row],
-    correct: Correctness,
-    run: TrainingRun,
+    run: TrainingRun[ApoRecipe], settings: Align, runner: EpisodeRunner, correct: Correctness
 ) -> list[SampledTrace]:
-    modes, samples, sampler = recipe.modes, settings.samples, runner.sampler
+    recipe, rows, sampler = run.recipe, run.checked.rows, runner.sampler
+    modes, samples = recipe.modes, settings.samples
 
     def is_right(episode: TrainingEpisode) -> bool:
         row = episode.row
@@ -248,8 +209,7 @@ def choose_cheapest(
 def to_alignment_trace(episode: TrainingEpisode, close: int) -> SampledTrace:
     """The tokens that decide on a mode: the first token, an opened tool call, or all of an answer at once.
 
-    The model knows how to continue, and the hundreds of tokens of that would drown out the deciding ones. Text of
-    policies before the closing token is masked; a call is opened after it.
+    The rest would drown them out. Policies' text before the closing token is masked; a call is opened after it.
     """
     step = episode.steps[0]
     answer = step.ids.index(close) + 1 if close in step.ids else len(step.ids)

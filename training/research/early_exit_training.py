@@ -1,8 +1,6 @@
 """Train an early-exit adapter, which predicts the frozen model's output from an intermediate layer, and its gate.
 
-The state of a token at the exit layer does not depend on whether earlier tokens left early, because the layers below it
-always run. So the adapter learns from states collected once, and a full completion is evaluated in one forward pass
-with early exits.
+The layers below the exit always run, so states are collected once, and one forward pass evaluates a completion.
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ from ..traces import SampledTrace
 
 _ROWS = 8
 _CHUNK = 2048
-_RETRY = 0.85
-"""The share of exits kept in the next try, if tokens that stay disagree because of those that left."""
+_RETRY = 0.85  # the share of exits kept in the next try, if tokens that stay disagree because of those that left
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +34,12 @@ class ExitStates:
 
 @dataclass(frozen=True, slots=True)
 class ChosenThreshold:
-    """A gate threshold, None if no tokens may leave, and its effect on held-out tokens.
-
-    Attributes:
-        left: the share of tokens that leave.
-        agreement_left: how often the most likely token of those that leave is the model's.
-        agreement_stayed: the same for tokens that stay, given the exits of the others.
-    """
+    """A gate threshold, None if no tokens may leave, and its effect on held-out tokens."""
 
     threshold: float | None
-    left: float
-    agreement_left: float
-    agreement_stayed: float
+    left: float  # the share of tokens that leave
+    agreement_left: float  # how often the most likely token of those that leave is the model's
+    agreement_stayed: float  # the same for tokens that stay, given the exits of the others
     tokens: int
 
 

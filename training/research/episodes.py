@@ -1,7 +1,6 @@
 """Episodes of agent tasks: completions with the results of the tool calls in between.
 
-Each step has a prompt of its own, the conversation as the chat template renders it. So training reads what the model
-will read in use, where templates drop the thinking of earlier steps.
+Each step has the prompt that it will have in use, where templates drop the thinking of earlier steps.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from ..rewards import AGENTIC
 from ..rollouts import GroupRollouts
 from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
-CALLING = (FREE, AGENTIC)
-"""Start modes of episodes whose calls are executed; the others have no tools."""
+CALLING = (FREE, AGENTIC)  # start modes of episodes whose calls are executed; the others have no tools
 
 
 def run_calls(world: World, text: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
@@ -47,19 +45,14 @@ def run_calls(world: World, text: str, calls: Sequence[ToolCall]) -> list[dict[s
 
 @dataclass(slots=True)
 class TrainingEpisode:
-    """The steps taken for one question, and the conversation after them.
-
-    Attributes:
-        calls: steps whose calls were executed.
-        called: whether the first step called a tool.
-    """
+    """The steps taken for one question, and the conversation after them."""
 
     row: Mapping[str, Any]
     start_mode: str
     steps: list[Rollout]
     messages: list[dict[str, Any]] = field(default_factory=list)
-    calls: int = 0
-    called: bool = False
+    calls: int = 0  # steps whose calls were executed
+    called: bool = False  # whether the first step called a tool
 
     @property
     def mode(self) -> str:
@@ -85,8 +78,8 @@ class TrainingEpisode:
     def to_rollout(self, step: int, solved: bool | None) -> Rollout:
         """One step as a rollout for the whole episode.
 
-        Its weight is the number of steps, so that with a random step the loss is on average that of all steps; or 0 if
-        the episode left its mode, about which it then says nothing.
+        Its weight is the number of steps, as with a random step the loss is on average that of all; 0 if it left its
+        mode.
         """
         return replace(
             self.steps[step],
@@ -104,18 +97,12 @@ class TrainingEpisode:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRunner:
-    """Runs episodes; all unfinished ones take their next step in one batch.
-
-    Attributes:
-        tasks: by id; None for questions without tools, which take one step.
-        followup_effort: the tier of steps after a tool result.
-        max_steps: of an episode.
-    """
+    """Runs episodes; all unfinished ones take their next step in one batch."""
 
     sampler: RolloutSampler
-    tasks: Mapping[str, Task] | None
-    followup_effort: str
-    max_steps: int
+    tasks: Mapping[str, Task] | None  # by id; None for questions without tools, which take one step
+    followup_effort: str  # the tier of steps after a tool result
+    max_steps: int  # of an episode
 
     def __call__(
         self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int
@@ -172,10 +159,7 @@ def _has_calls(rollout: Rollout) -> bool:
 
 
 def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) -> list[Rollout]:
-    """Open a tool call after the thinking of these completions, and let the model continue from there.
-
-    Completions that never close their thinking, or have no tokens left, stay as they are.
-    """
+    """Open a tool call after the thinking of these completions, if it is closed with tokens left, and continue them."""
     opening = tuple(sampler.session.codec.encode(f"{sampler.session.markers.close_suffix}{OPEN}"))
     opened, limit, size = list(rollouts), sampler.settings.max_new_tokens, sampler.settings.batch
     heads = {

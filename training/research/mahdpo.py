@@ -1,55 +1,204 @@
 """Learn a head for each objective by DPO, to be weighted at inference (MAH-DPO).
 
-From the paper Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards: one head per
-objective on a shared trunk, each taught by DPO on pairs of the model's own completions that differ in it: right over
-wrong, brief over long among the right ones, finished over cut off. The weights of the objectives are chosen afterwards:
-`tersely train blend MODEL OUT --weight accuracy=1 --weight brevity=2`.
+From Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards (arXiv 2510.01167): pairs of
+the model's own completions differ in one objective: right over wrong, brief over long, finished over cut off. Heads are
+linear, so a mixture of them is one matrix, in an ordinary model: `tersely train blend MODEL OUT --weight accuracy=1`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
+import torch.nn.functional as F
+import typer
 from pydantic import Field, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from ...errors import ModelError, OptionError, unknown
+from ...io import check_new_folder
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..methods import Method
 from ..preflight import CheckedRecipe, check_recipe
-from ..sampling import RolloutSampler
-from ..traces import PreferencePair, SampledTrace, TraceCollector
-from ..training_run import TrainingRun
-from .heads import Heads, install_heads, save_heads
+from ..traces import PreferencePair, SampledTrace, collect_traces
+from ..training_run import TrainingRun, write_model
 
+if TYPE_CHECKING:
+    from ..offline import TokenDPOTrainer
+
+FILE = "heads.safetensors"
 Objective = Literal["accuracy", "brevity", "format"]
-OBJECTIVE = "objective"
-"""Column of the training examples: the index of the head that learns them."""
+OBJECTIVE = "objective"  # column of the training examples: the index of the head that learns them
+_ACCEPTED = (
+    "accepted: the model in the folder `model` that `tersely train mahdpo` wrote, loaded by "
+    "AutoModelForCausalLM.from_pretrained(folder)"
+)
+
+
+class Heads(nn.Module):
+    """Replaces a model's head: one copy per objective, of which one is active."""
+
+    bias = None
+
+    def __init__(self, weight: Tensor, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names, self.active = tuple(names), 0
+        self.heads = nn.ParameterList(nn.Parameter(weight.detach().clone()) for _ in names)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weights of the active head, [vocabulary, hidden]."""
+        weight: nn.Parameter = self.heads[self.active]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the active head."""
+        return F.linear(x, self.weight)
+
+
+def install_heads(model: Any, names: Sequence[str]) -> Heads:
+    """Give a model one head per objective; raises ModelError unless its own head is a plain linear layer."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise ModelError(
+            f"the model's head is {type(head).__name__}; accepted: a linear layer without a bias",
+            code="unsupported_head",
+        )
+    heads = Heads(head.weight, names)
+    _replace_head(model, heads)
+    return heads
+
+
+def save_heads(model: Any, heads: Heads, folder: Path) -> None:
+    """Write the heads into the folder of the model, and give the model their mean as its only head."""
+    weights = {name: w.detach().cpu().contiguous() for name, w in zip(heads.names, heads.heads, strict=True)}
+    save_file(weights, folder / FILE, metadata={"format": "pt"})
+    mean = mix_heads(weights, dict.fromkeys(weights, 1.0))
+    head = nn.Linear(mean.shape[1], mean.shape[0], bias=False, dtype=mean.dtype)
+    head.weight = nn.Parameter(mean)
+    _replace_head(model, head)
+
+
+def load_heads(folder: Path | str) -> dict[str, Tensor]:
+    """Load the heads of a model that `tersely train mahdpo` wrote; raises ModelError."""
+    try:
+        return load_file(Path(folder) / FILE)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot read heads from {folder} ({error}); accepted: the folder `model` of `tersely train mahdpo`",
+            code="no_heads",
+        ) from None
+
+
+def mix_heads(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted mean of heads, [vocabulary, hidden], with weight 0 where none is given; raises OptionError."""
+    shares = _normalise_weights(heads, weights)
+    mixed = sum((heads[name].float() * share for name, share in shares.items()), torch.zeros(()))
+    return mixed.to(next(iter(heads.values())).dtype)
+
+
+def set_head_weights(model: Any, heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+    """Set the head of a loaded model to a mixture of these heads, in place; raises ModelError if they do not fit."""
+    weight = _get_head_weight(model)
+    for name, head in heads.items():
+        if head.shape != weight.shape:
+            sizes = (" x ".join(map(str, w.shape)) for w in (head, weight))
+            raise ModelError(
+                f"the head of {name!r} is {next(sizes)} and that of the model {next(sizes)} (vocabulary x hidden), so "
+                f"they belong to different models; {_ACCEPTED}",
+                code="other_model",
+            )
+    with torch.no_grad():
+        weight.copy_(mix_heads(heads, weights))
+
+
+def blend(
+    model: Annotated[Path, typer.Argument(help="The folder `model` of `tersely train mahdpo`.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    weight: Annotated[
+        list[str], typer.Option("--weight", metavar="NAME=WEIGHT", help="Weight of an objective; may be repeated.")
+    ],
+) -> None:
+    """Mix the heads of a model by weights of their objectives into an ordinary model (MAH-DPO)."""
+    weights: dict[str, float] = {}
+    for given in weight:
+        name, _, value = given.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise OptionError(f"--weight is {given!r}; accepted: NAME=WEIGHT, as in accuracy=1") from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    heads = load_heads(model)
+    _normalise_weights(heads, weights)
+    check_new_folder(out)
+    mixed: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    set_head_weights(mixed, heads, weights)
+    write_model(mixed, AutoTokenizer.from_pretrained(model), out)
+    print(f"saved to {out}")
+
+
+def _normalise_weights(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
+    """Scale weights to a sum of 1."""
+    for name, weight in weights.items():
+        if name not in heads:
+            raise unknown("objective", name, sorted(heads))
+        if not 0 <= weight < math.inf:
+            raise OptionError(
+                f"the weight of objective {name!r} is {weight!r}; accepted: a number of at least 0",
+                code="invalid_weight",
+            )
+    total = sum(weights.values())
+    if not total > 0:
+        raise OptionError(
+            f"all weights are 0; accepted: a positive weight for at least one of {', '.join(sorted(heads))}",
+            code="invalid_weight",
+        )
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _get_head_weight(model: Any) -> Tensor:
+    """The head's weights, [vocabulary, hidden]; raises ModelError if the embeddings share them."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} does not have a single matrix as its head; {_ACCEPTED}", code="unsupported_head"
+        )
+    embeddings = getattr(model.get_input_embeddings(), "weight", None)
+    if isinstance(embeddings, Tensor) and embeddings.data_ptr() == weight.data_ptr():
+        raise ModelError(
+            "the model's head is tied to its input embeddings, which changing its weights would change as well; "
+            f"{_ACCEPTED}",
+            code="tied_head",
+        )
+    return weight
+
+
+def _replace_head(model: Any, head: nn.Module) -> None:
+    """Replace a model's head by one that is not tied to the embeddings."""
+    model.set_output_embeddings(head)
+    config = model.config.get_text_config(decoder=True)
+    config.tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 class MahDpo(Section):
-    """Settings.
-
-    Attributes:
-        samples: completions per question.
-        pairs: most pairs per question and objective.
-        beta: of DPO.
-        gap: how much longer (as a share) the rejected completion of a brevity pair has to be.
-        min_accuracy: the share of right answers below which a question teaches no brevity; ours, 0 takes all.
-        nll_weight: see `build_dpo_trainer`; much as in arXiv 2404.19733.
-        frozen: train only the heads. In the paper the shared trunk learns from all objectives, which pull it in
-            different directions.
-    """
+    """Settings."""
 
     objectives: tuple[Objective, ...] = Field(default=("accuracy", "brevity", "format"), min_length=2)
-    samples: int = Field(default=8, ge=2)
-    pairs: int = Field(default=4, ge=1)
-    beta: float = Field(default=0.1, gt=0)
-    gap: float = Field(default=0.2, ge=0)
-    min_accuracy: float = Field(default=0.5, ge=0, le=1)
-    nll_weight: float = Field(default=0.0, ge=0)
-    frozen: bool = False
+    samples: int = Field(default=8, ge=2)  # completions per question
+    pairs: int = Field(default=4, ge=1)  # most pairs per question and objective
+    beta: float = Field(default=0.1, gt=0)  # of DPO
+    gap: float = Field(default=0.2, ge=0)  # how much longer the rejected completion of a brevity pair is, as a share
+    min_accuracy: float = Field(default=0.5, ge=0, le=1)  # with fewer right, a question teaches no brevity; ours
+    nll_weight: float = Field(default=0.0, ge=0)  # see `build_dpo_trainer`; much as in arXiv 2404.19733
+    frozen: bool = False  # train only the heads; in the paper, the trunk learns too
 
     @field_validator("objectives")
     @classmethod
@@ -75,11 +224,10 @@ def _validate(recipe: MahDpoRecipe) -> CheckedRecipe:
     return check_recipe(recipe, completions=1, resident=resident, step_content=content)
 
 
-def _train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    settings, engine = recipe.mahdpo, run.load_model(recipe)
-    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("answers", settings.samples)
-    rng = Random(f"objectives:{recipe.seed}")
+def _train(run: TrainingRun[MahDpoRecipe]) -> None:
+    settings, engine = run.recipe.mahdpo, run.load_model()
+    sampled = collect_traces(run, run.make_sampler(engine), "answers", settings.samples)
+    rng = Random(f"objectives:{run.recipe.seed}")
     pairs = {
         name: [
             pair
@@ -98,18 +246,17 @@ def _train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> No
     if settings.frozen:
         engine.model.requires_grad_(False)
     heads = install_heads(engine.model, settings.objectives)
-    trainer = build_headed_trainer(run, recipe, engine.model, engine.tokenizer, list(pairs.values()), heads)
-    run.run_trainer(trainer, recipe, finish=lambda model, folder: save_heads(model, heads, folder))
+    trainer = build_headed_trainer(run, engine.model, engine.tokenizer, list(pairs.values()), heads)
+    run.run_trainer(trainer, finish=lambda model, folder: save_heads(model, heads, folder))
 
 
 def build_headed_trainer(
-    run: TrainingRun,
-    recipe: MahDpoRecipe,
+    run: TrainingRun[MahDpoRecipe],
     model: Any,
     tokenizer: Any,
     pairs: Sequence[Sequence[PreferencePair]],
     heads: Heads,
-) -> Any:
+) -> TokenDPOTrainer:
     """Build a DPO trainer for the pairs of each head; micro batches have one objective each, in turn."""
     from ..offline import TokenCollator, TokenDPOTrainer, build_dpo_trainer, schedule_examples, to_dpo_example
 
@@ -126,7 +273,7 @@ def build_headed_trainer(
             rest = {key: value for key, value in inputs.items() if key != OBJECTIVE}
             return super()._compute_loss(model, rest, return_outputs)
 
-    size = recipe.optimiser.micro_batch
+    recipe, size = run.recipe, run.recipe.optimiser.micro_batch
     scheduled = [schedule_examples([to_dpo_example(pair) for pair in same], recipe) for same in pairs]
     examples: list[dict[str, Any]] = []
     for number in range(recipe.optimiser.steps * recipe.rollouts.prompts // size):
@@ -135,7 +282,6 @@ def build_headed_trainer(
         examples += [{**example, OBJECTIVE: objective} for example in batch]
     return build_dpo_trainer(
         run,
-        recipe,
         model,
         tokenizer,
         examples,

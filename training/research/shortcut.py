@@ -1,8 +1,7 @@
 """Learn an adapter with which easy thinking tokens leave the model early (a depth shortcut, after System-1.5).
 
-System-1.5 Reasoning (arXiv 2505.18962) trains the model to skip layers; here it stays frozen. An adapter after one
-layer learns the model's own distributions at the thinking tokens of its own completions, a gate learns where the two
-agree, and the threshold is the lowest at which they do on held-out questions.
+System-1.5 Reasoning (arXiv 2505.18962) trains the model to skip layers; here it stays frozen. An adapter learns its
+distributions after one layer, a gate where the two agree, and held-out questions give the threshold.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import asdict, replace
 
 from pydantic import Field
 
-from ...controller.engines.transformers.engine import TransformersEngine
 from ...controller.engines.transformers.research.early_exit import FAMILIES
 from ...probes.artifact import save
 from ...probes.fingerprint import question_hash
@@ -24,31 +22,20 @@ from ..methods import Method
 from ..preflight import CheckedRecipe, check_frozen, check_recipe, load_meta_engine
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
-from ..traces import SampledTrace, TraceCollector
+from ..traces import SampledTrace, collect_traces
 from ..training_run import TrainingRun
 
 
 class ShortcutSettings(Section):
-    """Settings.
+    """Settings."""
 
-    Attributes:
-        layer: the layer after which tokens leave; the first is 1.
-        samples: completions per question, right or wrong.
-        held_out: the share of questions for choosing the threshold.
-        agreement: the least share of tokens whose most likely next token has to be the model's, of those that leave
-            and of those that stay.
-        width: of the adapter; by default the model's.
-        gate: width of the gate.
-        tokens: per optimizer step.
-    """
-
-    layer: int = Field(ge=1)
-    samples: int = Field(default=1, ge=1)
-    held_out: float = Field(default=0.25, gt=0, lt=1)
-    agreement: float = Field(default=0.999, gt=0.5, le=1)
-    width: int | None = Field(default=None, ge=1)
-    gate: int = Field(default=64, ge=1)
-    tokens: int = Field(default=512, ge=1)
+    layer: int = Field(ge=1)  # the layer after which tokens leave; the first is 1
+    samples: int = Field(default=1, ge=1)  # completions per question, right or wrong
+    held_out: float = Field(default=0.25, gt=0, lt=1)  # the share of questions for choosing the threshold
+    agreement: float = Field(default=0.999, gt=0.5, le=1)  # of most likely tokens, for all that leave or stay
+    width: int | None = Field(default=None, ge=1)  # of the adapter; by default the model's
+    gate: int = Field(default=64, ge=1)  # width of the gate
+    tokens: int = Field(default=512, ge=1)  # per optimizer step
 
 
 class ShortcutRecipe(Recipe):
@@ -83,26 +70,21 @@ def _validate(recipe: ShortcutRecipe) -> CheckedRecipe:
     return replace(checked, findings=[steps if line.startswith("steps:") else line for line in checked.findings])
 
 
-def _train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+def _train(run: TrainingRun[ShortcutRecipe]) -> None:
     """See `Method.train`. A resumed run keeps its completions; training itself takes minutes and starts again."""
-    engine, settings = run.load_model(recipe), recipe.shortcut
-    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("traces", settings.samples)
-    rank0_only(lambda: _train_shortcut(recipe, checked, engine, sampler.close, sampled, run))
-    run.log(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
+    sampler = run.make_sampler()
+    sampled = collect_traces(run, sampler, "traces", run.recipe.shortcut.samples)
+    rank0_only(lambda: _train_shortcut(run, sampler, sampled))
+    run.log(f"wrote {run.folder / KIND}; use it with `tersely run --policy shortcut --probes {run.folder}`")
 
 
 def _train_shortcut(
-    recipe: ShortcutRecipe,
-    checked: CheckedRecipe,
-    engine: TransformersEngine,
-    close: int,
-    sampled: Sequence[Sequence[SampledTrace]],
-    run: TrainingRun,
+    run: TrainingRun[ShortcutRecipe], sampler: RolloutSampler, sampled: Sequence[Sequence[SampledTrace]]
 ) -> None:
     from .early_exit_training import choose_threshold, collect_states, train_adapter
 
-    settings, optimiser, model = recipe.shortcut, recipe.optimiser, engine.model
+    recipe, settings, engine, close = run.recipe, run.recipe.shortcut, sampler.engine, sampler.close
+    model = engine.model
     fit, held_out = split_questions(sampled, settings.held_out, recipe.seed)
     states = collect_states(model, fit, settings.layer, close)
     if not len(states.early):
@@ -113,7 +95,7 @@ def _train_shortcut(
     arrays = train_adapter(
         model,
         states,
-        optimiser,
+        recipe.optimiser,
         width=settings.width or states.early.shape[1],
         gate=settings.gate,
         tokens=settings.tokens,
@@ -130,11 +112,11 @@ def _train_shortcut(
         threshold=chosen.threshold,
         provenance={
             "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
-            "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in checked.rows}),
+            "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in run.checked.rows}),
         },
         metrics=asdict(chosen),
     )
-    save(shortcut, recipe.out / KIND)
+    save(shortcut, run.folder / KIND)
     if chosen.threshold is None:
         run.log(f"no threshold reaches an agreement of {settings.agreement:.2%}; train longer, or use a later layer")
     else:

@@ -1,9 +1,7 @@
 """Rewards that several methods share, for right answers and for length, and helpers to read completions and columns.
 
-TRL calls `reward(prompts=, completions=, completion_ids=, **columns)` with one entry per completion in each argument.
-Columns come from the dataset and from the rollouts. The result has one number per completion, or None where the reward
-does not apply. Rewards of a single method are in that method's module; `framework_adapters` has rewards for verl and
-OpenRLHF.
+TRL calls `reward(prompts=, completions=, completion_ids=, **columns)`, with columns of the dataset and the rollouts,
+and gets one number per completion, or None. `framework_adapters` has rewards for verl and OpenRLHF.
 """
 
 from __future__ import annotations
@@ -46,11 +44,9 @@ class Reward:
 class Correctness(Reward, Closing):
     """1 for a right answer, 0 for a wrong or missing one, by the equality that the benchmarks use.
 
-    Columns: `answer`, the gold answer, text or a number. Optional: `response`, the text after the thinking, if the
-    rollouts have split it off; `gym_entry`, name, seed and index of a problem of reasoning-gym; `solved`, a verdict
-    of the environment. With one of the last two, `answer` may be None.
-
-    A helper process is started when a comparison needs it; `close()` ends it.
+    Columns: `answer`, the gold answer; optional `response`, the text after the thinking, `gym_entry`, name, seed and
+    index of a problem of reasoning-gym, and `solved`, a verdict of the environment; with these two, `answer` may be
+    None. A helper process is started when a comparison needs it; `close()` ends it.
     """
 
     name = "correctness"
@@ -165,9 +161,8 @@ def group_by_prompt(prompts: Sequence[Any]) -> list[range]:
 class GroupBrevity(Reward):
     """From +weight/2 for the shortest right completion of a group down to -weight/2 for the longest (SER-RL).
 
-    0 for wrong completions, if all right ones are equally long, or if too few of the group are right: a question that
-    is not learned yet must not be learned short. The formula of the paper (arXiv 2506.15647) is unpublished; this one
-    is ours.
+    0 for wrong ones, and if too few of the group are right: a question that is not learned yet must not be learned
+    short. We found no formula in the paper's sources (arXiv 2506.15647); this one is ours.
     """
 
     name = "group_brevity"

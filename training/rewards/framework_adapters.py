@@ -32,10 +32,8 @@ def compute_score(
 ) -> dict[str, float]:
     """Verl's reward function: the sum as `score`, and its parts; raises OptionError for missing or invalid data.
 
-    Args:
-        extra_info: if it has `reference`, that is subtracted as a baseline.
-        delta: reward for not thinking.
-        adherence: weight of keeping to the tier's budget; needs `tier` and `thinking_tokens` in `extra_info`.
+    `delta` rewards not thinking. `adherence` weighs keeping to the tier's budget, by `tier` and `thinking_tokens` in
+    `extra_info`; a `reference` there is subtracted.
     """
     info = extra_info or {}
     right = float(_correctness().is_right(gold_text(ground_truth, "ground_truth"), answer_part(solution_str, CLOSE)))
@@ -52,7 +50,9 @@ def compute_score(
     }
 
 
-def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str | float], **_: Any) -> Any:
+def reward_func(
+    queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str | float], **_: Any
+) -> dict[str, Any]:
     """OpenRLHF's reward function: `queries` are prompts with their completions; raises OptionError for bad labels."""
     import torch
 

@@ -101,13 +101,10 @@ WEIGHTS = {  # in the order of the classes
 }
 MIX = {"normal": 0.34, "easy": 0.16, "hard": 0.14, "quiz": 0.10, "none": 0.08, "hint": 0.10, "cut": 0.08}
 BRIEF_MIX = {"normal": 0.22, "easy": 0.20, "hard": 0.28, "quiz": 0.14, "none": 0.08, "hint": 0.04, "cut": 0.04}
-BRIEF = 0.6
-"""The share of training with brief thinking: a correct pass takes long to learn, checking it does not."""
-DRILL = 0.25
-"""The share of training over which drills are replaced by the full task family."""
+BRIEF = 0.6  # the share of training with brief thinking: a correct pass takes long to learn, checking it does not
+DRILL = 0.25  # the share of training over which drills are replaced by the full task family
 QUIZ = 5
-STEPS = 0.7
-"""The share of rows with agent steps, when training an agent."""
+STEPS = 0.7  # the share of rows with agent steps, when training an agent
 STEP_MIX = {"easy": 0.4, "hard": 0.25, "normal": 0.15, "none": 0.2}
 TOOLLESS = 0.08
 LISTS, PAGES = 0.12, 0.26
@@ -219,12 +216,9 @@ def _quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[Row]:
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: list[float], agent: bool = False
 ) -> Iterator[Batch]:
-    """Endless batches of about `size` padded tokens.
+    """Endless batches of about `size` padded tokens, for an `agent` with steps that call tools.
 
-    Args:
-        progress: `progress[0]` is the share of training done, which moves the mixture from short traces and drills to
-            the full task family.
-        agent: include steps with tools.
+    `progress[0]` is the share of training done, which moves the mixture from short traces and drills to all tasks.
     """
     rng = Random(f"batches:{seed}")
     full, drill = stream("train", 1000 + seed), drill_problems(seed, progress)

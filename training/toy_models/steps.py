@@ -1,8 +1,7 @@
 """Agent steps as the embedded agent model learns them: the pages read so far, thinking, and the next call or answer.
 
-A step sees the question and the pages read, but not the thinking of earlier steps. Thinking of the tier `easy` restates
-the result of the last call, then the facts that decide the next step, and that step; a model this small needs these
-side by side. `normal` starts with a plan; `hard` plans twice, compares the plans, and goes through all pages again.
+A step does not see the thinking of earlier ones. The tier `easy` restates the last result and the facts that decide the
+next step; `normal` starts with a plan; `hard` plans twice and goes through all pages again.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from ...evaluation.agents.tasks import NEXT, NUMBERS, OPERATIONS, Task
 from ...evaluation.agents.tools import TOOLS
 from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, ToyTrace
 
-CALLED = ("lookup", "calculator")
-"""The tools that tasks need; `search` is never called."""
+CALLED = ("lookup", "calculator")  # the tools that tasks need; `search` is never called
 UNKNOWN = "I cannot know that."
 ABOVE = {"person": "Team", "team": "Firm"}
 _COUNTED = frozenset(key for keys in NUMBERS.values() for key in keys)

@@ -1,11 +1,8 @@
 """The responses that the embedded models learn: thinking, in full, with a hint in it, cut off or left out, and answer.
 
-A *fast* pass computes every step at once: short, and error-prone for a small network. A *careful* pass writes out every
-column. So longer thinking is worth something, and re-checking a stated answer is sometimes needed and mostly not: the
-overthinking that tersely is meant to control.
-
-Passes in the data contain planted slips. The wrong numbers are masked from the loss (`SLIP`): the model learns to
-handle and repair an earlier error, but not to make one.
+A *fast* pass computes every step at once and errs often; a *careful* pass writes out every column, so longer thinking
+is worth something, and re-checking mostly is not. Planted slips are masked from the loss (`SLIP`): the model learns to
+repair an error, but not to make one.
 """
 
 from __future__ import annotations
@@ -13,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from ...evaluation.tasks.toy_problems import Problem
-from ...evaluation.tasks.toy_programs import Operand, Step, apply, operand_value, run
+from ...evaluation.tasks.toy_problems import Problem, format_operand
+from ...evaluation.tasks.toy_programs import apply, operand_value, run
 
 # Classes of trace text, which training weighs.
 PLAIN, SLIP, READ, COPY, FAST, CAREFUL, VERDICT, CHOICE, FINAL, DIRECT = range(10)
@@ -84,16 +81,14 @@ class Writer:
 
     def write_facts(self, mode: str) -> None:
         """Write down the steps of the problem, in its order."""
-        steps = zip(self.labels, self.problem.program, strict=True)
+        names = self.labels
+        steps = (
+            f" {name}={format_operand(step.left, names)}{step.op}{format_operand(step.right, names)}"
+            for name, step in zip(names, self.problem.program, strict=True)
+        )
         self.trace.add(self.rng.choice(FACTS[mode]))
-        self.trace.add(",".join(f" {label}={self._format_step(step)}" for label, step in steps), READ)
+        self.trace.add(",".join(steps), READ)
         self.trace.add(".\n\n")
-
-    def _format_step(self, step: Step) -> str:
-        return self._format_operand(step.left) + step.op + self._format_operand(step.right)
-
-    def _format_operand(self, operand: Operand) -> str:
-        return str(operand.literal) if operand.step is None else self.labels[operand.step]
 
     def run_pass(self, careful: bool, slip: float) -> int:
         """A pass over all steps, with planted slips; returns the value it arrives at."""

@@ -1,7 +1,6 @@
 """Train an embedded reasoning model from scratch: `tersely train tiny --size small|large`.
 
-Muon on the matrices, AdamW on embedding and norms, warm-up / flat / linear decay over a fixed number of tokens,
-so that a seed gives the same model on the same machine. Runs write checkpoints, and may have a time limit.
+Muon on the matrices, AdamW on the rest, over a fixed number of tokens; a seed gives the same model on one machine.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...errors import TerselyError, unknown
 from ...models import get_model_path
 from .batches import Batch, agent_tokenizer, batches, build_tokenizer
 
@@ -113,10 +113,9 @@ def train(
     compile_layers: bool = True,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Train one model and save it to `out`; resumes from `out/checkpoint.pt` if an earlier run wrote it.
-
-    Raises TimeoutError after `wall_minutes`, with a checkpoint written.
-    """
+    """Train one model, or resume, and save it to `out`; raises TerselyError after `wall_minutes`, with a checkpoint."""
+    if size_name not in SIZES:
+        raise unknown("--size", size_name, SIZES)
     size = SIZES[size_name]
     goal = tokens or size.tokens
     torch.manual_seed(seed)
@@ -151,7 +150,8 @@ def train(
         if step % 400 == 0 or over or seen >= goal:
             _save_checkpoint(checkpoint, model, opts, step)
         if over:
-            raise TimeoutError(f"stopped after {wall_minutes} minutes at {seen / goal:.0%}; run again to continue")
+            message = f"stopped after {wall_minutes} minutes at {seen / goal:.0%}; run again to continue"
+            raise TerselyError(message, code="out_of_time")
         if seen >= goal:
             break
     save(model, tokenizer, out, {"size": size_name, "seed": seed, "tokens": seen, "shape": asdict(size)})

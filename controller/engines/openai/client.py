@@ -42,7 +42,7 @@ class OpenAIClient:
     Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
 
     Args:
-        api_key: None takes it from the environment, see `find_key`.
+        api_key: None takes it from the environment, see `find_key`; "" sends none.
         timeout: seconds that the server may be silent, or write nothing but comments.
     """
 
@@ -61,7 +61,7 @@ class OpenAIClient:
             ) from None
         self.url = base_url.strip().rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.timeout = timeout
-        self._key = api_key or find_key(self.url)
+        self._key = find_key(self.url) if api_key is None else api_key
         if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL:
             raise OptionError(
                 f"the API key would travel unencrypted to {parts.hostname}; use https://, or a tunnel to this machine",

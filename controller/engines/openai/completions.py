@@ -241,7 +241,7 @@ def connect(
         model: the server's name for it; None takes the only one.
         tokenizer: of the served model: an object, a folder or a name. None tries the model's name, then the path that
             the server reports.
-        api_key: None takes it from the environment, see `client.find_key`.
+        api_key: None takes it from the environment, see `client.find_key`; "" sends none.
         timeout: seconds that the server may write no token.
     """
     return RemoteEngine(CompletionsBackend(OpenAIClient(base_url, api_key, timeout), model, tokenizer))

@@ -26,8 +26,7 @@ FINAL_INSTRUCTION = (
     "There is no budget for further steps. Answer the question now from what is known so far, say what remains open, "
     "and call no tools."
 )
-SPENT = "tersely_spent"
-"""The key of the agent's state that holds what has been spent."""
+SPENT = "tersely_spent"  # the key of the agent's state that holds what has been spent
 
 _ORDER = ("none", "easy", "normal", "hard")
 
@@ -144,16 +143,6 @@ class BudgetMiddleware(AgentMiddleware):
 
     One run of an agent is one question; a run that resumes after an interrupt keeps its budget. No model call is cut
     short, so the last one and the final answer come on top. Errors of models and tools are left to the framework.
-
-    Args:
-        tokens: Limit on tokens read and written, tersely's overhead included; `dollars` and `seconds` limit cost (by
-            `prices`, see `AgentLimits`) and wall time.
-        repeats: A tool that is called this many times with the same arguments is not run, and the question ends as if
-            the budget were spent; None allows any number.
-        last_call: Make a last call without tools, of at most `answer_tokens`, for the answer. Without it, the results
-            of the tools are the answer.
-        shares: From which spent share on a step gets at most which effort.
-        settings: Builds the `model_settings` that give a model its effort.
     """
 
     state_schema = BudgetState
@@ -161,14 +150,14 @@ class BudgetMiddleware(AgentMiddleware):
     def __init__(
         self,
         *,
-        tokens: int | None = None,
-        dollars: float | None = None,
-        seconds: float | None = None,
+        tokens: int | None = None,  # read and written, tersely's overhead included
+        dollars: float | None = None,  # by `prices`, see `AgentLimits`
+        seconds: float | None = None,  # of wall time
         prices: Mapping[str, tuple[float, float]] | None = None,
-        repeats: int | None = 3,
-        last_call: bool = True,
-        answer_tokens: int = 256,
-        shares: Mapping[str, float] = SHARES,
+        repeats: int | None = 3,  # a tool called so often with the same arguments ends the question
+        last_call: bool = True,  # without it, the results of the tools are the answer
+        answer_tokens: int = 256,  # of the last call, which has no tools
+        shares: Mapping[str, float] = SHARES,  # from which spent share a step gets at most which effort
         settings: Callable[[BaseChatModel, str], Mapping[str, Any]] = effort_settings,
         clock: Callable[[], float] = time.time,
     ) -> None:

@@ -193,8 +193,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
     ) -> Mapping[str, deque[Future[GenerationResult]]]:
         """Start the inputs that no cache answers and that share their options as one batch of the engine.
 
-        LangChain still makes each input a call of its own, with its callbacks, limits and errors; the call then takes
-        its answer from here.
+        LangChain still makes each input a call, with its callbacks, limits and errors, which is answered from here.
         """
         others = ("return_exceptions", "structured_output_format")
         settings = {name: value for name, value in given.items() if not name.endswith(others)}
@@ -223,8 +222,8 @@ class ChatTersely(BaseChatModel, TerselyModel):
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any) -> Runnable:
         """The model with tools; calls are read from its answer, never from its thinking.
 
-        Raises CapabilityError for a model whose chat template does not accept tools; finding out may load the model.
-        `tool_choice` is a tool's name, "any", "auto" or "none"; a call can be asked for but not forced.
+        `tool_choice` is a tool's name, "any", "auto" or "none"; a call can be asked for but not forced. Raises
+        CapabilityError for a model whose chat template does not accept tools, which may load it.
         """
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         if schemas:
@@ -242,10 +241,9 @@ class ChatTersely(BaseChatModel, TerselyModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable:
-        """A runnable that returns output of the schema, or raises OutputParserException.
+        """A runnable that returns output of the schema, always checked, or raises OutputParserException.
 
-        By default the method is a function call if the model can call tools, and otherwise JSON by schema. `strict` has
-        no effect, since the output is always checked.
+        By default the method is a function call if the model can call tools, and otherwise JSON by schema.
         """
         if method is None:
             method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"
@@ -276,10 +274,7 @@ def _to_chunk(call: Call, event: TextDelta | GenerationResult) -> ChatGeneration
 
 
 def effort_settings(model: BaseChatModel, effort: str) -> dict[str, Any]:
-    """The `model_settings` that give a chat model an effort: `effort` for ChatTersely, OpenAI's names for others.
-
-    Raises OptionError if the model's profile lists its levels, and none of them means this effort.
-    """
+    """The `model_settings` that give a chat model an effort; raises OptionError if its profile has no such level."""
     if isinstance(model, ChatTersely):
         return {"effort": effort}
     name = OPENAI_EFFORTS.get(effort, effort)

@@ -1,7 +1,4 @@
-"""LangChain's messages as prompts, results as its messages, and structured output.
-
-JSON is asked for in the prompt, read from the answer, and checked against the schema.
-"""
+"""LangChain's messages as prompts, results as its messages, and structured output, asked for in the prompt."""
 
 from __future__ import annotations
 
@@ -44,12 +41,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTokenSanitizer) -> list[dict[str, Any]]:
-    """Convert messages for a chat template; users' and tools' text is sanitized.
-
-    Tool output becomes user messages without `tools`.
-
-    Raises PromptError for content that is not text.
-    """
+    """Convert messages for a chat template, without `tools` as users' messages, sanitized; raises PromptError."""
     prompt: list[dict[str, Any]] = []
     for message in messages:
         text = _get_text(message)
@@ -156,10 +148,7 @@ class MessageBuilder:
         yield self.last_chunk()
 
     def last_chunk(self) -> ChatGenerationChunk:
-        """The end of a stream: tool calls, usage and metadata.
-
-        The text of an invalid call is not JSON, so LangChain keeps it as invalid.
-        """
+        """The end of a stream: tool calls (one that is not JSON is kept as invalid), usage and metadata."""
         calls = []
         for index, call in enumerate(self.calls):
             arguments = call.text if call.error else json.dumps(call.arguments)
@@ -209,8 +198,8 @@ def format_instruction(wanted: Any) -> str:
 class SchemaOutputParser(BaseOutputParser):
     """Reads the JSON object in an answer; raises OutputParserException if it does not fit the schema.
 
-    `wanted` is a pydantic class, which is instantiated, or anything that LangChain converts to a JSON schema. Of a JSON
-    schema, the required keys and the types of values are checked, but not what is nested in them.
+    `wanted` is a pydantic class, which is instantiated, or anything that LangChain converts to a JSON schema, of which
+    the required keys and the types of values are checked, but not what is nested in them.
     """
 
     wanted: Any

@@ -35,8 +35,7 @@ MODES = ("instant", "reasoning", "agentic")
 
 MODE_EFFORTS: Mapping[str, str] = {"instant": "none", "reasoning": "hard"}
 
-STATE_PREFIX = "tersely_"
-"""Prefix of the agent state's keys that this middleware owns, and that no tool may set."""
+STATE_PREFIX = "tersely_"  # prefix of the agent state's keys that this middleware owns, and that no tool may set
 
 EffortChooser = Callable[[ModelRequest[Any]], "str | Awaitable[str]"]
 Router = Callable[[Sequence[BaseMessage]], "str | Awaitable[str]"]
@@ -81,13 +80,9 @@ class EffortState(AgentState):
 class EffortMiddleware(AgentMiddleware):
     """Chooses the effort of each model call: none, easy, normal, hard, or auto (for ChatTersely).
 
-    The ceiling of a `BudgetMiddleware` is respected, whichever of the two comes first.
-
-    Args:
-        choose: A table from kinds of steps (`STEPS`) to efforts, where missing ones keep their default; or a function
-            of the request, which may be async if the agent is.
-        route: Models that replace the agent's own at an effort.
-        settings: Builds the `model_settings` that give a model its effort.
+    `choose` is a table from kinds of steps (`STEPS`) to efforts, where missing ones keep their default, or a function
+    of the request, which may be async if the agent is. `route` has models that replace the agent's own at an effort,
+    and `settings` builds the `model_settings` of an effort. The ceiling of a `BudgetMiddleware` is respected.
     """
 
     state_schema = EffortState
@@ -163,14 +158,11 @@ class ModeMiddleware(_RequestMiddleware):
 
     In the modes `instant` and `reasoning` the model is offered no tools and thinks with the mode's effort; in `agentic`
     the efforts stay as they are. The ceiling of a `BudgetMiddleware` is respected. Place it after an
-    `EffortMiddleware`, whose effort it replaces in the modes without tools.
+    `EffortMiddleware`.
 
-    Args:
-        route: A mode, or a function of the conversation that returns one, which may be async if the agent is.
-        gate: Decides at each `agentic` step whether tools may still be needed. If not, the model is offered none and
-            has to answer.
-        efforts: Efforts of the modes without tools.
-        settings: Builds the `model_settings` that give a model its effort.
+    `route` is a mode, or a function of the conversation that returns one, which may be async if the agent is. `gate`
+    decides at each `agentic` step whether tools may still be needed; if not, the model has to answer. `efforts` are
+    those of the modes without tools; `settings` builds the `model_settings` of an effort.
     """
 
     state_schema = ModeState
@@ -224,9 +216,7 @@ def _check_mode(mode: str) -> str:
 class SafetyMiddleware(_RequestMiddleware):
     """Sanitizes tool output, both new results and those that came with the conversation, and protects the state.
 
-    Args:
-        tokenizer: Tokenizer of the model that reads the results. By default each ChatTersely uses its own, and for
-            other models only the common markers are broken.
+    By default each ChatTersely uses its own `tokenizer`, and for other models only the common markers are broken.
     """
 
     def __init__(self, tokenizer: Any = None) -> None:

@@ -26,16 +26,14 @@ from ...types import Capability, Engine
 from ..base import get_runner, shared_engine
 from .messages import as_prompt
 
-LAYER = -1
-"""The hidden layer that mode probes read: the last one, which every engine with hidden states has."""
+LAYER = -1  # the hidden layer that mode probes read: the last one, which every engine with hidden states has
 
 
 class DifficultyDecision(BaseDecisionModel):
-    """Answers `Choice` questions with the difficulty probe; for LangChain's `ModelRouterMiddleware`.
+    """Answers `Choice` questions with the difficulty probe, by one read; for LangChain's `ModelRouterMiddleware`.
 
     The probe estimates the probability that each tier is the cheapest sufficient one. A label's probability is the sum
-    over its tiers, the most probable label is chosen, and its probability is the confidence. Costs one read of the
-    question.
+    over its tiers; the most probable label is chosen, with its probability as confidence.
     """
 
     engine: Any = Field(default=None, exclude=True)  # an `Engine` or `Session` of the model, if it is already loaded
@@ -121,11 +119,10 @@ def difficulty_decision(decision: DifficultyDecision, after: str = "easy") -> Ca
 
 
 class ModeRouter:
-    """Chooses the mode for a conversation by its latest question; for `ModeMiddleware`.
+    """Chooses the mode for a conversation by one read of its latest question; for `ModeMiddleware`.
 
-    Costs one read of the question. `folder` is one that `tersely agents --router-out` wrote; None uses the released
-    probe. Raises ProbeError for a model without a mode probe, ArtifactError for another model's, CapabilityError for an
-    engine without hidden states.
+    `folder` is of `tersely agents --router-out`; None uses the released probe. Raises ProbeError for a model without a
+    mode probe, ArtifactError for another model's, CapabilityError for an engine without hidden states.
     """
 
     def __init__(self, model: str | Engine | Session, folder: str | None = None) -> None:
@@ -134,7 +131,7 @@ class ModeRouter:
 
     def predict(self, question: str) -> dict[str, float]:
         """The probability that each mode is the cheapest sufficient one."""
-        (proba,) = self.probe.proba(prompt_hidden_states(self.session, [question]))
+        (proba,) = self.probe.network.proba(prompt_hidden_states(self.session, [question]))
         return _by_name(self.probe.classes, proba)
 
     def __call__(self, messages: Sequence[BaseMessage]) -> str:
@@ -148,10 +145,7 @@ class ModeRouter:
 
 
 def prompt_hidden_states(session: Session, questions: Sequence[str]) -> NDArray[np.float32]:
-    """The hidden state before the last token of each question's prompt, [questions, width].
-
-    Raises CapabilityError for an engine without hidden states.
-    """
+    """The states before the last token of each question's prompt, [questions, width]; raises CapabilityError."""
     engine = session.engine
     if Capability.HIDDEN_STATES not in engine.capabilities:
         raise CapabilityError(f"engine {engine.name!r} does not expose hidden states, which a router reads")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,9 +10,8 @@ from typing import ClassVar
 from ....errors import OptionError
 from ...trace import GenerationResult
 from ...types import Prompt
+from ..resampling import ProblemClass, VerifierRates, optimal_attempts
 from ..vote import ROOT, Branch, VoteState, tally
-
-MAX_ATTEMPTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,8 @@ class Tree:
     A fork lies before the thought with the lowest mean confidence (see `ConfidenceTracker`) among those where no branch
     starts yet: the branch keeps what came before it and continues differently. Its beginning is read once more, which
     counts as `recomputed`. The vote is settled early as in `Majority`; branches share their beginnings, so their votes
-    are worth less than independent ones.
+    are worth less than independent ones. The reuse of beginnings is the idea of Diffusion Tree Sampling (arXiv
+    2506.20701), which also backs up rewards; this does not.
     """
 
     name: ClassVar[str] = "tree"
@@ -69,73 +68,10 @@ class _TreeVote(VoteState):
 
 
 @dataclass(frozen=True, slots=True)
-class VerifierRates:
-    """The rates at which right and wrong answers pass a verifier."""
-
-    true_positive: float
-    false_positive: float
-
-    def __post_init__(self) -> None:
-        _check_rate("true_positive", self.true_positive)
-        _check_rate("false_positive", self.false_positive)
-
-    def passes(self, rate: float) -> float:
-        """Probability that a sample passes, for a problem whose samples are right at `rate`."""
-        return self.true_positive * rate + self.false_positive * (1 - rate)
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemClass:
-    """Problems of one kind: their share of all problems, and the rate at which samples are right."""
-
-    share: float
-    rate: float
-
-    def __post_init__(self) -> None:
-        _check_rate("share", self.share)
-        _check_rate("rate", self.rate)
-
-
-def attempt_value(attempt: int, kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float) -> float:
-    """Expected gain of attempt number `attempt` (from 1), made only if all earlier ones were rejected.
-
-    A right answer that passes earns 1, a wrong one costs `penalty` (C/B in the paper), giving up earns nothing.
-    """
-    total = sum(kind.share for kind in kinds)
-    if not math.isclose(total, 1, abs_tol=1e-6):
-        raise OptionError(f"the shares of the kinds add up to {total:g}; accepted: 1")
-    if penalty < 0 or attempt < 1:
-        raise OptionError(f"penalty is {penalty} and attempt {attempt}; accepted: 0 or more, and 1 or more")
-    return sum(
-        kind.share
-        * (1 - verifier.passes(kind.rate)) ** (attempt - 1)
-        * (verifier.true_positive * kind.rate - penalty * verifier.false_positive * (1 - kind.rate))
-        for kind in kinds
-    )
-
-
-def optimal_attempts(
-    kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float, most: int = MAX_ATTEMPTS
-) -> int | None:
-    """The most attempts before giving up; None if no attempt up to number `most` is a loss.
-
-    Each rejection makes it more likely that the problem is of a hard kind, so every attempt after a loss is a loss too.
-    That holds only for a verifier that passes right answers at least as often as wrong ones, which is required.
-    """
-    if verifier.true_positive < verifier.false_positive:
-        raise OptionError(
-            f"the verifier passes wrong answers more often ({verifier.false_positive}) than right ones "
-            f"({verifier.true_positive}); accepted: one that does not, or its opposite"
-        )
-    for attempt in range(1, most + 1):
-        if attempt_value(attempt, kinds, verifier, penalty) < 0:
-            return attempt - 1
-    return None
-
-
-@dataclass(frozen=True, slots=True)
 class Verified:
     """The first sample that `passes`; if the next attempt is expected to be a loss, none, so an empty answer.
+
+    Resampling with a verifier that errs: Inference Scaling fLaws (arXiv 2411.17501).
 
     A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
     `attempt_value`. The cost of `passes` itself is not counted.
@@ -154,10 +90,7 @@ class Verified:
 
 
 class _VerifiedVote(VoteState):
-    """One attempt after another, each judged when it has finished.
-
-    After `best` attempts one more would be a loss; None if that is more than k.
-    """
+    """One attempt after another, each judged when it has finished; after `best` one more would be a loss."""
 
     def __init__(self, k: int, rule: Verified) -> None:
         self.best = optimal_attempts(rule.kinds, rule.verifier, rule.penalty, most=k)
@@ -179,8 +112,3 @@ class _VerifiedVote(VoteState):
     def explain(self) -> str:
         why = "no more are allowed" if self.best is None else "one more would be a loss"
         return self.decision or f"given up after {self.started} attempts: {why}"
-
-
-def _check_rate(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise OptionError(f"{name} is {value}; accepted: a share from 0 to 1")

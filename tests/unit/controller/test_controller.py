@@ -12,7 +12,7 @@ from tersely.controller.controller import Controller, ControllerState
 from tersely.controller.policies import make_policies
 from tersely.controller.policies.base import Close, Inject, Policy, PolicyView, Wait, Watching
 from tersely.controller.policies.exits import BudgetForcing, Convergence
-from tersely.controller.policies.hint import ConciseHint
+from tersely.controller.policies.hint import BrevityHint
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import PROMPTED, Markers
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
@@ -127,7 +127,7 @@ def test_budget_prefers_a_sentence_end_within_its_slack():
 
 
 def test_hint_is_injected_on_a_line_of_its_own_and_again_in_the_next_block():
-    row = Row(ConciseHint(alpha=30, beta=0.0, earliest=12))
+    row = Row(BrevityHint(alpha=30, beta=0.0, earliest=12))
     out = row.feed("one two. " * 40)
     assert out.count("\n\n[Be concise.]\n\n") >= 2
     first, second = row.controller.decisions[:2]
@@ -141,7 +141,7 @@ def test_a_decimal_point_is_no_sentence_end():
 
 
 def test_hint_interval_is_the_papers():
-    hint = ConciseHint()
+    hint = BrevityHint()
     assert [hint.interval(n) for n in (0, 1000, 4480, 9999)] == [128, 328, 1024, 1024]
 
 

@@ -1,4 +1,4 @@
-"""ConciseHint: the paper's formulas, where hints stand, and what is no hint."""
+"""Hints: where they stand, and what is no hint."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.policies import get_presets, make_policies, make_policy
-from tersely.controller.policies.hint import ConciseHint
+from tersely.controller.policies import make_policies, make_policy
+from tersely.controller.policies.hint import BrevityHint
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.errors import OptionError
 
@@ -17,13 +17,12 @@ from ...support.policy_feeding import Fed
 from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer
 
-PAPER = dict(get_presets()["concisehint"]["hint"])
 HINT = "[Be concise.]"
 
 
 def test_interval_and_position_are_the_papers() -> None:
     """ALGORITHMS: tau = min(1024, int(128 + 0.2 l)); p = tau * min((tau - 128) / 1024, 0.8)."""
-    hint = ConciseHint()
+    hint = BrevityHint()
     assert [hint.interval(length) for length in (0, 4, 5, 1000, 4475, 4480, 9999)] == [
         128,
         128,
@@ -36,7 +35,7 @@ def test_interval_and_position_are_the_papers() -> None:
     assert [hint.offset(tau) for tau in (128, 384, 640, 946, 947, 948, 1024)] == [0, 96, 320, 755, 757, 758, 819]
 
 
-def positions(policy: ConciseHint, words: int, text: str = "one two. ", **options: Any) -> list[int]:
+def positions(policy: BrevityHint, words: int, text: str = "one two. ", **options: Any) -> list[int]:
     """Thinking tokens before each hint."""
     row = Fed(policy, thinking=100_000, **options).feed(text * words)
     assert {action for _, action in row.said} == {"inject"}
@@ -45,7 +44,7 @@ def positions(policy: ConciseHint, words: int, text: str = "one two. ", **option
 
 def test_the_first_block_is_the_shortest_and_blocks_grow() -> None:
     size = len(Fed().codec.encode(f"\n\n{HINT}\n\n"))
-    places = positions(ConciseHint(earliest=0), 400)
+    places = positions(BrevityHint(earliest=0), 400)
     starts, tau, start = [], 128, 0
     for _ in places:
         starts.append(start + int(tau * min((tau - 128) / 1024, 0.8)))
@@ -55,35 +54,20 @@ def test_the_first_block_is_the_shortest_and_blocks_grow() -> None:
     assert all(0 <= place - start < 6 for place, start in zip(places, starts, strict=True))
 
 
-def test_the_paper_counts_the_prompt_as_well() -> None:
-    near, far = positions(ConciseHint(**PAPER), 300), positions(ConciseHint(**PAPER), 300, prompt_tokens=1000)
-    assert near[0] == far[0], "the first block is always 128"
-    assert far[1] - near[1] > 50
-    assert positions(ConciseHint(), 300) == positions(ConciseHint(), 300, prompt_tokens=1000)
-
-
-def test_the_paper_takes_a_comma_for_place_enough() -> None:
-    text = "one two, three four five. "
-    assert Fed(ConciseHint(**PAPER)).feed(text).text.startswith(f"one two,\n\n{HINT}\n\n three")
-    assert Fed(ConciseHint(earliest=0)).feed(text).text.startswith(f"one two, three four five.\n\n{HINT}\n\n")
-    assert HINT not in Fed(ConciseHint(**PAPER)).feed("1,000 and 3.5 and x=4, 5 and ").text
-
-
-@pytest.mark.parametrize("settings", [{}, PAPER])
-def test_a_block_without_a_place_gets_no_hint(settings: dict[str, Any]) -> None:
-    row = Fed(ConciseHint(**settings), thinking=2000).feed("word " * 66 + "end. ")
+def test_a_block_without_a_place_gets_no_hint() -> None:
+    row = Fed(BrevityHint(), thinking=2000).feed("word " * 66 + "end. ")
     assert [d.reason for d in row.controller.decisions] == ["hint 2, block of 153 tokens"]
 
 
 def test_hints_stop_at_the_limit_and_within_the_thinking() -> None:
-    assert len(positions(ConciseHint(limit=2), 900)) == 2
-    row = Fed(ConciseHint(), thinking=2000).feed("one two. </think>" + "one two. " * 200)
+    assert len(positions(BrevityHint(limit=2), 900)) == 2
+    row = Fed(BrevityHint(), thinking=2000).feed("one two. </think>" + "one two. " * 200)
     assert row.said == []
 
 
 def test_no_hint_in_code_and_the_next_one_after_it() -> None:
     text = "```\n" + "x = 1.\n" * 60 + "```\n\n" + "one two. " * 60
-    row = Fed(ConciseHint(), thinking=2000).feed(text)
+    row = Fed(BrevityHint(), thinking=2000).feed(text)
     assert row.text.index(HINT) > row.text.rindex("```")
 
 
@@ -96,7 +80,7 @@ def test_what_is_no_plain_text_is_refused_before_there_is_a_model(text: str) -> 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "</tool_call>"])
 def test_a_hint_with_a_special_token_of_the_model_is_refused(token: str) -> None:
     engine = load_engine("tersely-tiny-small")
-    hint = ConciseHint(text=f"Short, {token} please.")
+    hint = BrevityHint(text=f"Short, {token} please.")
     with refused(OptionError):
         tersely.generate(engine, prompts="Compute 3 + 6.", policies=[hint], max_new_tokens=100)
     assert Fed(hint, tokenizer=WordTokenizer()).feed("one. ").said == [], "another model reads it as words"
@@ -105,7 +89,7 @@ def test_a_hint_with_a_special_token_of_the_model_is_refused(token: str) -> None
 def test_hints_are_counted_as_forced() -> None:
     engine = load_engine("tersely-tiny-small")
     made = tersely.generate(
-        engine, prompts="Compute (48 + 27) - 36.", policies=make_policies("concisehint"), max_new_tokens=300, seed=1
+        engine, prompts="Compute (48 + 27) - 36.", policies=make_policies("fast"), max_new_tokens=300, seed=1
     )
     texts = [d.text for d in made.trace if d.action == "inject"]
     assert texts and all(HINT in text for text in texts)

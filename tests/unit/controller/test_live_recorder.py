@@ -183,7 +183,7 @@ def test_tiers_that_are_chosen_are_told_apart(engine: TransformersEngine, tmp_pa
     class Alternate(TierProbe):
         turn = 0
 
-        def choose(self, state: Any) -> tuple[str, str]:
+        def choose(self, state: Any, likeliest: bool = False) -> tuple[str, str]:
             Alternate.turn += 1
             return ("none", "easy")[Alternate.turn % 2], "in turn"
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tersely.controller.text.answers import Finality, extract_stated_answer, find_statements
 from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.regions import ProtectedRegions, unclosed_region
+from tersely.controller.text.thoughts import ThinkingState
+from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from tersely.controller.text.values import answers_equal, normalize_answer
 from tersely.evaluation.tasks.equality import AnswerChecker
 
@@ -155,6 +158,33 @@ def test_open_regions_are_known_whole_and_piece_by_piece(text: str, kind: str | 
     for character in text:
         regions.feed(character)
     assert unclosed_region(text) == regions.open == kind
+
+
+PIECES = (
+    *"So 12 times 7 is 84|. |\n\n|\n|$|x = 4$| 5| 3.50|{|}|[|]|\\[ 3 |\\]|`|``|```py\n|```\n|Wait, |word".split("|"),
+    *'<|tool_call>|function|=|</tool_call>|<function=|</function>|"|: 1|\\boxed{|\\|(|a\\)|[TOOL|_CALLS]'.split("|"),
+)
+
+
+def test_a_growing_thinking_knows_its_open_regions() -> None:
+    """Looking at any time, also seldom, finds what a scan of the whole text finds."""
+
+    class Pieces:
+        def decode(self, ids: list[int], **_: object) -> str:
+            return "".join(PIECES[i] for i in ids)
+
+    codec = TokenizerAdapter(Pieces())
+    for seed in range(60):
+        rng = Random(seed)
+        thinking = ThinkingState(codec)
+        call: Iterator[int] = iter(())
+        for _ in range(120):
+            thinking.add(next(call, None) or rng.randrange(len(PIECES)))
+            if rng.random() < 0.05:
+                call = map(PIECES.index, ("<", "function", "="))
+            if rng.random() < 0.4:
+                fenced = any(codec.flags[token] & TokenFlags.FENCE for token in thinking.ids)
+                assert thinking.protected == (unclosed_region(thinking.text) if fenced else None), thinking.text[-90:]
 
 
 HOSTILE = [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tersely.controller.sampling.research.rules import (
+from tersely.controller.sampling.resampling import (
     ProblemClass,
     VerifierRates,
     attempt_value,
+    ceiling,
+    estimate_rates,
     optimal_attempts,
 )
 from tersely.errors import OptionError
@@ -56,3 +58,20 @@ def test_impossible_rates_and_counts_are_refused() -> None:
     ):
         with pytest.raises(OptionError):
             call()
+
+
+def test_the_ceiling_of_the_worked_example() -> None:
+    assert [ceiling([kind], HUMAN_EVAL) for kind in LLAMA_8B] == pytest.approx([0.964, 0.374], abs=5e-4)
+    assert ceiling(LLAMA_8B, HUMAN_EVAL) == pytest.approx(0.716, abs=5e-4)
+    never = ProblemClass(0.5, 0.0)
+    assert ceiling([ProblemClass(0.5, 0.5), never], VerifierRates(1.0, 0.0)) == 1.0, "only what can pass counts"
+    assert ceiling([never], VerifierRates(1.0, 0.0)) == 0.0
+
+
+def test_rates_are_estimated_from_enough_answers() -> None:
+    right = [True] * 10 + [False] * 10
+    passed = [True] * 9 + [False] + [True] * 2 + [False] * 8
+    assert estimate_rates(passed, right) == VerifierRates(0.9, 0.2)
+    with pytest.raises(OptionError) as caught:
+        estimate_rates(passed[:13], right[:13])
+    assert caught.value.code == "too_few_answers" and "7 more wrong ones" in str(caught.value)

@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.controller.sampling.research.rules import (
-    ProblemClass,
-    Tree,
-    Verified,
-    VerifierRates,
-)
+from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
+from tersely.controller.sampling.research.rules import Tree, Verified
 from tersely.controller.sampling.rules import DeepConf, Majority, ShortMofK, resolve_rule
 from tersely.controller.sampling.vote import (
     ROOT,

@@ -113,7 +113,7 @@ def test_kinds_of_tokens() -> None:
         for text in texts:
             (token,) = model.codec.encode(text)
             assert model.kind_of(token) == kind, text
-    assert model.codec.flags(model.codec.encode("<")[0]) & TokenFlags.CALL
+    assert model.codec.flags[model.codec.encode("<")[0]] & TokenFlags.CALL
 
 
 class Recorder:

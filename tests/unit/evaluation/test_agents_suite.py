@@ -25,7 +25,7 @@ from tersely.evaluation.agents.episodes import Episode, as_text, compare_arms, j
 from tersely.evaluation.agents.run import make_agents, run_all, train_router
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, draw_tasks
 from tersely.evaluation.agents.tools import langchain_tools
-from tersely.probes.artifact import ArtifactError
+from tersely.probes.artifact import ArtifactError, save
 
 TASKS = draw_tasks("test", 0, 60)
 FEW = TASKS[:15]
@@ -216,10 +216,10 @@ def _run_perfectly(tasks: list[Task], mode: str) -> list[Episode]:
 @pytest.mark.slow
 def test_a_router_is_trained_from_episodes_and_saved(session: Session, tmp_path: Path):
     fit = draw_tasks("fit", 0, 250)
-    probe = train_router(
+    router_probe = train_router(
         session, fit, {mode: _run_perfectly(fit, mode) for mode in ("instant", "reasoning", "agentic")}
     )
-    probe.save(tmp_path / "router")
+    save(router_probe, tmp_path / "router")
     router = ModeRouter(session, str(tmp_path / "router"))
     chosen = [router([HumanMessage(task.question)]) for task in TASKS]
     wanted = [task.kind if task.kind in NO_TOOL else "agentic" for task in TASKS]

@@ -18,7 +18,7 @@ from tersely.errors import OptionError
 from tersely.evaluation.tasks import equality
 from tersely.evaluation.tasks.equality import LONGEST, AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question
-from tersely.evaluation.tasks.sandbox import CallError, CrashError, DeadlineError, SandboxError, SandboxProcess
+from tersely.evaluation.tasks.sandbox import GRACE, CallError, CrashError, DeadlineError, SandboxError, SandboxProcess
 from tersely.evaluation.tasks.sandbox_main import level
 
 TOWER = "9^{9^{9^{9}}}"
@@ -235,6 +235,30 @@ def test_timeouts_crashes_and_errors_are_distinguished(sandbox: SandboxProcess) 
     with pytest.raises(CrashError):
         sandbox.call("compare", "5", TOWER, seconds=PATIENT)
     timer.join()
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
+
+
+@pytest.mark.slow
+def test_late_calls_cost_no_new_start(sandbox: SandboxProcess) -> None:
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
+    process = sandbox._process
+    for _ in range(3):
+        with pytest.raises(DeadlineError):
+            sandbox.call("compare", "5", TOWER, seconds=0.2)
+        assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
+    assert sandbox._process is process  # it has the library, and all that was drawn
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals")
+def test_a_sandbox_that_does_not_reply_is_given_up_in_time(sandbox: SandboxProcess) -> None:
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
+    assert sandbox._process is not None
+    sandbox._process.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(DeadlineError):
+        sandbox.call("compare", "5", "5", seconds=0.1)
+    assert time.monotonic() - started < 0.1 + GRACE
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 

@@ -15,11 +15,18 @@ from tersely.controller.policies.base import Trial, TrialAnswer, TrialPrompt
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trial_answers import trial_opening
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.replay.baselines import EQUAL_BUDGET, FIRST_CORRECT, cut_at_equal_tokens
 from tersely.evaluation.replay.cli import replay
 from tersely.evaluation.replay.formats import RecordedOutput
 from tersely.evaluation.replay.result import summarize
-from tersely.evaluation.replay.run import ReplayedRow, is_right, make_replay_arms, replay_rows
+from tersely.evaluation.replay.run import (
+    EQUAL_BUDGET,
+    FIRST_CORRECT,
+    ReplayedRow,
+    cut_at_equal_tokens,
+    is_right,
+    make_replay_arms,
+    replay_rows,
+)
 from tersely.evaluation.replay.tokenizer import PieceTokenizer, load_tokenizer
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.models import get_model_path

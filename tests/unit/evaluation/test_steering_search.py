@@ -18,9 +18,9 @@ from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Completion
 from tersely.evaluation.bench.arms import Bench
-from tersely.evaluation.research.steering import cli as running
-from tersely.evaluation.research.steering.cli import as_text
-from tersely.evaluation.research.steering.search import (
+from tersely.evaluation.research import steering as running
+from tersely.evaluation.research.steering import as_text
+from tersely.evaluation.research.steering_search import (
     BACKWARDS,
     COSTLY,
     MAGNITUDE,

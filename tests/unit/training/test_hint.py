@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.policies.hint import ConciseHint, find_learned_hint
+from tersely.controller.policies.hint import BrevityHint, find_learned_hint
 from tersely.controller.text.markers import Markers
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
@@ -89,7 +89,7 @@ def test_the_policy_gives_the_learned_hint(taught: tuple[Path, list[str]]) -> No
     out, _ = taught
     engine = load_engine(str(out / MODEL))
     hint = find_learned_hint(engine.tokenizer)
-    done = tersely.generate(engine, prompts=PROBLEM, policies=(ConciseHint(learned=True, limit=1),), temperature=0)
+    done = tersely.generate(engine, prompts=PROBLEM, policies=(BrevityHint(learned=True, limit=1),), temperature=0)
     assert [decision.text.strip() for decision in done.trace if decision.action == "inject"] == [hint]
     assert hint in done.thinking
     assert len(engine.tokenizer.encode(hint, add_special_tokens=False)) == hint.count("<|")
@@ -105,7 +105,7 @@ def test_untrained_hint_tokens_act_like_their_words(tmp_path: Path) -> None:
     write_model(base.model, base.tokenizer, tmp_path / MODEL)
     taught, said = load_engine(str(tmp_path / MODEL)), []
     for engine, learnt in ((load_engine(BASE), False), (taught, True)):
-        policy = ConciseHint(learned=learnt, limit=1)
+        policy = BrevityHint(learned=learnt, limit=1)
         done = tersely.generate(engine, prompts=PROBLEM, policies=(policy,), temperature=0)
         said.append((done.thinking.replace(find_learned_hint(taught.tokenizer), WORDS), done.answer, done.usage.total))
     assert WORDS in said[0][0]
@@ -131,7 +131,7 @@ def test_a_quantized_model_learns_a_hint(tmp_path: Path, head: str) -> None:
     assert torch.equal(new[: len(old)], old) and (new[len(old) :] - old[words]).abs().max() > 1e-3
     engine = load_engine(str(tmp_path / "run" / MODEL))
     assert any(isinstance(module, W4A8Linear) for module in engine.model.modules())
-    done = tersely.generate(engine, prompts=PROBLEM, policies=(ConciseHint(learned=True, limit=1),), temperature=0)
+    done = tersely.generate(engine, prompts=PROBLEM, policies=(BrevityHint(learned=True, limit=1),), temperature=0)
     assert find_learned_hint(engine.tokenizer) in done.thinking
 
 

@@ -16,7 +16,7 @@ from tersely.training.config import read_recipe
 from tersely.training.memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
 from tersely.training.methods import load_method
 from tersely.training.preflight import load_meta_engine
-from tersely.training.research.heads import install_heads
+from tersely.training.research.mahdpo import install_heads
 
 from ...support.trainings import make_recipe
 

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tersely.controller.text.answers import extract_boxed, extract_stated_answer
+from tersely.errors import TerselyError
 from tersely.evaluation.tasks.toy_problems import Problem, stream
 from tersely.training.toy_models.batches import WEIGHTS, batches, build_tokenizer, encode
 from tersely.training.toy_models.traces import DIRECT, FINAL, HINTS, RESPONSES, SLIP, respond
@@ -108,8 +109,9 @@ def test_batches_depend_only_on_the_seed() -> None:
 @pytest.mark.slow
 def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
     options = {"seed": 0, "tokens": 4_000, "compile_layers": False, "report": lambda line: None}
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TerselyError) as error:
         train("small", tmp_path, wall_minutes=0.0, **options)  # type: ignore[arg-type]
+    assert error.value.code == "out_of_time"
     assert (tmp_path / "checkpoint.pt").is_file()
     train("small", tmp_path, **options)  # type: ignore[arg-type]
     assert not (tmp_path / "checkpoint.pt").exists()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Data, Rollouts
-from tersely.training.preflight import CheckedRecipe, load_rows
+from tersely.training.preflight import load_rows
 from tersely.training.sampling import RolloutSampler
-from tersely.training.traces import SampledTrace, TraceCollector, to_sft
+from tersely.training.traces import SampledTrace, collect_traces, to_sft
 
-from ...support.trainings import make_recipe
+from ...support.trainings import make_recipe, make_run
 
 BASE = "tersely-tiny-small"
 CLOSE = 6
@@ -28,9 +28,7 @@ def test_traces_of_a_real_controller_are_rewritten(tmp_path: Path) -> None:
     settings = Rollouts(max_new_tokens=400, policies={"hint": {"limit": 1}, "convergence": {"agree": 1}})
     sampler = RolloutSampler(engine, settings)
     rows = load_rows(Data(questions=6), BASE)
-    recipe = make_recipe("sft", tmp_path)
-    checked = CheckedRecipe(rows, sampler.session.markers, [])
-    traces = TraceCollector(recipe, checked, sampler, print).collect("traces", 1)
+    traces = collect_traces(make_run(make_recipe("sft", tmp_path), sampler, rows), sampler, "traces", 1)
     ended = 0
     for (trace,) in traces:
         made = to_sft(trace, sampler.close)

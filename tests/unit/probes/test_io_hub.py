@@ -12,7 +12,7 @@ import pytest
 
 from tersely.probes.artifact import ABOUT, NUMBERS, Artifact, ArtifactError, save
 from tersely.probes.estimator import ProbeClassifier
-from tersely.probes.hub import from_pretrained, push_to_hub
+from tersely.probes.io import from_pretrained, push_to_hub
 
 from ...support.refusals import refused
 

@@ -18,8 +18,15 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import ModelError, OptionError
 from tersely.training.config import RecipeError
-from tersely.training.research.heads import FILE, Heads, install_heads, load_heads, mix_heads, set_head_weights
-from tersely.training.research.mahdpo import make_objective_pairs
+from tersely.training.research.mahdpo import (
+    FILE,
+    Heads,
+    install_heads,
+    load_heads,
+    make_objective_pairs,
+    mix_heads,
+    set_head_weights,
+)
 from tersely.training.traces import SampledTrace
 from tersely.training.training_run import MODEL
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tersely.cli.terminal import TerminalRenderer, comparison, format_outcome
+from tersely.cli.run import TerminalRenderer, comparison, format_outcome
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.trace import Decision, GenerationResult, Usage
 

@@ -10,20 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ....checkpoint_log import CheckpointLog
-from ....controller.budgets import canonical_effort
-from ....controller.engines.transformers.engine import load_engine
-from ....controller.options import GenerationOptions
-from ....controller.types import SamplingParams
-from ....errors import OptionError, unknown
-from ....probes.artifact import save
-from ....probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
-from ... import cli_utils as cli
-from ...bench.arms import Bench, check_disjoint
-from ...runner import SessionRunner
-from ...tasks.equality import AnswerChecker
-from ...tasks.questions import Question, TaskError, hash_question, load_pools
-from .search import (
+from ...checkpoint_log import CheckpointLog
+from ...controller.budgets import canonical_effort
+from ...controller.engines.transformers.engine import load_engine
+from ...controller.options import GenerationOptions
+from ...controller.types import SamplingParams
+from ...errors import OptionError, unknown
+from ...probes.artifact import save
+from ...probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
+from .. import cli_utils as cli
+from ..bench.arms import Bench, check_disjoint
+from ..runner import SessionRunner
+from ..tasks.equality import AnswerChecker
+from ..tasks.questions import Question, TaskError, hash_question, load_pools
+from .steering_search import (
     MARGIN,
     SHORTENS,
     STRENGTHS,
@@ -38,8 +38,7 @@ from .search import (
 
 UNUSABLE = 1
 _PLACES = {"tokens": "all tokens of the thinking", "ends": "the ends of thoughts"}
-RECOMMENDED = (200, 8)
-"""Recommended questions, and samples of each; with fewer, the report has a note."""
+RECOMMENDED = (200, 8)  # recommended questions, and samples of each; with fewer, the report has a note
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +68,7 @@ class SteerPlan:
 
 
 def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
-    """Find a direction and save it in `out/steering`, ready for a session; returns the report.
-
-    An interrupted run resumes. Raises SteeringError if no direction can be extracted.
-    """
+    """Find a direction and save it in `out/steering`; returns the report. Raises SteeringError if there is none."""
     parts = _load_parts(plan)
     engine = load_engine(plan.model, grouped=True)
     blocks = engine.model.config.get_text_config(decoder=True).num_hidden_layers
@@ -180,7 +176,7 @@ def steer(
         int, typer.Option(min=10, help="Held-out questions to steer in both directions on.")
     ] = 300,
     place: Annotated[
-        str, typer.Option(help="Where to read and steer: ends (of thoughts), or tokens (all, as published).")
+        str, typer.Option(help="Where to read and steer: ends (of thoughts), or tokens (all of them).")
     ] = "ends",
     layers: Annotated[
         str | None, typer.Option(help="Hidden layers to try, comma-separated; default: the middle third.")

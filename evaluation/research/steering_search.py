@@ -1,4 +1,4 @@
-"""Steering vectors: pairs of short and long correct thinking, the search for layer and strength, and its validation."""
+"""Steering vectors (arXiv 2506.15647): pairs of short and long thinking, the search for layer and strength."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ....controller.engines.transformers.research.steering import Steer
-from ....controller.options import GenerationOptions
-from ....controller.text.thoughts import ThinkingState
-from ....controller.text.tokenizer_adapter import TokenizerAdapter
-from ....probes.research.steering import Direction, Pair
-from ...bench.arms import Arm, Bench, run_arm, run_batch
-from ...bench.compare import summarize
-from ...bench.records import ArmRecords
+from ...controller.engines.transformers.research.steering import Steer
+from ...controller.options import GenerationOptions
+from ...controller.text.thoughts import ThinkingState
+from ...controller.text.tokenizer_adapter import TokenizerAdapter
+from ...probes.research.steering import Direction, Pair
+from ..bench.arms import Arm, Bench, run_arm, run_batch
+from ..bench.compare import summarize
+from ..bench.records import ArmRecords
 
-CONTRAST = 1.25
-"""Least ratio of the longest to the shortest thinking; below it they differ mostly by chance."""
-MARGIN = 0.01
-"""Largest acceptable accuracy loss."""
+CONTRAST = 1.25  # least ratio of the longest to the shortest thinking; below it they differ mostly by chance
+MARGIN = 0.01  # largest acceptable accuracy loss
 STRENGTHS: Mapping[str, tuple[float, ...]] = {"tokens": (0.02, 0.05, 0.1, 0.2), "ends": (0.1, 0.2, 0.4, 0.8)}
 """Strengths to try by place; at the ends of thoughts, states differ more and steering disturbs less."""
 _FEW_LAYERS = 8

@@ -1,0 +1,130 @@
+"""What `tersely serve --upstream` adds to the server behind it: time to the first token, and throughput.
+
+Both sides answer the same greedy requests, in turns: the server itself, the gateway with preset `off`, and with
+`budget`, where a controller reads every token and has no reason to act. `first_token` is the median of single requests
+in milliseconds; `throughput` the server's seconds over the gateway's, at the same output, with many at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from typing import Any
+
+import httpx
+
+QUESTION = "Mia has {a} shells. Mia finds {b} more shells. Mia gives away 26 shells. How many shells does Mia have now?"
+NAME = "benchmarked"
+VLLM = ("-m", "vllm.entrypoints.openai.api_server")
+SMALL = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--gpu-memory-utilization", "0.3")
+
+
+@contextmanager
+def running(*command: str) -> Iterator[str]:
+    """A server of this command while the context lasts; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([sys.executable, *command, "--port", str(port)], stdout=sys.stderr) as process:
+        try:
+            while True:
+                try:
+                    if httpx.get(f"{url}/health").is_success:
+                        break
+                except httpx.TransportError:
+                    if process.poll() is not None:
+                        raise SystemExit(f"the server ended during startup: {' '.join(command)}") from None
+                    time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+
+
+async def ask(http: httpx.AsyncClient, number: int, fields: dict[str, Any]) -> tuple[float, int]:
+    """Seconds to the first token of a streamed reply, and how many tokens it has."""
+    question = QUESTION.format(a=40 + number % 50, b=20 + number % 40)
+    body = {"model": NAME, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 400}
+    body |= {"stream": True, "stream_options": {"include_usage": True}, **fields}
+    start, first, tokens = time.perf_counter(), 0.0, 0
+    async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            delta = event["choices"][0]["delta"] if event["choices"] else {}
+            if not first and any(delta.get(name) for name in ("content", "reasoning", "reasoning_content")):
+                first = time.perf_counter() - start
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    return first, tokens
+
+
+async def measure(sides: dict[str, tuple[str, dict[str, Any]]], rounds: int, rows: int) -> dict[str, Any]:
+    """Figures of all sides, whose turns alternate."""
+    first: dict[str, list[float]] = {side: [] for side in sides}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    tokens: dict[str, int] = {}
+    limits = httpx.Limits(max_connections=None)
+    async with AsyncExitStack() as stack:
+        clients = {
+            side: await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=None, limits=limits))
+            for side, (url, _) in sides.items()
+        }
+        for turn in range(-1, rounds):  # the first one warms up
+            for side, (_, fields) in sides.items():
+                delays = [(await ask(clients[side], number, fields))[0] for number in range(4)]
+                start = time.perf_counter()
+                replies = await asyncio.gather(*(ask(clients[side], number, fields) for number in range(rows)))
+                if turn >= 0:
+                    first[side] += delays
+                    seconds[side].append(time.perf_counter() - start)
+                    tokens[side] = sum(size for _, size in replies)
+    base = next(iter(sides))
+    figures: dict[str, Any] = {
+        f"{side}_first_token_ms": round(1e3 * statistics.median(first[side]), 2) for side in sides
+    }
+    for side in list(sides)[1:]:
+        ratios = [mine / ours for mine, ours in zip(seconds[base], seconds[side], strict=True)]
+        figures[f"{side}_added_ms"] = round(figures[f"{side}_first_token_ms"] - figures[f"{base}_first_token_ms"], 2)
+        figures[f"{side}_throughput"] = round(statistics.median(ratios) * tokens[side] / tokens[base], 3)
+    return figures | {"tokens": tokens}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tersely-tiny-large", help="an embedded model (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=16, help="requests at once (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    os.environ.update(HF_HUB_OFFLINE="1", VLLM_CPU_CI_ENV="1", VLLM_LOGGING_LEVEL="ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from tersely.models import get_model_path
+
+    model = str(get_model_path(options.model))
+    with ExitStack() as stack:
+        bare = stack.enter_context(running(*VLLM, "--model", model, "--served-model-name", NAME, *SMALL))
+        gateway = ("-m", "tersely.cli", "serve", "--upstream", bare, "--tokenizer", model, "--log", "off")
+        url = stack.enter_context(running(*gateway))
+        sides: dict[str, tuple[str, dict[str, Any]]] = {
+            "bare": (bare, {}),
+            "off": (url, {"tersely": {"preset": "off"}}),
+            "budget": (url, {"tersely": {"preset": "budget"}}),
+        }
+        figures = asyncio.run(measure(sides, options.rounds, options.rows))
+    print(json.dumps(figures) if options.json else "\n".join(f"{name:24s}{value}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Finding and validating a steering vector that shortens a model's thinking (Efficiency Steering, arXiv 2506.15647)."""
