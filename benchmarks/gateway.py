@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -103,7 +104,9 @@ async def measure(sides: dict[str, tuple[str, dict[str, Any]]], rounds: int, row
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tersely-tiny-large", help="an embedded model (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="tersely-tiny-large", help="an embedded model or a folder (default: %(default)s)"
+    )
     parser.add_argument("--rows", type=int, default=16, help="requests at once (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -112,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from tersely.models import get_model_path
 
-    model = str(get_model_path(options.model))
+    model = options.model if Path(options.model).is_dir() else str(get_model_path(options.model))
     with ExitStack() as stack:
         bare = stack.enter_context(running(*VLLM, "--model", model, "--served-model-name", NAME, *SMALL))
         gateway = ("-m", "tersely.cli", "serve", "--upstream", bare, "--tokenizer", model, "--log", "off")

@@ -121,7 +121,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
     """`tersely.LLM`: what control does, and its times."""
     from vllm import SamplingParams
 
-    from tersely.controller.policies.hint import ConciseHint
+    from tersely.controller.policies.hint import BrevityHint
 
     llm = start(options, ours=True)
     prompts = chats(llm, 8)
@@ -129,7 +129,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
     cut = llm.generate(prompts, greedy, use_tqdm=False, policies=["budget"], thinking_budget=BUDGET, answer_reserve=1)
     most = max(out.outputs[0].tersely.thinking for out in cut)
     closed = sum(any(d.action == "close" and d.acted for d in out.outputs[0].tersely.trace) for out in cut)
-    hint = ConciseHint(alpha=16, earliest=8)
+    hint = BrevityHint(alpha=16, earliest=8)
     hinted = llm.generate(prompts, greedy, use_tqdm=False, policies=[hint], answer_reserve=1)
     shown = sum(hint.text in llm.get_tokenizer().decode(out.outputs[0].token_ids) for out in hinted)
     checks = {

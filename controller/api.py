@@ -72,8 +72,8 @@ def generate(
         options: see `GenerationOptions`; `overrides` are the same options as keywords.
         markers: how the model opens and closes its thinking; None finds out.
         think_prompt: make a model without markers think between <think> and </think>.
-        verifier: a model that policies ask: a name, folder, engine or object with the methods of `verification.Verifier`.
-        helper: one that they delegate to: the same, with the methods of `delegation.Helper`.
+        verifier: a model that policies ask: a name, a folder, an engine, or a `verification.Verifier`.
+        helper: one that they delegate to: the same, or a `delegation.Helper`.
         on_event: receives text as it is generated.
 
     Raises:

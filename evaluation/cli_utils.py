@@ -27,6 +27,10 @@ Engine = Annotated[str, typer.Option("--engine", help="Engine: transformers, or 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded at a time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per generation.")]
+MarkerPair = Annotated[
+    str | None,
+    typer.Option("--markers", metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; else found."),
+]
 ThinkPrompt = Annotated[bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")]
 
 

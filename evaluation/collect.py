@@ -18,6 +18,7 @@ from ..controller.prompts import render
 from ..controller.request_builder import find_prefix
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
+from ..controller.text.markers import parse_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import State
 from ..probes.features import FEATURES
@@ -40,6 +41,7 @@ def collect(
     layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1",
     batch_size: cli.BatchSize = 32,
     max_new_tokens: cli.MaxNewTokens = 2048,
+    markers: cli.MarkerPair = None,
     think_prompt: cli.ThinkPrompt = False,
 ) -> None:
     """Collect the training data of `tersely calibrate`: signals, hidden states and trial answers after each thought.
@@ -51,9 +53,10 @@ def collect(
     efforts = cli.parse_list("--tiers", tiers, str, EFFORTS[:-1])
     hidden_layers = cli.parse_list("--layers", layers, int)
     questions = load_all(cli.parse_list("--tasks", tasks, str), split, limit, seed)
+    given = None if markers is None else parse_markers(markers)
     engine = load_engine(model, grouped=True)
-    session = Session(engine, think_prompt=think_prompt)
-    markers = session.markers
+    session = Session(engine, given, think_prompt)
+    used = session.markers
     plan = {
         "model": model,
         "task": tasks,
@@ -66,9 +69,10 @@ def collect(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "think_prompt": think_prompt,
+        **({} if markers is None else {"markers": markers}),
         "features": FEATURES,
         "fingerprint": engine.fingerprint(),
-        "closing": len(session.codec.encode(markers.close + markers.close_suffix + markers.answer_prefix)),
+        "closing": len(session.codec.encode(used.close + used.close_suffix + used.answer_prefix)),
     }
     store = RecordStore(out, plan)
     groups = batches(questions, batch_size)

@@ -12,6 +12,7 @@ from ..controller.engines.wrapper import EngineWrapper
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
+from ..controller.text.markers import Markers, parse_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import unknown
@@ -40,10 +41,10 @@ class TokenCountingEngine(EngineWrapper):
 class SessionRunner:
     """Answers questions through a session, as users do; `engine` is the engine itself, without the token counter."""
 
-    def __init__(self, engine: Engine, think_prompt: bool = False) -> None:
+    def __init__(self, engine: Engine, think_prompt: bool = False, markers: Markers | None = None) -> None:
         self.engine = engine
         self._counter = TokenCountingEngine(engine)
-        self.session = Session(self._counter, think_prompt=think_prompt)
+        self.session = Session(self._counter, markers, think_prompt)
 
     @property
     def generated_tokens(self) -> int:
@@ -62,17 +63,21 @@ class SessionRunner:
         return self._counter.generate(requests, sampling)
 
 
-def load_runner(model: str, engine: str, *, think_prompt: bool = False) -> SessionRunner:
-    """Load a model; raises OptionError for an unknown engine, ModelError, CapabilityError."""
+def load_runner(model: str, engine: str, *, think_prompt: bool = False, markers: str | None = None) -> SessionRunner:
+    """Load a model; raises OptionError for an unknown engine, ModelError, CapabilityError.
+
+    `markers` are OPEN,CLOSE as in `parse_markers`; None finds them.
+    """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
+    parsed = None if markers is None else parse_markers(markers)
     if engine == "vllm":
         from ..controller.vllm.engine import load_vllm
 
-        return SessionRunner(load_vllm(model), think_prompt)
+        return SessionRunner(load_vllm(model), think_prompt, parsed)
     from ..controller.engines.transformers.engine import load_engine
 
-    return SessionRunner(load_engine(model, grouped=True), think_prompt)
+    return SessionRunner(load_engine(model, grouped=True), think_prompt, parsed)
 
 
 def batch_seed(*parts: Any) -> int:

@@ -45,6 +45,7 @@ def tune(
     max_new_tokens: cli.MaxNewTokens = 2048,
     engine: cli.Engine = "transformers",
     batch_size: cli.BatchSize = 64,
+    markers: cli.MarkerPair = None,
     think_prompt: cli.ThinkPrompt = False,
 ) -> None:
     """Search efforts, strategies and policies for the cheapest that loses no accuracy beyond the margin.
@@ -59,7 +60,7 @@ def tune(
     candidates = None if space is None else read_space(space)
     parts = _load_parts(cli.parse_list("--tasks", tasks, str), limit, validation_questions, seed)
     costs, _ = load_cost_model(model, None, load_prices(None), price, None)
-    runner = load_runner(model, engine, think_prompt=think_prompt)
+    runner = load_runner(model, engine, think_prompt=think_prompt, markers=markers)
     common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
     if candidates is None:
         candidates = default_space(_has_probes(runner, common))
@@ -67,6 +68,8 @@ def tune(
     made_from |= {"objective": objective, "margin": margin, "engine": engine}
     identity = {**made_from, "limit": limit, "proof": validation_questions, "probes": probes}
     identity |= {"max_new_tokens": max_new_tokens, "price": price, "batch": batch_size}
+    if markers is not None:
+        identity["markers"] = markers
     identity["space"] = [candidate.name for candidate in candidates]
     checkpoints = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
     usd = costs.price if objective == "usd" else None

@@ -80,6 +80,7 @@ def bench(
     usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the machine of these seconds.")] = None,
     config: Annotated[Path | None, typer.Option(help="Config file of `tersely tune`, for the arm `tuned`.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also truncate the baseline's thinking, for comparison.")] = True,
+    markers: cli.MarkerPair = None,
     think_prompt: cli.ThinkPrompt = False,
     as_json: cli.Json = False,
     out: Annotated[
@@ -122,6 +123,7 @@ def bench(
         arms=compared,
         common=common,
         think_prompt=think_prompt,
+        markers=markers,
         baselines=baselines,
         seed=seed,
         rollouts=rollouts,
@@ -205,7 +207,7 @@ def _run(plan: BenchPlan, checkpoints: CheckpointLog, costs: CostModel) -> dict[
 
 def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]:
     """The model, which may ask the helper and the verifier, and the helper alone."""
-    runner = load_runner(plan.model, plan.engine, think_prompt=plan.think_prompt)
+    runner = load_runner(plan.model, plan.engine, think_prompt=plan.think_prompt, markers=plan.markers)
     helper = None if plan.helper is None else load_runner(plan.helper, plan.engine, think_prompt=plan.think_prompt)
     if helper is not None:
         from ...controller.helpers import EngineHelper

@@ -46,6 +46,7 @@ class BenchPlan:
     arms: Sequence[Arm]
     common: GenerationOptions
     think_prompt: bool
+    markers: str | None  # of the model, as OPEN,CLOSE; the helper's are found
     baselines: bool
     seed: int
     rollouts: int
@@ -84,6 +85,7 @@ class BenchPlan:
             "levels": hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16],
             "arms": {arm.name: _describe(arm) for arm in self.arms},
             "think_prompt": self.think_prompt,
+            **({} if self.markers is None else {"markers": self.markers}),
             "baselines": self.baselines,
             "batch": self.batch_size,
         }

@@ -83,6 +83,7 @@ def _made(n: int) -> str:
         splits={"test": questions.asked, "fit": questions.asked[:50]},
         arms=make_arms(",".join(RUN), GenerationOptions()),
         common=GenerationOptions(),
+        markers=None,
         think_prompt=False,
         baselines=True,
         seed=0,

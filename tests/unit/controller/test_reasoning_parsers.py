@@ -74,16 +74,18 @@ def test_the_documented_table_is_what_the_command_prints() -> None:
 
 def read_reply(parser: str, family: Any, markers: Any, given: Any, state: str) -> tuple[str | None, str | None]:
     """What vLLM's parser makes of a whole reply that was closed by us."""
-    parsers = pytest.importorskip("vllm.reasoning")
+    reasoning = pytest.importorskip("vllm.reasoning")
     options = {key: value for key, value in given.items() if key != "system"}
     request = SimpleNamespace(chat_template_kwargs=options, tools=None, tool_choice="none", include_reasoning=True)
-    made = parsers.ReasoningParserManager.get_reasoning_parser(parser)(family.tokenizer(), chat_template_kwargs=options)
+    made = reasoning.ReasoningParserManager.get_reasoning_parser(parser)(
+        family.tokenizer(), chat_template_kwargs=options
+    )
     opening = {"before": f"{markers.open}\n", "thinking": ""}
     reply = (
         "It is 4." if state == "answer" else f"{opening[state]}I add.\n{markers.close}{markers.close_suffix}It is 4."
     )
-    reasoning, content = made.extract_reasoning(reply, request)
-    return reasoning, content
+    thinking, answer = made.extract_reasoning(reply, request)
+    return thinking, answer
 
 
 @pytest.mark.vllm
