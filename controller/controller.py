@@ -412,7 +412,8 @@ class Controller:
             self.thinking.retract(aside)
         behind = self.thinking.retractable(action.behind) if isinstance(action, Inject) and not self.shadow else 0
         tail = tuple(self.thinking.ids[len(self.thinking) - behind :])
-        self.thinking.retract(behind)
+        if behind:
+            self.thinking.retract(behind)
         text = self._render(action)
         at = self.position - aside - behind
         self._record(policy, kind, action.reason, position=at, text=text, acted=not self.shadow)

@@ -179,7 +179,7 @@ def test_a_stop_may_force_tokens() -> None:
     said, full, ended = (
         ScriptedWatcher({4: Directive((60, 61), retract=2, stop=True)}),
         ScriptedWatcher({4: Directive((60, 61, 62), stop=True)}),
-        ScriptedWatcher({4: Directive((60, 126, 62), stop=True)}),
+        ScriptedWatcher({4: Directive((60, 126), stop=True)}),
     )
     done = engine.generate([Request(FIRST, 6, row) for row in (said, full, ended)], GREEDY)
     assert [one.finish_reason for one in done] == ["stopped", "length", "stop"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tracemalloc
 from dataclasses import fields
@@ -103,12 +104,16 @@ def test_workers_keep_a_bounded_number_of_policies() -> None:
             control = asked({"repetition": {"window": number + 1}})
             assert context.make_controller({KEY: control}, prompt, 500) is not None
 
+    def memory() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
     serve(0, 600)
     tracemalloc.start()
     try:
         serve(600, 100)
-        before = tracemalloc.get_traced_memory()[0]
+        before = memory()
         serve(700, 1_000)
-        assert tracemalloc.get_traced_memory()[0] < before + 100_000
+        assert memory() < before + 100_000
     finally:
         tracemalloc.stop()

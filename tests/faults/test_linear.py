@@ -87,13 +87,14 @@ MODULES = (
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
-    "evaluation.tasks.confinement training.methods.vsrm"
+    "evaluation.tasks.confinement training.methods.vsrm controller.serving.request_log"
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {
     "controller/engines/checkpoints.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
+    "evaluation/replay/markers.py": "recorded outputs, read once by their owner",
     "evaluation/replay/tokenizer.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
