@@ -18,7 +18,7 @@ from .prompts import as_messages, thinking_state_after
 from .replay import bind_for_replay
 from .session import Session, build_result
 from .streaming import EventSink
-from .text.markers import Markers, choose_markers, parse_markers
+from .text.markers import Markers, choose_markers, resolve_markers
 from .text.tokenizer_adapter import get_adapter
 from .trace import GenerationResult
 from .types import Capability, Engine, Prompt, Watcher
@@ -159,17 +159,6 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], boo
     for prompt in prompts:
         as_messages(cast(Prompt, prompt))  # raises for anything else
     return list(cast("Sequence[Prompt]", prompts)), False
-
-
-def resolve_markers(markers: Markers | str | Sequence[str] | None) -> Markers | None:
-    """Markers as they are, or from a pair of texts or "OPEN,CLOSE"."""
-    if markers is None or isinstance(markers, Markers):
-        return markers
-    if isinstance(markers, str):
-        return parse_markers(markers)
-    if not isinstance(markers, Sequence) or [type(text) for text in markers] != [str, str]:
-        raise OptionError(f"markers is {markers!r}; accepted: Markers, (open, close) or 'OPEN,CLOSE'")
-    return Markers(markers[0], markers[1])
 
 
 def resolve_verifier(verifier: Any) -> Verifier | None:

@@ -18,7 +18,7 @@ from ..controller.prompts import render
 from ..controller.request_builder import find_prefix
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
-from ..controller.text.markers import parse_markers
+from ..controller.text.markers import resolve_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import State
 from ..probes.features import FEATURES
@@ -53,7 +53,7 @@ def collect(
     efforts = cli.parse_list("--tiers", tiers, str, EFFORTS[:-1])
     hidden_layers = cli.parse_list("--layers", layers, int)
     questions = load_all(cli.parse_list("--tasks", tasks, str), split, limit, seed)
-    given = None if markers is None else parse_markers(markers)
+    given = resolve_markers(markers)
     engine = load_engine(model, grouped=True)
     session = Session(engine, given, think_prompt)
     used = session.markers

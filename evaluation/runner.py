@@ -12,7 +12,7 @@ from ..controller.engines.wrapper import EngineWrapper
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
-from ..controller.text.markers import Markers, parse_markers
+from ..controller.text.markers import Markers, resolve_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import unknown
@@ -70,7 +70,7 @@ def load_runner(model: str, engine: str, *, think_prompt: bool = False, markers:
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    parsed = None if markers is None else parse_markers(markers)
+    parsed = resolve_markers(markers)
     if engine == "vllm":
         from ..controller.vllm.engine import load_vllm
 

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, PrivateAttr
 
 from ...errors import TerselyError, unknown
-from ..api import resolve_engine, resolve_helper, resolve_markers, resolve_verifier
+from ..api import resolve_engine, resolve_helper, resolve_verifier
 from ..batch import BatchRow, decode
 from ..budgets import canonical_effort
 from ..options import (
@@ -30,6 +30,7 @@ from ..policies import make_policies
 from ..registry import resolve_modifier
 from ..session import Session
 from ..streaming import TextDeltaEvent
+from ..text.markers import resolve_markers
 from ..text.reasoning_parser import TextDelta, truncate_at_stop
 from ..trace import GenerationResult
 from ..types import Engine, Prompt

@@ -15,7 +15,7 @@ from ..engines.openai.engine import RemoteEngine
 from ..options import GenerationOptions, load_config, make_options
 from ..policies import make_policies
 from ..session import Session
-from ..text.markers import Markers, parse_markers
+from ..text.markers import Markers, resolve_markers
 from ..types import Engine
 from .settings import (
     EFFORT_CAPS,
@@ -174,7 +174,7 @@ def serve(
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
     _check_upstream(upstream, upstream_key, tokenizer, grouped_attention)
-    parsed_markers = None if markers is None else parse_markers(markers)
+    parsed_markers = resolve_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
     _check_access(api_key, metrics)
@@ -271,7 +271,7 @@ def serve_vllm(
     from .vllm_launcher import run_vllm_server
 
     flags = [f"--shutdown-timeout={drain:.0f}", *context.args]
-    parsed_markers = None if markers is None else parse_markers(markers)
+    parsed_markers = resolve_markers(markers)
     run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags, parsed_markers)
 
 

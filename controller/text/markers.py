@@ -75,6 +75,17 @@ def parse_markers(text: str) -> Markers:
     return Markers(parts[0], parts[1])
 
 
+def resolve_markers(markers: Markers | str | Sequence[str] | None) -> Markers | None:
+    """Markers as they are, or from a pair of texts or "OPEN,CLOSE"."""
+    if markers is None or isinstance(markers, Markers):
+        return markers
+    if isinstance(markers, str):
+        return parse_markers(markers)
+    if not isinstance(markers, Sequence) or [type(text) for text in markers] != [str, str]:
+        raise OptionError(f"markers is {markers!r}; accepted: Markers, (open, close) or 'OPEN,CLOSE'")
+    return Markers(markers[0], markers[1])
+
+
 def find_markers(tokenizer: Any) -> Markers:
     """The markers of a model's tokenizer; raises MarkerError, never guesses, and as `check_tokenizer`."""
     check_tokenizer(tokenizer)

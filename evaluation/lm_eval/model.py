@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ...controller.engines.transformers.engine import load_engine
 from ...controller.options import GenerationOptions, with_seed
 from ...controller.session import Session
-from ...controller.text.markers import parse_markers
+from ...controller.text.markers import resolve_markers
 from ...controller.trace import GenerationResult
 from ...controller.types import Prompt
 from ...errors import CapabilityError, OptionError
@@ -39,7 +39,7 @@ class TerselyLM(LM):
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         self.arguments = parsed = ModelArguments.parse(arguments)
-        markers = None if parsed.markers is None else parse_markers(parsed.markers)
+        markers = resolve_markers(parsed.markers)
         self.usage = type(self).shared_usage or UsageLog()
         self.usage.open(sanitize_model_name(parsed.pretrained))
         engine = load_engine(parsed.pretrained, parsed.dtype, _resolve_device(parsed.device))

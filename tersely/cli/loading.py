@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..controller.engines.wrapper import EngineWrapper
-from ..controller.text.markers import Markers, parse_markers
+from ..controller.text.markers import Markers, resolve_markers
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
@@ -50,7 +50,7 @@ class ModelSource:
 
     def parse_markers(self) -> Markers | None:
         """The markers, if they are given; raises MarkerError."""
-        return None if self.markers is None else parse_markers(self.markers)
+        return resolve_markers(self.markers)
 
 
 def load(wanted: ModelSource) -> Engine:

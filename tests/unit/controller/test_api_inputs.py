@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import tersely
-from tersely.controller.api import resolve_engine, resolve_markers, split_prompts
+from tersely.controller.api import resolve_engine, split_prompts
 from tersely.controller.options import GenerationOptions, OptionsDict, make_options
-from tersely.controller.text.markers import Markers
+from tersely.controller.text.markers import Markers, resolve_markers
 from tersely.errors import MarkerError, ModelError, OptionError, PromptError, TerselyError
 
 QUESTION = "Compute 3 + 6."
