@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -29,9 +29,6 @@ from .settings import (
     exposure_warning,
     parse_effort_caps,
 )
-
-if TYPE_CHECKING:
-    from .worker import RequestWorker
 
 DEFAULT_MODEL = "tersely-tiny-small"
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -206,7 +203,6 @@ def serve(
         special_tokens=special_tokens,
     )
     with bind_socket(host, port) as bound:
-        remote: RemoteEngine | None = None
         if upstream is None:
             from ..engines.transformers.engine import load_engine
 
@@ -216,7 +212,7 @@ def serve(
             from ..engines.openai.completions import CompletionsBackend
 
             backend = CompletionsBackend(OpenAIClient(upstream, upstream_key or "", timeout), model, tokenizer)
-            engine = remote = RemoteEngine(backend)
+            engine = RemoteEngine(backend)
             settings = replace(settings, model=settings.model or served_model_name(backend.model))
         session = Session(
             engine,
@@ -231,12 +227,8 @@ def serve(
         address = base_url(*bound.getsockname()[:2])
         ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
         counters = Metrics()
-        thinks = not no_thinking
-        worker: RequestWorker
-        if remote is None:
-            worker = BatchWorker(session, settings.limits, counters, thinks)
-        else:
-            worker = UpstreamWorker(remote, session, settings.limits, counters, thinks)
+        kind = BatchWorker if upstream is None else UpstreamWorker
+        worker = kind(session, settings.limits, counters, not no_thinking)
         run_server(UvicornServer(create_app(settings, worker, counters), worker, drain, ready), bound)
 
 

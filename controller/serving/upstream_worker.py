@@ -22,13 +22,15 @@ _log = logging.getLogger(__name__)
 
 
 class UpstreamWorker(RequestWorker):
-    """A worker in the event loop of the application; at most `limits.batch` requests are upstream at a time."""
+    """A worker in the event loop of the application; at most `limits.batch` requests are upstream at a time.
 
-    def __init__(
-        self, engine: RemoteEngine, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True
-    ) -> None:
+    The session's engine is a `RemoteEngine`.
+    """
+
+    def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
         super().__init__(session, limits, metrics, thinks)
-        self.engine = engine
+        assert isinstance(session.engine, RemoteEngine)
+        self.engine = session.engine
         self._tasks: dict[asyncio.Task[None], PendingResponse] = {}
         self._slots = asyncio.Semaphore(limits.batch)
         self._preparing = asyncio.Lock()

@@ -105,11 +105,8 @@ def served(
     settings = settings or ServerSettings(MODEL)
     metrics = Metrics()
     session = Session(engine, None if thinks else NO_MARKERS)
-    worker: Any  # a RequestWorker, into which tests look
-    if isinstance(engine, RemoteEngine):
-        worker = UpstreamWorker(engine, session, settings.limits, metrics, thinks)
-    else:
-        worker = BatchWorker(session, settings.limits, metrics, thinks)
+    kind = UpstreamWorker if isinstance(engine, RemoteEngine) else BatchWorker
+    worker = kind(session, settings.limits, metrics, thinks)
     server = UvicornServer(create_app(settings, worker, metrics), worker, drain)
     bound = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
