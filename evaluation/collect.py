@@ -21,6 +21,7 @@ from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.markers import resolve_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import State
+from ..probes.calibrate.data import ENOUGH
 from ..probes.features import FEATURES
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from . import cli_utils as cli
@@ -30,11 +31,13 @@ from .tasks.questions import Question, hash_question, load_all
 
 
 def collect(
-    out: Annotated[Path, typer.Option("--out", help="Output folder; an existing collection in it is resumed.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Output folder; resumes, or adds questions up to a larger --limit.")
+    ],
     model: cli.Model = "tersely-tiny-large",
     tasks: cli.Tasks = "tiny",
     split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = 400,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = ENOUGH,
     seed: cli.Seed = 0,
     tiers: Annotated[str, typer.Option(help="Efforts to sample at, comma-separated.")] = "none,easy,normal,hard",
     rollouts: Annotated[int, typer.Option("--rollouts", min=1, help="Rollouts per question and effort.")] = 1,
@@ -52,7 +55,8 @@ def collect(
 
     efforts = cli.parse_list("--tiers", tiers, str, EFFORTS[:-1])
     hidden_layers = cli.parse_list("--layers", layers, int)
-    questions = load_all(cli.parse_list("--tasks", tasks, str), split, limit, seed)
+    names = cli.parse_list("--tasks", tasks, str)
+    questions = load_all(names, split, limit, seed)
     given = resolve_markers(markers)
     engine = load_engine(model, grouped=True)
     session = Session(engine, given, think_prompt)
@@ -75,23 +79,39 @@ def collect(
         "closing": len(session.codec.encode(used.close + used.close_suffix + used.answer_prefix)),
     }
     store = RecordStore(out, plan)
-    groups = batches(questions, batch_size)
+    if len(questions) < ENOUGH:
+        typer.echo(
+            f"{len(questions)} questions to collect; calibrate needs three collections, or one of about {ENOUGH} "
+            "that it divides; a larger --limit adds questions to the same folder",
+            err=True,
+        )
+    earlier = [load_all(names, split, before, seed) for before in store.limits[:-1]]
+    groups = list_batches([*earlier, questions], batch_size)
     trial_tokens = 0
     per_question = len(efforts) * rollouts
     with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
         collector = Collector(session, checker, efforts, rollouts, hidden_layers, max_new_tokens, seed)
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
         for number in Random(seed).sample(range(len(groups)), len(groups)):
-            indices = groups[number]
+            rows = groups[number]
             if store.has(number):
-                advance("skipping", per_question * len(indices))
+                advance("skipping", per_question * len(rows))
                 continue
-            rows = [questions[i] for i in indices]
             columns, texts = collector.collect_batch(number, rows, lambda n: advance("collecting", n))
             store.put(number, columns, texts)
             trial_tokens += int(columns["boundaries.trial"].sum())
     trials = f"; trial answers cost {trial_tokens} tokens" if trial_tokens else ""
     typer.echo(f"{out} holds {per_question} rollouts of each of {len(questions)} questions{trials}")
+
+
+def list_batches(drawn: Sequence[Sequence[Question]], batch_size: int) -> list[list[Question]]:
+    """Group questions into batches; those of the first draws come first and stay the same when later ones are added."""
+    groups: list[list[Question]] = []
+    for questions in drawn:
+        known = {hash_question(question) for group in groups for question in group}
+        added = [question for question in questions if hash_question(question) not in known]
+        groups += [[added[i] for i in indices] for indices in batches(added, batch_size)]
+    return groups
 
 
 @dataclass(frozen=True, slots=True)

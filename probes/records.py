@@ -103,22 +103,40 @@ class RecordRows:
 
 
 class RecordStore:
-    """A folder of parts; raises RecordsError if it holds data of another plan, WriteError if it cannot be created."""
+    """A folder of parts; raises RecordsError if it holds data of another plan, WriteError if it cannot be created.
+
+    A plan that differs in a larger `limit` alone (None is the largest) lets the collection grow: `limits` are those
+    up to which questions were drawn, one after the other.
+    """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
         self.plan = json.loads(json.dumps({"version": VERSION, **plan}))
         make_folder(folder)
         path = folder / PLAN
-        if not path.exists() or not self.parts:  # a plan without data is replaced
-            write(path, json.dumps(self.plan, indent=2) + "\n")
-        elif (stored := _read_plan(path)) != self.plan:
-            differ = sorted(key for key in {*stored, *self.plan} if stored.get(key) != self.plan.get(key))
+        if path.exists() and self.parts:  # a plan without data is replaced
+            self._continue(_read_plan(path))
+        write(path, json.dumps(self.plan, indent=2) + "\n")
+
+    @property
+    def limits(self) -> list[int | None]:
+        """Limits of the parts of a collection that has grown; the last is that of the plan."""
+        return [*self.plan.get("grown_from", []), self.plan.get("limit")]
+
+    def _continue(self, stored: dict[str, Any]) -> None:
+        """Go on with a stored plan: the same, or one with a smaller limit."""
+        before = stored.pop("grown_from", [])
+        old, new = stored.get("limit"), self.plan.get("limit")
+        grows = old is not None and (new is None or new > old)
+        differ = {key for key in {*stored, *self.plan} if stored.get(key) != self.plan.get(key)}
+        if differ - ({"limit"} if grows else set()):
             raise RecordsError(
-                f"{folder} holds data collected with another {', '.join(differ)}; use the same settings to resume, or "
-                "choose another folder",
+                f"{self.folder} holds data collected with another {', '.join(sorted(differ))}; use the same settings "
+                "to resume, a larger limit to add questions, or choose another folder",
                 code="other_plan",
             )
+        if before or grows:
+            self.plan["grown_from"] = [*before, old] if grows else before
 
     def has(self, number: int) -> bool:
         """Whether a part exists."""

@@ -16,6 +16,8 @@ from ..risk_control import Outcomes
 from ..rule import RuleState, StopRule
 
 Floats = NDArray[np.float64]
+ENOUGH = 480
+"""Questions of one collection that leave enough in each part when it is divided; the smallest part gets an eighth."""
 BASE = "normal"  # the tier in which a model thinks as it does by itself
 
 

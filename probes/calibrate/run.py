@@ -20,10 +20,9 @@ from ..known_questions import KnownQuestions
 from ..records import UNKNOWN, RecordsError, RecordTable, read_records
 from ..rule import StopRule
 from . import difficulty, readiness
-from .data import BASE, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
+from .data import BASE, ENOUGH, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
 
 MIN_QUESTIONS = 40  # questions that each part of the data must have
-ENOUGH = 440  # questions of one collection that leave as many in each part; the smallest gets an eighth
 
 
 @dataclass(frozen=True, slots=True)

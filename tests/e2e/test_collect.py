@@ -28,6 +28,7 @@ from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
 from tersely.models import get_model_path
+from tersely.probes.calibrate.data import ENOUGH
 from tersely.probes.features import FEATURES
 from tersely.probes.records import UNKNOWN, Array, RecordTable, read_records
 
@@ -143,7 +144,7 @@ def test_questions_are_identified(collected: Collected) -> None:
     assert records["questions.words"].tolist() == [len(q.problem.split()) for q in collected.questions]
     assert records.plan["fingerprint"] == collected.engine.fingerprint()
     assert (records.plan["tiers"], records.plan["layers"]) == (list(TIERS), list(LAYERS))
-    assert (records.plan["limit"], records.plan["max_new_tokens"]) == (400, MOST)
+    assert (records.plan["limit"], records.plan["max_new_tokens"]) == (ENOUGH, MOST)
     assert records.plan["closing"] == len(collected.session.codec.encode("</think>\n\n"))
 
 
@@ -316,6 +317,24 @@ def test_an_interrupted_collection_resumes(
     assert "cost" not in capsys.readouterr().out
     error = refused(capsys, *command(task, tmp_path / "torn", **small, seed=6, layers="-1"))
     assert "layers, seed" in error
+
+
+def test_a_larger_limit_adds_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task, out = write_task(tmp_path / "task.jsonl"), tmp_path / "data"
+    small: dict[str, Any] = {"tiers": "easy", "batch_size": 2}
+    assert main(command(task, out, **small, limit=3)) == 0
+    assert f"about {ENOUGH}" in capsys.readouterr().err
+    first, parts = read_records(out), {path.name: path.read_bytes() for path in out.glob("part*")}
+    assert main(command(task, out, **small, limit=5)) == 0
+    grown = read_records(out)
+    assert {name: (out / name).read_bytes() for name in parts} == parts
+    assert (first.size("rollouts"), grown.size("rollouts")) == (3, 5)
+    assert set(first.texts["problem"]) < set(grown.texts["problem"]) == set(PROBLEMS)
+    (out / "part-00002.safetensors").unlink()
+    assert main(command(task, out, **small, limit=5)) == 0
+    assert same(read_records(out), grown), "what was added is resumed, too"
+    capsys.readouterr()
+    assert "limit" in refused(capsys, *command(task, out, **small, limit=4))
 
 
 @pytest.mark.parametrize(

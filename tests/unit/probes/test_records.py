@@ -124,6 +124,20 @@ def test_another_plan_is_refused_and_the_data_stays(records: RecordTable, folder
     assert {name: (folder / name).read_bytes() for name in paths(folder)} == before
 
 
+def test_a_larger_limit_lets_a_collection_grow(records: RecordTable, tmp_path: Path) -> None:
+    plan = dict(records.plan)
+    for limit, limits in ((2, [2]), (2, [2]), (5, [2, 5]), (5, [2, 5]), (None, [2, 5, None]), (None, [2, 5, None])):
+        store = RecordStore(tmp_path, {**plan, "limit": limit})
+        assert store.limits == limits
+        store.put(0, *get_part_columns(records, 0, PARTS))
+        assert read_records(tmp_path).plan["limit"] == limit
+    for change in ({"limit": 5}, {"limit": None, "seed": 1}):
+        with pytest.raises(RecordsError) as error:
+            RecordStore(tmp_path, {**plan, **change})
+        assert error.value.code == "other_plan"
+    assert RecordStore(tmp_path, {**plan, "limit": None}).limits == [2, 5, None]
+
+
 def test_a_plan_without_data_is_replaced(records: RecordTable, tmp_path: Path) -> None:
     RecordStore(tmp_path, {**records.plan, "layers": [99]})
     store = RecordStore(tmp_path, records.plan)
