@@ -106,7 +106,8 @@ def find_markers(tokenizer: Any) -> Markers:
 def choose_markers(tokenizer: Any, markers: Markers | None, think_prompt: bool) -> Markers:
     """The markers to use: those given, those of our own think prompt, or those found.
 
-    Raises OptionError if both are given, or a think prompt to a model that has markers of its own.
+    A model whose chat template does not name the markers of its vocabulary may never open them, so it can be asked to.
+    Raises OptionError if both are given, or a think prompt to a model whose template names markers of its own.
     """
     if not think_prompt:
         return markers or find_markers(tokenizer)
@@ -116,9 +117,10 @@ def choose_markers(tokenizer: Any, markers: Markers | None, think_prompt: bool) 
         found = find_markers(tokenizer)
     except MarkerError:
         return PROMPTED
-    raise OptionError(
-        f"this model has thinking markers of its own, {found.open} and {found.close}; leave think_prompt out"
-    )
+    template = getattr(tokenizer, "chat_template", None)
+    if not isinstance(template, str) or not any(text in template for text in (found.open, found.close)):
+        return PROMPTED
+    raise OptionError(f"this model's chat template has {found.open} and {found.close}; leave think_prompt out")
 
 
 CLOSING_SENTENCE = "Time is short, so I answer now."

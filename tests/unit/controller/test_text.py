@@ -10,7 +10,7 @@ from tersely.controller.budgets import canonical_effort, fit_budget
 from tersely.controller.policies import get_presets, make_policies, make_policy
 from tersely.controller.session import build_spans
 from tersely.controller.text.answers import extract_answer, extract_boxed, extract_stated_answer, normalize_answer
-from tersely.controller.text.markers import Markers, find_markers, parse_markers
+from tersely.controller.text.markers import PROMPTED, Markers, choose_markers, find_markers, parse_markers
 from tersely.controller.text.reasoning_parser import split_reasoning
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.errors import MarkerError, OptionError
@@ -73,6 +73,17 @@ def test_markers_come_from_the_tokenizer_then_the_template_and_are_never_guessed
     assert parse_markers("[a], [b]") == Markers("[a]", "[b]")
     with refused(OptionError):
         parse_markers("[a]")
+
+
+def test_a_model_that_never_opens_its_markers_can_be_asked_to_think():
+    def make(template):
+        added = {"<think>": 1, "</think>": 2}
+        return SimpleNamespace(get_added_vocab=lambda: added, chat_template=template)
+
+    assert choose_markers(make("{{ messages }}"), None, think_prompt=True) == PROMPTED
+    assert choose_markers(make(None), None, think_prompt=True) == PROMPTED
+    with refused(OptionError):
+        choose_markers(make("{{ '<think>' }}"), None, think_prompt=True)
 
 
 def test_efforts_and_budgets():
