@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 from tersely.evaluation.tasks.questions import load
 
+from ..support.readme import readme_blocks
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
 pytestmark = pytest.mark.vllm
@@ -69,6 +71,19 @@ def test_replies_have_control_metadata(http: httpx.Client) -> None:
     assert (metadata["tier"], metadata["shadow"]) == ("normal", False)
     assert metadata["decisions"][0]["policy"] == "readiness"
     assert "decisions" not in answered(http, tersely={"trace": False})["choices"][0]["tersely"]
+
+
+def test_the_request_of_readme_is_answered(server: VllmServer) -> None:
+    shown = next(block for block in readme_blocks("console") if "curl" in block).partition("$ curl ")[2]
+    arguments = shlex.split(shown.replace("\\\n", " ").replace("Qwen3-4B", NAME))
+    assert arguments[0] == "localhost:8000/v1/chat/completions"
+    arguments[0] = arguments[0].replace("localhost:8000", server.url)
+    done = subprocess.run(
+        ["curl", "-s", *arguments, "-H", f"Authorization: Bearer {KEY}"], capture_output=True, check=True
+    )
+    reply = json.loads(done.stdout)
+    assert (reply["object"], reply["choices"][0]["finish_reason"]) == ("chat.completion", "stop")
+    assert reply["choices"][0]["tersely"]["tier"] == "easy"
 
 
 def test_off_and_shadow_change_nothing(http: httpx.Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.tasks.questions import load
 
+from ..support.readme import readme_blocks
 from ..support.refusals import refused
 
 pytestmark = pytest.mark.vllm
@@ -42,6 +44,20 @@ def test_outputs_are_vllms_own_and_say_what_control_made_of_them(llm: Any) -> No
     assert sum(len(output.outputs[0].tersely.trace) for output in outputs) > 3
     thinking = [sum(output.outputs[0].tersely.thinking for output in made) for made in (outputs, full)]
     assert thinking[0] < thinking[1]
+
+
+def test_the_block_of_readme_runs(llm: Any) -> None:
+    given: list[tuple[str, str]] = []
+
+    def take(model: str, preset: str) -> Any:
+        given.append((model, preset))
+        return llm
+
+    names = {"tersely": SimpleNamespace(LLM=take), "messages": MESSAGES[5], "sampling_params": greedy()}
+    block = readme_blocks("python")[1]
+    exec(block.replace("llm.chat", "trace = llm.chat"), names)
+    assert given == [("Qwen/Qwen3-4B", "balanced")]
+    assert names["trace"] == ()  # an easy effort of this model ends by itself
 
 
 def test_a_call_may_be_controlled_otherwise_than_the_rest(llm: Any) -> None:

@@ -1,9 +1,8 @@
-"""The public faces on the embedded model: what goes in, what comes out, and that the answer always does."""
+"""The public functions on the embedded model: what goes in, what comes out, and that the answer always does."""
 
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,12 +171,3 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
         Session(plain)
     with refused(CapabilityError, "missing_draft_review"):
         Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_examples_run() -> None:
-    import runpy
-
-    for example in sorted((Path(__file__).parents[3] / "examples").glob("*.py")):
-        if example.name != "openai_client.py":  # which needs a server: tests/e2e/test_serving_clients.py
-            runpy.run_path(str(example), run_name="__main__")
