@@ -211,7 +211,7 @@ def encode_thinking(session: Session, prompt: Prompt, *thinkings: str) -> list[t
 class DraftReview:
     """What a helper thinks of a draft."""
 
-    kept: str | None  # the part of the draft that stands; None if there is no judgement, for the reason `error`
+    kept: str | None  # the part of the draft that stands; None without a judgement, for the reason `error`
     read: int  # tokens
     error: str = ""
     next_token: int | None = None  # the token that should follow what stands, if that is known already

@@ -18,7 +18,7 @@ Learned = TypeVar("Learned", bound=StoredValue)
 
 
 class ProbeError(TerselyError, ValueError):
-    """There is no probe for this model, or not the one that is needed."""
+    """This model has no probe, or not the one that is needed."""
 
     code = "no_probe"
 
@@ -68,7 +68,7 @@ def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> Arti
 
 
 def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | None:
-    """The folder of a model's probe: in `folder`, or pretrained; None if there is no pretrained one.
+    """The folder of a model's probe: in `folder`, or pretrained; None without a pretrained one.
 
     Raises ProbeError for a folder without a probe of this kind.
     """

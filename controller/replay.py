@@ -66,7 +66,7 @@ def replay(
 
 
 def bind_for_replay(policies: Sequence[Policy], trials: bool = False) -> tuple[Policy, ...]:
-    """Bind policies where there is no engine; a policy that needs one raises CapabilityError or ProbeError.
+    """Bind policies without an engine; a policy that needs one raises CapabilityError or ProbeError.
 
     `trials` says whether trials are answered.
     """

@@ -42,9 +42,9 @@ class TierChoice:
 
 
 def choose_by_length(prompt: Prompt) -> TierChoice:
-    """Choose a tier by the prompt's length, where there is no difficulty probe."""
+    """Choose a tier by the prompt's length, without a difficulty probe."""
     tier = tier_by_length(str(as_messages(prompt)[-1]["content"]))
-    return TierChoice(tier, f"{tier}, by the prompt's length: there is no difficulty probe for this model")
+    return TierChoice(tier, f"{tier}, by the prompt's length: this model has no difficulty probe")
 
 
 def find_prefix(codec: TokenizerAdapter, prompt: Prompt, renderings: Mapping[str, RenderedPrompt]) -> tuple[int, ...]:

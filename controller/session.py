@@ -153,7 +153,7 @@ class Session:
         return builder.build(prompts, resolved.tier_probe)
 
     def _check(self, required: set[Capability]) -> None:
-        """Raise CapabilityError for what is required and missing; rules verify where there is no verifier."""
+        """Raise CapabilityError for what is required and missing; without a verifier, rules verify."""
         if Capability.HELPER in required and self.helper is None:
             raise CapabilityError("this policy needs a helper model; pass helper=", code="missing_helper")
         if Capability.DRAFT_REVIEW in required and not getattr(self.helper, "reviews", False):

@@ -70,7 +70,7 @@ class Verifier(Protocol):
 
 
 def get_verdict(future: VerdictFuture) -> float | None:
-    """The probability of a yes; None if there is no verdict yet, or there never will be one."""
+    """The probability of a yes; None while it has no verdict, and if it never gets one."""
     if not future.done() or future.cancelled() or future.exception() is not None:
         return None
     return future.result()

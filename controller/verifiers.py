@@ -145,7 +145,7 @@ def encode_question(tokenizer: Any, question: Question) -> list[int]:
 
 
 def encode_chat(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a chat with this message and no thinking; a plain prompt where there is no chat template."""
+    """Token ids of a chat with this message and no thinking; a plain prompt without a chat template."""
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": text}]
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}

@@ -95,7 +95,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: st
 
 
 def format_interval(value: float | None, ends: Sequence[float] | None, form: str, scale: float = 1.0) -> str:
-    """Format a value and its interval, such as "+1.0 [-2.0, +3.0]"; empty if there is no value."""
+    """Format a value and its interval, such as "+1.0 [-2.0, +3.0]"; empty without a value."""
     if value is None or ends is None:
         return ""
     low, high = ends

@@ -99,7 +99,7 @@ def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
 def load_policy(spec: str) -> Policy:
     """Build a policy from `file.py:Class` or `package.module:Class`.
 
-    Raises OptionError (code `invalid_policy`) if there is no such file, module or class, or it is not a policy.
+    Raises OptionError (code `invalid_policy`) if the file, module or class does not exist, or is not a policy.
     """
     source, _, class_name = spec.rpartition(":")
     try:

@@ -111,7 +111,7 @@ class Close:
 class Delegate:
     """Let the helper write the next `tokens` tokens of the thinking. Replies with its text, or None.
 
-    The model continues alone if there is no text, and in shadow mode. Where the helper ends the thinking it is closed.
+    The model continues alone without a text, and in shadow mode. Where the helper ends the thinking it is closed.
     """
 
     tokens: int

@@ -128,7 +128,7 @@ class StopRulePolicy(Policy):
         return frozenset() if self.rule is None else self.rule.learned_from
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        """See `Policy.bind`; raises ProbeError if this model has no probe."""
         if self.rule is not None:
             return self
         rule = load_stop_rule(context.engine, self.probes or context.probes, trials=False)
@@ -175,7 +175,7 @@ class Readiness(StopRulePolicy):
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        """See `Policy.bind`; raises ProbeError if this model has no probe."""
         if self.rule is not None:
             return self
         rule = load_stop_rule(context.engine, self.probes or context.probes, self.trials)
@@ -235,7 +235,7 @@ class AutoExit(Policy):
 
     name: ClassVar[str] = "auto_exit"
     probes: str | None = None
-    agree: int = 2  # independent derivations that end the thinking where there is no probe
+    agree: int = 2  # independent derivations that end the thinking without a probe
 
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`; raises ProbeError for a missing folder, ArtifactError for another model's probe."""

@@ -157,7 +157,7 @@ class Grader:
         self._confine = confine
         self._pid = self._drawn = -1
         self._pipes: tuple[int, ...] = ()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for its end, since freeing 2 GB takes a while
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for its end, since freeing 2 GB takes a while
 
     def answer(self, line: bytes) -> bytes:
         """The fork's reply to a request."""

@@ -69,7 +69,7 @@ def test_bad_standard_input(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("/nowhere/at/all", "there is no folder"), ("{tmp}", "config.json"), ("{file}", "give the folder")],
+    [("/nowhere/at/all", "does not exist"), ("{tmp}", "config.json"), ("{file}", "give the folder")],
 )
 def test_no_such_model(name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "weights.gguf"

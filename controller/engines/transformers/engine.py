@@ -166,7 +166,7 @@ def load_engine(
 ) -> TransformersEngine:
     """Load an embedded model by name, a folder, or a model of the Hugging Face hub.
 
-    Raises ModelError if there is no such model, it is not a causal language model, or it has no tokenizer.
+    Raises ModelError if the model does not exist, is not a causal language model, or has no tokenizer.
 
     Args:
         dtype: "auto" (as saved) or a torch name such as "bfloat16".

@@ -190,7 +190,7 @@ def test_without_a_probe_the_length_decides_and_the_trace_says_so(
 ) -> None:
     chosen = ask(engine, prompt, effort="auto")
     (decision,) = chosen.trace
-    assert decision.reason == f"{tier}, by the prompt's length: there is no difficulty probe for this model"
+    assert decision.reason == f"{tier}, by the prompt's length: this model has no difficulty probe"
     assert alike(chosen, ask(engine, prompt, effort=tier))
 
 
