@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast attack test-newest check format bench docs release-check clean
+.PHONY: demo test test-fast attack test-newest check format bench docs docs-figures release-check clean
 
 demo: $(VENV)/core.stamp
 	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
@@ -84,6 +84,10 @@ docs: $(VENV)/docs.stamp
 	@cp *.md LICENSE build/pages
 	@cp -R docs build/pages/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pictures of the docs; with REPLAY=FILE, the output of `tersely replay --json`, also that of recorded outputs.
+docs-figures: $(VENV)/test.stamp
+	@$(BIN)/python benchmarks/docs_figures.py --screens $(if $(REPLAY),--replay $(REPLAY))
 
 # What a release consists of: an sdist, a wheel built from it, and their metadata as a package index reads it.
 release-check: $(VENV)/core.stamp
