@@ -9,16 +9,17 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from http.server import BaseHTTPRequestHandler
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from transformers import AutoTokenizer
 
+from tersely.controller.engines.openai import stream_request
 from tersely.controller.engines.openai.backend import ServerLostError, StreamError
-from tersely.controller.engines.openai.client import OpenAIClient
+from tersely.controller.engines.openai.client import OpenAIClient, RefusedError, _read
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.events import MAX_EVENT, EventDecoder, parse_event
 from tersely.controller.types import Request, SamplingParams
@@ -76,6 +77,7 @@ ENDLESS: dict[str, Callable[[], Iterator[bytes]]] = {
     "choices of others": lambda: forever(event({"choices": [{"index": 1, "token_ids": [5]}]}), 0.01),
     "a line": lambda: forever(b"data: " + b"x" * 65_536),
     "an event": lambda: forever(b"data: " + b"x" * 1_000 + b"\n"),
+    "lines without data": lambda: forever(b"data:\n" * 10_000),
 }
 
 
@@ -136,6 +138,11 @@ def server() -> Iterator[Misbehaving]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_request, "_RETRY_DELAY", 0.01)
+
+
 TOKENIZER = AutoTokenizer.from_pretrained(get_model_path("tersely-tiny-small"))
 
 
@@ -160,7 +167,7 @@ def test_endless_replies_end_in_time_and_memory(server: Misbehaving, kind: str) 
     server.stream = ENDLESS[kind]
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ModelError):
-        generate(server)
+        generate(server, timeout=1.0)
     assert time.monotonic() - began < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
@@ -170,6 +177,10 @@ def test_other_replies_are_bounded_too(server: Misbehaving) -> None:
     server.models = lambda: forever(b'{"data": [' + b" " * 65_536)
     with pytest.raises(ModelError):
         generate(server)
+    server.models = lambda: forever(b" ", 0.05)
+    with pytest.raises(ModelError) as caught:
+        generate(server, timeout=0.5)
+    assert caught.value.code == "server_timeout"
     server.models = Misbehaving().models
     server.status = itertools.repeat(418)
     server.stream = lambda: forever(b"no " * 20_000)
@@ -180,6 +191,48 @@ def test_other_replies_are_bounded_too(server: Misbehaving) -> None:
     with pytest.raises(ModelError):
         generate(server)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 60_000,
+        '{"error": ' + "[" * 60_000,
+        '{"error": ' + "9" * 5_000 + "}",
+        '{"error": "a\\u001b[2J\\u202eb\\nc"}',
+        "a\x1b[2Jb",
+    ],
+    ids=lambda text: text[:16],
+)
+def test_reasons_of_refusals_are_one_plain_line(text: str) -> None:
+    error = OpenAIClient("http://127.0.0.1:9")._error_from_status(400, "/x", text)
+    assert isinstance(error, RefusedError) and str(error).isprintable() and len(str(error)) < 500
+
+
+def test_names_that_a_terminal_obeys_are_no_models(server: Misbehaving) -> None:
+    server.models = lambda: iter([json.dumps({"data": [{"id": "a\x1b[2J"}, {"id": "m"}]}).encode()])
+
+    async def names() -> list[str]:
+        client = OpenAIClient(server.url)
+        try:
+            return list(await client.list_models())
+        finally:
+            await client.close()
+
+    assert asyncio.run(names()) == ["m"]
+
+
+def test_a_reply_in_crumbs_takes_linear_time() -> None:
+    class Reply:
+        headers: ClassVar[dict[str, str]] = {}
+
+        async def aiter_raw(self) -> AsyncIterator[bytes]:
+            for _ in range(500_000):
+                yield b"x"
+
+    began = time.monotonic()
+    assert len(asyncio.run(_read(Reply(), 400_000, 60.0, cut=True))) == 400_000  # type: ignore[arg-type]
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("size", [1, 7, 1_000])
