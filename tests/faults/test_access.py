@@ -90,10 +90,12 @@ async def reached(
     headers: Any = (),
     kind: str = "http",
     content: bytes = b"{}",
+    root: str = "",
 ) -> Any:
     """The first message that a client gets."""
     sent: list[Any] = []
     scope = {"type": kind, "method": method, "path": path, "headers": list(headers), "query_string": b""}
+    scope["root_path"] = root
 
     async def receive() -> Any:
         return {"type": "http.request", "body": content} if kind == "http" else {"type": "websocket.connect"}
@@ -174,6 +176,17 @@ def test_without_a_key_uncontrolled_paths_are_closed_too(guarded: Guarded) -> No
     app, inner = guarded(metrics="off")
     for path in (*VLLM_PATHS, "/metrics"):
         assert asyncio.run(reached(app, path))["status"] == 404, path
+    assert inner.paths == []
+
+
+def test_the_prefix_of_a_proxy_leads_past_no_control(guarded: Guarded) -> None:
+    app, inner = guarded(key=hash_key(KEY))
+    for path in PATHS:  # a body that only control refuses
+        for whole in (path, f"/api{path}"):
+            reply = reached(app, whole, headers=BEARER, content=b'{"tersely": 5}', root="/api")
+            assert asyncio.run(reply)["status"] == 400, whole
+    assert asyncio.run(reached(app, "/api/tokenize", headers=BEARER, root="/api"))["status"] == 404
+    assert asyncio.run(reached(app, "/apihealth", root="/api"))["status"] == 401
     assert inner.paths == []
 
 
