@@ -16,8 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving import body_limits
-from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape
+from tersely.controller.serving.auth_middleware import Access, AuthMiddleware
+from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape, memory_of
 from tersely.controller.serving.errors import RequestError
+from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.responses_schemas import ResponsesRequest
 from tersely.controller.serving.schemas import ChatRequest
 from tersely.controller.serving.settings import ServerLimits, ServerSettings
@@ -158,6 +160,20 @@ def test_all_bodies_together_are_bounded() -> None:
         assert limits.held == 100
 
 
+def test_a_body_counts_as_long_as_it_is_answered() -> None:
+    limits, held = BodyLimits(10_000, 10_000, 1.0), []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        held.append(limits.held)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"[1,2]"}
+
+    app = AuthMiddleware(inner, Metrics(), Access(), limits)
+    asyncio.run(app({"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, receive))
+    assert held == [memory_of(5, 3)] and limits.held == 0
+
+
 def test_large_bodies_leave_time_to_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
@@ -241,6 +257,9 @@ def test_lists_are_checked_up_to_their_first_error(body: type[BaseModel]) -> Non
         with pytest.raises(ValidationError) as caught:
             body.model_validate({"model": MODEL, "messages": [], "input": "x", field: wrong[field]})
         assert sum(error["loc"][:1] == (field,) for error in caught.value.errors()) == 1
+    with pytest.raises(ValidationError) as caught:
+        body.model_validate({"model": MODEL, **{f"k{n}": 1 for n in range(200)}})
+    assert len(caught.value.errors()) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-6])
