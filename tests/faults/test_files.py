@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,20 @@ def test_a_line_that_another_run_has_finished_is_not_cut(tmp_path: Path) -> None
     path.write_bytes(b"whole\nhal")
     cut_line(path, 6, seen)
     assert path.read_bytes() == b"whole\n"
+
+
+def test_the_name_of_a_new_file_survives_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def note(opened: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{opened}").resolve())
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", note)
+    append_line(tmp_path / "log", b"one", to_disk=True)
+    append_line(tmp_path / "log", b"two", to_disk=True)
+    assert synced == [tmp_path / "log", tmp_path, tmp_path / "log"]
 
 
 def test_a_failed_write_is_our_error_where_nothing_can_be_removed(

@@ -67,6 +67,7 @@ MALFORMED: dict[str, bytes] = {
     "lists of logprobs": choice(token_ids=[5], logprobs={"token_logprobs": ["a"], "top_logprobs": [{"a": 1, "b": 2}]}),
     "large logprobs": choice(token_ids=[5], logprobs={"token_logprobs": [1e9], "top_logprobs": [{"a": 1e9, "b": 2}]}),
     "other logprobs": choice(token_ids=[5], logprobs={"token_logprobs": [1], "top_logprobs": [7]}),
+    "a long text": choice(text="x" * 40_000),
     "a long line": b"data: " + b"x" * (MAX_EVENT + 1),
     "the end": b"",
 }
