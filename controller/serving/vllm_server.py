@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import MarkerError
@@ -105,8 +105,6 @@ class ControlMiddleware:
             del given
         except RequestError as refusal:
             await send_error(refusal, scope, receive, send)
-            return
-        except ClientDisconnect:
             return
         except (ValueError, AttributeError, TypeError):
             wrong = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")

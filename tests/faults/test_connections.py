@@ -14,7 +14,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving import connections
 from tersely.controller.serving.settings import ServerSettings
 
-from ..support.serving import MODEL, Served, body, served
+from ..support.serving import MODEL, Served, body, served, until
 
 KEY = "correct horse"
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
@@ -84,6 +84,13 @@ def test_a_body_in_crumbs_ends_its_connection(server: Served, header: bytes, cru
         send_until_ended(client, crumb * 20_000, 20)
     assert time.monotonic() - began < 10  # a megabyte of them took seconds, in which nobody else was answered
     assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+
+
+def test_half_a_body_counts_as_a_client_that_left(server: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    with connect(server) as client:
+        client.sendall(CHUNKED + b"x-api-key: correct horse\r\n\r\n1\r\n{\r\n")
+    until(lambda: server.metrics().get('tersely_requests_total{status="499"}') == 1)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_body_in_honest_chunks_is_read(server: Served) -> None:
