@@ -10,8 +10,7 @@ import resource
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from http.server import BaseHTTPRequestHandler
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 import pytest
@@ -26,26 +25,7 @@ from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError, TerselyError
 from tersely.models import get_model_path
 
-from ..support.remote_servers import serve_http
-
-OK = {"choices": [{"index": 0, "text": "a", "token_ids": [5], "finish_reason": None}]}
-END = {"choices": [{"index": 0, "text": "", "token_ids": [], "finish_reason": "stop"}]}
-Write = Callable[[bytes], object]
-
-
-def event(value: Any) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
-
-
-def forever(piece: bytes, pause: float = 0.0) -> Iterator[bytes]:
-    while True:
-        yield piece
-        time.sleep(pause)
-
-
-def choice(**fields: Any) -> bytes:
-    return event({"choices": [{"index": 0, **fields}]})
-
+from ..support.misbehaving import END, OK, Misbehaving, choice, event, forever, misbehaving
 
 MALFORMED: dict[str, bytes] = {
     "a number": b"data: 7\n\n",
@@ -67,7 +47,6 @@ MALFORMED: dict[str, bytes] = {
     "lists of logprobs": choice(token_ids=[5], logprobs={"token_logprobs": ["a"], "top_logprobs": [{"a": 1, "b": 2}]}),
     "large logprobs": choice(token_ids=[5], logprobs={"token_logprobs": [1e9], "top_logprobs": [{"a": 1e9, "b": 2}]}),
     "other logprobs": choice(token_ids=[5], logprobs={"token_logprobs": [1], "top_logprobs": [7]}),
-    "a long text": choice(text="x" * 40_000),
     "a long line": b"data: " + b"x" * (MAX_EVENT + 1),
     "the end": b"",
 }
@@ -80,57 +59,6 @@ ENDLESS: dict[str, Callable[[], Iterator[bytes]]] = {
     "an event": lambda: forever(b"data: " + b"x" * 1_000 + b"\n"),
     "lines without data": lambda: forever(b"data:\n" * 10_000),
 }
-
-
-class Misbehaving:
-    """Serves one model; `stream` makes the bytes of a streamed reply after the first, with which it is looked at."""
-
-    def __init__(self) -> None:
-        self.stream: Callable[[], Iterator[bytes]] = lambda: iter([event(END)])
-        self.models: Callable[[], Iterator[bytes]] = lambda: iter([b'{"data": [{"id": "m", "max_model_len": 4096}]}'])
-        self.headers: dict[str, str] = {}
-        self.status: Iterator[int] = itertools.repeat(200)
-        self.asked: list[float] = []
-        self.keys: list[str | None] = []
-        self.url = ""
-
-
-@contextmanager
-def misbehaving() -> Iterator[Misbehaving]:
-    server = Misbehaving()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            server.keys.append(self.headers.get("authorization"))
-            self._send(200, server.models())
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if not body.get("stream"):
-                self._send(200, iter([json.dumps({"choices": []}).encode()]))
-            elif body["max_tokens"] == 1:
-                self._send(200, iter([event(OK), event(END)]))
-            else:
-                server.asked.append(time.monotonic())
-                self._send(next(server.status), server.stream(), server.headers)
-
-        def _send(self, status: int, pieces: Iterator[bytes], headers: Any = ()) -> None:
-            self.send_response(status)
-            for name, value in dict(headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            try:
-                for piece in pieces:
-                    self.wfile.write(piece)
-            except OSError:
-                pass
-            self.close_connection = True
-
-    with serve_http(Handler) as server.url:
-        yield server
 
 
 @pytest.fixture
@@ -174,24 +102,38 @@ def test_endless_replies_end_in_time_and_memory(server: Misbehaving, kind: str) 
 
 
 def test_other_replies_are_bounded_too(server: Misbehaving) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     server.models = lambda: forever(b'{"data": [' + b" " * 65_536)
-    with pytest.raises(ModelError):
-        generate(server)
+    with pytest.raises(ModelError) as caught:
+        generate(server, timeout=10.0)
+    assert caught.value.code == "invalid_reply" and server.sent < 64 << 20
     server.models = lambda: forever(b" ", 0.05)
     with pytest.raises(ModelError) as caught:
         generate(server, timeout=0.5)
     assert caught.value.code == "server_timeout"
-    server.models = Misbehaving().models
+    server.models, server.sent = Misbehaving().models, 0
     server.status = itertools.repeat(418)
     server.stream = lambda: forever(b"no " * 20_000)
     with pytest.raises(ModelError):
+        generate(server, timeout=10.0)
+    assert server.sent < 32 << 20
+
+
+def test_nothing_is_unpacked(server: Misbehaving) -> None:
+    server.headers = {"content-encoding": "gzip"}
+    server.stream = lambda: iter([gzip.compress(event(OK) + event(END))])
+    with pytest.raises(ServerLostError):
         generate(server)
-    server.status, server.headers = itertools.repeat(200), {"content-encoding": "gzip"}
-    server.stream = lambda: iter([gzip.compress(b"data: " + b"x" * 50_000_000)])
-    with pytest.raises(ModelError):
-        generate(server)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_no_event_has_more_text_than_can_be_tokenized_at_once(server: Misbehaving) -> None:
+    server.first = {"choices": [{"index": 0, "text": "a", "finish_reason": None}]}  # a server without token ids
+    for size in (100, 40_000):
+        server.stream = lambda size=size: iter([choice(text="x" * size), event(END)])  # type: ignore[misc]
+        if size == 100:
+            assert generate(server)[0].token_ids
+        else:
+            with pytest.raises(ServerLostError):
+                generate(server)
 
 
 @pytest.mark.parametrize(
