@@ -1,8 +1,9 @@
 """How long others wait while hostile bodies arrive: the 99th percentile of a normal request, during and before.
 
 One client asks normal requests one after the other. In every second block of ten, another sends hostile bodies of a
-kind, one after the other without a pause; so both sides see the same load of the machine. The server runs in a process
-of its own on the embedded model; the clients share a third.
+kind, one after the other without a pause; so both sides see the same load of the machine. The server, ours or vLLM's
+under control, runs in a process of its own on the embedded model; the clients share a third. With the default number of
+requests a kind takes about 20 seconds on two idle cores; progress is on standard error.
 """
 
 from __future__ import annotations
@@ -24,6 +25,14 @@ from typing import Any
 MODEL = "tersely-tiny-small"
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 SIZE, BLOCK = 4 << 20, 10
+PATIENCE = 10.0  # seconds for the last hostile body of a block to be answered, before its client leaves
+START = 300.0  # seconds
+ENGINES = {
+    "transformers": [],
+    "vllm": "--engine vllm --enforce-eager --max-model-len 1024 --block-size 32 --dtype float32 "
+    "--gpu-memory-utilization 0.3".split(),
+}
+"""Flags of `tersely serve` by engine; those of vLLM let it start on a small CPU."""
 HEAD = f'{{"model":"{MODEL}","max_tokens":4,"messages":['
 ASKED = f'{HEAD}{{"role":"user","content":"1 + 1"}}]'
 
@@ -75,10 +84,9 @@ def ask(port: int, count: int) -> list[float]:
 @contextmanager
 def attacked(port: int, body: bytes, statuses: list[int]) -> Iterator[None]:
     """Keep sending a body while the context lasts."""
-    ended = threading.Event()
+    ended, connection = threading.Event(), http.client.HTTPConnection("127.0.0.1", port)
 
     def send() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
         while not ended.is_set():
             try:
                 statuses.append(post(connection, body))
@@ -91,22 +99,25 @@ def attacked(port: int, body: bytes, statuses: list[int]) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        thread.join(PATIENCE)
+        with suppress(AttributeError, OSError):  # there is no socket between two requests
+            connection.sock.shutdown(socket.SHUT_RDWR)
         thread.join()
 
 
 @contextmanager
-def server() -> Iterator[int]:
-    """The port of a server in a process of its own."""
+def server(engine: str) -> Iterator[int]:
+    """The port of a server in a process of its own, which has started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    command = [sys.executable, "-m", "tersely.cli", "serve", MODEL, "--port", str(port)]
+    command = [sys.executable, "-m", "tersely.cli", "serve", MODEL, "--port", str(port), *ENGINES[engine]]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while running.poll() is None:
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
+        end = time.monotonic() + START
+        while not is_up(port):
+            if running.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"the server has not started: {' '.join(command)}")
             time.sleep(0.2)
         yield port
     finally:
@@ -114,19 +125,36 @@ def server() -> Iterator[int]:
         running.wait()
 
 
+def is_up(port: int) -> bool:
+    """Whether the server says that it is up."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (http.client.HTTPException, OSError):
+        return False
+    finally:
+        connection.close()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure every kind and print the percentiles."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=200, help="normal ones on each side (default: %(default)s)")
+    parser.add_argument("--engine", choices=list(ENGINES), default="transformers", help="(default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=100, help="normal ones on each side (default: %(default)s)")
     parser.add_argument("--kinds", help="kinds of bodies, separated by commas (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     kinds = bodies()
     figures: dict[str, Any] = {}
-    with server() as port:
+    chosen = options.kinds.split(",") if options.kinds else list(kinds)
+    if unknown := set(chosen) - set(kinds):
+        raise SystemExit(f"unknown kinds {', '.join(unknown)}; accepted: {', '.join(kinds)}")
+    with server(options.engine) as port:
         ask(port, BLOCK)
-        for name in options.kinds.split(",") if options.kinds else kinds:
+        for number, name in enumerate(chosen, 1):
+            began = time.monotonic()
             before: list[float] = []
             during: list[float] = []
             statuses: list[int] = []
@@ -135,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
                 with attacked(port, kinds[name], statuses):
                     during += ask(port, BLOCK)
             figures[name] = compare(before, during) | {"sent": len(statuses), "statuses": sorted(set(statuses))}
+            spent, figure = time.monotonic() - began, figures[name]
+            print(f"{number}/{len(chosen)} {name}, {spent:.0f} s: {figure}", file=sys.stderr, flush=True)
     figures["worst"] = max(figures, key=lambda name: float(figures[name]["ratio"]))
     if options.json:
         print(json.dumps(figures))

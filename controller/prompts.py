@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import PromptError
+from ..errors import PromptError, shorten
 from .budgets import OPENAI_EFFORTS, TIERS, Budget
 from .text.markers import PROMPT, PROMPTED, Markers
 from .types import Prompt
@@ -87,7 +87,10 @@ def render(
         messages = _with_system(messages)
     if tools:
         options["tools"] = [dict(tool) for tool in tools]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
+    except Exception as error:  # a template is a program
+        raise PromptError(f"the model's chat template refuses these messages: {shorten(str(error))}") from error
     state = thinking_state_after(text, markers)
     if budget.tier == "none" and state != "answer" and markers.source != PROMPTED.source:
         opening = "" if state == "thinking" else f"{markers.open}\n"

@@ -65,17 +65,18 @@ def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
     """Read a difficulty probe; raises ArtifactError if it is of another model or was changed."""
     artifact = load(folder, fingerprint=require_fingerprint(fingerprint, folder), kind=DIFFICULTY)
     facts, arrays = artifact.provenance, artifact.arrays
-    accuracy, tokens = arrays["accuracy"].astype(np.float64), arrays["tokens"].astype(np.float64)
-    return TierProbe(
-        artifact.network,
-        artifact.classes,
-        artifact.layer,
-        TierTable(tuple(facts["tiers"]), accuracy, tokens),
-        float(facts["price"]),
-        artifact.learned_from,
-        bool(facts["exits"]),
-        _read_known(artifact),
-    )
+    with _refuse_other_contents(folder):
+        accuracy, tokens = arrays["accuracy"].astype(np.float64), arrays["tokens"].astype(np.float64)
+        return TierProbe(
+            artifact.network,
+            artifact.classes,
+            artifact.layer,
+            TierTable(tuple(facts["tiers"]), accuracy, tokens),
+            float(facts["price"]),
+            artifact.learned_from,
+            bool(facts["exits"]),
+            _read_known(artifact),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,11 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
     artifact = load(folder, fingerprint=require_fingerprint(fingerprint, folder), kind=READINESS)
     if artifact.features != (*FEATURES, *TRIAL_FEATURES):
         raise ArtifactError(f"{folder} reads other features than this version of tersely computes; calibrate again")
+    with _refuse_other_contents(folder):
+        return _make_stored_rule(artifact, trials)
+
+
+def _make_stored_rule(artifact: Artifact, trials: bool | None) -> StoredRule:
     free, settings = Evidence(artifact.network, artifact.classes), artifact.provenance["rule"]
     certificates = {
         values["name"]: Certificate.from_dict({name: value for name, value in values.items() if name != "name"})
@@ -154,6 +160,15 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
     certificate = certificates["trials" if trials else "free"]
     region, known = Region(**_select_arrays(artifact, "region.")), _read_known(artifact)
     return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, artifact.learned_from, known)
+
+
+@contextmanager
+def _refuse_other_contents(folder: Path) -> Iterator[None]:
+    """Raise ArtifactError where a probe that is whole has not what its kind needs."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder} does not hold a usable probe: {error!r}; calibrate again") from None
 
 
 def _select_arrays(artifact: Artifact, prefix: str) -> dict[str, Any]:

@@ -24,6 +24,13 @@ METRICS = "/metrics"
 _METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
+def route_of(scope: Scope) -> str:
+    """The path by which an application finds its route: without the prefix that a proxy is said to add."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
 def hash_key(key: str) -> str:
     """The digest by which a guard knows a key."""
     return hashlib.sha256(key.encode()).hexdigest()
@@ -46,7 +53,7 @@ class Access:
     def check(self, scope: Scope) -> None:
         """Raise RequestError for a request that may not pass."""
         headers = Headers(scope=scope)
-        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        path = route_of(scope)
         self._check_host(headers)
         if not (path in OPEN_PATHS or (path == METRICS and self.metrics == "open") or _is_preflight(scope, headers)):
             self._check_key(headers)
@@ -97,7 +104,7 @@ class AuthMiddleware:
             await self._pass_websocket(scope, receive, send)
         elif scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif scope["method"] == "POST" and scope["path"].startswith("/v1/"):
+        elif scope["method"] == "POST" and route_of(scope).startswith("/v1/"):
             await self._answer_and_count(scope, receive, send)
         else:
             await self._answer(scope, receive, send)

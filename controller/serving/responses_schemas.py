@@ -53,7 +53,7 @@ class InputCall(schemas.StrictModel):
         """The call as chat templates expect it, with its arguments as they are if they are not JSON."""
         try:
             arguments = json.loads(self.arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = self.arguments
         function = {"name": self.name, "arguments": arguments}
         return {"id": self.call_id, "type": "function", "function": function}

@@ -31,6 +31,7 @@ class UpstreamWorker(RequestWorker):
         super().__init__(session, limits, metrics, thinks)
         assert isinstance(session.engine, RemoteEngine)
         self.engine = session.engine
+        self.engine.name = "the upstream server"  # in errors for clients, who need not know where it is
         self._tasks: dict[asyncio.Task[None], PendingResponse] = {}
         self._slots = asyncio.Semaphore(limits.batch)
         self._preparing = asyncio.Lock()

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import MarkerError
@@ -27,9 +27,10 @@ from ..vllm.parent_watch import SERVED
 from ..vllm.request_control import read_control
 from ..vllm.tokenizers import load_tokenizer
 from ..vllm.trace_channel import TraceStore
-from .auth_middleware import METRICS, Access, AuthMiddleware, send_error
+from .auth_middleware import METRICS, Access, AuthMiddleware, route_of, send_error
 from .body_limits import BodyLimits, replay
 from .errors import CLIENT_LEFT, RequestError
+from .grammar_limits import check_grammars
 from .metrics import Metrics
 from .settings import EFFORT_CAPS, ServerLimits
 from .untrusted_text import sanitize_body
@@ -85,33 +86,31 @@ class ControlMiddleware:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             LIFETIME.start()
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-        elif scope["path"] == METRICS:
+        path = route_of(scope) if scope["type"] == "http" else ""
+        if path == METRICS:
             await self.app(scope, receive, rewriting(send, lambda body: body + self.metrics.render()))
-        elif scope["method"] == "POST" and scope["path"] in PATHS:
-            await self._control(scope, receive, send)
+        elif path in PATHS and scope["method"] == "POST":
+            await self._control(path, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _control(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         tag = self.traces.tag()
         try:
             given = _parse_object(await Request(scope, receive).body())
-            if self._sanitize is not None and scope["path"] != COMPLETIONS:
+            if self._sanitize is not None and path != COMPLETIONS:
                 given = await asyncio.to_thread(sanitize_body, given, self._sanitize)
-            mapping = translate(scope["path"], given, self.default, self.caps, tag)
+            check_grammars(given)
+            mapping = translate(path, given, self.default, self.caps, tag)
             del given
         except RequestError as refusal:
             await send_error(refusal, scope, receive, send)
-            return
-        except ClientDisconnect:
             return
         except (ValueError, AttributeError, TypeError):
             wrong = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")
             await send_error(wrong, scope, receive, send)
             return
-        reply = ReplyAnnotator(scope["path"], mapping, lambda: self.traces.take(tag), self.metrics)
+        reply = ReplyAnnotator(path, mapping, lambda: self.traces.take(tag), self.metrics)
         text = json.dumps(mapping.body).encode()
         inner = {**scope, "headers": list(scope["headers"])}
         MutableHeaders(scope=inner)["content-length"] = str(len(text))

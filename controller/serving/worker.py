@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jinja2 import TemplateError
-
 from ...errors import CapabilityError, PromptError, TerselyError
 from ..batch import BatchRow
 from ..probe_registry import ProbeError
@@ -169,7 +167,5 @@ def _to_request_error(error: Exception, prompt_field: str) -> RequestError:
         return RequestError(str(error), param=prompt_field)
     if isinstance(error, TerselyError):
         return RequestError(str(error), param="tersely" if isinstance(error, CapabilityError | ProbeError) else None)
-    if isinstance(error, TemplateError):
-        return RequestError(f"the model's chat template refuses these messages: {error}", param=prompt_field)
     _log.error("a request could not be prepared", exc_info=error)
     return RequestError("the request could not be prepared; see the server log", 500, code="engine_failed")

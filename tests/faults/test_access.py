@@ -90,10 +90,12 @@ async def reached(
     headers: Any = (),
     kind: str = "http",
     content: bytes = b"{}",
+    root: str = "",
 ) -> Any:
     """The first message that a client gets."""
     sent: list[Any] = []
     scope = {"type": kind, "method": method, "path": path, "headers": list(headers), "query_string": b""}
+    scope["root_path"] = root
 
     async def receive() -> Any:
         return {"type": "http.request", "body": content} if kind == "http" else {"type": "websocket.connect"}
@@ -110,11 +112,13 @@ class Inner:
 
     def __init__(self) -> None:
         self.paths: list[str] = []
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.reply = b""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.paths.append(scope["path"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.start", "status": 200, "headers": list(self.headers)})
+        await send({"type": "http.response.body", "body": self.reply})
 
 
 Guarded = Callable[..., tuple[ControlMiddleware, Inner]]
@@ -170,10 +174,37 @@ def test_vllm_serves_what_is_under_control_and_what_an_operator_exposes(guarded:
         assert asyncio.run(reached(app, path, headers=headers))["status"] == 200, path
 
 
+def test_a_client_that_leaves_vllm_counts_as_one(guarded: Guarded, capfd: pytest.CaptureFixture[str]) -> None:
+    app, inner = guarded()
+    inner.headers, inner.reply = [(b"content-type", b"application/json")], b"null"  # what vLLM says then
+    content = b'{"messages": []}'
+    assert asyncio.run(reached(app, "/v1/chat/completions", content=content))["status"] == 200
+    assert b'tersely_requests_total{status="499"} 1.0' in app.metrics.render()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_schemas_are_checked_before_vllm_reads_them(guarded: Guarded) -> None:
+    app, inner = guarded()
+    content = b'{"messages": [], "structured_outputs": {"json": {"minItems": 1e9}}}'
+    assert asyncio.run(reached(app, "/v1/chat/completions", content=content))["status"] == 400
+    assert inner.paths == []
+
+
 def test_without_a_key_uncontrolled_paths_are_closed_too(guarded: Guarded) -> None:
     app, inner = guarded(metrics="off")
     for path in (*VLLM_PATHS, "/metrics"):
         assert asyncio.run(reached(app, path))["status"] == 404, path
+    assert inner.paths == []
+
+
+def test_the_prefix_of_a_proxy_leads_past_no_control(guarded: Guarded) -> None:
+    app, inner = guarded(key=hash_key(KEY))
+    for path in PATHS:  # a body that only control refuses
+        for whole in (path, f"/api{path}"):
+            reply = reached(app, whole, headers=BEARER, content=b'{"tersely": 5}', root="/api")
+            assert asyncio.run(reply)["status"] == 400, whole
+    assert asyncio.run(reached(app, "/api/tokenize", headers=BEARER, root="/api"))["status"] == 404
+    assert asyncio.run(reached(app, "/apihealth", root="/api"))["status"] == 401
     assert inner.paths == []
 
 

@@ -12,11 +12,16 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving import body_limits, connections
-from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape
+from tersely.controller.serving import body_limits
+from tersely.controller.serving.auth_middleware import Access, AuthMiddleware
+from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape, memory_of
 from tersely.controller.serving.errors import RequestError
+from tersely.controller.serving.metrics import Metrics
+from tersely.controller.serving.responses_schemas import ResponsesRequest
+from tersely.controller.serving.schemas import ChatRequest
 from tersely.controller.serving.settings import ServerLimits, ServerSettings
 from tersely.controller.serving.worker import ServedRow
 from tersely.controller.text.tool_calls import parse_tool_calls
@@ -60,6 +65,7 @@ INPUT = {
     "some objects": f'{HEAD}"input":[{"{}," * 9_000}{{}}]}}'.encode(),
     "thinking": filled(f'{HEAD}"input":[{{"type":"reasoning","content":[', "{},", "]}]}"),
 }
+CALL = {"type": "function_call", "call_id": "c", "name": "f"}
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +160,20 @@ def test_all_bodies_together_are_bounded() -> None:
         assert limits.held == 100
 
 
+def test_a_body_counts_as_long_as_it_is_answered() -> None:
+    limits, held = BodyLimits(10_000, 10_000, 1.0), []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        held.append(limits.held)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"[1,2]"}
+
+    app = AuthMiddleware(inner, Metrics(), Access(), limits)
+    asyncio.run(app({"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, receive))
+    assert held == [memory_of(5, 3)] and limits.held == 0
+
+
 def test_large_bodies_leave_time_to_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
@@ -180,33 +200,6 @@ def test_a_slow_body_is_given_up(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), 10) as client:
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\n{")
         assert client.recv(100).startswith(b"HTTP/1.1 408")
-
-
-def test_silent_connections_end_and_make_room(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
-    address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
-    silent = [socket.create_connection(address, 10) for _ in range(3)]
-    silent[0].sendall(b"GET /health HTTP/1.1\r\nhos")
-    assert [one.recv(10) for one in silent] == [b"", b"", b""]
-    for one in silent:
-        one.close()
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 60.0)
-    monkeypatch.setattr(connections, "max_connections", lambda: 20)
-    idle = [socket.create_connection(address, 10) for _ in range(40)]
-    for _ in range(3):
-        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
-    for one in idle:
-        one.close()
-
-
-def test_a_busy_connection_is_not_ended_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
-    with served(load_engine(MODEL)) as server:
-        time.sleep(0.3)
-        fields = body(stream=True, max_tokens=200, tersely={"preset": "off"})
-        with server.http.stream("POST", "/v1/chat/completions", json=fields) as response:
-            lines = list(response.iter_lines())
-        assert lines[-2:] == ["data: [DONE]", ""]
 
 
 @pytest.mark.parametrize("method", ["_finish", "emitter", "inner"])
@@ -248,6 +241,25 @@ def test_deep_tool_calls_are_malformed_calls() -> None:
     for inside in ("[" * 100_000, '{"name": "f", "arguments": "' + "[" * 100_000 + '"}'):
         text, (call,) = parse_tool_calls(f"<tool_call>{inside}</tool_call>")
         assert text == "" and call.error is not None
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, "[" * 3_000 + "]" * 3_000, "9" * 5_000])
+def test_arguments_of_earlier_calls_may_be_anything(server: Served, arguments: str) -> None:
+    items = [{"role": "user", "content": "1 + 1"}, CALL | {"arguments": arguments}]
+    fields = {"model": MODEL, "input": items, "max_output_tokens": 4}
+    assert server.http.post("/v1/responses", json=fields).status_code < 500
+
+
+@pytest.mark.parametrize("body", [ChatRequest, ResponsesRequest])
+def test_lists_are_checked_up_to_their_first_error(body: type[BaseModel]) -> None:
+    wrong: dict[str, Any] = {"messages": [1] * 99, "input": [1] * 99, "tools": [1] * 99}
+    for field in wrong.keys() & body.model_fields.keys():
+        with pytest.raises(ValidationError) as caught:
+            body.model_validate({"model": MODEL, "messages": [], "input": "x", field: wrong[field]})
+        assert sum(error["loc"][:1] == (field,) for error in caught.value.errors()) == 1
+    with pytest.raises(ValidationError) as caught:
+        body.model_validate({"model": MODEL, **{f"k{n}": 1 for n in range(200)}})
+    assert len(caught.value.errors()) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-6])

@@ -13,6 +13,7 @@ import pytest
 
 from tersely.controller.policies import list_policies, make_policy
 from tersely.controller.serving.errors import RequestError
+from tersely.controller.serving.grammar_limits import check_grammars
 from tersely.controller.serving.vllm_translation import translate
 from tersely.controller.vllm.client_settings import CLIENT_SETTINGS
 from tersely.controller.vllm.request_control import KEY, read_control
@@ -60,6 +61,36 @@ def test_other_settings_are_refused_with_status_400(policies: Any) -> None:
     with pytest.raises(RequestError) as caught:
         translate("/v1/chat/completions", body, read_control({}), {}, "1-1.1")
     assert caught.value.status == 400 and len(str(caught.value)) < 2_500
+
+
+HUGE = {"type": "array", "minItems": 10**9}
+WHOLE = {"type": "object", "properties": {"minItems": HUGE | {"minItems": 9_000}}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"json": HUGE}},
+        {"structured_outputs": {"json": json.dumps(HUGE)}},
+        {"structured_outputs": {"json": "[" * 100_000}},
+        {"structured_outputs": {"structural_tag": json.dumps({"format": {"json_schema": HUGE}})}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": HUGE}}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": HUGE}}]},
+        {"text": {"format": {"type": "json_schema", "schema": {"anyOf": [{"maxItems": 5_001}] * 2}}}},
+        {"output_config": {"format": {"schema": {"maxItems": 1e300}}}},
+        {"response_format": {"maxItems": float("nan")}},
+    ],
+    ids=lambda fields: json.dumps(fields)[:50],
+)
+def test_schemas_of_any_number_of_items_do_not_reach_vllm(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_grammars(fields)
+    assert caught.value.status == 400 and caught.value.code == "grammar_too_large"
+
+
+def test_schemas_of_use_reach_vllm() -> None:
+    check_grammars({"structured_outputs": {"json": json.dumps(WHOLE)}, "messages": [HUGE], "tools": [], "text": None})
+    check_grammars({"structured_outputs": {"json": "{"}, "response_format": 5})
 
 
 def test_deep_control_is_refused() -> None:
@@ -113,7 +144,7 @@ def test_workers_keep_a_bounded_number_of_policies() -> None:
     try:
         serve(600, 100)
         before = memory()
-        serve(700, 1_000)
+        serve(700, 300)
         assert memory() < before + 100_000
     finally:
         tracemalloc.stop()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from tersely.checkpoint_log import CheckpointLog, CheckpointLogError
 from tersely.controller.options import ConfigError, load_config
 from tersely.errors import OptionError
 from tersely.io import WriteError, append_line, cut_line, write
+from tersely.models import get_model_path
+from tersely.probes.artifact import ArtifactError, load, save
+from tersely.probes.fingerprint import checkpoint_fingerprint
+from tersely.probes.io import DIFFICULTY, READINESS, find_pretrained, load_stop_rule, load_tier_probe
 from tersely.training.config import Recipe, RecipeError, read_recipe
 
 DEEP, DIGITS = "[" * 100_000, "9" * 5_000
@@ -96,6 +102,20 @@ def test_a_line_that_another_run_has_finished_is_not_cut(tmp_path: Path) -> None
     assert path.read_bytes() == b"whole\n"
 
 
+def test_the_name_of_a_new_file_survives_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def note(opened: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{opened}").resolve())
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", note)
+    append_line(tmp_path / "log", b"one", to_disk=True)
+    append_line(tmp_path / "log", b"two", to_disk=True)
+    assert synced == [tmp_path / "log", tmp_path, tmp_path / "log"]
+
+
 def test_a_failed_write_is_our_error_where_nothing_can_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +145,33 @@ def test_hostile_recipes_are_refused_quickly(text: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         read_recipe(path, Recipe, "sft")
     assert time.monotonic() - began < 20 and len(str(caught.value)) < 2_000
+
+
+LOADERS = {
+    DIFFICULTY: load_tier_probe,
+    READINESS: lambda folder, fingerprint: load_stop_rule(folder, fingerprint, None),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (DIFFICULTY, {"arrays": {}}),
+        (DIFFICULTY, {"provenance": {}}),
+        (DIFFICULTY, {"provenance": {"tiers": 5, "price": "a", "exits": 1}}),
+        (READINESS, {"arrays": {}}),
+        (READINESS, {"provenance": {}}),
+        (READINESS, {"certificates": []}),
+    ],
+)
+def test_probes_that_are_whole_and_lack_something_are_refused(kind: str, change: Any, tmp_path: Path) -> None:
+    fingerprint = checkpoint_fingerprint(get_model_path("tersely-tiny-small"))
+    folder = find_pretrained(fingerprint, kind)
+    assert folder is not None
+    assert LOADERS[kind](folder, fingerprint)
+    save(replace(load(folder), **change), tmp_path)
+    with pytest.raises(ArtifactError):
+        LOADERS[kind](tmp_path, fingerprint)
 
 
 def test_changes_of_hostile_recipes_are_refused_quickly(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from tersely.controller.budgets import Budget
 from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.prompts import render
 from tersely.controller.serving.settings import ServerSettings
 from tersely.controller.serving.untrusted_text import sanitize_body
+from tersely.controller.text.markers import find_markers
 from tersely.controller.text.sanitizer import SpecialTokenSanitizer, get_sanitizer
+from tersely.errors import PromptError
 
 from ..support.serving import MODEL, Served, served
 
@@ -75,6 +79,23 @@ def test_an_operator_may_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with served(load_engine(MODEL), ServerSettings(MODEL, special_tokens=True)) as server:
         plain = special_tokens(server, monkeypatch)
         assert special_tokens(server, monkeypatch, content=FORGED) > plain
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ raise_exception('x' * 10**6) }}",
+        "{{ 1 / 0 }}",
+        "{{ messages.nothing.x }}",
+    ],
+)
+def test_what_a_chat_template_raises_is_our_error(template: str) -> None:
+    engine = load_engine(MODEL)
+    engine.tokenizer.chat_template = template + str(engine.tokenizer.chat_template)
+    with pytest.raises(PromptError) as caught:
+        render(engine.tokenizer, "1 + 1", Budget("normal", 100), find_markers(engine.tokenizer))
+    assert len(str(caught.value)) < 1_000
 
 
 @pytest.mark.parametrize("sanitize", [SpecialTokenSanitizer(), get_sanitizer(load_engine(MODEL).tokenizer)])

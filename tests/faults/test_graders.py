@@ -163,7 +163,27 @@ def test_a_confined_process_reaches_nothing(anyones: Path) -> None:
 
 def test_a_confined_process_has_no_environment_and_writes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_TESTS", "1")
-    assert confined("import resource; print(dict(os.environ), resource.getrlimit(1))") == "{} (0, 0)"
+    limits = "resource.getrlimit(resource.RLIMIT_FSIZE), resource.getrlimit(resource.RLIMIT_NPROC)"
+    assert confined(f"import resource; print(dict(os.environ), {limits})") == "{} (0, 0) (0, 0)"
+
+
+def test_a_confined_sympy_evaluates_expressions_alone() -> None:
+    for text in ("__import__('os').getpid()", "open(1)", "x.__class__"):
+        program = f"try:\n    print(sympy.parse_expr({text!r}))\nexcept SyntaxError:\n    print('refused')\n"
+        assert confined(program) == "refused", text
+
+
+@pytest.mark.slow
+def test_confined_scorers_read_literals_where_they_would_evaluate() -> None:
+    need_gym()
+    confine = f"import runpy, reasoning_gym; runpy.run_path({confinement.__file__!r})['forbid_evaluation']()\n"
+    program = (
+        "from reasoning_gym.games import n_queens as scorer\nassert scorer.eval('[[1]]') == [[1]]\n"
+        "try:\n    scorer.eval('len([])')\nexcept ValueError:\n    print('refused')\n"
+    )
+    command = [sys.executable, "-P", "-c", confine + program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=True)
+    assert done.stdout.strip() == "refused"
 
 
 def test_a_confined_root_has_no_rights_left() -> None:

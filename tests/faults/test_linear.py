@@ -6,7 +6,7 @@ import ast
 import importlib
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tersely.evaluation.tasks.equality import AnswerChecker
 from ..support.policy_feeding import Fed
 
 ROOT = Path(__file__).resolve().parents[2]
-LETTERS = 100_000
+LETTERS, PIECE = 100_000, 32
 SECONDS = 5.0
 """For a function; it takes some hundredths on a free machine, and a quadratic pattern takes minutes."""
 
@@ -217,15 +217,15 @@ def read_in_pieces(text: str) -> None:
 
 def follow_regions(text: str) -> None:
     regions = ProtectedRegions()
-    for start in range(0, len(text), 8):
-        regions.feed(text[start : start + 8])
+    for start in range(0, len(text), PIECE):
+        regions.feed(text[start : start + PIECE])
         assert regions.open in (None, "code", "math", "JSON", "tool call")
 
 
 def stream(text: str) -> None:
     parser = ReasoningParser(MARKERS, "before", ("STOP",), "<tool_call>")
-    for start in range(0, len(text), 8):
-        parser.feed(text[start : start + 8])
+    for start in range(0, len(text), PIECE):
+        parser.feed(text[start : start + PIECE])
     parser.finish()
 
 
@@ -269,9 +269,18 @@ def test_functions_are_linear_on_all_units(name: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["$ ", "{ ", "` ", "( $ wait\n\n"])
-def test_thinking_with_open_regions_costs_the_same_per_token(piece: str) -> None:
-    fed = Fed(thinking=40_000)
-    with limited(10.0):
-        fed.feed(piece * 4_000)
-        for _ in range(1_000):
-            assert fed.controller.thinking.protected in (None, "code", "math", "JSON")
+def test_thinking_with_open_regions_is_decoded_a_few_times(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed, decoded = Fed(thinking=40_000), 0
+    thinking, decode = fed.controller.thinking, fed.controller.codec.decode
+
+    def count(ids: Sequence[int]) -> str:
+        nonlocal decoded
+        decoded += len(ids)
+        return decode(ids)
+
+    monkeypatch.setattr(fed.controller.codec, "decode", count)
+    fed.feed(piece * 1_000)
+    for token in fed.controller.codec.encode(piece * 100):
+        thinking.add(token)
+        assert thinking.protected in (None, "code", "math", "JSON")
+    assert len(thinking) > 1_000 and decoded < 20 * len(thinking)

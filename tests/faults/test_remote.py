@@ -9,42 +9,23 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
-from http.server import BaseHTTPRequestHandler
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, ClassVar
 
 import pytest
 from transformers import AutoTokenizer
 
+from tersely.controller.engines.openai import stream_request
 from tersely.controller.engines.openai.backend import ServerLostError, StreamError
-from tersely.controller.engines.openai.client import OpenAIClient
+from tersely.controller.engines.openai.client import OpenAIClient, RefusedError, _read
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.events import MAX_EVENT, EventDecoder, parse_event
 from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError, TerselyError
 from tersely.models import get_model_path
 
-from ..support.remote_servers import serve_http
-
-OK = {"choices": [{"index": 0, "text": "a", "token_ids": [5], "finish_reason": None}]}
-END = {"choices": [{"index": 0, "text": "", "token_ids": [], "finish_reason": "stop"}]}
-Write = Callable[[bytes], object]
-
-
-def event(value: Any) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
-
-
-def forever(piece: bytes, pause: float = 0.0) -> Iterator[bytes]:
-    while True:
-        yield piece
-        time.sleep(pause)
-
-
-def choice(**fields: Any) -> bytes:
-    return event({"choices": [{"index": 0, **fields}]})
-
+from ..support.misbehaving import END, OK, Misbehaving, choice, event, forever, misbehaving
 
 MALFORMED: dict[str, bytes] = {
     "a number": b"data: 7\n\n",
@@ -76,64 +57,19 @@ ENDLESS: dict[str, Callable[[], Iterator[bytes]]] = {
     "choices of others": lambda: forever(event({"choices": [{"index": 1, "token_ids": [5]}]}), 0.01),
     "a line": lambda: forever(b"data: " + b"x" * 65_536),
     "an event": lambda: forever(b"data: " + b"x" * 1_000 + b"\n"),
+    "lines without data": lambda: forever(b"data:\n" * 10_000),
 }
-
-
-class Misbehaving:
-    """Serves one model; `stream` makes the bytes of a streamed reply after the first, with which it is looked at."""
-
-    def __init__(self) -> None:
-        self.stream: Callable[[], Iterator[bytes]] = lambda: iter([event(END)])
-        self.models: Callable[[], Iterator[bytes]] = lambda: iter([b'{"data": [{"id": "m", "max_model_len": 4096}]}'])
-        self.headers: dict[str, str] = {}
-        self.status: Iterator[int] = itertools.repeat(200)
-        self.asked: list[float] = []
-        self.keys: list[str | None] = []
-        self.url = ""
-
-
-@contextmanager
-def misbehaving() -> Iterator[Misbehaving]:
-    server = Misbehaving()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            server.keys.append(self.headers.get("authorization"))
-            self._send(200, server.models())
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if not body.get("stream"):
-                self._send(200, iter([json.dumps({"choices": []}).encode()]))
-            elif body["max_tokens"] == 1:
-                self._send(200, iter([event(OK), event(END)]))
-            else:
-                server.asked.append(time.monotonic())
-                self._send(next(server.status), server.stream(), server.headers)
-
-        def _send(self, status: int, pieces: Iterator[bytes], headers: Any = ()) -> None:
-            self.send_response(status)
-            for name, value in dict(headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            try:
-                for piece in pieces:
-                    self.wfile.write(piece)
-            except OSError:
-                pass
-            self.close_connection = True
-
-    with serve_http(Handler) as server.url:
-        yield server
 
 
 @pytest.fixture
 def server() -> Iterator[Misbehaving]:
     with misbehaving() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_request, "_RETRY_DELAY", 0.01)
 
 
 TOKENIZER = AutoTokenizer.from_pretrained(get_model_path("tersely-tiny-small"))
@@ -160,26 +96,86 @@ def test_endless_replies_end_in_time_and_memory(server: Misbehaving, kind: str) 
     server.stream = ENDLESS[kind]
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ModelError):
-        generate(server)
+        generate(server, timeout=1.0)
     assert time.monotonic() - began < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 def test_other_replies_are_bounded_too(server: Misbehaving) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     server.models = lambda: forever(b'{"data": [' + b" " * 65_536)
-    with pytest.raises(ModelError):
-        generate(server)
-    server.models = Misbehaving().models
+    with pytest.raises(ModelError) as caught:
+        generate(server, timeout=10.0)
+    assert caught.value.code == "invalid_reply" and server.sent < 64 << 20
+    server.models = lambda: forever(b" ", 0.05)
+    with pytest.raises(ModelError) as caught:
+        generate(server, timeout=0.5)
+    assert caught.value.code == "server_timeout"
+    server.models, server.sent = Misbehaving().models, 0
     server.status = itertools.repeat(418)
     server.stream = lambda: forever(b"no " * 20_000)
     with pytest.raises(ModelError):
+        generate(server, timeout=10.0)
+    assert server.sent < 32 << 20
+
+
+def test_nothing_is_unpacked(server: Misbehaving) -> None:
+    server.headers = {"content-encoding": "gzip"}
+    server.stream = lambda: iter([gzip.compress(event(OK) + event(END))])
+    with pytest.raises(ServerLostError):
         generate(server)
-    server.status, server.headers = itertools.repeat(200), {"content-encoding": "gzip"}
-    server.stream = lambda: iter([gzip.compress(b"data: " + b"x" * 50_000_000)])
-    with pytest.raises(ModelError):
-        generate(server)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_no_event_has_more_text_than_can_be_tokenized_at_once(server: Misbehaving) -> None:
+    server.first = {"choices": [{"index": 0, "text": "a", "finish_reason": None}]}  # a server without token ids
+    for size in (100, 40_000):
+        server.stream = lambda size=size: iter([choice(text="x" * size), event(END)])  # type: ignore[misc]
+        if size == 100:
+            assert generate(server)[0].token_ids
+        else:
+            with pytest.raises(ServerLostError):
+                generate(server)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 60_000,
+        '{"error": ' + "[" * 60_000,
+        '{"error": ' + "9" * 5_000 + "}",
+        '{"error": "a\\u001b[2J\\u202eb\\nc"}',
+        "a\x1b[2Jb",
+    ],
+    ids=lambda text: text[:16],
+)
+def test_reasons_of_refusals_are_one_plain_line(text: str) -> None:
+    error = OpenAIClient("http://127.0.0.1:9")._error_from_status(400, "/x", text)
+    assert isinstance(error, RefusedError) and str(error).isprintable() and len(str(error)) < 500
+
+
+def test_names_that_a_terminal_obeys_are_no_models(server: Misbehaving) -> None:
+    server.models = lambda: iter([json.dumps({"data": [{"id": "a\x1b[2J"}, {"id": "m"}]}).encode()])
+
+    async def names() -> list[str]:
+        client = OpenAIClient(server.url)
+        try:
+            return list(await client.list_models())
+        finally:
+            await client.close()
+
+    assert asyncio.run(names()) == ["m"]
+
+
+def test_a_reply_in_crumbs_takes_linear_time() -> None:
+    class Reply:
+        headers: ClassVar[dict[str, str]] = {}
+
+        async def aiter_raw(self) -> AsyncIterator[bytes]:
+            for _ in range(500_000):
+                yield b"x"
+
+    began = time.monotonic()
+    assert len(asyncio.run(_read(Reply(), 400_000, 60.0, cut=True))) == 400_000  # type: ignore[arg-type]
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("size", [1, 7, 1_000])

@@ -81,10 +81,10 @@ def check(outcomes: Counter[str], growth: float) -> None:
     assert growth < 1.2
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.attack)])
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.attack)])
 def test_fuzzed_requests(count: int) -> None:
     with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=64))) as server:
-        asyncio.run(storm(server.url, 200, 1))  # what is loaded once
+        asyncio.run(storm(server.url, min(count // 2, 200), 1))  # what is loaded once
         until(lambda: server.worker.idle)
         before = resident()
         outcomes = asyncio.run(storm(server.url, count, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Mapping
@@ -21,6 +22,7 @@ KEYS = ("TERSELY_API_KEY", "OPENAI_API_KEY")
 _OPENAI_HOST = "api.openai.com"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
+_MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
 _MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
 _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
@@ -83,8 +85,9 @@ class OpenAIClient:
                 f"no server answers at {self.url} ({error}); start it, or check the URL", code="server_unreachable"
             ) from error
         cards = reply.get("data")
-        cards = cards if isinstance(cards, list) else []
-        return {str(card["id"]): card for card in cards if isinstance(card, dict) and "id" in card}
+        cards = cards[:_MAX_MODELS] if isinstance(cards, list) else []
+        named = {str(card["id"]): card for card in cards if isinstance(card, dict) and "id" in card}
+        return {name: card for name, card in named.items() if name.isprintable()}
 
     async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return its reply; raises what `stream_events` does."""
@@ -92,7 +95,9 @@ class OpenAIClient:
             async with self._open().stream(method, self.url + path, json=body) as reply:
                 if reply.status_code >= 400:
                     raise await self._error_from_reply(reply, path)
-                value = json.loads(await _read(reply, _MAX_REPLY))
+                value = json.loads(await _read(reply, _MAX_REPLY, self.timeout))
+        except TimeoutError:
+            raise self._timed_out() from None
         except self._httpx.TransportError as error:
             raise self._error_from_transport(error) from error
         except (ValueError, RecursionError):
@@ -146,14 +151,15 @@ class OpenAIClient:
     def _error_from_transport(self, error: Exception) -> Exception:
         httpx = self._httpx
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-            return ModelError(
-                f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server",
-                code="server_timeout",
-            )
+            return self._timed_out()
         return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
+    def _timed_out(self) -> ModelError:
+        message = f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server"
+        return ModelError(message, code="server_timeout")
+
     async def _error_from_reply(self, reply: httpx.Response, path: str) -> Exception:
-        text = (await _read(reply, _MAX_ERROR, cut=True)).decode("utf-8", "replace")
+        text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
         return self._error_from_status(reply.status_code, path, text, reply.headers.get("retry-after", ""))
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
@@ -181,16 +187,21 @@ def find_key(url: str) -> str | None:
     return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
 
 
-async def _read(reply: httpx.Response, limit: int, cut: bool = False) -> bytes:
-    """A body of at most `limit` bytes; a longer one is cut, or a ValueError."""
-    chunks: list[bytes] = []
-    async for chunk in _read_raw(reply):
-        chunks.append(chunk)
-        if sum(map(len, chunks)) > limit:
-            if cut:
-                break
-            raise ValueError(f"more than {limit} bytes")
-    return b"".join(chunks)[:limit]
+async def _read(reply: httpx.Response, limit: int, seconds: float, cut: bool = False) -> bytes:
+    """A body of at most `limit` bytes; a longer or slower one is cut, or a ValueError or TimeoutError."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in _read_raw(reply):
+                body += chunk
+                if len(body) > limit and not cut:
+                    raise ValueError(f"more than {limit} bytes")
+                if len(body) > limit:
+                    break
+    except TimeoutError:
+        if not cut:
+            raise
+    return bytes(body[:limit])
 
 
 async def _read_raw(reply: httpx.Response) -> AsyncGenerator[bytes, None]:
@@ -242,11 +253,13 @@ async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
 
 
 def _extract_message(text: str) -> str:
-    """The message of an error reply, of which there are many shapes, on one line."""
+    """The message of an error reply, of which there are many shapes, on one line that a terminal can show."""
     reply: Any = text
-    with suppress(json.JSONDecodeError):
+    with suppress(ValueError, RecursionError):
         reply = json.loads(text)
     for key in ("error", "message", "detail"):
         if isinstance(reply, dict):
             reply = reply.get(key) or reply
-    return " ".join(str(reply).split())[:300] or "no reason given"
+    shown = (reply if isinstance(reply, str) else text)[: 2 * _MAX_MESSAGE]
+    plain = "".join(letter if letter.isprintable() else " " for letter in shown)
+    return " ".join(plain.split())[:_MAX_MESSAGE] or "no reason given"

@@ -18,8 +18,8 @@ class EventDecoder:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []  # of the line that is not over
-        self._size = 0
         self._data: list[bytes] = []
+        self._line_size = self._event_size = 0  # of the pieces, and of the lines of the data
         self._after_return = False
 
     def feed(self, chunk: bytes) -> list[str]:
@@ -34,10 +34,10 @@ class EventDecoder:
             if (event := self._take(b"".join([*self._pieces, line]))) is not None:
                 events.append(event)
             self._pieces.clear()
-            self._size = sum(map(len, self._data))
+            self._line_size = 0
         self._pieces.append(rest)
-        self._size += len(rest)
-        if self._size > MAX_EVENT:
+        self._line_size += len(rest)
+        if self._line_size + self._event_size > MAX_EVENT:
             raise StreamError(f"an event has more than {MAX_EVENT} bytes")
         return events
 
@@ -50,8 +50,9 @@ class EventDecoder:
             name, _, value = line.partition(b":")
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
+                self._event_size += len(line) + 1
             return None
-        data, self._data = self._data, []
+        data, self._data, self._event_size = self._data, [], 0
         return b"\n".join(data).decode("utf-8", "replace") if data else None
 
 

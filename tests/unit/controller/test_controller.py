@@ -172,10 +172,11 @@ def test_a_deadline_injects_nothing_into_code():
     assert "</think>" in Row(Late(3, Close("late"))).feed(code)
 
 
-@pytest.mark.parametrize("limit", [12, 40, 80])
+@pytest.mark.parametrize("limit", [28, 40, 72])
 def test_a_phrase_that_does_not_fit_the_budget_is_left_out(limit: int) -> None:
-    row = Row(Scripted(limit - 6, Close("so", phrase="a b c " * 20)), BudgetForcing(), thinking=limit)
+    row = Row(Scripted(limit // 4, Close("so", phrase="a b c " * 20)), BudgetForcing(), thinking=limit)
     row.feed("one two three " * 40)
+    assert row.controller.decisions[0].reason == "so" and "a b c" not in row.controller.decisions[0].text
     assert len(row.controller.thinking) <= limit and row.controller.state is ControllerState.ANSWER
 
 
