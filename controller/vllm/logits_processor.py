@@ -50,7 +50,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:
         drafts = check_speculation(vllm_config, on_v2=len(runner) == 1)
-        self.worker = WorkerContext(vllm_config)
+        self.worker = WorkerContext(vllm_config, drafts)
         self.worker.check()
         self.table = RowTable(self.worker.kind_of, drafts)
         self._in_flight = _IN_FLIGHT * (1 + drafts)

@@ -27,6 +27,12 @@ AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capab
 """What policies may require inside vLLM, which keeps every token: nothing can be tried or taken back."""
 
 
+_CONVERTED = frozenset(
+    {"compilation_config", "structured_outputs_config", "profiler_config", "attention_config", "kv_transfer_config"}
+)
+"""Arguments that `vllm.LLM` takes in other forms than the engine does; no model runner depends on them."""
+
+
 def _describe_policies(policies: Any) -> Any:
     """Policies by name: a list has names, or policies, whose settings are read from them."""
     if not isinstance(policies, list | tuple):
@@ -111,7 +117,8 @@ def check_speculation(vllm_config: Any, on_v2: bool) -> int:
     if not on_v2:
         raise speculation_error(
             "vLLM chose its model runner V1, which leaves logits processors out where there are drafts",
-            "use a GPU and a method of runner V2 (ngram, ngram_gpu, draft_model, eagle, eagle3, mtp)",
+            "use a GPU, a method of runner V2 (ngram, ngram_gpu, draft_model, eagle, eagle3, mtp), and no "
+            "VLLM_USE_V2_MODEL_RUNNER=0",
         )
     if speculative.rejection_sample_method == "synthetic":
         raise speculation_error(
@@ -131,7 +138,7 @@ def refuse_speculation(options: Mapping[str, Any]) -> None:
         return
     from vllm.engine.arg_utils import EngineArgs
 
-    known = {f.name for f in fields(EngineArgs)}
+    known = {f.name for f in fields(EngineArgs)} - _CONVERTED
     given = {name: value for name, value in options.items() if name in known}
     if isinstance(settings := given.get("speculative_config"), dict):
         given["speculative_config"] = dict(settings)  # vLLM adds to it

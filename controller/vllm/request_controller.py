@@ -294,12 +294,11 @@ class WorkerContext:
 
     capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
 
-    def __init__(self, vllm_config: Any) -> None:
+    def __init__(self, vllm_config: Any, drafts: int = 0) -> None:
+        self._drafts = drafts  # the most that vLLM makes in a step
         self.config = vllm_config.model_config
         self.name = str(self.config.served_model_name or self.config.model)
         self.hidden_layers: tuple[int, ...] | None = last_layer(self.config)
-        speculative = vllm_config.speculative_config
-        self._late = 0 if speculative is None else int(speculative.num_speculative_tokens)
         settings = (vllm_config.additional_config or {}).get(KEY, {})
         self._default = settings.get("default")
         self._markers = settings.get("markers")
@@ -379,4 +378,4 @@ class WorkerContext:
         )
         required = {need for policy in policies for need in policy.requires}
         reads = frozenset(required & self.capabilities)
-        return RequestController(controller, self.end, reads, lazy=True, late=self._late)
+        return RequestController(controller, self.end, reads, lazy=True, late=self._drafts)
