@@ -2,7 +2,8 @@
 
 Starts vLLM three times, each in a process of its own: plain, with `tersely.LLM`, and in one process for the hidden
 states. Checks that uncontrolled requests decode what plain vLLM decodes, alone and next to controlled ones, that a
-budget cuts, that a hint appears, and that hidden states arrive. Then times requests of equal length at several
+budget cuts, that a hint appears, and that hidden states arrive. With a speculative_config it starts a fourth time,
+without that, and checks that controlled requests decode the same. Then times requests of equal length at several
 concurrencies: `plain`, `inactive` (the processor loaded, nothing under control) and `active` (every row under a policy
 that reads everything and finds no reason to act). `latency` is that of whole requests.
 
@@ -27,6 +28,8 @@ import numpy as np
 BUDGET = 48
 READS = {"policies": {"convergence": {"agree": 64}}, "answer_reserve": 1}
 """A control that reads everything and never acts."""
+CUTS = {"tersely": {"policies": {"budget": {}}, "thinking_budget": BUDGET, "answer_reserve": 1}}
+SPECULATION = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
 Check = tuple[bool, str]
 
 
@@ -136,14 +139,23 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
         "cut": (closed > 0 and most <= BUDGET, f"{closed} of {len(cut)} closed, at most {most} of {BUDGET} tokens"),
         "hint": (shown > 0, f"in {shown} of {len(hinted)} outputs"),
     }
-    cutting = {"tersely": {"policies": {"budget": {}}, "thinking_budget": BUDGET, "answer_reserve": 1}}
-    beside = [off if index % 2 else cutting for index in range(len(prompts))]
+    beside = [off if index % 2 else CUTS for index in range(len(prompts))]
     return {
         "tokens": decode(llm, prompts, options.tokens, [off] * len(prompts)),
         "beside": decode(llm, prompts, options.tokens, beside)[1::2],
+        "controlled": decode(llm, prompts, options.tokens, [CUTS] * len(prompts)),
         "checks": checks,
         "load": time_arms(llm, options, {"inactive": {"tersely": "off"}, "active": {"tersely": READS}}),
     }
+
+
+def run_serial(options: argparse.Namespace) -> dict[str, Any]:
+    """`tersely.LLM` without speculative decoding: the controlled tokens to compare with."""
+    flags = json.loads(options.vllm)
+    options.vllm = json.dumps({name: value for name, value in flags.items() if name not in SPECULATION})
+    llm = start(options, ours=True)
+    prompts = chats(llm, 8)
+    return {"controlled": decode(llm, prompts, options.tokens, [CUTS] * len(prompts))}
 
 
 def run_states(options: argparse.Namespace) -> dict[str, Any]:
@@ -164,6 +176,7 @@ def run_states(options: argparse.Namespace) -> dict[str, Any]:
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "plain": run_plain,
     "ours": run_ours,
+    "serial": run_serial,
     "states": run_states,
 }
 
@@ -178,14 +191,21 @@ def run_part(name: str, arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-def compare(plain: dict[str, Any], ours: dict[str, Any]) -> dict[str, Check]:
-    """Whether uncontrolled requests decode what plain vLLM decodes."""
+def compare(plain: dict[str, Any], ours: dict[str, Any], serial: dict[str, Any]) -> dict[str, Check]:
+    """Whether uncontrolled requests decode what plain vLLM decodes, and controlled ones the same without drafts."""
     if "tokens" not in plain or "tokens" not in ours:
         return {}
+    drafts: dict[str, Check] = {}
+    hint = "; kernels that depend on the batch change tokens too, see VLLM_BATCH_INVARIANT"
+    if "controlled" in serial:
+        same = sum(a == b for a, b in zip(serial["controlled"], ours["controlled"], strict=True))
+        said = f"{same} of {len(ours['controlled'])} controlled outputs as without speculation"
+        good = same == len(ours["controlled"])
+        drafts["drafts"] = (good, said + ("" if good else hint))
     off = sum(a == b for a, b in zip(plain["tokens"], ours["tokens"], strict=True))
     beside = sum(a == b for a, b in zip(plain["tokens"][1::2], ours["beside"], strict=True))
-    note = "; kernels that depend on the batch change tokens too, see VLLM_BATCH_INVARIANT" if beside < 4 else ""
-    return {
+    note = hint if beside < 4 else ""
+    return drafts | {
         "off": (off == len(plain["tokens"]), f"{off} of {len(plain['tokens'])} outputs as in plain vLLM"),
         "off next to control": (beside == 4, f"{beside} of 4 outputs as in plain vLLM{note}"),
     }
@@ -218,8 +238,9 @@ def main() -> None:
     if options.part:
         print(json.dumps(PARTS[options.part](options)))
         return
-    found = {name: run_part(name, sys.argv[1:]) for name in PARTS}
-    checks = compare(found["plain"], found["ours"])
+    speculates = any(json.loads(options.vllm).get(name) for name in SPECULATION)
+    found = {name: run_part(name, sys.argv[1:]) for name in PARTS if speculates or name != "serial"}
+    checks = compare(found["plain"], found["ours"], found.get("serial", {}))
     for part in found.values():
         checks |= part.get("checks", {})
     result = {"checks": checks, "load": [row for part in found.values() for row in part.get("load", ())]}

@@ -194,7 +194,7 @@ def load_vllm(
     except ImportError:
         raise CapabilityError("vLLM is not installed; pip install 'tersely[vllm]', or use transformers") from None
     given = dict(options or {})
-    refuse_speculation(given)
+    refuse_speculation({"model": place, "max_model_len": max_model_len, **given})
     load_tokenizer(place, given)  # raises before the model is loaded
     if PROCESSOR in given.get("logits_processors", ()):
         raise OptionError("tersely's own logits processor is always added; leave it out of logits_processors")

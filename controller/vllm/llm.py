@@ -52,8 +52,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     ) -> None:
         from ..engines.checkpoints import resolve_checkpoint
 
-        refuse_speculation(options)
         place = resolve_checkpoint(model)
+        refuse_speculation({"model": place, **options})
         tokenizer = load_tokenizer(place, options)
         self.markers = markers or find_markers(tokenizer)  # raises before the model is loaded
         self._default = make_control(preset=preset, policies=policies, effort=effort or "normal")

@@ -23,7 +23,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..trace import Decision
-from .request_control import parse_control, speculation_error
+from .draft_step import DraftStep
+from .request_control import check_speculation, parse_control
 from .request_controller import WorkerContext
 from .row_table import ControlledRow, RowTable
 from .step import apply_step, install_tap
@@ -34,7 +35,7 @@ _PARKED = 256
 """Most requests that left the batch and may come back; they look like those that ended."""
 
 _IN_FLIGHT = 8
-"""Most tokens that vLLM drops of a request that it preempts: those of steps that were under way."""
+"""Most steps whose tokens vLLM drops of a request that it preempts: those that were under way."""
 _UNSEEN = 8
 """Steps after which the tokens of a row that was in none of them are fetched no more."""
 
@@ -48,19 +49,24 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
     """
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:
-        if vllm_config.speculative_config is not None:
-            raise speculation_error()
-        self.worker = WorkerContext(vllm_config)
+        drafts = check_speculation(vllm_config, on_v2=len(runner) == 1)
+        self.worker = WorkerContext(vllm_config, drafts)
         self.worker.check()
-        self.table = RowTable(self.worker.kind_of)
+        self.table = RowTable(self.worker.kind_of, drafts)
+        self._in_flight = _IN_FLIGHT * (1 + drafts)
         self._parked: list[ControlledRow] = []  # those that left the batch, the latest last
         self._copies: OrderedDict[str, int] = OrderedDict()
         self._slots: dict[int, int] = {}  # of indices in the batch (V1)
-        self._history = TokenHistory(runner[0]) if len(runner) == 1 else None
+        self._history = TokenHistory(runner[0], drafts) if len(runner) == 1 else None
+        self._drafts: DraftStep | None = None
+        if drafts:
+            kinds = self.table.all_kinds(vllm_config.model_config.get_vocab_size())
+            self._drafts = DraftStep(kinds, drafts, runner[0].max_num_reqs, runner[0].device)
         if self._history is not None and self._history.on_gpu:  # compile the kernel now, not in the first request
             logit_signals(torch.zeros(2, vllm_config.model_config.get_vocab_size(), device=runner[0].device))
         self._begun: dict[int, Any] = {}  # parameters of requests whose tokens have not come yet (V2)
         self._step = 0
+        self._done = 0  # rows of logits of the present step that were given already
 
     @property
     def rows(self) -> dict[int, ControlledRow]:
@@ -116,7 +122,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             if slot is not None:
                 self.table.flush(slot)
             shared = min(len(row.output), len(output))
-            agrees = len(row.output) - len(output) <= _IN_FLIGHT and (output or len(row.output) <= 1)
+            agrees = len(row.output) - len(output) <= self._in_flight and (output or len(row.output) <= 1)
             agrees = agrees and _same(row.params, params) and row.prompt == (prompt or [])
             if agrees and shared > best and row.output[:shared] == output[:shared]:
                 best, found, place = shared, row, slot
@@ -190,7 +196,11 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             slots = np.asarray(ctx.idx_mapping_np, dtype=np.int64)
             self.table.reserve(int(slots.max(initial=0)) + 1)
             self.table.seen[slots] = self._step
-            apply_step(self.table, slots, logits, self.worker.end)
+            if len(logits) == len(slots):
+                apply_step(self.table, slots, logits, self.worker.end)
+            elif self._drafts is not None and not self.rows.keys().isdisjoint(map(int, slots)):
+                self._drafts.apply(self.table, ctx, logits, self.worker.end, self._done)
+            self._done += len(logits)
         return logits
 
     # Model runner V2: rows are slots, outputs are on the device, and nothing tells that a request has left.
@@ -209,7 +219,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         """Start to fetch the tokens of the previous step, and those of new requests, which are there now."""
         if self._history is not None and (self.rows or self._begun):
             self._collect()  # of a step that had no logits
-            self._step += 1
+            self._step, self._done = self._step + 1, 0
             slots = np.fromiter(self.rows, dtype=np.int64, count=len(self.rows))
             self._history.fetch(slots[self.table.seen[slots] >= self._step - _UNSEEN], list(self._begun))
 

@@ -27,6 +27,12 @@ AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capab
 """What policies may require inside vLLM, which keeps every token: nothing can be tried or taken back."""
 
 
+_CONVERTED = frozenset(
+    {"compilation_config", "structured_outputs_config", "profiler_config", "attention_config", "kv_transfer_config"}
+)
+"""Arguments that `vllm.LLM` takes in other forms than the engine does; no model runner depends on them."""
+
+
 def _describe_policies(policies: Any) -> Any:
     """Policies by name: a list has names, or policies, whose settings are read from them."""
     if not isinstance(policies, list | tuple):
@@ -94,18 +100,50 @@ class RequestControl:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
 
-def speculation_error() -> CapabilityError:
-    """The error for an engine that decodes speculatively."""
+def speculation_error(what: str, instead: str) -> CapabilityError:
+    """The error for speculative decoding that cannot be controlled."""
     return CapabilityError(
-        "tersely does not control speculative decoding inside vLLM; start it without a speculative_config",
+        f"{what}, so control inside vLLM does not work with this speculative decoding; {instead}, or start vLLM "
+        "without a speculative_config",
         code="speculative_decoding",
     )
 
 
+def check_speculation(vllm_config: Any, on_v2: bool) -> int:
+    """The most drafts of a step; raises CapabilityError where they cannot be controlled."""
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return 0
+    if not on_v2:
+        raise speculation_error(
+            "vLLM chose its model runner V1, which leaves logits processors out where there are drafts",
+            "use a GPU, a method of runner V2 (ngram, ngram_gpu, draft_model, eagle, eagle3, mtp), and no "
+            "VLLM_USE_V2_MODEL_RUNNER=0",
+        )
+    if speculative.rejection_sample_method == "synthetic":
+        raise speculation_error(
+            "rejection_sample_method 'synthetic' accepts drafts without a look at the logits", "use 'standard'"
+        )
+    if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
+        raise speculation_error("every worker samples for a part of the batch", "leave out batch-sharded sampling")
+    return int(speculative.num_speculative_tokens)
+
+
 def refuse_speculation(options: Mapping[str, Any]) -> None:
-    """Refuse engine arguments that ask for speculative decoding, before a model is loaded; raises CapabilityError."""
-    if any(options.get(name) for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")):
-        raise speculation_error()
+    """Refuse engine arguments whose speculative decoding cannot be controlled, before a model is loaded.
+
+    Raises CapabilityError. Builds vLLM's configuration where drafts are asked for, as only that knows its runner.
+    """
+    if not any(options.get(name) for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")):
+        return
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {f.name for f in fields(EngineArgs)} - _CONVERTED
+    given = {name: value for name, value in options.items() if name in known}
+    if isinstance(settings := given.get("speculative_config"), dict):
+        given["speculative_config"] = dict(settings)  # vLLM adds to it
+    config = EngineArgs(**given).create_engine_config()
+    check_speculation(config, on_v2=config.use_v2_model_runner)
 
 
 def make_control(**settings: Any) -> RequestControl:

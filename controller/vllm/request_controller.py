@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import CapabilityError, TerselyError
+from ...errors import CapabilityError
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller, ControllerState
 from ..policies.base import Policy
@@ -61,7 +61,7 @@ class RequestController:
 
     `end` are the tokens that end a turn: vLLM ends the request at them before a watcher is called. `reads` says which
     of signals and hidden states the watcher reads; `keep_signals` keeps the signals of every token. `lazy` lets tokens
-    that wake no policy wait, see `patience`.
+    that wake no policy wait, see `patience`. So many tokens as `late` may come between a decision and what it forces.
     """
 
     def __init__(
@@ -71,8 +71,9 @@ class RequestController:
         reads: frozenset[Capability] = frozenset(),
         keep_signals: bool = False,
         lazy: bool = False,
+        late: int = 0,
     ) -> None:
-        self.lazy = lazy
+        self.lazy, self.late = lazy, late
         self.watcher, self.end, self.reads, self.keep_signals = watcher, tuple(end), reads, keep_signals
         self.controller = watcher if isinstance(watcher, Controller) else None
         self.forced: list[bool] = []  # of each token that was read
@@ -83,6 +84,7 @@ class RequestController:
         self._recalled = _Recall()
         self._finished = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
+        self._late = 0  # tokens that may still come before those of the queue
         self._closings: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -121,6 +123,18 @@ class RequestController:
             return 0, 0, 0  # what stands for an end of the turn may change with the next token
         quiet, sentence = controller.patience("token"), controller.patience("sentence")
         return quiet, sentence, 0 if thinking.may_call else quiet
+
+    @property
+    def queued(self) -> Sequence[int]:
+        """The tokens that must come next."""
+        return self._queue
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """Tokens after which nothing more is forced: those that end the turn, and the marker that ends the thinking."""
+        controller = self.controller
+        close = None if controller is None else controller.codec.added_tokens.get(controller.markers.close)
+        return self.end if close is None else (*self.end, close)
 
     @property
     def wants_signals(self) -> bool:
@@ -180,8 +194,13 @@ class RequestController:
         if self._finished:
             self.forced.append(False)
             return
+        if self._queue and self._late and token not in (self._queue[0], *self._ends):
+            self._late -= 1
+            self.forced.append(False)
+            return
         if self._queue:
             self.forced.append(True)
+            self._late = 0
             if self._queue.popleft() != token:
                 self._give_up("vLLM wrote another token than the forced one (a grammar, or a limit of its own)")
             elif not self._queue:
@@ -202,6 +221,7 @@ class RequestController:
             self._give_up("inside vLLM tokens cannot be retracted, tried or waited for")
             return
         self._queue.extend(directive.force[written:])
+        self._late = 0 if written else self.late
         if directive.stop:
             self.stopped = True
             self._queue.extend(self.end[:1])
@@ -274,7 +294,8 @@ class WorkerContext:
 
     capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
 
-    def __init__(self, vllm_config: Any) -> None:
+    def __init__(self, vllm_config: Any, drafts: int = 0) -> None:
+        self._drafts = drafts  # the most that vLLM makes in a step
         self.config = vllm_config.model_config
         self.name = str(self.config.served_model_name or self.config.model)
         self.hidden_layers: tuple[int, ...] | None = last_layer(self.config)
@@ -316,7 +337,7 @@ class WorkerContext:
         """The kind of a token; see `kind_of`."""
         try:
             return kind_of(token, get_adapter(self.tokenizer), self.markers, self.end)
-        except TerselyError:  # without markers, rows are controlled only by watchers that read every token
+        except Exception:  # no token of the tokenizer; or no markers, and every token is read
             return LOUD
 
     def fingerprint(self) -> str | None:
@@ -356,4 +377,5 @@ class WorkerContext:
             prompt_tokens=len(ids),
         )
         required = {need for policy in policies for need in policy.requires}
-        return RequestController(controller, self.end, frozenset(required & self.capabilities), lazy=True)
+        reads = frozenset(required & self.capabilities)
+        return RequestController(controller, self.end, reads, lazy=True, late=self._drafts)

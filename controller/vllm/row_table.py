@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from .trace_channel import send_trace
 _WIDTH = 64
 """Most tokens of a row that wait to be read."""
 _KINDS = 1 << 20
+_UNLIMITED = 1 << 40
 _NO_SIGNALS = np.zeros((0, 3), dtype=np.float32)
 SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
@@ -33,15 +35,18 @@ def make_signals(values: NDArray[np.float32]) -> list[Signals | None]:
 
 
 class StepReadings(Protocol):
-    """What one step said about the next token of each row, by its place in the logits."""
+    """What one step said about the next tokens of each row, by its place in the batch.
 
-    def signals(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    `draft` says how many drafts of the step come before the token, see `draft_step`.
+    """
+
+    def signals(self, places: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
         """Entropy, top probability and margin, [places, 3]; NaN where they were not wanted."""
 
-    def info(self, place: int) -> StepInfo:
+    def info(self, place: int, draft: int) -> StepInfo:
         """Signals and states."""
 
-    def swapped(self, place: int) -> bool:
+    def swapped(self, place: int, draft: int) -> bool:
         """Whether the end of the turn was swapped for the first token of a closing."""
 
 
@@ -59,16 +64,18 @@ class ControlledRow:
 
 
 class RowTable:
-    """Rows by slot. `kind_of` says what a token is, see `request_controller`."""
+    """Rows by slot. `kind_of` says what a token is, see `request_controller`; `drafts` are the most of a step."""
 
-    def __init__(self, kind_of: Callable[[int], int]) -> None:
+    def __init__(self, kind_of: Callable[[int], int], drafts: int = 0) -> None:
         self.rows: dict[int, ControlledRow] = {}
         self.finished: set[int] = set()  # slots of rows for which nothing is left to do
         self._eager: set[int] = set()  # slots of rows that are also read from outside
         self._kind_of = kind_of
+        self._draft = 0  # of the tokens that land, how many came before in the same step
         self._kinds = np.full(_KINDS, UNKNOWN, dtype=np.int8)
         self._kinds[-1] = LOUD  # that of all ids beyond
         self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
+        self.ahead = np.zeros((0, drafts), dtype=np.int64)  # the tokens that must come after that one, else -1
         self.offered = np.zeros(0, dtype=np.int64)  # what may stand for an end of the turn, else -1
         self.wanted = np.zeros(0, dtype=np.int8)
         self.seen = np.zeros(0, dtype=np.int64)  # in which step the row was in the batch
@@ -86,7 +93,7 @@ class RowTable:
         if more <= 0:
             return
         more = max(more, len(self.forced), 16)
-        fills: dict[str, Any] = {"forced": -1, "offered": -1, "_readings": None}
+        fills: dict[str, Any] = {"forced": -1, "ahead": -1, "offered": -1, "_readings": None, "_patience": _UNLIMITED}
         for name, old in tuple(vars(self).items()):
             if isinstance(old, np.ndarray) and old is not self._kinds:
                 new = np.full((more, *old.shape[1:]), fills.get(name, 0), dtype=old.dtype)
@@ -99,6 +106,7 @@ class RowTable:
         if not row.controller.lazy:
             self._eager.add(slot)
         self._lengths[slot], self._waiting[slot], self._readings[slot] = len(row.output), 0, None
+        self._patience[slot] = 0
         self.seen[slot] = step
         self.read((slot,))
 
@@ -110,8 +118,9 @@ class RowTable:
             del self.rows[slot]
             self.finished.discard(slot)
             self._eager.discard(slot)
-            self.forced[slot] = self.offered[slot] = -1
+            self.forced[slot] = self.ahead[slot] = self.offered[slot] = -1
             self.wanted[slot], self._readings[slot] = 0, None
+            self._patience[slot], self._waiting[slot] = _UNLIMITED, 0
         return row
 
     def read(self, slots: Iterable[int]) -> None:
@@ -130,6 +139,9 @@ class RowTable:
             if controller.done:
                 self.finished.add(slot)
             self.forced[slot] = -1 if token is None else token
+            if drafts := self.ahead.shape[1]:
+                ahead = [*islice(controller.queued, 1, 1 + drafts)]
+                self.ahead[slot, : len(ahead)], self.ahead[slot, len(ahead) :] = ahead, -1
             self.offered[slot] = -1 if first is None else first
             self.wanted[slot] = controller.wants_signals * SIGNALS | controller.wants_states * STATES
             decisions = controller.decisions
@@ -150,19 +162,43 @@ class RowTable:
         if readings is not None:
             place = int(self._places[slot])
             row.controller.next_step, row.controller.swap = (
-                partial(readings.info, place),
-                partial(readings.swapped, place),
+                partial(readings.info, place, self._draft),
+                partial(readings.swapped, place, self._draft),
             )
-            self._readings[slot] = None
+
+    def room(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many drafts rows accept in a step, by the kind of the last: [slots, kinds].
+
+        They have to read the token after that. Slots without a row have no limit.
+        """
+        waiting, forced = self._waiting[slots, None], self.forced[slots, None] >= 0
+        ahead = np.count_nonzero(self.ahead[slots] >= 0, axis=1)
+        return np.where(forced, ahead[:, None], np.minimum(self._patience[slots], _WIDTH - 1) - waiting)
+
+    def all_kinds(self, vocabulary: int) -> NDArray[np.int8]:
+        """The kind of every token."""
+        for token in range(min(vocabulary, _KINDS - 1)):
+            self._learn(token)
+        return self._kinds[np.minimum(np.arange(vocabulary), _KINDS - 1)]
+
+    def _learn(self, token: int) -> None:
+        if self._kinds[token] == UNKNOWN:
+            self._kinds[token] = self._kind_of(token)
 
     def land(self, slots: NDArray[np.int64], lengths: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        """Take the latest tokens of slots, by the lengths of their outputs; rows that are due read them."""
-        grown = lengths - self._lengths[slots]
-        for slot in slots[grown > 1].tolist():
-            self.rows[slot].controller.fail(ValueError("more than one token came in a step"))
+        """Take the latest tokens [slots, most] of slots, by the lengths of their outputs; due rows read them."""
+        grown, most = lengths - self._lengths[slots], tokens.shape[1]
+        for slot in slots[grown > most].tolist():
+            self.rows[slot].controller.fail(ValueError("more tokens came in a step than vLLM was to draft"))
             self.finished.add(slot)
-        new = grown == 1
-        slots, tokens = slots[new], tokens[new]
+        grown[grown > most] = 0
+        for self._draft in range(int(grown.max(initial=0))):
+            new = np.flatnonzero(grown > self._draft)
+            self._land(slots[new], tokens[new, most - grown[new] + self._draft])
+        self._draft = 0
+
+    def _land(self, slots: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Take one more token of each slot."""
         waiting = self._waiting[slots]
         self._tokens[slots, waiting] = tokens
         if len(readers := np.flatnonzero(self.wanted[slots] & SIGNALS)):
@@ -172,7 +208,7 @@ class RowTable:
         self._lengths[slots] += 1
         ids = np.minimum(tokens, _KINDS - 1)
         for token in ids[self._kinds[ids] == UNKNOWN].tolist():
-            self._kinds[token] = self._kind_of(token)
+            self._learn(token)
         due = (
             (waiting > self._patience[slots, self._kinds[ids]]) | (waiting == _WIDTH) | (tokens == self.offered[slots])
         )
@@ -184,7 +220,7 @@ class RowTable:
         readings, places = self._readings[slots], self._places[slots]
         for one in set(readings.tolist()) - {None}:
             mine = readings == one
-            found[mine] = one.signals(places[mine])
+            found[mine] = one.signals(places[mine], self._draft)
         return found
 
     def note(self, slots: NDArray[np.int64], readings: StepReadings) -> None:

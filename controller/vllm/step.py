@@ -35,8 +35,8 @@ class Readings:
     It may be read once the tokens of the step are there.
     """
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
+    def __init__(self, rows: int, starts: Tensor | None = None) -> None:
+        self._rows, self._starts = rows, starts
         self._signals: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [3, places]
         self._states: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [places, width]
         self._swaps: tuple[NDArray[np.int64], Tensor] = (_NO_PLACES, torch.zeros(0, dtype=torch.bool))
@@ -49,49 +49,62 @@ class Readings:
             values[self._signals[0]] = self._signals[1].numpy().T
         return values
 
-    def signals(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See `StepReadings`."""
-        return self._values[places]
+    def _rows_of(self, places: Any, draft: int) -> Any:
+        """The rows of logits that the tokens after so many drafts of requests came from."""
+        return places if self._starts is None else self._starts.numpy()[places] + draft
 
-    def info(self, place: int) -> StepInfo:
+    def signals(self, places: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
         """See `StepReadings`."""
-        (signals,) = make_signals(self._values[place : place + 1])
-        return StepInfo(signals, partial(self._state, place))
+        return self._values[self._rows_of(places, draft)]
 
-    def _state(self, place: int, layer: int) -> State:
+    def info(self, place: int, draft: int) -> StepInfo:
+        """See `StepReadings`."""
+        row = int(self._rows_of(place, draft))
+        (signals,) = make_signals(self._values[row : row + 1])
+        return StepInfo(signals, partial(self._state, row))
+
+    def _state(self, row: int, layer: int) -> State:
         if self._states is None:
             raise CapabilityError(
                 "vLLM kept no hidden states in this step: another plug-in has replaced its logits layer"
             )
-        found: State = self._states[1][int(np.searchsorted(self._states[0], place))].float().numpy()
+        found: State = self._states[1][int(np.searchsorted(self._states[0], row))].float().numpy()
         return found
 
-    def swapped(self, place: int) -> bool:
+    def swapped(self, place: int, draft: int) -> bool:
         """See `StepReadings`."""
         if self._swapped is None:
             places, swapped = self._swaps
             self._swapped = frozenset(map(int, places[swapped.numpy()]))
-        return place in self._swapped
+        return int(self._rows_of(place, draft)) in self._swapped
 
-    def read_logits(self, logits: Tensor, signals: NDArray[np.int64], states: NDArray[np.int64], index: Tensor) -> None:
-        """Start to copy the signals and hidden states of places; `index` has those of signals, then those of states."""
+    def read_logits(
+        self,
+        logits: Tensor,
+        signals: NDArray[np.int64],
+        states: NDArray[np.int64],
+        index: Tensor,
+        kept: Tensor | None,
+    ) -> None:
+        """Start to copy the signals and hidden states of rows; `index` has those of signals, then those of states."""
         if len(signals):
             found = logit_signals(logits if len(signals) == len(logits) else logits[index[: len(signals)]])
             self._signals = signals, to_host(torch.stack((found.entropy, found.top, found.margin)))
-        if len(states) and _kept and _kept[0].shape[0] == len(logits):  # else they are of other rows
-            self._states = states, to_host(_kept[0][index[len(signals) :]])
+        if len(states) and kept is not None and len(kept) == len(logits):  # else they are of other rows
+            self._states = states, to_host(kept[index[len(signals) :]])
 
     def swap_ends(
         self, logits: Tensor, places: NDArray[np.int64], index: Tensor, firsts: Tensor, end: Sequence[int]
     ) -> None:
         """Where the model may end its turn within its thinking, let the first token of a closing stand for that.
 
-        vLLM would end the request there, without an answer. Where a grammar forbids that token, the end stays.
+        vLLM would end the request there, without an answer. Where a grammar forbids that token, the end stays, as it
+        does where there is none (-1).
         """
         ends = index[:, None], _on_device(tuple(end), logits.device)
         wanted = logits[ends].amax(dim=1)
-        instead = logits[index, firsts]
-        allowed = instead > -torch.inf
+        instead = logits[index, firsts]  # -1 is the last column, which stays as it is
+        allowed = (instead > -torch.inf) & (firsts >= 0)
         self._swaps = places, to_host((wanted > instead) & allowed)
         logits[index, firsts] = torch.where(allowed, torch.maximum(wanted, instead), instead)
         logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
@@ -100,6 +113,12 @@ class Readings:
 @cache
 def _on_device(ids: tuple[int, ...], device: torch.device) -> Tensor:
     return to_device(ids, device)
+
+
+def force_tokens(logits: Tensor, index: Tensor, tokens: Tensor) -> None:
+    """Make tokens certain in rows of logits, in place, but those that a grammar forbids, and -1."""
+    found = logits[index, tokens]
+    logits[index, tokens] = torch.where((found == -torch.inf) | (tokens < 0), found, _CERTAIN)
 
 
 def apply_step(table: RowTable, slots: NDArray[np.int64], logits: Tensor, end: Sequence[int]) -> None:
@@ -120,11 +139,15 @@ def apply_step(table: RowTable, slots: NDArray[np.int64], logits: Tensor, end: S
         (len(must), len(signals) + len(states), len(swaps), len(must), len(swaps))
     )
     if len(must):
-        found = logits[where, tokens]
-        logits[where, tokens] = torch.where(found == -torch.inf, found, _CERTAIN)
-    readings.read_logits(logits, signals, states, reads)
+        force_tokens(logits, where, tokens)
+    readings.read_logits(logits, signals, states, reads, kept_states())
     if len(swaps):
         readings.swap_ends(logits, swaps, where_swaps, firsts, end)
+
+
+def kept_states() -> Tensor | None:
+    """The hidden states of the rows of the present step's logits, [rows, width]; None without our logits layer."""
+    return _kept[0] if _kept else None
 
 
 class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]

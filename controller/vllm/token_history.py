@@ -20,7 +20,7 @@ class Fetched:
 
     slots: NDArray[np.int64]
     lengths: NDArray[np.int64]  # of the outputs
-    tokens: NDArray[np.int64]  # the latest
+    tokens: NDArray[np.int64]  # the latest, [slots, most that a step makes]
     begun: dict[int, tuple[list[int], list[int]]]  # by slot: prompt and output
 
 
@@ -28,11 +28,12 @@ class TokenHistory:
     """Fetches tokens while a forward pass runs: `fetch` before it, `collect` after it was started.
 
     Nothing waits for the device but `collect`, for the end of the previous step. `states` is vLLM's
-    `LogitsProcRequestState`.
+    `LogitsProcRequestState`; a step makes one token of each slot, and one for each of `drafts` that is accepted.
     """
 
-    def __init__(self, states: Any) -> None:
+    def __init__(self, states: Any, drafts: int = 0) -> None:
         self.states = states
+        self._back = np.arange(drafts, -1, -1)
         self._device = torch.device(states.device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._copies: tuple[NDArray[np.int64], Tensor | None, dict[int, tuple[Tensor, int]]] | None = None
@@ -44,7 +45,7 @@ class TokenHistory:
         return self._stream is not None
 
     def fetch(self, slots: NDArray[np.int64], begun: Sequence[int]) -> None:
-        """Start to fetch the latest token of these slots, and all tokens of those that have begun."""
+        """Start to fetch the latest tokens of these slots, and all tokens of those that have begun."""
         if not len(slots) and not begun:
             return
         if self._stream is None:
@@ -65,9 +66,12 @@ class TokenHistory:
         return slots, to_host(self._latest(slots)) if len(slots) else None, whole
 
     def _latest(self, slots: NDArray[np.int64]) -> Tensor:
-        where = to_device(slots, self._device)
+        """Lengths, and the latest tokens, [slots, 1 + most]; what comes before the first token does not matter."""
+        known = to_device(np.concatenate((slots, self._back)), self._device)
+        where, back = known[: len(slots), None], known[len(slots) :]
         lengths = self.states.total_len.gpu[where].long()
-        return torch.stack((lengths, self.states.all_token_ids.gpu[where, lengths - 1].long()), dim=1)
+        tokens = self.states.all_token_ids.gpu[where, (lengths - 1 - back).clamp(min=0)]
+        return torch.cat((lengths, tokens.long()), dim=1)
 
     def collect(self) -> Fetched | None:
         """What was fetched last; None if nothing is new."""
@@ -76,9 +80,9 @@ class TokenHistory:
         if self._there is not None:
             self._there.synchronize()
         (slots, latest, whole), self._copies = self._copies, None
-        found = np.zeros((0, 2), dtype=np.int64) if latest is None else latest.numpy()
+        found = np.zeros((0, 1 + len(self._back)), dtype=np.int64) if latest is None else latest.numpy()
         begun = {}
         for slot, (copied, prompt) in whole.items():
             ids = list(map(int, copied.numpy()))
             begun[slot] = ids[:prompt], ids[prompt:]
-        return Fetched(slots, found[:, 0] - self.states.prompt_len.np[slots], found[:, 1], begun)
+        return Fetched(slots, found[:, 0] - self.states.prompt_len.np[slots], found[:, 1:], begun)

@@ -1,4 +1,7 @@
-"""One processor class for both of vLLM's model runners; the second needs a GPU, so its buffers are stood in for."""
+"""One processor class for both of vLLM's model runners, on stand-ins for the buffers of the second.
+
+`test_vllm_speculation.py` runs that one itself.
+"""
 
 from __future__ import annotations
 
@@ -80,11 +83,36 @@ def test_installing_tersely_registers_no_control_with_vllm() -> None:
     assert found <= {"tersely_w4a8", "tersely_states"}, "more than a loader of checkpoints and a tap"
 
 
-def test_speculative_decoding_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("runner", "method", "sharded"),
+    [((torch.device("cpu"), False), "standard", False), ((None,), "synthetic", False), ((None,), "standard", True)],
+    ids=["runner V1", "drafts accepted unseen", "a part of the batch"],
+)
+def test_speculative_decoding_that_cannot_be_controlled_is_refused(
+    runner: tuple[Any, ...], method: str, sharded: bool
+) -> None:
     from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
+    drafts = SimpleNamespace(num_speculative_tokens=2, rejection_sample_method=method)
+    parallel = SimpleNamespace(enable_batch_sharded_sampling=sharded)
     with refused(CapabilityError, "speculative_decoding"):
-        TerselyLogitsProcessor(config(speculative_config=object()), torch.device("cpu"), False)
+        TerselyLogitsProcessor(config(speculative_config=drafts, parallel_config=parallel), *runner)
+
+
+def test_speculative_decoding_on_runner_v1_is_refused_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vllm
+
+    import tersely
+    from tersely.controller.vllm.engine import load_vllm
+
+    monkeypatch.setattr(vllm.LLM, "__init__", lambda *args, **options: pytest.fail("vLLM was started"))
+    drafts = {"method": "ngram", "num_speculative_tokens": 2}
+    given = dict(drafts)
+    with refused(CapabilityError, "speculative_decoding"):
+        tersely.LLM("tersely-tiny-small", dtype="float32", speculative_config=given)
+    assert given == drafts
+    with refused(CapabilityError, "speculative_decoding"):
+        load_vllm("tersely-tiny-small", options={"spec_method": "ngram", "spec_tokens": 2})
 
 
 def forced_run(slots: Slots, processor: Any, slot: int, steps: int, natural: list[int]) -> list[int]:

@@ -26,7 +26,7 @@ from tersely.controller.vllm.row_table import ControlledRow, RowTable
 from tersely.evaluation.replay.tokenizer import PieceTokenizer
 
 FOLDER = Path(vllm.__file__).parent
-ON_DEVICE = ("step.py", "token_history.py", "transfers.py", "logits_processor.py")
+ON_DEVICE = ("step.py", "draft_step.py", "token_history.py", "transfers.py", "logits_processor.py")
 MARKERS = Markers("<think>", "</think>")
 END = 30_000
 PIECES = (
@@ -64,7 +64,7 @@ def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequen
         forced = table.forced[slots].tolist()
         tokens = [next(given[slot]) if forced[slot] < 0 else forced[slot] for slot in slots]
         lengths += 1
-        table.land(slots, lengths.copy(), np.array(tokens))
+        table.land(slots, lengths.copy(), np.array(tokens)[:, None])
     return asked
 
 
@@ -153,7 +153,7 @@ def test_a_row_that_missed_tokens_is_left_alone() -> None:
     model = Model()
     row, table = model.row("budget", 100), RowTable(model.kind_of)
     table.put(0, row)
-    table.land(np.array([0]), np.array([2]), np.array(model.codec.encode(" word")))
+    table.land(np.array([0]), np.array([2]), np.array([model.codec.encode(" word")]))
     assert table.finished == {0} and row.controller.decisions[-1].action == "error"
 
 
@@ -191,14 +191,14 @@ class Step:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def signals(self, places: Any) -> Any:
+    def signals(self, places: Any, draft: int) -> Any:
         return np.full((len(places), 3), self.number, dtype=np.float32)
 
-    def info(self, place: int) -> StepInfo:
+    def info(self, place: int, draft: int) -> StepInfo:
         value = float(self.number)
         return StepInfo(Signals(value, value, math.nan, value), partial(state, value))
 
-    def swapped(self, place: int) -> bool:
+    def swapped(self, place: int, draft: int) -> bool:
         return False
 
 
@@ -210,6 +210,6 @@ def test_the_last_token_that_is_read_from_outside_has_its_own_step() -> None:
     for number in range(4):
         table.note(np.array([0]), Step(number))
         if number < 3:
-            table.land(np.array([0]), np.array([number + 1]), np.array([number]))
+            table.land(np.array([0]), np.array([number + 1]), np.array([[number]]))
     row.controller.read([*row.output, 3])  # vLLM has ended the request
     assert recorder.seen == [(number, float(number), float(number)) for number in range(4)]

@@ -1,0 +1,85 @@
+"""vLLM's own speculative decoding on its V2 runner, under control: the tokens and decisions of no speculation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.options import GenerationOptions
+from tersely.controller.session import Session
+from tersely.controller.types import SamplingParams
+from tersely.evaluation.tasks.questions import load
+from tersely.models import get_model_path
+
+SCRIPT = Path(__file__).resolve().parents[1] / "support" / "vllm_v2.py"
+MODEL, LIMIT = "tersely-tiny-large", 200
+PROBLEMS = [question.problem for question in load("tiny", "test", 2, 5)]
+ARMS: dict[str, dict[str, Any]] = {
+    "off": {"preset": "off"},
+    "budget": {"policies": ["budget"], "thinking_budget": 45},
+    "balanced": {"preset": "balanced"},
+    "concise": {"preset": "concise"},
+}
+ENGINE: dict[str, Any] = {
+    "model": MODEL, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 4, "enforce_eager": True, "seed": 0,
+}  # fmt: skip
+NGRAM = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3, "num_speculative_tokens": 3}
+MODEL_DRAFTS = {
+    "method": "draft_model", "model": str(get_model_path("tersely-tiny-small")), "num_speculative_tokens": 3,
+}  # fmt: skip
+CROWDED = {
+    "async_scheduling": True,
+    "max_num_batched_tokens": 48,
+    "block_size": 32,
+    "num_gpu_blocks_override": 13,
+    "max_model_len": 384,
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict[str, Any]]:
+    """What vLLM answers with drafts of n-grams, and with those of a model in a crowded engine."""
+    messages = [[{"role": "user", "content": problem}] for problem in PROBLEMS]
+    engines = [ENGINE | {"speculative_config": NGRAM}, ENGINE | {"speculative_config": MODEL_DRAFTS} | CROWDED]
+    given = [{name: arm | {"max_tokens": LIMIT} for name, arm in ARMS.items()}, messages, *engines]
+    command = [sys.executable, str(SCRIPT), *map(json.dumps, given)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=dict(os.environ), text=True, timeout=500, check=True)
+    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, list[Any]]:
+    """What the transformers engine writes without drafts."""
+    session, made = Session(load_engine(MODEL)), {}
+    greedy = GenerationOptions(max_new_tokens=LIMIT, sampling=SamplingParams(temperature=0.0))
+    for name, arm in ARMS.items():
+        results = session.run(PROBLEMS, replace(greedy, **arm))
+        made[name] = [[list(one.token_ids), [asdict(d) for d in one.trace]] for one in results]
+    return made
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("engine", [0, 1], ids=["ngram", "draft model, one step ahead, in chunks"])
+def test_tokens_and_decisions_are_those_of_no_speculation(
+    found: list[dict[str, Any]], expected: dict[str, list[Any]], engine: int, arm: str
+) -> None:
+    for (tokens, trace), (ids, decisions) in zip(found[engine]["answers"][arm], expected[arm], strict=True):
+        assert tokens[: len(ids)] == ids and len(tokens) <= len(ids) + 1  # vLLM's have the end of the turn
+        assert trace == decisions
+    assert arm == "off" or any(trace for _, trace in expected[arm]), "no policy ever acted"
+
+
+@pytest.mark.vllm
+def test_drafts_are_accepted_and_requests_are_preempted(found: list[dict[str, Any]]) -> None:
+    assert all(one["accepted"] > 40 for one in found)
+    assert found[1]["preempted"] > 0

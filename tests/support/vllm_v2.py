@@ -1,0 +1,79 @@
+"""vLLM's V2 runner on a CPU: its Triton kernels are interpreted, in a process of its own.
+
+    python tests/support/vllm_v2.py ARMS MESSAGES OPTIONS...
+
+ARMS are keywords of `tersely.LLM.chat` by name, MESSAGES the chats that are sent under each, and OPTIONS keywords of
+`tersely.LLM`, one object for each engine; all JSON. With `"async_scheduling": true` the scheduler is one step ahead, as
+on GPUs. Prints for each engine what it answered, as JSON: by arm, tokens and decisions of each chat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+
+def interpret_triton() -> None:
+    """Let vLLM find a Triton, whose kernels run in Python."""
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
+    import triton.backends
+    from triton.runtime import interpreter
+
+    driver = SimpleNamespace(is_active=lambda: False)
+    triton.backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)  # vLLM looks for no more than this
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def as_mask(mask: Any) -> Any:
+        """Compiled kernels take whole numbers for masks."""
+        return interpreter.TensorHandle(mask.data.astype(bool), interpreter.tl.int1)
+
+    patch, scopes = interpreter._patch_lang, dict[Any, Any]()
+
+    def patch_once(kernel: Any) -> Any:
+        """Triton patches its own language before each call and takes that back after it, half of the time."""
+        if kernel.__module__ not in scopes:
+            scopes[kernel.__module__] = patch(kernel)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = patch_once
+    builder.create_masked_load = lambda self, at, mask, *more: load(self, at, as_mask(mask), *more)
+    builder.create_masked_store = lambda self, at, value, mask, how: store(self, at, value, as_mask(mask), how)
+
+
+def answer(arms: dict[str, Any], messages: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What one engine answers, how many drafts it accepted, and how often it preempted a request."""
+    from vllm import SamplingParams
+    from vllm.platforms.cpu import CpuPlatform
+
+    import tersely
+
+    ahead, check = options.pop("async_scheduling", False), CpuPlatform.check_and_update_config
+
+    def keep_ahead(platform: Any, config: Any) -> None:
+        check(config)
+        config.scheduler_config.async_scheduling = ahead
+
+    with mock.patch.object(CpuPlatform, "check_and_update_config", keep_ahead):
+        llm: Any = tersely.LLM(**options, disable_log_stats=False)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    found: dict[str, Any] = {"answers": {}}
+    with mock.patch.object(scheduler, "_preempt_request", wraps=scheduler._preempt_request) as preempted:
+        for name, arm in arms.items():
+            params = SamplingParams(temperature=0, max_tokens=arm.pop("max_tokens"))
+            outputs = [output.outputs[0] for output in llm.chat(messages, params, use_tqdm=False, **arm)]
+            found["answers"][name] = [[list(o.token_ids), [asdict(d) for d in o.tersely.trace]] for o in outputs]
+    found["preempted"] = preempted.call_count
+    found["accepted"] = sum(m.value for m in llm.get_metrics() if m.name == "vllm:spec_decode_num_accepted_tokens")
+    return found
+
+
+if __name__ == "__main__":
+    interpret_triton()
+    given = [json.loads(argument) for argument in sys.argv[1:]]
+    print(json.dumps([answer(json.loads(sys.argv[1]), given[1], options) for options in given[2:]]))
