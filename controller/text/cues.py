@@ -54,6 +54,11 @@ class Language:
         measures: nouns of what can be measured, of which a question asks for some.
         alternatives: what a question chooses between, in two groups.
         dates: how a question asks for a date or a time.
+        percents: how a question asks for a percentage.
+        chances: how a question asks for a probability.
+        weekdays: how a question asks for a day of the week.
+        scopes: words that limit a statement to a part, a step or a case.
+        given: what stands before what is known and not concluded.
         common: words of a question that say nothing about what the question asks for, without a final s.
     """
 
@@ -93,6 +98,11 @@ class Language:
     measures: Patterns
     alternatives: Patterns
     dates: Patterns
+    percents: Patterns
+    chances: Patterns
+    weekdays: Patterns
+    scopes: Patterns
+    given: Patterns
     wants_words: Patterns
     open: Patterns
     common: Patterns
@@ -275,7 +285,9 @@ ENGLISH = Language(
         r"next|then|later))\b|^\W*then [^.]* would\b|"
         r"\b(?:can|to|must|should) be (?:added|counted|found|multiplied|divided|subtracted|summed|computed|"
         r"included|corrected)\b|"
-        r"^\W*the (?:question|problem) (?:says|states|gives)\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
+        r"^\W*the (?:question|problem) (?:says|states|gives|asks)\b|\bset up an?\b|^\W*then [^.]* follows\b|"
+        r"\bneed \d+ mod\b|\bsomething(?:'s| is) (?:off|wrong)\b|\b(?:can't|cannot) be right\b|\bmakes no sense\b|"
+        r"\bcontradict|^\W*but then\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
         r"remaining) step\b|"
         r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b|"
         r"^\W*(?:(?:now|then|next)\b,? )?(?:just )?(?:plug|apply|take|add|subtract|multiply|divide|compute|"
@@ -284,7 +296,7 @@ ENGLISH = Language(
         r"\bto get\b|:))",
     ),
     checks=(
-        r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|"
+        r"^\W*(?:\w+,? )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|"
         r"double[- ]?|re-?)*"
         r"(?:check|verify|verification|verifying|sanity|confirm|recap|re-?count|re-?compute|re-?calculate|re-?do|"
         r"summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
@@ -303,6 +315,7 @@ ENGLISH = Language(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
         r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:how|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
+        r",? (?:of course|obviously|for sure|definitely)\b|,? (?:attained|achieved|reached) (?:at|when|for)\b[^,;]*",
         r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
@@ -331,7 +344,18 @@ ENGLISH = Language(
         r"\b([a-z]+)['’\"”]?(?: (?:more|up))? or (?:is it |does it |do they |will it )?['‘\"“]?([a-z]+)\b",
         r"[,:] ([^,:?]{1,40}?),? or ([^,:?]{1,40})\?",
     ),
-    dates=(r"^\W*(?:on )?(?:when|what (?:date|time))\b|\bfull date\b",),
+    dates=(
+        r"^\W*(?:on |at )?(?:when|(?:what|which) (?:date|time))\b|\bwhat (?:is|was|will be) the (?:date|time)\b(?! \w+ity)|"
+        r"\bfull date\b",
+    ),
+    percents=(r"\b(?:in|what|which|as a) percent(?:age)?\b",),
+    chances=(r"\b(?:probability|chances?|likelihood)\b",),
+    weekdays=(r"\bday of the week\b|\b(?:which|what) weekday\b",),
+    scopes=(
+        r"\b(?:first|second|third|fourth|fifth|initial|original|earlier|without|iteration|pass|step|stage|phase|"
+        r"so far|at this point|smaller (?:case|example)|special case)\b",
+    ),
+    given=(r"^\W*(?:i|we) (?:already )?(?:know|remember|recall)\b",),
     wants_words=(
         r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|"
         r"years?\b)|where|"
@@ -395,6 +419,11 @@ CHINESE = Language(
     measures=(r"(?:半径|直径|周长|面积|体积|长度|宽度|高度|速度|时间|价格)",),
     alternatives=(r"([\u4e00-\u9fff]{1,4}?)(?:，|,)?还是([\u4e00-\u9fff]{1,4})",),
     dates=(r"(?:什么时候|何时|哪一天)",),
+    percents=(r"百分之几|百分数|百分比",),
+    chances=(r"概率|可能性",),
+    weekdays=(r"星期几|周几|礼拜几",),
+    scopes=(r"第[一二三四五]|原来|起初",),
+    given=(r"^\W*(?:已知|我知道)",),
     open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),
     common=(),
 )

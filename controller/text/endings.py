@@ -6,7 +6,6 @@ Only for the end of a text whose question is known; far too lenient to decide on
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from .cues import either
 from .mentions import GIVES, read_mention, read_truth
@@ -23,6 +22,8 @@ _UNASKED = re.compile(r"\b(?:not (?:asked|needed|what)|don't need|isn't (?:asked
 _STARTS_FINAL = re.compile(r"\W*(?:so|thus|hence|therefore|it's|that's|yes|the answer)\b", re.I)
 _SO = re.compile(r"\s*(?:so|thus|hence|therefore|所以|因此)\b", re.I)
 _NO = re.compile(r"\W*(?:no|not|i don't think so)\b|\W*不[，,]", re.I)
+_INTRODUCES = re.compile(r"\W*(?:after|on|in|at|for|from|by|with|without|during)\b[^\d=]*,\s*$", re.I)
+_NOT = re.compile(r"not\b|n['’]t\b", re.I)
 _CORRECTION = re.compile(r"\b(?:it's|it is|it must be|it should be|but|so|therefore)\b|而是|应该是", re.I)
 _CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|while) )|[，；]")
 
@@ -33,48 +34,47 @@ _HOWEVER = re.compile(r"(?:,? (?:but|however|yet|before (?:\w+ing|tax|tips?|disc
 _BUT_NOT = re.compile(r", but not\b", re.I)
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What the last sentences of a text arrive at.
+def read_ending(text: str, asked: Asked) -> str | None:
+    """What the last sentences of a text arrive at, as it stands there; None if they arrive at nothing.
 
-    Attributes:
-        value: as it stands there; None if they arrive at none.
-        open: whether the text ends on the way: with a plan, a question, or what is not asked for.
+    They are read backwards. What only checks, denies or closes is passed over; a plan, a question, or what is not asked
+    for means that the text ends on the way.
     """
-
-    value: str | None = None
-    open: bool = False
-
-
-def read_ending(text: str, asked: Asked) -> Ending:
-    """Read the last sentences of a text backwards; what only checks, denies or closes is passed over."""
     text = text[-1_200:]
     sentences = [text[start:end].strip() for start, end in split_sentences(text)]
     left, denied = _SENTENCES, ""
     for sentence in reversed(sentences[-2 * _SENTENCES :]):
         if asked.truth and (value := read_truth(sentence)):
-            return Ending(value)
+            return value
         lower = sentence.lower()
         asks = sentence.endswith(("?", "？", "...", "…"))
         if not asks and (_CLOSERS.fullmatch(sentence) or _CHECKS.search(lower)):
             continue
-        if left == 0 or is_supposed(lower):
-            break
+        if left == 0:
+            return None
         left -= 1
         on_the_way = _is_on_the_way(sentence, asked)
         sentence = _cut_asides(sentence, asked)
         plans = sentence[find_turn(sentence.lower()) :]
         if asks or on_the_way or (_PLANS.search(plans.lower()) and not GIVES.search(plans)):
-            return Ending(open=True)
+            return None
         kept, dropped = _keep_asserted(sentence, asked)
+        if is_supposed(kept.lower()):
+            return None
         denied += dropped
         value = read_mention(kept, asked)
+        if value and not asked.accepts(value, kept):
+            return None
         if value and not (asked.options and re.search(rf"(?<![A-Za-z]){re.escape(value)}(?![A-Za-z])", denied)):
-            return Ending(value)
+            return value
         points_back = _POINTS_BACK.match(sentence) and asked.is_about_other(sentence)
-        if points_back or (not asked.options and re.search(r"\d", dropped) and not _UNASKED.search(dropped)):
-            return Ending(open=True)
-    return Ending(open=bool(asked.options and denied))
+        if (
+            points_back
+            or _SO.match(sentence)
+            or (not asked.options and re.search(r"\d", dropped) and not _UNASKED.search(dropped))
+        ):
+            return None
+    return None
 
 
 def _is_on_the_way(sentence: str, asked: Asked) -> bool:
@@ -104,6 +104,7 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
         return sentence, ""
     kept: list[str] = []
     dropped: list[str] = []
+    introduced = False  # by a clause about something else
     start = 0
     if no := _NO.match(sentence):
         correction = _CORRECTION.search(sentence, no.end())
@@ -112,7 +113,9 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
     for end in (*(match.end() for match in _CLAUSE.finditer(sentence, start)), len(sentence)):
         clause = sentence[start:end]
         other = asked.is_about_other(clause) and not sentence.startswith("Therefore")
-        if other or _DENIALS.search(clause.lstrip()):
+        denied = _DENIALS.search(clause.lstrip())
+        if other or introduced or (denied and not (asked.negated and _NOT.search(denied[0]))):
+            introduced = other and _INTRODUCES.match(clause) is not None
             dropped.append(clause)
             if (other and re.search(r"\d|\bwhich\b|\bthat(?:'s| is)\b", clause)) or _SO.match(clause):
                 dropped += kept

@@ -29,9 +29,13 @@ _PROPER = re.compile(
 _TURN = re.compile(
     rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)", re.I
 )
-_TRUTH = re.compile(r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误)")
-_CHINESE_TRUTH = {"是的": "Yes", "对的": "Yes", "正确": "Yes"}
+_TRUTH = re.compile(
+    r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|(?:所以|因此)(?:是|能|会|对|可以)(?=\W*$))"
+)
+_CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
+_JOINED_LABEL = re.compile(r"\)? (?:and|or) (?:option )?\(?[A-Z\d]\b(?!\.\d)")
+_JOINED_TO = re.compile(r"\b[A-Z\d]\)? (?:and|or) (?:option )?$")
 _ARTICLE_A = re.compile(r" (?!is (?:right|correct))[a-z]")
 _DENIED = re.compile(
     r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?"
@@ -69,7 +73,7 @@ _ACTING = re.compile(
     rf"\b({_NAME})(?=\s+(?:is|was|has|had|owns|must|sits|wrote|painted|won|discovered|composed|flows|[a-z]+ed it)\b)"
 )
 _NAMED = re.compile(
-    rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|prints?|raises|only|as|answer|say)"
+    rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|stands for|prints?|raises|only|as|answer|say)"
     rf"\b[\s,:]*|→\s*|:\s+)(?:in fact |now |the |an? )?({_NAME})|^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
 )
 _PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
@@ -91,7 +95,7 @@ _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
-    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+]))"
+    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+])|[a-z](?= [-+] \d))"
 )
 _FIRST = re.compile(r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I)
 _SUBJECT_OF = re.compile(
@@ -110,7 +114,9 @@ _STOP_WORDS = frozenset(
     "Close answer it correct that what easy simple right true found "
     "obvious not also still known already".split()
 )
-_CHINESE = re.compile(r"(?:应该是|一般认为是|就是|即|叫|选|是|(?<!认)为|由|属于|[:：])(?!的)([^，。；、：\s]{1,12})")
+_CHINESE = re.compile(
+    r"(?:应该是|一般认为是|就是|即|叫|名|选|是|(?<!认)为|由|属于|：)(?!的)([\u4e00-\u9fffA-Za-z][^，。；、：\s]{0,11})"
+)
 _CHINESE_VERB = re.compile(r"(?:所|写|作|的|即可|创作|著|画|发明|发现)+的?$")
 
 
@@ -166,7 +172,7 @@ def _spell_large(match: re.Match[str]) -> str:
 def read_truth(sentence: str) -> str | None:
     """The yes or no, or true or false, that a sentence says last."""
     found = list(_TRUTH.finditer(sentence))
-    return (found[-1][1] or _CHINESE_TRUTH.get(found[-1][2], "No")) if found else None
+    return (found[-1][1] or ("No" if found[-1][2][0] in _CHINESE_NO else "Yes")) if found else None
 
 
 def _read_label(sentence: str, asked: Asked) -> str | None:
@@ -175,7 +181,8 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
     for match in _LABEL.finditer(sentence):
         label = asked.label(match[1]) if match[1].isupper() or match[1].isdigit() or match[1] in asked.options else None
         before, after = sentence[: match.start()], sentence[match.end() :]
-        if label is None or _DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
+        joined = _JOINED_LABEL.match(after) or _JOINED_TO.search(before)
+        if label is None or joined or _DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
             continue
         if _LEADS.search(before) or _CHOSEN.match(after) or match[0].startswith("("):
             found.append(label)
@@ -189,7 +196,7 @@ def _read_alternative(sentence: str, asked: Asked) -> str | None:
     lower = sentence.lower().partition(" than ")[0]
     if same := re.search(r"\b(?:the same|equal|neither|both)\b", lower):
         return same[0]
-    at = {one: _find_last(one.lower(), lower) for one in asked.alternatives}
+    at = {one: _find_last(one.lower(), lower) for one in (_ARTICLE.sub("", one) for one in asked.alternatives)}
     best = max(at, key=lambda one: (at[one], len(one)))
     if at[best] < 0:
         return None
@@ -258,6 +265,8 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     if asked.equation and formulas and "=" in formulas[-1]:
         return str(formulas[-1]).rstrip(" .,")
     for match in reversed(list(_EQUALS.finditer(sentence))):
+        if sentence[: match.start()].rstrip()[-1:] in asked.variables:
+            continue
         if value := _read_at(sentence, match.end(), asked):
             return value
     if formulas:

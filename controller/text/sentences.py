@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from .cues import LANGUAGES, either
-from .values import normalize_answer
+from .values import normalize_answer, parse_value
 
 _END = re.compile(r"(?<![.!?])[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
 _DISPLAY = re.compile(r"\s*\\\[")
@@ -92,6 +92,12 @@ class Asked:
         text: the sentence that asks.
         measures: which measures it asks for ("area").
         others: names that the question mentions but does not ask about.
+        scopes: the parts, steps and cases that it mentions.
+        variables: those that it mentions and does not ask for.
+        rates: the units of time or number of "per month" and "each day" in it.
+        percent: whether a percentage is asked for.
+        chance: whether a probability is asked for.
+        negated: whether it asks for what is not.
         open: whether no single value can be the answer: a text is asked for, or several things are.
     """
 
@@ -113,6 +119,12 @@ class Asked:
     text: str = ""
     measures: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
+    variables: frozenset[str] = frozenset()
+    rates: frozenset[str] = frozenset()
+    percent: bool = False
+    chance: bool = False
+    negated: bool = False
     open: bool = False
 
     def about(self, word: str) -> bool:
@@ -134,9 +146,11 @@ class Asked:
     def is_about_other(self, clause: str) -> bool:
         """Whether a clause gives another person's value, or another measure, than the one that is asked for."""
         names = frozenset(_PERSON.findall(clause))
+        lower = clause.lower()
+        if self._is_limited(clause, lower):
+            return True
         if names & self.others and not any(name in self.text for name in names):
             return True
-        lower = clause.lower()
         named = _CALLED.search(lower)
         if named and named[1] != "what" and self.words and not self.about(named[1]):
             return True
@@ -159,6 +173,26 @@ class Asked:
         if not self.measures or self.wants_words or measures & self.measures:
             return False
         return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
+
+    def _is_limited(self, clause: str, lower: str) -> bool:
+        """Whether a clause speaks of a part, a step or a variable that the question does not ask about."""
+        if not frozenset(_SCOPE.findall(lower)) <= self.scopes:
+            return True
+        variable = _ASSIGNED.match(clause)
+        if variable and variable[1] in self.variables:
+            return True
+        rates = frozenset(_RATE.findall(lower))
+        if rates and self.rates and not rates & self.rates:
+            return True
+        return _GIVEN.search(lower) is not None and not self.covers(lower)
+
+    def accepts(self, value: str, clause: str) -> bool:
+        """Whether a value of a clause is of the kind that is asked for."""
+        if self.percent:
+            return not _PRICED.search(value) and (not _PRICED.search(clause) or _PERCENT.search(clause) is not None)
+        if self.chance and (number := parse_value(value)) is not None:
+            return 0 <= number <= 1 or "%" in value
+        return True
 
     def letter_in(self, sentence: str) -> str | None:
         """The label that a sentence names last."""
@@ -228,11 +262,24 @@ def read_question(question: str) -> Asked:
         date=_DATE.search(last) is not None,
         alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
         unit=_stem(things) if things and _UNIT.fullmatch(f"1 {things}") else "",
+        scopes=frozenset(_SCOPE.findall(question.lower())),
+        variables=_find_unasked(last),
+        rates=frozenset(_RATE.findall(last.lower())),
+        percent=_PERCENTS.search(last) is not None,
+        chance=_CHANCES.search(last) is not None,
+        negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
         open=_is_open(question),
         text=last,
         measures=measures,
         others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
     )
+
+
+def _find_unasked(asking: str) -> frozenset[str]:
+    """The variables that a question mentions and does not ask for."""
+    if _SOLVES.search(asking):
+        return frozenset()
+    return frozenset(_LETTER.findall(asking)) - frozenset(_WANTED.findall(asking)) - {"a", "I", "A"}
 
 
 def _same_part(part: str, noun: str, text: str) -> bool:
@@ -270,12 +317,28 @@ def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(rf"(?:{'|'.join(names)})(?:\\\)|\$)?\s*(?:{either('equals')})", re.I)
 
 
-NUMBER = r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
+NUMBER = r"[-+−]?[$€£¥]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
 _OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
 _PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
+_SCOPE = re.compile(rf"(?:{either('scopes')})")
+_GIVEN = re.compile(rf"(?:{either('given')})")
+_RATE = re.compile(r"\b(?:per|an?|each|every) (second|minute|hour|day|week|month|year)\b")
+_PERCENT = re.compile(r"%|\bpercent", re.I)
+_PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
+_CHANCES = re.compile(rf"(?:{either('chances')})", re.I)
+_ASSIGNED = re.compile(
+    r"\W*(?:(?:so|thus|hence|therefore|then|from [^,=]{1,40}|we get)\b[\s,]*)*[$(\\]*([A-Za-z])\s*=(?!=)", re.I
+)
+_SOLVES = re.compile(r"\b(?:solve|solutions?|roots?|equation|function|inverse)\b|解方程|根", re.I)
+_LETTER = re.compile(r"(?<![A-Za-z\\'’])[A-Za-z](?![A-Za-z'’])")
+_WANTED = re.compile(
+    r"(?:(?:values? of|find|is|are|for|what's|compute|determine|求)\s*(?:the (?:value|number) )?|"
+    r"(?:integer|number|prime|constant|value|angle|point)s? )[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
+    re.I,
+)
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
 _PERSON = re.compile(
     r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)"
@@ -285,7 +348,7 @@ _NO_PERSONS = frozenset(
     "At On For After Before And But Find Compute".split()
 )
 _POINT = re.compile(
-    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I
+    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b|坐标|向量|中点", re.I
 )
 _OUTPUT = re.compile(
     r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I

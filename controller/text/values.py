@@ -91,7 +91,7 @@ def scan_expression(text: str, start: int) -> int | None:
 
 
 def _scan_operand(text: str, at: int) -> int | None:
-    if text.startswith("$", at) or text.startswith("\\$", at):  # currency
+    if text.startswith(("$", "\\$", "€", "£", "¥"), at):  # currency
         at += 1 + text.startswith("\\", at)
         return match.end() if (match := _AMOUNT.match(text, at)) else None
     found = _OPERAND.match(text, at)
