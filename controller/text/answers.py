@@ -58,7 +58,8 @@ def extract_stated_answer(text: str, question: str = "") -> str | None:
             last = statement
     if question and (last is None or last.finality < Finality.ANSWERS):
         value = read_ending(text, asked)
-        return asked.resolve(value) if value else None
+        if value is not None or last is None or last.finality < Finality.ASKED:
+            return asked.resolve(value) if value else None
     return None if last is None else last.answer
 
 

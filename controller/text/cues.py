@@ -177,7 +177,7 @@ ENGLISH = Language(
         r"\b(?:must|should|need to|have to) (?:be )?(?:output|enclosed?|written|formatted|presented|expressed)\b",
         r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
         r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
-        r"\b(?:between \S+ and|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
+        r"\b(?:between \S+ and [^,;]*$|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
         r"\b(?:ruled out|excluded|eliminated|wrong|incorrect|mistaken|cannot be right|can't be right)\b",
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
@@ -237,7 +237,7 @@ ENGLISH = Language(
         r"count|give|select|choose)\b",
     ),
     numeric=(
-        r"\bhow (?:many|much|old|long|far|tall|often|fast)\b|\b(?:compute|evaluate|calculate)\b|"
+        r"\bhow (?:many|much|old|long|far|tall|often|fast)\b|\b(?:compute|evaluate(?! to)|calculate)\b|"
         r"\b(?:number|sum|product|probability|value|area|volume|length|distance|remainder|degree|ratio) of\b|"
         r"\bpercent\w* of\b",
     ),
@@ -301,11 +301,12 @@ ENGLISH = Language(
         r"(?:check|verify|verification|verifying|sanity|confirm|recap|re-?count|re-?compute|re-?calculate|re-?do|"
         r"summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
         r"\bchecks? (?:passes|out)\b|^\W*(?:(?:this|that|it|which) )?(?:works|fits|holds|satisfies)\b|"
+        r"\b(?:don't|do not|can't|cannot) (?:see|find|think|have) (?:there(?:'s| are) |i(?:'ve)? made )?any\b|"
         r"^\W*\([^()]* [^()]* [^()]*\)\W*$|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
     ),
     closers=(
         r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|"
-        r"sure|hmm|so|"
+        r"sure|hmm|so|solid|sound|intended|reasonable|plausible|therefore|now|with|i'?ve|got|"
         r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|"
         r"done|pretty|quite|fairly|very|confident|sure|certain|our|my|solution|and|so|"
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
@@ -345,11 +346,12 @@ ENGLISH = Language(
         r"[,:] ([^,:?]{1,40}?),? or ([^,:?]{1,40})\?",
     ),
     dates=(
-        r"^\W*(?:on |at )?(?:when|(?:what|which) (?:date|time))\b|\bwhat (?:is|was|will be) the (?:date|time)\b(?! \w+ity)|"
+        r"^\W*(?:on |at )?(?:when|(?:what|which) (?:date|time))\b|"
+        r"\bwhat (?:is|was|will be) the (?:date|time)\b(?! \w+ity)|"
         r"\bfull date\b",
     ),
     percents=(r"\b(?:in|what|which|as a) percent(?:age)?\b",),
-    chances=(r"\b(?:probability|chances?|likelihood)\b",),
+    chances=(r"\b(?:probability|chances?|likelihood|what fraction(?:al part)?)\b",),
     weekdays=(r"\bday of the week\b|\b(?:which|what) weekday\b",),
     scopes=(
         r"\b(?:first|second|third|fourth|fifth|initial|original|earlier|without|iteration|pass|step|stage|phase|"
@@ -411,7 +413,7 @@ CHINESE = Language(
     plans=(
         r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是|[，。](?:先|再|还要|然后)[^，。=]*$",
     ),
-    checks=(r"(?:验算|检查|检验|代入|验证)",),
+    checks=(r"^\W*(?:再|让我|来)?(?:验算|检查|检验|代入|验证)",),
     closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?|[，。！\s])+",),
     asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
     denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),

@@ -35,12 +35,14 @@ _BUT_NOT = re.compile(r", but not\b", re.I)
 
 
 def read_ending(text: str, asked: Asked) -> str | None:
-    """What the last sentences of a text arrive at, as it stands there; None if they arrive at nothing.
+    """What the last sentences of a text arrive at, as it stands there; "" if they are on the way, None for nothing.
 
     They are read backwards. What only checks, denies or closes is passed over; a plan, a question, or what is not asked
     for means that the text ends on the way.
     """
-    text = text[-1_200:]
+    text = text[-1_200:].rstrip()
+    if text.endswith((":", "：")):
+        return ""
     sentences = [text[start:end].strip() for start, end in split_sentences(text)]
     left, denied = _SENTENCES, ""
     for sentence in reversed(sentences[-2 * _SENTENCES :]):
@@ -51,20 +53,20 @@ def read_ending(text: str, asked: Asked) -> str | None:
         if not asks and (_CLOSERS.fullmatch(sentence) or _CHECKS.search(lower)):
             continue
         if left == 0:
-            return None
+            break
         left -= 1
         on_the_way = _is_on_the_way(sentence, asked)
         sentence = _cut_asides(sentence, asked)
         plans = sentence[find_turn(sentence.lower()) :]
         if asks or on_the_way or (_PLANS.search(plans.lower()) and not GIVES.search(plans)):
-            return None
+            return ""
         kept, dropped = _keep_asserted(sentence, asked)
         if is_supposed(kept.lower()):
-            return None
+            return ""
         denied += dropped
         value = read_mention(kept, asked)
         if value and not asked.accepts(value, kept):
-            return None
+            return ""
         if value and not (asked.options and re.search(rf"(?<![A-Za-z]){re.escape(value)}(?![A-Za-z])", denied)):
             return value
         points_back = _POINTS_BACK.match(sentence) and asked.is_about_other(sentence)
@@ -73,7 +75,7 @@ def read_ending(text: str, asked: Asked) -> str | None:
             or _SO.match(sentence)
             or (not asked.options and re.search(r"\d", dropped) and not _UNASKED.search(dropped))
         ):
-            return None
+            return ""
     return None
 
 

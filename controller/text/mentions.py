@@ -59,6 +59,8 @@ _DATE = re.compile(
     rf"\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? \d{{4}})?|{_MONTH} \d{{4}}|\d{{4}}年(?:\d+月(?:\d+日)?)?|"
     r"\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
 )
+_WEEKDAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b|(?:星期|周)[一二三四五六日天]")
+_LONE_VARIABLE = re.compile(r"(?<![-+*/^=] )(?<![\w\\^*/+-])([A-Za-z])\$?\s*$")
 _VARIABLE = r"(?:(?<![\^*/+=-] )(?<![\w\\^*/+-])[$(]?(?:[A-Za-zλμθα]|\\lambda)(?:_\d)?\s*=\s*)"
 _ITEM = re.compile(rf"\s*(?:,\s*(?:and|or)\s|,|\band\b|\bor\b|和|或|、)\s*\$?({_VARIABLE})?")
 _FIRST_ITEM = re.compile(rf"({_VARIABLE})|(?<![\w.,^*/+=(\[{{-])(?<![*/+=^×·-] )(?=[-−+]?(?:\d|√|π|\\frac|\\sqrt))")
@@ -73,8 +75,9 @@ _ACTING = re.compile(
     rf"\b({_NAME})(?=\s+(?:is|was|has|had|owns|must|sits|wrote|painted|won|discovered|composed|flows|[a-z]+ed it)\b)"
 )
 _NAMED = re.compile(
-    rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|stands for|prints?|raises|only|as|answer|say)"
-    rf"\b[\s,:]*|→\s*|:\s+)(?:in fact |now |the |an? )?({_NAME})|^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
+    rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|stands for|prints?|"
+    rf"raises|only|as|answer|say)\b[\s,:]*|→\s*|:\s+)(?:in fact |now |the |an? )?({_NAME})|"
+    rf"^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
 )
 _PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
 _LOWER = re.compile(
@@ -82,6 +85,7 @@ _LOWER = re.compile(
     r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just )?"
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
+_THE = re.compile(r"\b(?:is|was|it's|be) the ([a-z]+)(?=[.,;]|$)")
 _PRINTED = re.compile(
     r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get|"
     r"so(?=:)|command is|query is)(?::|\s)\s*"
@@ -95,7 +99,8 @@ _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
-    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+])|[a-z](?= [-+] \d))"
+    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+])|"
+    r"[a-z](?= [-+] \d))"
 )
 _FIRST = re.compile(r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I)
 _SUBJECT_OF = re.compile(
@@ -147,6 +152,9 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
         return value
     if asked.truth:
         return None
+    if asked.weekday:
+        days = _WEEKDAY.findall(sentence)
+        return str(days[-1]) if days else None
     if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
         return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
     if asked.many and (series := _read_series(sentence, asked)):
@@ -160,7 +168,9 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.wants_words:
         number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
         return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
-    return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
+    return _read_number(sentence, asked) or (
+        None if asked.numeric or asked.formal else _read_words(sentence, asked, stale_too=True)
+    )
 
 
 def _spell_large(match: re.Match[str]) -> str:
@@ -265,15 +275,16 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     if asked.equation and formulas and "=" in formulas[-1]:
         return str(formulas[-1]).rstrip(" .,")
     for match in reversed(list(_EQUALS.finditer(sentence))):
-        if sentence[: match.start()].rstrip()[-1:] in asked.variables:
+        variable = _LONE_VARIABLE.search(sentence[: match.start()]) if asked.variables else None
+        if variable and variable[1] in asked.variables:
             continue
         if value := _read_at(sentence, match.end(), asked):
             return value
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
-    spans = list(_scan_values(sentence, asked))
-    if spans:
-        return sentence[slice(*spans[-1])]
+    values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
+    if values:
+        return next((value for value in reversed(values) if value not in asked.numbers), values[-1])
     words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
     return words[-1] if words and asked.numeric else None
 
@@ -306,9 +317,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
             return re.sub(r"即可$", "", sentence[match.end() :]).strip(" ，。") or None
     proper = _PROPER.search(asked.text) is not None
     groups = (
-        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_LOWER, _CHINESE))
-        if proper
-        else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
+        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_THE, _CHINESE)) if proper else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
     )
     stale: list[str] = []
     for group in groups:

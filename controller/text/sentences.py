@@ -10,7 +10,7 @@ from functools import lru_cache
 from .cues import LANGUAGES, either
 from .values import normalize_answer, parse_value
 
-_END = re.compile(r"(?<![.!?])[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
+_END = re.compile(r"(?<![.!?])(?:[.?]|(?<!\d)!)[.!?]*(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
 _DISPLAY = re.compile(r"\s*\\\[")
 _ABBREVIATED = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
@@ -95,9 +95,12 @@ class Asked:
         scopes: the parts, steps and cases that it mentions.
         variables: those that it mentions and does not ask for.
         rates: the units of time or number of "per month" and "each day" in it.
+        weekday: whether a day of the week is asked for.
         percent: whether a percentage is asked for.
         chance: whether a probability is asked for.
         negated: whether it asks for what is not.
+        formal: whether it holds formulas.
+        numbers: those that it gives.
         open: whether no single value can be the answer: a text is asked for, or several things are.
     """
 
@@ -122,9 +125,12 @@ class Asked:
     scopes: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
     rates: frozenset[str] = frozenset()
+    weekday: bool = False
     percent: bool = False
     chance: bool = False
     negated: bool = False
+    formal: bool = False
+    numbers: frozenset[str] = frozenset()
     open: bool = False
 
     def about(self, word: str) -> bool:
@@ -190,9 +196,17 @@ class Asked:
         """Whether a value of a clause is of the kind that is asked for."""
         if self.percent:
             return not _PRICED.search(value) and (not _PRICED.search(clause) or _PERCENT.search(clause) is not None)
+        if self.counted and re.search(r"[,(].*,|[(]\d+,|[<>≤≥]", value):
+            return False
+        if self.numeric and value.strip("$%.") in self.numbers and not (_RESULT.search(clause) or self._speaks(clause)):
+            return False
         if self.chance and (number := parse_value(value)) is not None:
             return 0 <= number <= 1 or "%" in value
         return True
+
+    def _speaks(self, clause: str) -> bool:
+        """Whether a clause has a word that the question asks about."""
+        return any(map(self.about, _WORD.findall(clause.lower())))
 
     def letter_in(self, sentence: str) -> str | None:
         """The label that a sentence names last."""
@@ -238,8 +252,11 @@ def read_question(question: str) -> Asked:
     persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
-    wants_words = _WANTS_WORDS.search(last) is not None
-    numeric = _NUMERIC.search(last) is not None or (bool(measures) and not wants_words)
+    percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None
+    weekday = _WEEKDAYS.search(last) is not None
+    numeric = percent or chance or (_NUMERIC.search(last) is not None and not weekday)
+    wants_words = not numeric and _WANTS_WORDS.search(last) is not None
+    numeric = numeric or (bool(measures) and not wants_words)
     if options:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
@@ -265,8 +282,11 @@ def read_question(question: str) -> Asked:
         scopes=frozenset(_SCOPE.findall(question.lower())),
         variables=_find_unasked(last),
         rates=frozenset(_RATE.findall(last.lower())),
-        percent=_PERCENTS.search(last) is not None,
-        chance=_CHANCES.search(last) is not None,
+        weekday=weekday,
+        percent=percent,
+        chance=chance,
+        formal=re.search(r"[$\\=]|\d\s*[-+*/^]", last) is not None,
+        numbers=frozenset(re.findall(r"\d+(?:[.,/]\d+)*", question)),
         negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
         open=_is_open(question),
         text=last,
@@ -325,12 +345,14 @@ _OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
 _PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
 _SCOPE = re.compile(rf"(?:{either('scopes')})")
 _GIVEN = re.compile(rf"(?:{either('given')})")
+_RESULT = re.compile(rf"[=≈→]|->|{either('concludes')}|{either('gives')}|\b(?:takes?|gives?|leaves?|makes?)\b", re.I)
 _RATE = re.compile(r"\b(?:per|an?|each|every) (second|minute|hour|day|week|month|year)\b")
 _PERCENT = re.compile(r"%|\bpercent", re.I)
 _PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
+_WEEKDAYS = re.compile(rf"(?:{either('weekdays')})", re.I)
 _CHANCES = re.compile(rf"(?:{either('chances')})", re.I)
 _ASSIGNED = re.compile(
-    r"\W*(?:(?:so|thus|hence|therefore|then|from [^,=]{1,40}|we get)\b[\s,]*)*[$(\\]*([A-Za-z])\s*=(?!=)", re.I
+    r"^\W{0,9}(?:(?:so|thus|hence|therefore|then|we get|from [^,=]{1,40},)\s+){0,3}[$(\\]{0,3}([A-Za-z])\s?=(?!=)", re.I
 )
 _SOLVES = re.compile(r"\b(?:solve|solutions?|roots?|equation|function|inverse)\b|解方程|根", re.I)
 _LETTER = re.compile(r"(?<![A-Za-z\\'’])[A-Za-z](?![A-Za-z'’])")
