@@ -59,6 +59,8 @@ class Language:
         weekdays: how a question asks for a day of the week.
         scopes: words that limit a statement to a part, a step or a case.
         given: what stands before what is known and not concluded.
+        qualifiers: words of a question that one step does not answer.
+        results: what shows that a value was arrived at.
         common: words of a question that say nothing about what the question asks for, without a final s.
     """
 
@@ -103,6 +105,8 @@ class Language:
     weekdays: Patterns
     scopes: Patterns
     given: Patterns
+    qualifiers: Patterns
+    results: Patterns
     wants_words: Patterns
     open: Patterns
     common: Patterns
@@ -278,14 +282,15 @@ ENGLISH = Language(
         r"\b(?:(?<!what )(?<!that )(?<!one )(?<!number )(?<!value )(?:i|we)(?:'ll|'d| will| should| can|)? "
         r"(?:then |now |just |still |only |also )*"
         r"(?:need(?! \W*(?:about |only |exactly |at least )?\d)|want|have to|ought|must|compute|calculate|add|"
-        r"divide|multiply|subtract|use|try|count|compare|consider|work out|plug)\b|"
+        r"divide|multiply|subtract|use|try|count|compare|consider|substitute|work out|plug)\b|"
         r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
         r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
         r"some (?:years|time|days|months) (?:later|after|before)|let (?:me|us)|let's|i'll do|i'll \w+ (?:now|"
         r"next|then|later))\b|^\W*then [^.]* would\b|"
         r"\b(?:can|to|must|should) be (?:added|counted|found|multiplied|divided|subtracted|summed|computed|"
         r"included|corrected)\b|"
-        r"^\W*the (?:question|problem) (?:says|states|gives|asks)\b|\bset up an?\b|^\W*then [^.]* follows\b|"
+        r"^\W*(?:it|the (?:question|problem)) (?:says|states|gives|asks)\b|^\W*then there\b|"
+        r"\bset up an?\b|^\W*then [^.]* follows\b|"
         r"\bneed \d+ mod\b|\bsomething(?:'s| is) (?:off|wrong)\b|\b(?:can't|cannot) be right\b|\bmakes no sense\b|"
         r"\bcontradict|^\W*but then\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
         r"remaining) step\b|"
@@ -358,6 +363,16 @@ ENGLISH = Language(
         r"so far|at this point|smaller (?:case|example)|special case)\b",
     ),
     given=(r"^\W*(?:i|we) (?:already )?(?:know|remember|recall)\b",),
+    qualifiers=(
+        r"\b(?:total|both|altogether|in all|left|remain|remaining|now|per|each|average|mean|difference|more|less|fewer|"
+        r"after|whole|entire|second|third|last|other|combined|together|net|final|years?|months?|weeks?|days?)\b",
+    ),
+    results=(
+        r"[=≈→:✓]|->|\b(?:so|thus|therefore|hence|then|finally|overall|altogether|in (?:total|all)|means?|meaning|"
+        r"i\.e\.|arrive at|end up|need(?:s|ed)?|everyone|"
+        r"gives?|giving|leav\w+|left|makes?|making|takes?|yields?|that's|it's|that is|it is|comes? (?:out )?to|equals?|"
+        r"we get|i get|answer|namely|because|since|would|must|should|will)\b|\bis (?:also |then |indeed )?$",
+    ),
     wants_words=(
         r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|"
         r"years?\b)|where|"
@@ -413,7 +428,7 @@ CHINESE = Language(
     plans=(
         r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是|[，。](?:先|再|还要|然后)[^，。=]*$",
     ),
-    checks=(r"^\W*(?:再|让我|来)?(?:验算|检查|检验|代入|验证)",),
+    checks=(r"^\W*(?:再|让我|来|代入)?(?:验算|检查|检验|验证)",),
     closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?|[，。！\s])+",),
     asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
     denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),
@@ -426,6 +441,8 @@ CHINESE = Language(
     weekdays=(r"星期几|周几|礼拜几",),
     scopes=(r"第[一二三四五]|原来|起初",),
     given=(r"^\W*(?:已知|我知道)",),
+    qualifiers=(r"一共|总共|共|还剩|剩下|多多少|少多少|相差|平均|现在|最终|最后",),
+    results=(r"所以|因此|故|于是|那么|得|等于|即|答|剩|共|应",),
     open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),
     common=(),
 )

@@ -65,7 +65,7 @@ def read_ending(text: str, asked: Asked) -> str | None:
             return ""
         denied += dropped
         value = read_mention(kept, asked)
-        if value and not asked.accepts(value, kept):
+        if value and not asked.accepts(value, kept, text[: text.rfind(sentence[:40])]):
             return ""
         if value and not (asked.options and re.search(rf"(?<![A-Za-z]){re.escape(value)}(?![A-Za-z])", denied)):
             return value

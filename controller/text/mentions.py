@@ -27,10 +27,11 @@ _PROPER = re.compile(
     r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都"
 )
 _TURN = re.compile(
-    rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)", re.I
+    rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves|rounds to)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)",
+    re.I,
 )
 _TRUTH = re.compile(
-    r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|(?:所以|因此)(?:是|能|会|对|可以)(?=\W*$))"
+    r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:是|能|会|对|可以)(?=\W*$))"
 )
 _CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
@@ -69,7 +70,9 @@ _NAME = r"[A-Z][\w’'.-]*(?:(?: (?:of|da|van|de|the|von|and the))? [A-Z][\w’'
 _WORD_LIST = re.compile(r"(?:^|: |\bis |\bare )((?:the )?[^\W\d][^\d,.:=]{0,40}(?:, [^\d,.:=]{1,40}){2,12})\.?$")
 _NAMES = re.compile(rf"{_NAME}(?:(?:, and|,| and|、| >| <| →)\s(?:and )?{_NAME})+")
 _QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1,60})\*\*")
-_CODE = re.compile(r"\[[^\[\]]{1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?")
+_CODE = re.compile(
+    r"\[(?:[^\[\]]|\[[^\[\]]{0,80}\]){1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?"
+)
 _ARTICLE = re.compile(r"^(?i:the|an?) ")
 _ACTING = re.compile(
     rf"\b({_NAME})(?=\s+(?:is|was|has|had|owns|must|sits|wrote|painted|won|discovered|composed|flows|[a-z]+ed it)\b)"
@@ -82,7 +85,7 @@ _NAMED = re.compile(
 _PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
 _LOWER = re.compile(
     r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|facing|makes?|means|for|were|gives?|prints?|outputs?|"
-    r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just )?"
+    r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just |called )?"
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
 _THE = re.compile(r"\b(?:is|was|it's|be) the ([a-z]+)(?=[.,;]|$)")
@@ -99,7 +102,7 @@ _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
-    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+])|"
+    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞\[]|[a-z]\s?[-−+])|O(?=\()|"
     r"[a-z](?= [-+] \d))"
 )
 _FIRST = re.compile(r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I)
@@ -110,7 +113,7 @@ _SUBJECT_OF = re.compile(
 _EQUALS = re.compile(
     r"(?:\b(?:(?i:(?:al)?together|totall?ing|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
     r"leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
-    r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
+    r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*|: (?=[-−$€£]?\d[^:=]*$))"
 )
 _STOP_WORDS = frozenset(
     "It So That This The I On After From We He She They Then Now Okay Ok Hmm Yes No But And In At If Not Only There "
@@ -182,7 +185,7 @@ def _spell_large(match: re.Match[str]) -> str:
 def read_truth(sentence: str) -> str | None:
     """The yes or no, or true or false, that a sentence says last."""
     found = list(_TRUTH.finditer(sentence))
-    return (found[-1][1] or ("No" if found[-1][2][0] in _CHINESE_NO else "Yes")) if found else None
+    return (found[-1][1] or ("No" if re.search(f"[{_CHINESE_NO}]", found[-1][2]) else "Yes")) if found else None
 
 
 def _read_label(sentence: str, asked: Asked) -> str | None:
@@ -308,7 +311,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
     if code := _CODE.findall(sentence):
         return str(code[-1])
     quoted = [next(filter(None, match)).strip() for match in _QUOTED.findall(sentence)]
-    if quoted := [one for one in quoted if one not in asked.text]:
+    if quoted := [one for one in quoted if len(quoted) == 1 or one not in asked.text]:
         return _ARTICLE.sub("", quoted[-1])
     for match in reversed(list(GIVES.finditer(sentence))):
         if named := re.compile(rf"(?:the )?({_NAME})").match(sentence, match.end()):
@@ -317,7 +320,9 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
             return re.sub(r"即可$", "", sentence[match.end() :]).strip(" ，。") or None
     proper = _PROPER.search(asked.text) is not None
     groups = (
-        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_THE, _CHINESE)) if proper else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
+        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_THE, _CHINESE))
+        if proper
+        else ((_NAMED, _LOWER, _CHINESE), (_ACTING, _PREPOSED))
     )
     stale: list[str] = []
     for group in groups:
@@ -349,7 +354,7 @@ def _name_of(match: re.Match[str], asked: Asked) -> str:
 def _clean(words: str) -> str | None:
     """A name or words without article and verb, a number as its digits; None for what is neither."""
     number, end = read_number_words(words, 0)
-    if number is not None and words.islower() and words.count(" ", end) < 2:
+    if number is not None and words.islower() and words != "the one" and words.count(" ", end) < 2:
         return str(number)
     words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", _ARTICLE.sub("", words)).rstrip("."))
     words = re.sub(r"['’]s$", "", words)

@@ -99,6 +99,7 @@ class Asked:
         percent: whether a percentage is asked for.
         chance: whether a probability is asked for.
         negated: whether it asks for what is not.
+        qualifiers: its words that one step does not answer ("total", "left").
         formal: whether it holds formulas.
         numbers: those that it gives.
         open: whether no single value can be the answer: a text is asked for, or several things are.
@@ -129,6 +130,7 @@ class Asked:
     percent: bool = False
     chance: bool = False
     negated: bool = False
+    qualifiers: frozenset[str] = frozenset()
     formal: bool = False
     numbers: frozenset[str] = frozenset()
     open: bool = False
@@ -192,17 +194,26 @@ class Asked:
             return True
         return _GIVEN.search(lower) is not None and not self.covers(lower)
 
-    def accepts(self, value: str, clause: str) -> bool:
-        """Whether a value of a clause is of the kind that is asked for."""
+    def accepts(self, value: str, clause: str, before: str = "") -> bool:
+        """Whether a value of a clause is of the kind that is asked for, and was arrived at in it or in the text before.
+
+        A number that only stands there is no answer where the question gives it, or asks for more than one step.
+        """
         if self.percent:
             return not _PRICED.search(value) and (not _PRICED.search(clause) or _PERCENT.search(clause) is not None)
         if self.counted and re.search(r"[,(].*,|[(]\d+,|[<>≤≥]", value):
             return False
-        if self.numeric and value.strip("$%.") in self.numbers and not (_RESULT.search(clause) or self._speaks(clause)):
+        if (self.counted or "cost" in self.measures) and "%" in value and not _PERCENT.search(self.text):
             return False
         if self.chance and (number := parse_value(value)) is not None:
             return 0 <= number <= 1 or "%" in value
-        return True
+        bare = value.replace(",", "").strip("$€£%. ")
+        derived = re.search(rf"[=≈→] ?\$?{re.escape(bare)}(?!\d)", before.replace(",", ""))
+        if not self.numeric or derived or _RESULT.search(clause):
+            return True
+        if bare in self.numbers and not self._speaks(clause):
+            return False
+        return not self.qualifiers or not self.qualifiers.isdisjoint(_QUALIFIER.findall(clause.lower()))
 
     def _speaks(self, clause: str) -> bool:
         """Whether a clause has a word that the question asks about."""
@@ -274,7 +285,7 @@ def read_question(question: str) -> Asked:
         truth=_TRUTH.search(last) is not None,
         wants_words=wants_words,
         output=_OUTPUT.search(question[-300:]) is not None,
-        inequality="inequality" in last or re.search(r"^\W*Solve[^=]*(?:[<>≤≥]|\\[lg]e)", last) is not None,
+        inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
         alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
@@ -285,6 +296,7 @@ def read_question(question: str) -> Asked:
         weekday=weekday,
         percent=percent,
         chance=chance,
+        qualifiers=frozenset(_QUALIFIER.findall(last.lower())),
         formal=re.search(r"[$\\=]|\d\s*[-+*/^]", last) is not None,
         numbers=frozenset(re.findall(r"\d+(?:[.,/]\d+)*", question)),
         negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
@@ -345,20 +357,28 @@ _OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
 _PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
 _SCOPE = re.compile(rf"(?:{either('scopes')})")
 _GIVEN = re.compile(rf"(?:{either('given')})")
-_RESULT = re.compile(rf"[=≈→]|->|{either('concludes')}|{either('gives')}|\b(?:takes?|gives?|leaves?|makes?)\b", re.I)
+_RESULT = re.compile(rf"(?:{either('results')})", re.I)
+_QUALIFIER = re.compile(rf"(?:{either('qualifiers')})")
+_INEQUALITY = re.compile(r"[<>≤≥]|\\[lg]eq?(?![a-z])")
+_EXTREME = re.compile(
+    r"\b(?:how many|smallest|largest|least|greatest|minimum|maximum|sum|number of|what is|let|if)\b", re.I
+)
 _RATE = re.compile(r"\b(?:per|an?|each|every) (second|minute|hour|day|week|month|year)\b")
 _PERCENT = re.compile(r"%|\bpercent", re.I)
 _PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
 _WEEKDAYS = re.compile(rf"(?:{either('weekdays')})", re.I)
 _CHANCES = re.compile(rf"(?:{either('chances')})", re.I)
 _ASSIGNED = re.compile(
-    r"^\W{0,9}(?:(?:so|thus|hence|therefore|then|we get|from [^,=]{1,40},)\s+){0,3}[$(\\]{0,3}([A-Za-z])\s?=(?!=)", re.I
+    r"^\W{0,9}(?:(?:so|thus|hence|therefore|then|(?:we|i) (?:get|have|know)|from [^,=]{1,40},)\s+){0,3}"
+    r"[$(\\]{0,3}([A-Za-z])\s?=(?!=)",
+    re.I,
 )
 _SOLVES = re.compile(r"\b(?:solve|solutions?|roots?|equation|function|inverse)\b|解方程|根", re.I)
 _LETTER = re.compile(r"(?<![A-Za-z\\'’])[A-Za-z](?![A-Za-z'’])")
 _WANTED = re.compile(
     r"(?:(?:values? of|find|is|are|for|what's|compute|determine|求)\s*(?:the (?:value|number) )?|"
-    r"(?:integer|number|prime|constant|value|angle|point)s? )[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
+    r"(?:integer|number|prime|constant|value|angle|point|smallest|largest|least|greatest|positive)s? )"
+    r"[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
     re.I,
 )
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
@@ -370,7 +390,9 @@ _NO_PERSONS = frozenset(
     "At On For After Before And But Find Compute".split()
 )
 _POINT = re.compile(
-    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b|坐标|向量|中点", re.I
+    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple|ordered pair)\b|"
+    r"坐标|向量|中点",
+    re.I,
 )
 _OUTPUT = re.compile(
     r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I
@@ -386,7 +408,8 @@ _GONE = re.compile(
     r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)"
 )
 _UNIT = re.compile(
-    r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|kilometers?)\b"
+    r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|"
+    r"kilometers?|kg|km|cm|lit(?:er|re)s?)\b"
 )
 _PRICED = re.compile(r"\$\d|\bdollars?\b|\bcents?\b")
 _UNPRICED = re.compile(

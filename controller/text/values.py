@@ -206,6 +206,7 @@ _SPELLINGS = (
     (re.compile(r"\\(?:cdot|times)(?![A-Za-z])|[×·]"), "*"),
     (re.compile(r"(?<!\\)\bsqrt\s?\(([^()]*)\)|√\s?\(([^()]*)\)|√\s?(\w+)|\\sqrt\s?(\d)"), r"\\sqrt{\1\2\3\4}"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])|π"), r"\\pi"),
+    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"(?<![\\A-Za-z])infinity(?![A-Za-z])|∞"), r"\\infty"),
     (re.compile(r"\\leq?(?![A-Za-z])|<="), "≤"),
     (re.compile(r"\\geq?(?![A-Za-z])|>="), "≥"),
