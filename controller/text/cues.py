@@ -226,7 +226,7 @@ ENGLISH = Language(
     ),
     equals=(
         r"=|≈|:|\b(?:is|are|was|must be|should be|would be|will be|has to be|equals?|remains|comes (?:out )?to)\b"
-        r"(?: equal to)?",
+        r"(?: equal to)?|\bof(?= [-$]?[\d.,]*\d\W*$)",
     ),
     form_only=(
         r"\b(?:express|give|write|enter|enclose|round|leave|end|put|submit|provide) (?:your|the|all|his|her|each)\b",
@@ -291,7 +291,8 @@ ENGLISH = Language(
         r"included|corrected)\b|"
         r"^\W*(?:it|the (?:question|problem)) (?:says|states|gives|asks)\b|^\W*then there\b|"
         r"\bset up an?\b|^\W*then [^.]* follows\b|"
-        r"\bneed \d+ mod\b|\bsomething(?:'s| is) (?:off|wrong)\b|\b(?:can't|cannot) be right\b|\bmakes no sense\b|"
+        r"\bneed \d+ mod\b|\d \w+ to (?:check|consider|try|test)\b|"
+        r"\bsomething(?:'s| is) (?:off|wrong)\b|\b(?:can't|cannot) be right\b|\bmakes no sense\b|"
         r"\bcontradict|^\W*but then\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
         r"remaining) step\b|"
         r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b|"
@@ -331,6 +332,7 @@ ENGLISH = Language(
         r"that's not|"
         r"wasn't|was not|not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
         r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|"
+        r"is (?:one|an?|another) (?:solution|root|factor|possibility)|"
         r"don't need|(?:is|comes) (?:only )?(?:second|third)|"
         r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|to begin with)\b",
     ),
@@ -359,7 +361,7 @@ ENGLISH = Language(
     chances=(r"\b(?:probability|chances?|likelihood|what fraction(?:al part)?)\b",),
     weekdays=(r"\bday of the week\b|\b(?:which|what) weekday\b",),
     scopes=(
-        r"\b(?:first|second|third|fourth|fifth|initial|original|earlier|without|iteration|pass|step|stage|phase|"
+        r"\b(?:first|second|third|fourth|fifth|once|twice|initial|original|earlier|without|iteration|pass|step|stage|phase|"
         r"so far|at this point|smaller (?:case|example)|special case)\b",
     ),
     given=(r"^\W*(?:i|we) (?:already )?(?:know|remember|recall)\b",),
@@ -369,7 +371,7 @@ ENGLISH = Language(
     ),
     results=(
         r"[=≈→:✓]|->|\b(?:so|thus|therefore|hence|then|finally|overall|altogether|in (?:total|all)|means?|meaning|"
-        r"i\.e\.|arrive at|end up|need(?:s|ed)?|everyone|"
+        r"i\.e\.|arrive at|end up|need(?:s|ed)?|everyone|saves?|"
         r"gives?|giving|leav\w+|left|makes?|making|takes?|yields?|that's|it's|that is|it is|comes? (?:out )?to|equals?|"
         r"we get|i get|answer|namely|because|since|would|must|should|will)\b|\bis (?:also |then |indeed )?$",
     ),
@@ -378,7 +380,8 @@ ENGLISH = Language(
         r"years?\b)|where|"
         r"what(?:'s| is| was)? the (?:[\w]+ ){0,2}"
         r"(?:unit|name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
-        r"smallest country|past tense|synonym|antonym)|"
+        r"\w+est (?!(?:possible|positive|number|value|integer|common|prime|factor|two|three|\w)\b)|"
+        r"past tense|synonym|antonym)|"
         r"what (?:day|kind|shape|word|colou?r|country|city|language|animal|command|element)|in which (?!year)|"
         r"unscramble|"
         r"print|output|decode|reverse|command|statement|"

@@ -22,7 +22,7 @@ _UNASKED = re.compile(r"\b(?:not (?:asked|needed|what)|don't need|isn't (?:asked
 _STARTS_FINAL = re.compile(r"\W*(?:so|thus|hence|therefore|it's|that's|yes|the answer)\b", re.I)
 _SO = re.compile(r"\s*(?:so|thus|hence|therefore|所以|因此)\b", re.I)
 _NO = re.compile(r"\W*(?:no|not|i don't think so)\b|\W*不[，,]", re.I)
-_INTRODUCES = re.compile(r"\W*(?:after|on|in|at|for|from|by|with|without|during)\b[^\d=]*,\s*$", re.I)
+_INTRODUCES = re.compile(r"\W*(?:after|on|in|at|for|from|by|with|without|during)\b[^\d=]*,\s*$|[^\d=]*:\s*$", re.I)
 _NOT = re.compile(r"not\b|n['’]t\b", re.I)
 _CORRECTION = re.compile(r"\b(?:it's|it is|it must be|it should be|but|so|therefore)\b|而是|应该是", re.I)
 _CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|while) )|[，；]")

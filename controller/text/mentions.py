@@ -16,7 +16,7 @@ from .values import NUMBER_WORDS, read_number_words, scan_expression
 GIVES = re.compile(rf"(?:{either('gives')})", re.I)
 _NUMBER_WORDS = re.compile(
     rf"(?:^\W*|\b(?:so|it's|that's|is|are|makes?|takes?|costs?|be|has|have|needs?|gives?|about|namely)\W+|i\.e\. |"
-    rf"[=→] )"
+    rf"[=→] )(?:exactly |only |just )?"
     rf"({NUMBER_WORDS})",
     re.I,
 )
@@ -58,7 +58,8 @@ _MONTH = (
 _DATE = re.compile(
     rf"(?:\d{{1,2}}(?:st|nd|rd|th)? )?{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?\b|"
     rf"\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? \d{{4}})?|{_MONTH} \d{{4}}|\d{{4}}年(?:\d+月(?:\d+日)?)?|"
-    r"\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
+    r"\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|"
+    r"\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
 )
 _WEEKDAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b|(?:星期|周)[一二三四五六日天]")
 _LONE_VARIABLE = re.compile(r"(?<![-+*/^=] )(?<![\w\\^*/+-])([A-Za-z])\$?\s*$")
@@ -85,7 +86,7 @@ _NAMED = re.compile(
 _PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
 _LOWER = re.compile(
     r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|facing|makes?|means|for|were|gives?|prints?|outputs?|"
-    r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just |called )?"
+    r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*|=\s*)(?:now |facing |usually |simply |just |called )?"
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
 _THE = re.compile(r"\b(?:is|was|it's|be) the ([a-z]+)(?=[.,;]|$)")
@@ -113,13 +114,13 @@ _SUBJECT_OF = re.compile(
 _EQUALS = re.compile(
     r"(?:\b(?:(?i:(?:al)?together|totall?ing|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
     r"leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
-    r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*|: (?=[-−$€£]?\d[^:=]*$))"
+    r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*|: (?=[-−$€£]?[\d(][^:=]*$)|(?:为|等于)\s?)"
 )
 _STOP_WORDS = frozenset(
     "It So That This The I On After From We He She They Then Now Okay Ok Hmm Yes No But And In At If Not Only There "
     "Both Her His Its One Also Thus Hence That's It's I'm I'd I'll Let Wait All Each Alone To Of For By As Or People "
     "Answer Output Answering Because Since When Where Which What Who With Good Great Right Done Final Given "
-    "Close answer it correct that what easy simple right true found "
+    "Close one answer it correct that what easy simple right true found "
     "obvious not also still known already".split()
 )
 _CHINESE = re.compile(
@@ -171,9 +172,10 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.wants_words:
         number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
         return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
-    return _read_number(sentence, asked) or (
-        None if asked.numeric or asked.formal else _read_words(sentence, asked, stale_too=True)
-    )
+    number = _read_number(sentence, asked)
+    if number or asked.numeric or asked.formal:
+        return number
+    return _read_words(sentence, asked, stale_too=True)
 
 
 def _spell_large(match: re.Match[str]) -> str:
@@ -277,6 +279,9 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     formulas = [formula for formula in formulas if not _PROSE.search(formula)]
     if asked.equation and formulas and "=" in formulas[-1]:
         return str(formulas[-1]).rstrip(" .,")
+    values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
+    if asked.equation and values and "=" in values[-1]:
+        return values[-1]
     for match in reversed(list(_EQUALS.finditer(sentence))):
         variable = _LONE_VARIABLE.search(sentence[: match.start()]) if asked.variables else None
         if variable and variable[1] in asked.variables:
@@ -285,7 +290,6 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
             return value
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
-    values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
     if values:
         return next((value for value in reversed(values) if value not in asked.numbers), values[-1])
     words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
@@ -337,7 +341,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
         return None
     if stale and (len(sentence.split()) <= 5 or not asked.wants_words):
         return stale[-1]
-    clause = re.match(r"(?:the |an? )?([a-z]+)(?=,|\s*$)", sentence)
+    clause = re.match(r"(?:(?i:the|an?) )?([a-z]+)(?=,|\W*$)", sentence)
     return clause[1] if clause else None
 
 
@@ -354,7 +358,7 @@ def _name_of(match: re.Match[str], asked: Asked) -> str:
 def _clean(words: str) -> str | None:
     """A name or words without article and verb, a number as its digits; None for what is neither."""
     number, end = read_number_words(words, 0)
-    if number is not None and words.islower() and words != "the one" and words.count(" ", end) < 2:
+    if number is not None and words.islower() and words != "one" and words.count(" ", end) < 2:
         return str(number)
     words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", _ARTICLE.sub("", words)).rstrip("."))
     words = re.sub(r"['’]s$", "", words)

@@ -199,6 +199,8 @@ class Asked:
 
         A number that only stands there is no answer where the question gives it, or asks for more than one step.
         """
+        if _RANKED.search(self.text) and _COMPARES.search(clause):
+            return False
         if self.percent:
             return not _PRICED.search(value) and (not _PRICED.search(clause) or _PERCENT.search(clause) is not None)
         if self.counted and re.search(r"[,(].*,|[(]\d+,|[<>≤≥]", value):
@@ -265,9 +267,10 @@ def read_question(question: str) -> Asked:
     measures = _measures_in(last.lower())
     percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None
     weekday = _WEEKDAYS.search(last) is not None
+    equation = "equation of" in last or "equation for" in last
     numeric = percent or chance or (_NUMERIC.search(last) is not None and not weekday)
     wants_words = not numeric and _WANTS_WORDS.search(last) is not None
-    numeric = numeric or (bool(measures) and not wants_words)
+    numeric = not equation and (numeric or (bool(measures) and not wants_words))
     if options:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
@@ -281,7 +284,7 @@ def read_question(question: str) -> Asked:
         many=things is None
         and _MANY.search(last) is not None
         and not re.search("inequality|interval|larger|smaller", last),
-        equation="equation of" in last or "equation for" in last,
+        equation=equation,
         truth=_TRUTH.search(last) is not None,
         wants_words=wants_words,
         output=_OUTPUT.search(question[-300:]) is not None,
@@ -316,10 +319,10 @@ def _find_unasked(asking: str) -> frozenset[str]:
 
 def _same_part(part: str, noun: str, text: str) -> bool:
     """Whether a question asks about a part ("each person", "the larger one") too."""
-    if part in ("each", "every", "per"):
-        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or bool(
-            noun and re.search(rf"\b{noun}", text)
-        )
+    if part in ("each", "every", "per", "one"):
+        return re.search(
+            r"\b(?:each|every|per|apiece|one|an?)\b" if part == "one" else r"\b(?:each|every|per|apiece)\b", text
+        ) is not None or bool(noun and re.search(rf"\b{noun}", text))
     return part[:4] in text
 
 
@@ -363,6 +366,8 @@ _INEQUALITY = re.compile(r"[<>≤≥]|\\[lg]eq?(?![a-z])")
 _EXTREME = re.compile(
     r"\b(?:how many|smallest|largest|least|greatest|minimum|maximum|sum|number of|what is|let|if)\b", re.I
 )
+_RANKED = re.compile(r"\b\w{2,}est\b|\b(?:last|third|position)\b")
+_COMPARES = re.compile(r"(?:er|more|less|before|after|ahead|behind) (?:than |of )?(?-i:[A-Z])\w+[^,;]*$")
 _RATE = re.compile(r"\b(?:per|an?|each|every) (second|minute|hour|day|week|month|year)\b")
 _PERCENT = re.compile(r"%|\bpercent", re.I)
 _PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
@@ -399,9 +404,9 @@ _OUTPUT = re.compile(
 )
 _CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
 _PART = re.compile(
-    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?(each|every|per|first|second|third|inner|"
-    r"outer|other|smaller|larger|"
-    r"remaining|former|latter)\b(?!\W*$)\W*(\w*)"
+    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?"
+    r"(each|every|per|one(?! (?:second|minute|hour|day|week|month|year|more|of))|inner|outer|other|"
+    r"smaller|larger|remaining|former|latter)\b(?!\W*$)\W*(\w*)"
 )
 _LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
 _GONE = re.compile(
