@@ -323,14 +323,15 @@ ENGLISH = Language(
         r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:how|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
         r",? (?:of course|obviously|for sure|definitely)\b|,? (?:attained|achieved|reached) (?:at|when|for)\b[^,;]*",
+        r",? (?:which (?:checks|works|fits)|such as|including)\b.*",
         r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
     ),
     denials=(
-        r"\b(?:can't|cannot|can not|couldn't|isn't|aren't|doesn't|don't|didn't|does not|is not|are not|it's not|"
-        r"that's not|"
-        r"wasn't|was not|not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
+        r"\b(?:can't|cannot|can not|couldn't|wouldn't|won't|isn't|aren't|doesn't|don't|didn't|does not|"
+        r"is not|are not|it's not|that's not|wasn't|was not|"
+        r"not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
         r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|"
         r"is (?:one|an?|another) (?:solution|root|factor|possibility)|"
         r"don't need|(?:is|comes) (?:only )?(?:second|third)|"

@@ -20,12 +20,13 @@ _DENIALS = re.compile(rf"(?:{either('denials')})", re.I)
 _POINTS_BACK = re.compile(r"\W*(?:that|this)(?:'s|’s| is)\b", re.I)
 _UNASKED = re.compile(r"\b(?:not (?:asked|needed|what)|don't need|isn't (?:asked|needed)|irrelevant)\b", re.I)
 _STARTS_FINAL = re.compile(r"\W*(?:so|thus|hence|therefore|it's|that's|yes|the answer)\b", re.I)
+_OBTAINS = re.compile(r"\b(?:obtain|get|find)\b[^\w$€£]*[$€£\\]?\d", re.I)
 _SO = re.compile(r"\s*(?:so|thus|hence|therefore|所以|因此)\b", re.I)
 _NO = re.compile(r"\W*(?:no|not|i don't think so)\b|\W*不[，,]", re.I)
 _INTRODUCES = re.compile(r"\W*(?:after|on|in|at|for|from|by|with|without|during)\b[^\d=]*,\s*$|[^\d=]*:\s*$", re.I)
 _NOT = re.compile(r"not\b|n['’]t\b", re.I)
 _CORRECTION = re.compile(r"\b(?:it's|it is|it must be|it should be|but|so|therefore)\b|而是|应该是", re.I)
-_CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|while) )|[，；]")
+_CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|while) |and [A-Z][a-z]+ \d)|[，；]")
 
 _ON_THE_WAY = re.compile(
     r"(?:^|\s)(?:\d+[a-z]|[a-z](?:²|³|\^\d))\s*=[^a-z]*$|[a-z][^=]*[-+] ?\d+ ?= ?0\W*$"
@@ -58,7 +59,7 @@ def read_ending(text: str, asked: Asked) -> str | None:
         on_the_way = _is_on_the_way(sentence, asked)
         sentence = _cut_asides(sentence, asked)
         plans = sentence[find_turn(sentence.lower()) :]
-        if asks or on_the_way or (_PLANS.search(plans.lower()) and not GIVES.search(plans)):
+        if asks or on_the_way or (_PLANS.search(plans.lower()) and not (GIVES.search(plans) or _OBTAINS.search(plans))):
             return ""
         kept, dropped = _keep_asserted(sentence, asked)
         if is_supposed(kept.lower()):
@@ -117,7 +118,9 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
         other = asked.is_about_other(clause) and not sentence.startswith("Therefore")
         denied = _DENIALS.search(clause.lstrip())
         if other or introduced or (denied and not (asked.negated and _NOT.search(denied[0]))):
-            introduced = other and _INTRODUCES.match(clause) is not None
+            introduced = _INTRODUCES.match(clause) is not None and (
+                denied is not None or asked.is_limited(clause, clause.lower())
+            )
             dropped.append(clause)
             if (other and re.search(r"\d|\bwhich\b|\bthat(?:'s| is)\b", clause)) or _SO.match(clause):
                 dropped += kept

@@ -155,7 +155,7 @@ class Asked:
         """Whether a clause gives another person's value, or another measure, than the one that is asked for."""
         names = frozenset(_PERSON.findall(clause))
         lower = clause.lower()
-        if self._is_limited(clause, lower):
+        if self.is_limited(clause, lower):
             return True
         if names & self.others and not any(name in self.text for name in names):
             return True
@@ -182,7 +182,7 @@ class Asked:
             return False
         return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
 
-    def _is_limited(self, clause: str, lower: str) -> bool:
+    def is_limited(self, clause: str, lower: str) -> bool:
         """Whether a clause speaks of a part, a step or a variable that the question does not ask about."""
         if not frozenset(_SCOPE.findall(lower)) <= self.scopes:
             return True
@@ -314,7 +314,7 @@ def _find_unasked(asking: str) -> frozenset[str]:
     """The variables that a question mentions and does not ask for."""
     if _SOLVES.search(asking):
         return frozenset()
-    return frozenset(_LETTER.findall(asking)) - frozenset(_WANTED.findall(asking)) - {"a", "I", "A"}
+    return frozenset(_LETTER.findall(asking)) - frozenset(_WANTED.findall(asking))
 
 
 def _same_part(part: str, noun: str, text: str) -> bool:
@@ -379,10 +379,10 @@ _ASSIGNED = re.compile(
     re.I,
 )
 _SOLVES = re.compile(r"\b(?:solve|solutions?|roots?|equation|function|inverse)\b|解方程|根", re.I)
-_LETTER = re.compile(r"(?<![A-Za-z\\'’])[A-Za-z](?![A-Za-z'’])")
+_LETTER = re.compile(r"(?<![A-Za-z\\'’])(?![aA] [A-Za-z]|I\b)[A-Za-z](?![A-Za-z'’])")
 _WANTED = re.compile(
     r"(?:(?:values? of|find|is|are|for|what's|compute|determine|求)\s*(?:the (?:value|number) )?|"
-    r"(?:integer|number|prime|constant|value|angle|point|smallest|largest|least|greatest|positive)s? )"
+    r"(?:integer|number|prime|constant|value|angle|point|smallest|largest|least|greatest|positive|real|what|which)s? )"
     r"[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
     re.I,
 )
