@@ -57,9 +57,9 @@ def extract_stated_answer(text: str, question: str = "") -> str | None:
         if last is None or statement.finality >= min(last.finality, Finality.HEDGED):
             last = statement
     if question and (last is None or last.finality < Finality.ANSWERS):
-        ending = read_ending(text, asked)
-        if ending.value or ending.open:
-            return asked.resolve(ending.value) if ending.value else None
+        value = read_ending(text, asked)
+        if value is not None or last is None or last.finality < Finality.ASKED:
+            return asked.resolve(value) if value else None
     return None if last is None else last.answer
 
 

@@ -54,6 +54,13 @@ class Language:
         measures: nouns of what can be measured, of which a question asks for some.
         alternatives: what a question chooses between, in two groups.
         dates: how a question asks for a date or a time.
+        percents: how a question asks for a percentage.
+        chances: how a question asks for a probability.
+        weekdays: how a question asks for a day of the week.
+        scopes: words that limit a statement to a part, a step or a case.
+        given: what stands before what is known and not concluded.
+        qualifiers: words of a question that one step does not answer.
+        results: what shows that a value was arrived at.
         common: words of a question that say nothing about what the question asks for, without a final s.
     """
 
@@ -93,6 +100,13 @@ class Language:
     measures: Patterns
     alternatives: Patterns
     dates: Patterns
+    percents: Patterns
+    chances: Patterns
+    weekdays: Patterns
+    scopes: Patterns
+    given: Patterns
+    qualifiers: Patterns
+    results: Patterns
     wants_words: Patterns
     open: Patterns
     common: Patterns
@@ -167,7 +181,7 @@ ENGLISH = Language(
         r"\b(?:must|should|need to|have to) (?:be )?(?:output|enclosed?|written|formatted|presented|expressed)\b",
         r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
         r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
-        r"\b(?:between \S+ and|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
+        r"\b(?:between \S+ and [^,;]*$|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
         r"\b(?:ruled out|excluded|eliminated|wrong|incorrect|mistaken|cannot be right|can't be right)\b",
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
@@ -212,7 +226,7 @@ ENGLISH = Language(
     ),
     equals=(
         r"=|≈|:|\b(?:is|are|was|must be|should be|would be|will be|has to be|equals?|remains|comes (?:out )?to)\b"
-        r"(?: equal to)?",
+        r"(?: equal to)?|\bof(?= [-$]?[\d.,]*\d\W*$)",
     ),
     form_only=(
         r"\b(?:express|give|write|enter|enclose|round|leave|end|put|submit|provide) (?:your|the|all|his|her|each)\b",
@@ -227,7 +241,7 @@ ENGLISH = Language(
         r"count|give|select|choose)\b",
     ),
     numeric=(
-        r"\bhow (?:many|much|old|long|far|tall|often|fast)\b|\b(?:compute|evaluate|calculate)\b|"
+        r"\bhow (?:many|much|old|long|far|tall|often|fast)\b|\b(?:compute|evaluate(?! to)|calculate)\b|"
         r"\b(?:number|sum|product|probability|value|area|volume|length|distance|remainder|degree|ratio) of\b|"
         r"\bpercent\w* of\b",
     ),
@@ -268,14 +282,18 @@ ENGLISH = Language(
         r"\b(?:(?<!what )(?<!that )(?<!one )(?<!number )(?<!value )(?:i|we)(?:'ll|'d| will| should| can|)? "
         r"(?:then |now |just |still |only |also )*"
         r"(?:need(?! \W*(?:about |only |exactly |at least )?\d)|want|have to|ought|must|compute|calculate|add|"
-        r"divide|multiply|subtract|use|try|count|compare|consider|work out|plug)\b|"
+        r"divide|multiply|subtract|use|try|count|compare|consider|substitute|work out|plug)\b|"
         r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
         r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
         r"some (?:years|time|days|months) (?:later|after|before)|let (?:me|us)|let's|i'll do|i'll \w+ (?:now|"
         r"next|then|later))\b|^\W*then [^.]* would\b|"
         r"\b(?:can|to|must|should) be (?:added|counted|found|multiplied|divided|subtracted|summed|computed|"
         r"included|corrected)\b|"
-        r"^\W*the (?:question|problem) (?:says|states|gives)\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
+        r"^\W*(?:it|the (?:question|problem)) (?:says|states|gives|asks)\b|^\W*then there\b|"
+        r"\bset up an?\b|^\W*then [^.]* follows\b|"
+        r"\bneed \d+ mod\b|\d \w+ to (?:check|consider|try|test)\b|"
+        r"\bsomething(?:'s| is) (?:off|wrong)\b|\b(?:can't|cannot) be right\b|\bmakes no sense\b|"
+        r"\bcontradict|^\W*but then\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
         r"remaining) step\b|"
         r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b|"
         r"^\W*(?:(?:now|then|next)\b,? )?(?:just )?(?:plug|apply|take|add|subtract|multiply|divide|compute|"
@@ -284,16 +302,17 @@ ENGLISH = Language(
         r"\bto get\b|:))",
     ),
     checks=(
-        r"^\W*(?:\w+ )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|"
+        r"^\W*(?:\w+,? )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|"
         r"double[- ]?|re-?)*"
         r"(?:check|verify|verification|verifying|sanity|confirm|recap|re-?count|re-?compute|re-?calculate|re-?do|"
         r"summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
         r"\bchecks? (?:passes|out)\b|^\W*(?:(?:this|that|it|which) )?(?:works|fits|holds|satisfies)\b|"
+        r"\b(?:don't|do not|can't|cannot) (?:see|find|think|have) (?:there(?:'s| are) |i(?:'ve)? made )?any\b|"
         r"^\W*\([^()]* [^()]* [^()]*\)\W*$|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
     ),
     closers=(
         r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|"
-        r"sure|hmm|so|"
+        r"sure|hmm|so|solid|sound|intended|reasonable|plausible|therefore|now|with|i'?ve|got|"
         r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|"
         r"done|pretty|quite|fairly|very|confident|sure|certain|our|my|solution|and|so|"
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
@@ -303,15 +322,18 @@ ENGLISH = Language(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
         r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:how|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
+        r",? (?:of course|obviously|for sure|definitely)\b|,? (?:attained|achieved|reached) (?:at|when|for)\b[^,;]*",
+        r",? (?:which (?:checks|works|fits)|such as|including)\b.*",
         r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
     ),
     denials=(
-        r"\b(?:can't|cannot|can not|couldn't|isn't|aren't|doesn't|don't|didn't|does not|is not|are not|it's not|"
-        r"that's not|"
-        r"wasn't|was not|not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
+        r"\b(?:can't|cannot|can not|couldn't|wouldn't|won't|isn't|aren't|doesn't|don't|didn't|does not|"
+        r"is not|are not|it's not|that's not|wasn't|was not|"
+        r"not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
         r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|"
+        r"is (?:one|an?|another) (?:solution|root|factor|possibility)|"
         r"don't need|(?:is|comes) (?:only )?(?:second|third)|"
         r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|to begin with)\b",
     ),
@@ -331,13 +353,36 @@ ENGLISH = Language(
         r"\b([a-z]+)['’\"”]?(?: (?:more|up))? or (?:is it |does it |do they |will it )?['‘\"“]?([a-z]+)\b",
         r"[,:] ([^,:?]{1,40}?),? or ([^,:?]{1,40})\?",
     ),
-    dates=(r"^\W*(?:on )?(?:when|what (?:date|time))\b|\bfull date\b",),
+    dates=(
+        r"^\W*(?:on |at )?(?:when|(?:what|which) (?:date|time))\b|"
+        r"\bwhat (?:is|was|will be) the (?:date|time)\b(?! \w+ity)|"
+        r"\bfull date\b",
+    ),
+    percents=(r"\b(?:in|what|which|as a) percent(?:age)?\b",),
+    chances=(r"\b(?:probability|chances?|likelihood|what fraction(?:al part)?)\b",),
+    weekdays=(r"\bday of the week\b|\b(?:which|what) weekday\b",),
+    scopes=(
+        r"\b(?:first|second|third|fourth|fifth|once|twice|initial|original|earlier|without|iteration|pass|step|stage|phase|"
+        r"so far|at this point|smaller (?:case|example)|special case)\b",
+    ),
+    given=(r"^\W*(?:i|we) (?:already )?(?:know|remember|recall)\b",),
+    qualifiers=(
+        r"\b(?:total|both|altogether|in all|left|remain|remaining|now|per|each|average|mean|difference|more|less|fewer|"
+        r"after|whole|entire|second|third|last|other|combined|together|net|final|years?|months?|weeks?|days?)\b",
+    ),
+    results=(
+        r"[=≈→:✓]|->|\b(?:so|thus|therefore|hence|then|finally|overall|altogether|in (?:total|all)|means?|meaning|"
+        r"i\.e\.|arrive at|end up|need(?:s|ed)?|everyone|saves?|"
+        r"gives?|giving|leav\w+|left|makes?|making|takes?|yields?|that's|it's|that is|it is|comes? (?:out )?to|equals?|"
+        r"we get|i get|answer|namely|because|since|would|must|should|will)\b|\bis (?:also |then |indeed )?$",
+    ),
     wants_words=(
         r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|"
         r"years?\b)|where|"
         r"what(?:'s| is| was)? the (?:[\w]+ ){0,2}"
         r"(?:unit|name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
-        r"smallest country|past tense|synonym|antonym)|"
+        r"\w+est (?!(?:possible|positive|number|value|integer|common|prime|factor|two|three|\w)\b)|"
+        r"past tense|synonym|antonym)|"
         r"what (?:day|kind|shape|word|colou?r|country|city|language|animal|command|element)|in which (?!year)|"
         r"unscramble|"
         r"print|output|decode|reverse|command|statement|"
@@ -387,7 +432,7 @@ CHINESE = Language(
     plans=(
         r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是|[，。](?:先|再|还要|然后)[^，。=]*$",
     ),
-    checks=(r"(?:验算|检查|检验|代入|验证)",),
+    checks=(r"^\W*(?:再|让我|来|代入)?(?:验算|检查|检验|验证)",),
     closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?|[，。！\s])+",),
     asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
     denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),
@@ -395,6 +440,13 @@ CHINESE = Language(
     measures=(r"(?:半径|直径|周长|面积|体积|长度|宽度|高度|速度|时间|价格)",),
     alternatives=(r"([\u4e00-\u9fff]{1,4}?)(?:，|,)?还是([\u4e00-\u9fff]{1,4})",),
     dates=(r"(?:什么时候|何时|哪一天)",),
+    percents=(r"百分之几|百分数|百分比",),
+    chances=(r"概率|可能性",),
+    weekdays=(r"星期几|周几|礼拜几",),
+    scopes=(r"第[一二三四五]|原来|起初",),
+    given=(r"^\W*(?:已知|我知道)",),
+    qualifiers=(r"一共|总共|共|还剩|剩下|多多少|少多少|相差|平均|现在|最终|最后",),
+    results=(r"所以|因此|故|于是|那么|得|等于|即|答|剩|共|应",),
     open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),
     common=(),
 )

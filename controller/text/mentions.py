@@ -16,7 +16,7 @@ from .values import NUMBER_WORDS, read_number_words, scan_expression
 GIVES = re.compile(rf"(?:{either('gives')})", re.I)
 _NUMBER_WORDS = re.compile(
     rf"(?:^\W*|\b(?:so|it's|that's|is|are|makes?|takes?|costs?|be|has|have|needs?|gives?|about|namely)\W+|i\.e\. |"
-    rf"[=→] )"
+    rf"[=→] )(?:exactly |only |just )?"
     rf"({NUMBER_WORDS})",
     re.I,
 )
@@ -27,11 +27,16 @@ _PROPER = re.compile(
     r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都"
 )
 _TURN = re.compile(
-    rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)", re.I
+    rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves|rounds to)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)",
+    re.I,
 )
-_TRUTH = re.compile(r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误)")
-_CHINESE_TRUTH = {"是的": "Yes", "对的": "Yes", "正确": "Yes"}
+_TRUTH = re.compile(
+    r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:是|能|会|对|可以)(?=\W*$))"
+)
+_CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
+_JOINED_LABEL = re.compile(r"\)? (?:and|or) (?:option )?\(?[A-Z\d]\b(?!\.\d)")
+_JOINED_TO = re.compile(r"\b[A-Z\d]\)? (?:and|or) (?:option )?$")
 _ARTICLE_A = re.compile(r" (?!is (?:right|correct))[a-z]")
 _DENIED = re.compile(
     r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?"
@@ -53,31 +58,39 @@ _MONTH = (
 _DATE = re.compile(
     rf"(?:\d{{1,2}}(?:st|nd|rd|th)? )?{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?\b|"
     rf"\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? \d{{4}})?|{_MONTH} \d{{4}}|\d{{4}}年(?:\d+月(?:\d+日)?)?|"
-    r"\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
+    r"\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|"
+    r"\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
 )
+_WEEKDAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b|(?:星期|周)[一二三四五六日天]")
+_LONE_VARIABLE = re.compile(r"(?<![-+*/^=] )(?<![\w\\^*/+-])([A-Za-z])\$?\s*$")
 _VARIABLE = r"(?:(?<![\^*/+=-] )(?<![\w\\^*/+-])[$(]?(?:[A-Za-zλμθα]|\\lambda)(?:_\d)?\s*=\s*)"
 _ITEM = re.compile(rf"\s*(?:,\s*(?:and|or)\s|,|\band\b|\bor\b|和|或|、)\s*\$?({_VARIABLE})?")
 _FIRST_ITEM = re.compile(rf"({_VARIABLE})|(?<![\w.,^*/+=(\[{{-])(?<![*/+=^×·-] )(?=[-−+]?(?:\d|√|π|\\frac|\\sqrt))")
+_SERIES = re.compile(r"\d, [-−$\d][^,]*,? and [-−$\d]")
 _BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 _NAME = r"[A-Z][\w’'.-]*(?:(?: (?:of|da|van|de|the|von|and the))? [A-Z][\w’'.-]*){0,4}"
 _WORD_LIST = re.compile(r"(?:^|: |\bis |\bare )((?:the )?[^\W\d][^\d,.:=]{0,40}(?:, [^\d,.:=]{1,40}){2,12})\.?$")
 _NAMES = re.compile(rf"{_NAME}(?:(?:, and|,| and|、| >| <| →)\s(?:and )?{_NAME})+")
 _QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1,60})\*\*")
-_CODE = re.compile(r"\[[^\[\]]{1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?")
+_CODE = re.compile(
+    r"\[(?:[^\[\]]|\[[^\[\]]{0,80}\]){1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?"
+)
 _ARTICLE = re.compile(r"^(?i:the|an?) ")
 _ACTING = re.compile(
     rf"\b({_NAME})(?=\s+(?:is|was|has|had|owns|must|sits|wrote|painted|won|discovered|composed|flows|[a-z]+ed it)\b)"
 )
 _NAMED = re.compile(
-    rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|prints?|raises|only|as|answer|say)"
-    rf"\b[\s,:]*|→\s*|:\s+)(?:in fact |now |the |an? )?({_NAME})|^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
+    rf"(?:\b(?i:is|was|were|by|be|it's|that's|called|so|hence|thus|therefore|means?|stands for|prints?|"
+    rf"raises|only|as|answer|say)\b[\s,:]*|→\s*|:\s+)(?:in fact |now |the |an? )?({_NAME})|"
+    rf"^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
 )
 _PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
 _LOWER = re.compile(
     r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|facing|makes?|means|for|were|gives?|prints?|outputs?|"
-    r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*)(?:now |facing |usually |simply |just )?"
+    r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*|=\s*)(?:now |facing |usually |simply |just |called )?"
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
+_THE = re.compile(r"\b(?:is|was|it's|be) the ([a-z]+)(?=[.,;]|$)")
 _PRINTED = re.compile(
     r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get|"
     r"so(?=:)|command is|query is)(?::|\s)\s*"
@@ -91,26 +104,24 @@ _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
-    r"(?<![A-Za-z0-9_.,:])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞]|[a-z]\s?[-−+]))"
-)
-_FIRST = re.compile(r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I)
-_SUBJECT_OF = re.compile(
-    r"(?: [a-z°]+){0,2} (?:is(?! \W*\d)|are|was|were|does|works|remains?|left|satisf)\b(?! (?:divisible|even|odd|"
-    r"prime|too))"
+    r"(?<![A-Za-z0-9_.,:^])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞\[]|[a-z]\s?[-−+])|O(?=\()|"
+    r"[a-z](?=\^| [-+] \d))"
 )
 _EQUALS = re.compile(
-    r"(?:\b(?:(?i:(?:al)?together|totall?ing|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
+    r"(?:\b(?:(?i:(?:al)?together|totall?ing|being|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
     r"leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
-    r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*)"
+    r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*|: (?=[-−$€£]?[\d(][^:=]*$)|(?:为|等于)\s?)"
 )
 _STOP_WORDS = frozenset(
     "It So That This The I On After From We He She They Then Now Okay Ok Hmm Yes No But And In At If Not Only There "
     "Both Her His Its One Also Thus Hence That's It's I'm I'd I'll Let Wait All Each Alone To Of For By As Or People "
     "Answer Output Answering Because Since When Where Which What Who With Good Great Right Done Final Given "
-    "Close answer it correct that what easy simple right true found "
+    "Close one answer it correct that what easy simple right true found "
     "obvious not also still known already".split()
 )
-_CHINESE = re.compile(r"(?:应该是|一般认为是|就是|即|叫|选|是|(?<!认)为|由|属于|[:：])(?!的)([^，。；、：\s]{1,12})")
+_CHINESE = re.compile(
+    r"(?:应该是|一般认为是|就是|即|叫|名|选|是|(?<!认)为|由|属于|：)(?!的)([\u4e00-\u9fffA-Za-z][^，。；、：\s]{0,11})"
+)
 _CHINESE_VERB = re.compile(r"(?:所|写|作|的|即可|创作|著|画|发明|发现)+的?$")
 
 
@@ -141,6 +152,9 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
         return value
     if asked.truth:
         return None
+    if asked.weekday:
+        days = _WEEKDAY.findall(sentence)
+        return str(days[-1]) if days else None
     if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
         return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
     if asked.many and (series := _read_series(sentence, asked)):
@@ -154,7 +168,10 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.wants_words:
         number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
         return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
-    return _read_number(sentence, asked) or (None if asked.numeric else _read_words(sentence, asked, stale_too=True))
+    number = _read_number(sentence, asked)
+    if number or asked.numeric or asked.formal:
+        return number
+    return _read_words(sentence, asked, stale_too=True)
 
 
 def _spell_large(match: re.Match[str]) -> str:
@@ -166,7 +183,7 @@ def _spell_large(match: re.Match[str]) -> str:
 def read_truth(sentence: str) -> str | None:
     """The yes or no, or true or false, that a sentence says last."""
     found = list(_TRUTH.finditer(sentence))
-    return (found[-1][1] or _CHINESE_TRUTH.get(found[-1][2], "No")) if found else None
+    return (found[-1][1] or ("No" if re.search(f"[{_CHINESE_NO}]", found[-1][2]) else "Yes")) if found else None
 
 
 def _read_label(sentence: str, asked: Asked) -> str | None:
@@ -175,7 +192,8 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
     for match in _LABEL.finditer(sentence):
         label = asked.label(match[1]) if match[1].isupper() or match[1].isdigit() or match[1] in asked.options else None
         before, after = sentence[: match.start()], sentence[match.end() :]
-        if label is None or _DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
+        joined = _JOINED_LABEL.match(after) or _JOINED_TO.search(before)
+        if label is None or joined or _DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
             continue
         if _LEADS.search(before) or _CHOSEN.match(after) or match[0].startswith("("):
             found.append(label)
@@ -189,7 +207,7 @@ def _read_alternative(sentence: str, asked: Asked) -> str | None:
     lower = sentence.lower().partition(" than ")[0]
     if same := re.search(r"\b(?:the same|equal|neither|both)\b", lower):
         return same[0]
-    at = {one: _find_last(one.lower(), lower) for one in asked.alternatives}
+    at = {one: _find_last(one.lower(), lower) for one in (_ARTICLE.sub("", one) for one in asked.alternatives)}
     best = max(at, key=lambda one: (at[one], len(one)))
     if at[best] < 0:
         return None
@@ -243,10 +261,6 @@ def _scan_values(sentence: str, asked: Asked) -> Iterator[tuple[int, int]]:
 
 def _read_number(sentence: str, asked: Asked) -> str | None:
     """The value of what is asked for, behind the last equality, in the last formula, or the last one."""
-    for match in _FIRST.finditer(sentence):
-        end = scan_expression(sentence, match.end())
-        if end is not None and _SUBJECT_OF.match(sentence, end):
-            return sentence[match.end() : end]
     for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
         if value := _read_at(sentence, match.end(), asked):
             return value
@@ -257,14 +271,21 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     formulas = [formula for formula in formulas if not _PROSE.search(formula)]
     if asked.equation and formulas and "=" in formulas[-1]:
         return str(formulas[-1]).rstrip(" .,")
+    values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
+    if asked.equation and values and "=" in values[-1]:
+        return values[-1]
     for match in reversed(list(_EQUALS.finditer(sentence))):
+        variable = _LONE_VARIABLE.search(sentence[: match.start()]) if asked.variables else None
+        if variable and variable[1] in asked.variables:
+            continue
         if value := _read_at(sentence, match.end(), asked):
             return value
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
-    spans = list(_scan_values(sentence, asked))
-    if spans:
-        return sentence[slice(*spans[-1])]
+    if len(values) > 2 and not asked.many and _SERIES.search(sentence):
+        return None
+    if values:
+        return next((value for value in reversed(values) if value not in asked.numbers), values[-1])
     words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
     return words[-1] if words and asked.numeric else None
 
@@ -288,7 +309,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
     if code := _CODE.findall(sentence):
         return str(code[-1])
     quoted = [next(filter(None, match)).strip() for match in _QUOTED.findall(sentence)]
-    if quoted := [one for one in quoted if one not in asked.text]:
+    if quoted := [one for one in quoted if len(quoted) == 1 or one not in asked.text]:
         return _ARTICLE.sub("", quoted[-1])
     for match in reversed(list(GIVES.finditer(sentence))):
         if named := re.compile(rf"(?:the )?({_NAME})").match(sentence, match.end()):
@@ -297,9 +318,9 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
             return re.sub(r"即可$", "", sentence[match.end() :]).strip(" ，。") or None
     proper = _PROPER.search(asked.text) is not None
     groups = (
-        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_LOWER, _CHINESE))
+        ((_NAMED,), (_ACTING,), (_PREPOSED,), (_THE, _CHINESE))
         if proper
-        else ((_NAMED, _LOWER, _CHINESE), (_ACTING,))
+        else ((_NAMED, _LOWER, _CHINESE), (_ACTING, _PREPOSED))
     )
     stale: list[str] = []
     for group in groups:
@@ -314,7 +335,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
         return None
     if stale and (len(sentence.split()) <= 5 or not asked.wants_words):
         return stale[-1]
-    clause = re.match(r"(?:the |an? )?([a-z]+)(?=,|\s*$)", sentence)
+    clause = re.match(r"(?:(?i:the|an?) )?([a-z]+)(?=,|\W*$)", sentence)
     return clause[1] if clause else None
 
 
@@ -331,7 +352,7 @@ def _name_of(match: re.Match[str], asked: Asked) -> str:
 def _clean(words: str) -> str | None:
     """A name or words without article and verb, a number as its digits; None for what is neither."""
     number, end = read_number_words(words, 0)
-    if number is not None and words.islower() and words.count(" ", end) < 2:
+    if number is not None and words.islower() and words != "one" and words.count(" ", end) < 2:
         return str(number)
     words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", _ARTICLE.sub("", words)).rstrip("."))
     words = re.sub(r"['’]s$", "", words)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from .cues import LANGUAGES, either
-from .values import normalize_answer
+from .values import normalize_answer, parse_value
 
-_END = re.compile(r"(?<![.!?])[.!?]+(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
+_END = re.compile(r"(?<![.!?])(?:[.?]|(?<!\d)!)[.!?]*(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
 _DISPLAY = re.compile(r"\s*\\\[")
 _ABBREVIATED = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
@@ -92,6 +92,16 @@ class Asked:
         text: the sentence that asks.
         measures: which measures it asks for ("area").
         others: names that the question mentions but does not ask about.
+        scopes: the parts, steps and cases that it mentions.
+        variables: those that it mentions and does not ask for.
+        rates: the units of time or number of "per month" and "each day" in it.
+        weekday: whether a day of the week is asked for.
+        percent: whether a percentage is asked for.
+        chance: whether a probability is asked for.
+        negated: whether it asks for what is not.
+        qualifiers: its words that one step does not answer ("total", "left").
+        formal: whether it holds formulas.
+        numbers: those that it gives.
         open: whether no single value can be the answer: a text is asked for, or several things are.
     """
 
@@ -113,6 +123,16 @@ class Asked:
     text: str = ""
     measures: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
+    variables: frozenset[str] = frozenset()
+    rates: frozenset[str] = frozenset()
+    weekday: bool = False
+    percent: bool = False
+    chance: bool = False
+    negated: bool = False
+    qualifiers: frozenset[str] = frozenset()
+    formal: bool = False
+    numbers: frozenset[str] = frozenset()
     open: bool = False
 
     def about(self, word: str) -> bool:
@@ -134,9 +154,11 @@ class Asked:
     def is_about_other(self, clause: str) -> bool:
         """Whether a clause gives another person's value, or another measure, than the one that is asked for."""
         names = frozenset(_PERSON.findall(clause))
+        lower = clause.lower()
+        if self.is_limited(clause, lower):
+            return True
         if names & self.others and not any(name in self.text for name in names):
             return True
-        lower = clause.lower()
         named = _CALLED.search(lower)
         if named and named[1] != "what" and self.words and not self.about(named[1]):
             return True
@@ -159,6 +181,45 @@ class Asked:
         if not self.measures or self.wants_words or measures & self.measures:
             return False
         return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
+
+    def is_limited(self, clause: str, lower: str) -> bool:
+        """Whether a clause speaks of a part, a step or a variable that the question does not ask about."""
+        if not frozenset(_SCOPE.findall(lower)) <= self.scopes:
+            return True
+        variable = _ASSIGNED.match(clause)
+        if variable and variable[1] in self.variables:
+            return True
+        rates = frozenset(_RATE.findall(lower))
+        if rates and self.rates and not rates & self.rates:
+            return True
+        return _GIVEN.search(lower) is not None and not self.covers(lower)
+
+    def accepts(self, value: str, clause: str, before: str = "") -> bool:
+        """Whether a value of a clause is of the kind that is asked for, and was arrived at in it or in the text before.
+
+        A number that only stands there is no answer where the question gives it, or asks for more than one step.
+        """
+        if _RANKED.search(self.text) and _COMPARES.search(clause):
+            return False
+        if self.percent:
+            return not _PRICED.search(value) and (not _PRICED.search(clause) or _PERCENT.search(clause) is not None)
+        if self.counted and re.search(r"[,(].*,|[(]\d+,|[<>≤≥]", value):
+            return False
+        if (self.counted or "cost" in self.measures) and "%" in value and not _PERCENT.search(self.text):
+            return False
+        if self.chance and (number := parse_value(value)) is not None:
+            return 0 <= number <= 1 or "%" in value
+        bare = value.replace(",", "").strip("$€£%. ")
+        derived = re.search(rf"[=≈→] ?\$?{re.escape(bare)}(?!\d)", before.replace(",", ""))
+        if not self.numeric or derived or _RESULT.search(clause):
+            return True
+        if bare in self.numbers and not self._speaks(clause):
+            return False
+        return not self.qualifiers or not self.qualifiers.isdisjoint(_QUALIFIER.findall(clause.lower()))
+
+    def _speaks(self, clause: str) -> bool:
+        """Whether a clause has a word that the question asks about."""
+        return any(map(self.about, _WORD.findall(clause.lower())))
 
     def letter_in(self, sentence: str) -> str | None:
         """The label that a sentence names last."""
@@ -204,8 +265,12 @@ def read_question(question: str) -> Asked:
     persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
-    wants_words = _WANTS_WORDS.search(last) is not None
-    numeric = _NUMERIC.search(last) is not None or (bool(measures) and not wants_words)
+    percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None
+    weekday = _WEEKDAYS.search(last) is not None
+    equation = "equation of" in last or "equation for" in last
+    numeric = percent or chance or (_NUMERIC.search(last) is not None and not weekday)
+    wants_words = not numeric and _WANTS_WORDS.search(last) is not None
+    numeric = not equation and (numeric or (bool(measures) and not wants_words))
     if options:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
@@ -219,15 +284,25 @@ def read_question(question: str) -> Asked:
         many=things is None
         and _MANY.search(last) is not None
         and not re.search("inequality|interval|larger|smaller", last),
-        equation="equation of" in last or "equation for" in last,
+        equation=equation,
         truth=_TRUTH.search(last) is not None,
         wants_words=wants_words,
         output=_OUTPUT.search(question[-300:]) is not None,
-        inequality="inequality" in last or re.search(r"^\W*Solve[^=]*(?:[<>≤≥]|\\[lg]e)", last) is not None,
+        inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
         alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
         unit=_stem(things) if things and _UNIT.fullmatch(f"1 {things}") else "",
+        scopes=frozenset(_SCOPE.findall(question.lower())),
+        variables=_find_unasked(last),
+        rates=frozenset(_RATE.findall(last.lower())),
+        weekday=weekday,
+        percent=percent,
+        chance=chance,
+        qualifiers=frozenset(_QUALIFIER.findall(last.lower())),
+        formal=re.search(r"[$\\=]|\d\s*[-+*/^]", last) is not None,
+        numbers=frozenset(re.findall(r"\d+(?:[.,/]\d+)*", question)),
+        negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
         open=_is_open(question),
         text=last,
         measures=measures,
@@ -235,12 +310,19 @@ def read_question(question: str) -> Asked:
     )
 
 
+def _find_unasked(asking: str) -> frozenset[str]:
+    """The variables that a question mentions and does not ask for."""
+    if _SOLVES.search(asking):
+        return frozenset()
+    return frozenset(_LETTER.findall(asking)) - frozenset(_WANTED.findall(asking))
+
+
 def _same_part(part: str, noun: str, text: str) -> bool:
     """Whether a question asks about a part ("each person", "the larger one") too."""
-    if part in ("each", "every", "per"):
-        return re.search(r"\b(?:each|every|per|apiece)\b", text) is not None or bool(
-            noun and re.search(rf"\b{noun}", text)
-        )
+    if part in ("each", "every", "per", "one"):
+        return re.search(
+            r"\b(?:each|every|per|apiece|one|an?)\b" if part == "one" else r"\b(?:each|every|per|apiece)\b", text
+        ) is not None or bool(noun and re.search(rf"\b{noun}", text))
     return part[:4] in text
 
 
@@ -270,12 +352,40 @@ def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(rf"(?:{'|'.join(names)})(?:\\\)|\$)?\s*(?:{either('equals')})", re.I)
 
 
-NUMBER = r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
+NUMBER = r"[-+−]?[$€£¥]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
 _OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
 _PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
+_SCOPE = re.compile(rf"(?:{either('scopes')})")
+_GIVEN = re.compile(rf"(?:{either('given')})")
+_RESULT = re.compile(rf"(?:{either('results')})", re.I)
+_QUALIFIER = re.compile(rf"(?:{either('qualifiers')})")
+_INEQUALITY = re.compile(r"[<>≤≥]|\\[lg]eq?(?![a-z])")
+_EXTREME = re.compile(
+    r"\b(?:how many|smallest|largest|least|greatest|minimum|maximum|sum|number of|what is|let|if)\b", re.I
+)
+_RANKED = re.compile(r"\b\w{2,}est\b|\b(?:last|third|position)\b")
+_COMPARES = re.compile(r"(?:er|more|less|before|after|ahead|behind) (?:than |of )?(?-i:[A-Z])\w+[^,;]*$")
+_RATE = re.compile(r"\b(?:per|an?|each|every) (second|minute|hour|day|week|month|year)\b")
+_PERCENT = re.compile(r"%|\bpercent", re.I)
+_PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
+_WEEKDAYS = re.compile(rf"(?:{either('weekdays')})", re.I)
+_CHANCES = re.compile(rf"(?:{either('chances')})", re.I)
+_ASSIGNED = re.compile(
+    r"^\W{0,9}(?:(?:so|thus|hence|therefore|then|(?:we|i) (?:get|have|know)|from [^,=]{1,40},)\s+){0,3}"
+    r"[$(\\]{0,3}([A-Za-z])\s?=(?!=)",
+    re.I,
+)
+_SOLVES = re.compile(r"\b(?:solve|solutions?|roots?|equation|function|inverse)\b|解方程|根", re.I)
+_LETTER = re.compile(r"(?<![A-Za-z\\'’])(?![aA] [A-Za-z]|I\b)[A-Za-z](?![A-Za-z'’])")
+_WANTED = re.compile(
+    r"(?:(?:values? of|find|is|are|for|what's|compute|determine|求)\s*(?:the (?:value|number) )?|"
+    r"(?:integer|number|prime|constant|value|angle|point|smallest|largest|least|greatest|positive|real|what|which)s? )"
+    r"[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
+    re.I,
+)
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
 _PERSON = re.compile(
     r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)"
@@ -285,23 +395,26 @@ _NO_PERSONS = frozenset(
     "At On For After Before And But Find Compute".split()
 )
 _POINT = re.compile(
-    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple)\b", re.I
+    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple|ordered pair)\b|"
+    r"坐标|向量|中点",
+    re.I,
 )
 _OUTPUT = re.compile(
     r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I
 )
 _CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
 _PART = re.compile(
-    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?(each|every|per|first|second|third|inner|"
-    r"outer|other|smaller|larger|"
-    r"remaining|former|latter)\b(?!\W*$)\W*(\w*)"
+    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?"
+    r"(each|every|per|one(?! (?:second|minute|hour|day|week|month|year|more|of))|inner|outer|other|"
+    r"smaller|larger|remaining|former|latter)\b(?!\W*$)\W*(\w*)"
 )
 _LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
 _GONE = re.compile(
     r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)"
 )
 _UNIT = re.compile(
-    r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|kilometers?)\b"
+    r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|"
+    r"kilometers?|kg|km|cm|lit(?:er|re)s?)\b"
 )
 _PRICED = re.compile(r"\$\d|\bdollars?\b|\bcents?\b")
 _UNPRICED = re.compile(

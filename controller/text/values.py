@@ -91,7 +91,7 @@ def scan_expression(text: str, start: int) -> int | None:
 
 
 def _scan_operand(text: str, at: int) -> int | None:
-    if text.startswith("$", at) or text.startswith("\\$", at):  # currency
+    if text.startswith(("$", "\\$", "€", "£", "¥"), at):  # currency
         at += 1 + text.startswith("\\", at)
         return match.end() if (match := _AMOUNT.match(text, at)) else None
     found = _OPERAND.match(text, at)
@@ -206,6 +206,7 @@ _SPELLINGS = (
     (re.compile(r"\\(?:cdot|times)(?![A-Za-z])|[×·]"), "*"),
     (re.compile(r"(?<!\\)\bsqrt\s?\(([^()]*)\)|√\s?\(([^()]*)\)|√\s?(\w+)|\\sqrt\s?(\d)"), r"\\sqrt{\1\2\3\4}"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])|π"), r"\\pi"),
+    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"(?<![\\A-Za-z])infinity(?![A-Za-z])|∞"), r"\\infty"),
     (re.compile(r"\\leq?(?![A-Za-z])|<="), "≤"),
     (re.compile(r"\\geq?(?![A-Za-z])|>="), "≥"),
