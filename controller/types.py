@@ -63,6 +63,8 @@ class Directive:
     retract: int = 0
     """How many tokens to drop, the one just sampled included. Dropping only that one is free; more needs
     `Capability.KV_ROLLBACK`."""
+    restored: int = 0
+    """How many of the dropped tokens stand at the end of `force` again: they are read twice, not lost."""
     trial: bool | None = None
     """True starts (or restarts) a trial, False ends it. Tokens of a trial meet no stopping criterion and are dropped at
     its end."""
@@ -172,7 +174,7 @@ class Completion:
     """Tokens that were generated and taken back, except those of trials."""
     trial: int = 0
     recomputed: int = 0
-    """Prompt tokens that were read twice."""
+    """Tokens that were read twice: of the prompt, or behind text that was put before them."""
     signals: tuple[Signals | None, ...] = ()
     """One per token where they were requested, None at forced tokens; otherwise empty."""
 

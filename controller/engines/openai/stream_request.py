@@ -76,7 +76,7 @@ class RemoteRequest:
             completion,
             dropped=completion.dropped + self._late,
             trial=completion.trial + self._late_in_trials,
-            recomputed=self._recomputed,
+            recomputed=completion.recomputed + self._recomputed,
         )
 
     async def _read_stream(self) -> None:
