@@ -36,6 +36,8 @@ class Capability(StrEnum):
     """Entropy, top probability and margin of each step."""
     LOGPROBS = "logprobs"
     """The probability of each sampled token, without the other signals."""
+    TOP_LOGPROBS = "top_logprobs"
+    """The log-probabilities of the 20 most likely tokens of each step, for `Signals.confidence`."""
     HIDDEN_STATES = "hidden_states"
     """Hidden states of chosen layers, of prompts and at each step."""
     RETRACT = "retract"
@@ -80,6 +82,10 @@ KEEP = Directive()
 """Nothing to do; compared by identity."""
 
 
+TOP = 20
+"""Tokens by which `Signals.confidence` is measured, as in DeepConf (arXiv 2508.15260)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signals:
     """Facts about the distribution that a token was sampled from, before temperature and truncation."""
@@ -88,6 +94,7 @@ class Signals:
     top: float  # probability of the most likely token
     chosen: float
     margin: float = math.nan  # how far `top` lies above the second most likely token
+    confidence: float = math.nan  # minus the mean log-probability of the `TOP` most likely tokens, where requested
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,8 @@ class Request:
     temperature: float | None = None
     """Of this sequence where the batch is sampled, in place of the batch's."""
     modifiers: tuple[SequenceModifier, ...] = ()
+    confidence: bool = False
+    """Report `Signals.confidence` with the signals, which needs `Capability.TOP_LOGPROBS`."""
 
 
 @dataclass(frozen=True, slots=True)
