@@ -15,7 +15,7 @@ import tersely
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.research.rules import Tree
-from tersely.controller.sampling.rules import Majority, ShortMofK
+from tersely.controller.sampling.rules import Majority, ShortMofK, VoteFirst
 from tersely.controller.sampling.run import SampleResult
 from tersely.controller.sampling.vote import AggregationRule
 from tersely.evaluation.runner import batch_seed
@@ -29,6 +29,7 @@ RULES: Mapping[str, AggregationRule] = {
     "confident": DeepConfOffline(measure="mean", keep=100),
     "confident-tail": DeepConfOffline(keep=50, window=64),
     "short": ShortMofK(m=3),
+    "vote-first": VoteFirst(),
     "deepconf": DeepConf(window=64),
     "tree": Tree(),
 }

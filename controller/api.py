@@ -115,8 +115,8 @@ def sample(
     it. A model that is greedy by default needs a temperature.
 
     Args:
-        rule: "majority", "short", "deepconf", "deepconf-offline" or "tree", or an `AggregationRule` with its
-            own settings.
+        rule: "majority", "short", "vote-first", "deepconf", "deepconf-offline" or "tree", or an `AggregationRule`
+            with its own settings.
 
     All other arguments are those of `generate`; policies act on each sample.
     """

@@ -1,4 +1,4 @@
-"""Rules by which samples become an answer: majority, the shortest thinkings, and rules by name."""
+"""Rules by which samples become an answer: majority, the shortest thinkings, a vote before thinking; rules by name."""
 
 from __future__ import annotations
 
@@ -96,8 +96,46 @@ class _FirstVote(VoteState):
         return tally(sorted(self.votes, key=lambda vote: self._first.index(vote.sample)))
 
 
+@dataclass(frozen=True, slots=True)
+class VoteFirst:
+    """Samples without thinking, and only where they disagree samples that think, whose majority counts then.
+
+    Of k samples the `first` do not think. Their answer stands if all give the same one. A rule of practice without a
+    paper that we know of.
+    """
+
+    name: ClassVar[str] = "vote-first"
+    requires: ClassVar[frozenset[Capability]] = frozenset()
+    first: int = 3
+
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`."""
+        if not 2 <= self.first < k:
+            raise OptionError(f"first is {self.first} of {k} samples; accepted: 2 to {k - 1}")
+        return _VoteFirst(k, self.first)
+
+
+class _VoteFirst(VoteState):
+    def __init__(self, k: int, first: int) -> None:
+        super().__init__(k)
+        self.first = first
+
+    def start_samples(self) -> list[Branch]:
+        return self._start([Branch(effort="none")] * self.first) if not self.started else super().start_samples()
+
+    def tally(self) -> dict[str, float]:
+        thought = [vote for vote in self.votes if vote.sample >= self.first and vote.answer]
+        return tally(sorted(thought or self.votes, key=lambda vote: vote.sample))
+
+    def _settle(self) -> None:
+        if self.started > self.first:
+            super()._settle()
+        elif not self.running and len(votes := self.tally()) == 1 and all(vote.answer for vote in self.votes):
+            self._decide(f"all {self.first} samples without thinking say {next(iter(votes))}")
+
+
 RULES: Mapping[str, AggregationRule] = {
-    rule.name: rule for rule in (Majority(), ShortMofK(), DeepConf(), DeepConfOffline())
+    rule.name: rule for rule in (Majority(), ShortMofK(), VoteFirst(), DeepConf(), DeepConfOffline())
 }
 
 

@@ -111,10 +111,16 @@ def _start_batch(
     session: Session, options: GenerationOptions, branches: Sequence[tuple[_Question, Branch]]
 ) -> list[_Sample]:
     """Make samples ready for the engine, in order."""
-    roots = [question.prompt for question, branch in branches if branch.parent is None]
-    prepared = iter(session.prepare(roots, options) if roots else ())
+    roots: dict[str | None, list[Prompt]] = {}
+    for question, branch in branches:
+        if branch.parent is None:
+            roots.setdefault(branch.effort, []).append(question.prompt)
+    prepared = {
+        effort: iter(session.prepare(prompts, replace(options, effort=effort or options.effort)))
+        for effort, prompts in roots.items()
+    }
     return [
-        _start_sample(session, question, next(prepared))
+        _start_sample(session, question, next(prepared[branch.effort]))
         if branch.parent is None
         else _start_branch(session, options, question, question.samples[branch.parent], branch.at)
         for question, branch in branches

@@ -20,6 +20,8 @@ class Branch:
 
     parent: int | None = None
     at: int = 0
+    effort: str | None = None
+    """Of a sample that starts at the prompt; None is the caller's."""
 
 
 ROOT = Branch()

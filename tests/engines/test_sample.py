@@ -109,6 +109,16 @@ def test_short_stops_the_other_samples_while_they_think(engine: TransformersEngi
         assert max(s.usage.thinking for s in others) <= min(s.usage.thinking for s in cut) + 1
 
 
+def test_votes_come_first_and_thinking_where_they_differ(engine: TransformersEngine) -> None:
+    results = sample(engine, rule="vote-first", preset="off")
+    for result in results:
+        check_consistency(result)
+        thinking = [one.usage.thinking for one in result.samples]
+        assert thinking[:3] == [0, 0, 0] and all(thinking[3:]) and len(thinking) in (3, 5)
+        assert (len(thinking) == 3) == (len({extract_answer(one.answer) for one in result.samples[:3]}) == 1)
+    assert len({len(result.samples) for result in results}) == 2
+
+
 def test_short_works_without_thinking(engine: TransformersEngine) -> None:
     result = sample(engine, EASY, rule="short", effort="none")
     check_consistency(result)

@@ -66,7 +66,8 @@ def shares(total: int, weights: Sequence[float], schedule: Schedule = "cosine", 
     """Split tokens over steps by weight and schedule, rounded down; the largest shares get one more each.
 
     "bam" is the paper's Budget Allocation Model (BBAM in its first version): the uncertainty c / b^a that a step of
-    weight c and b tokens leaves, summed over steps, is least at shares of (c a)^(1 / (a + 1)). With one a for all, `exponent`, its power cancels.
+    weight c and b tokens leaves, summed over steps, is least at shares of (c a)^(1 / (a + 1)). With one a for all,
+    `exponent`, its power cancels.
     """
     if schedule == "bam":
         worth = [weight ** (1 / (exponent + 1)) for weight in weights]

@@ -12,7 +12,7 @@ import pytest
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.rules import Tree, Verified
-from tersely.controller.sampling.rules import Majority, ShortMofK, resolve_rule
+from tersely.controller.sampling.rules import Majority, ShortMofK, VoteFirst, resolve_rule
 from tersely.controller.sampling.vote import (
     ROOT,
     AggregationRule,
@@ -151,6 +151,28 @@ def test_short_is_settled_by_two_of_three() -> None:
         vote.finish(sample, "8")
     assert vote.decision == "8 leads 2 to 0 and at most 1 can follow"
     assert list(vote.stopped) == [0, 3, 4]
+
+
+def test_thinking_begins_where_answers_without_it_differ() -> None:
+    quick = Branch(effort="none")
+    vote = VoteFirst().start_vote(5)
+    assert vote.start_samples() == [quick] * 3
+    for sample, answer in ((2, "7"), (0, "7.0"), (1, "7")):
+        assert not vote.decision
+        vote.finish(sample, answer)
+    assert vote.decision and vote.start_samples() == [] and vote.tally() == {"7": 3}
+    for answers in ("778", ["7", "7", ""]):
+        torn = VoteFirst().start_vote(6)
+        torn.start_samples()
+        for sample, answer in enumerate(answers):
+            torn.finish(sample, answer)
+        assert not torn.decision and torn.start_samples() == [ROOT] * 3
+        torn.finish(4, "8")
+        assert torn.tally() == {"8": 1}, "only those that have thought"
+        torn.finish(3, "8")
+        assert torn.stopped.keys() == {5}
+    with pytest.raises(OptionError):
+        VoteFirst(first=5).start_vote(5)
 
 
 def run_sample(vote: VoteState, sample: int, values: Sequence[float], answer: str) -> None:
