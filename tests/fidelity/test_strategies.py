@@ -93,6 +93,7 @@ def test_diffadapt_is_labelled_by_ten_samples_under_each_of_its_strategies(tmp_p
             "Return the answer at the end of the response after a separator ####.",
         ),
         ("tale", "Let's think step by step and use less than 50 tokens:"),
+        ("lcpo", "Think for maximum 50 tokens."),
     ],
 )
 def test_instructions_are_those_of_the_authors(small: TransformersEngine, name: str, says: str) -> None:
