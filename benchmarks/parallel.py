@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.research.rules import Tree
-from tersely.controller.sampling.rules import DeepConf, Majority, ShortMofK
+from tersely.controller.sampling.rules import Majority, ShortMofK, VoteFirst
 from tersely.controller.sampling.run import SampleResult
 from tersely.controller.sampling.vote import AggregationRule
 from tersely.evaluation.runner import batch_seed
@@ -25,8 +26,10 @@ RULES: Mapping[str, AggregationRule] = {
     FULL: Majority(early=False),
     "early": Majority(),
     "lazy": Majority(lazy=True),
-    "confident": Majority(by_confidence=True, early=False),
+    "confident": DeepConfOffline(measure="mean", keep=100),
+    "confident-tail": DeepConfOffline(keep=50, window=64),
     "short": ShortMofK(m=3),
+    "vote-first": VoteFirst(),
     "deepconf": DeepConf(window=64),
     "tree": Tree(),
 }

@@ -72,7 +72,8 @@ def generate(
         options: see `GenerationOptions`; `overrides` are the same options as keywords.
         markers: how the model opens and closes its thinking; None finds out.
         think_prompt: make a model without markers think between <think> and </think>.
-        verifier: a model that policies ask: a name, a folder, an engine, or a `verification.Verifier`.
+        verifier: a model that policies ask: a name, a folder, the URL of an OpenAI-compatible server, an engine, or
+            a `verification.Verifier`.
         helper: one that they delegate to: the same, or a `delegation.Helper`.
         on_event: receives text as it is generated.
 
@@ -114,7 +115,8 @@ def sample(
     it. A model that is greedy by default needs a temperature.
 
     Args:
-        rule: "majority", "short", "deepconf", "tree", or an `AggregationRule` with its own settings.
+        rule: "majority", "short", "vote-first", "deepconf", "deepconf-offline" or "tree", or an `AggregationRule`
+            with its own settings.
 
     All other arguments are those of `generate`; policies act on each sample.
     """
@@ -162,11 +164,13 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], boo
 
 
 def resolve_verifier(verifier: Any) -> Verifier | None:
-    """A verifier object as it is; a model as one that is asked what rules cannot decide."""
+    """A verifier object as it is; a model, or a server's URL, as one that is asked what rules cannot decide."""
     if verifier is None or hasattr(verifier, "submit"):
         return cast("Verifier | None", verifier)
-    from .verifiers import LLMVerifier
+    from .verifiers import EndpointVerifier, LLMVerifier
 
+    if isinstance(verifier, str) and verifier.startswith(("http://", "https://")):
+        return RuleVerifier(EndpointVerifier(verifier))
     return RuleVerifier(LLMVerifier(resolve_engine(verifier)))
 
 

@@ -19,6 +19,8 @@ ANSWER_RESERVE = 64
 MAX_ANSWER_RESERVE = 1024
 DIFFADAPT = "diffadapt"
 """The strategy whose tier is the likeliest class of the difficulty probe."""
+LCPO = "Think for maximum {budget} tokens."
+"""What models of `tersely train lcpo` keep to: the sentence of LCPO-Max (L1, arXiv 2503.04697)."""
 UNLIMITED = 1 << 30
 
 
@@ -61,6 +63,7 @@ STRATEGIES: Mapping[str, Mapping[str, Budget]] = {
         "Return the answer at the end of the response after a separator ####."
     ),
     "tale": _with_instruction("Let's think step by step and use less than {budget} tokens:"),
+    "lcpo": _with_instruction(LCPO),
     DIFFADAPT: {
         "none": TIERS["none"],
         "easy": Budget(
@@ -79,8 +82,9 @@ STRATEGIES: Mapping[str, Mapping[str, Budget]] = {
 
 `adap` is the instruction that goes with ConciseHint (arXiv 2506.18810), `chain-of-draft` that of Chain of Draft (arXiv
 2502.18600), which is a system prompt there, and `tale` that of TALE (arXiv 2412.18547), which has a model estimate the
-budget first; here it is the tier's or the caller's. In `diffadapt` (arXiv 2510.19669) hard questions get less than
-normal ones, and effort `auto` takes the probe's likeliest class; its instructions are in our words.
+budget first; here it is the tier's or the caller's. `lcpo` is for models that were trained to keep to it. In
+`diffadapt` (arXiv 2510.19669) hard questions get less than normal ones, and effort `auto` takes the probe's likeliest
+class; its instructions are in our words.
 """
 
 

@@ -428,7 +428,7 @@ class Controller:
         self.thinking.add_forced(forced)
         for token in tail:
             self.thinking.add(token)
-        return Directive((*forced, *tail), retract=behind)
+        return Directive((*forced, *tail), retract=behind, restored=behind)
 
     def _render(self, action: Inject | Close) -> str:
         """The text that an action writes here."""

@@ -36,7 +36,7 @@ class Usage:
     verifier: int = 0  # read by the verifier
     helper_completion: int = 0  # written by the helper
     helper_prompt: int = 0  # read by the helper
-    recomputed: int = 0  # prompt tokens that were read twice
+    recomputed: int = 0  # read twice: of the prompt, or behind a text that was put before them
 
     @property
     def overhead(self) -> int:

@@ -36,6 +36,8 @@ class Capability(StrEnum):
     """Entropy, top probability and margin of each step."""
     LOGPROBS = "logprobs"
     """The probability of each sampled token, without the other signals."""
+    TOP_LOGPROBS = "top_logprobs"
+    """The log-probabilities of the 20 most likely tokens of each step, for `Signals.confidence`."""
     HIDDEN_STATES = "hidden_states"
     """Hidden states of chosen layers, of prompts and at each step."""
     RETRACT = "retract"
@@ -63,6 +65,8 @@ class Directive:
     retract: int = 0
     """How many tokens to drop, the one just sampled included. Dropping only that one is free; more needs
     `Capability.KV_ROLLBACK`."""
+    restored: int = 0
+    """How many of the dropped tokens stand at the end of `force` again: they are read twice, not lost."""
     trial: bool | None = None
     """True starts (or restarts) a trial, False ends it. Tokens of a trial meet no stopping criterion and are dropped at
     its end."""
@@ -78,6 +82,10 @@ KEEP = Directive()
 """Nothing to do; compared by identity."""
 
 
+TOP = 20
+"""Tokens by which `Signals.confidence` is measured, as in DeepConf (arXiv 2508.15260)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signals:
     """Facts about the distribution that a token was sampled from, before temperature and truncation."""
@@ -86,6 +94,7 @@ class Signals:
     top: float  # probability of the most likely token
     chosen: float
     margin: float = math.nan  # how far `top` lies above the second most likely token
+    confidence: float = math.nan  # minus the mean log-probability of the `TOP` most likely tokens, where requested
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +167,8 @@ class Request:
     temperature: float | None = None
     """Of this sequence where the batch is sampled, in place of the batch's."""
     modifiers: tuple[SequenceModifier, ...] = ()
+    confidence: bool = False
+    """Report `Signals.confidence` with the signals, which needs `Capability.TOP_LOGPROBS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +183,7 @@ class Completion:
     """Tokens that were generated and taken back, except those of trials."""
     trial: int = 0
     recomputed: int = 0
-    """Prompt tokens that were read twice."""
+    """Tokens that were read twice: of the prompt, or behind text that was put before them."""
     signals: tuple[Signals | None, ...] = ()
     """One per token where they were requested, None at forced tokens; otherwise empty."""
 

@@ -1,22 +1,26 @@
-"""Verdicts of a language model: one prefill for all pending questions, the verdict read off the next token.
+"""Verdicts of a language model in this process or behind an endpoint, read off the token after the question.
 
-TrimR's verifier (arXiv 2505.17155) generates nothing either. We found neither its prompts nor its calibration, so the
-prompts are ours and P(yes) is normalized over yes and no.
+TrimR's verifier (arXiv 2505.17155) generates nothing either, and decoding never waits for it. We found neither its
+prompts nor its calibration, so the prompts are ours and P(yes) is normalized over yes and no.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
+import math
 import queue
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from typing import Any
 
 import torch
 
-from ..errors import CapabilityError
+from ..errors import CapabilityError, ModelError
+from .engines.openai.client import OpenAIClient, RefusedError, choose_model
 from .verification import AnswerStated, NoVerdictError, Question, VerdictFuture
 
 _YES, _NO = ("Yes", " Yes", "yes", " yes", "YES"), ("No", " No", "no", " no", "NO")
@@ -66,7 +70,7 @@ class LLMVerifier:
             stopped = VerdictFuture()
             stopped.set_exception(NoVerdictError("the verifier has stopped"))
             return stopped
-        ids = encode_question(self.tokenizer, question)
+        ids = encode_chat(self.tokenizer, format_question(question))
         future = VerdictFuture(len(ids))
         self._queue.put((ids, future))
         return future
@@ -103,10 +107,124 @@ class LLMVerifier:
                 _settle(future, error)
             return
         for (_, future), (yes, no) in zip(batch, probabilities, strict=True):
-            if yes + no > self.min_probability:
-                _settle(future, yes / (yes + no))
-            else:
-                _settle(future, NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability"))
+            _settle(future, weigh_reply(yes, no, self.min_probability))
+
+
+_LOGPROBS = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+_FORMS: tuple[Mapping[str, Any], ...] = (
+    {**_LOGPROBS, "chat_template_kwargs": {"enable_thinking": False}},
+    _LOGPROBS,
+    {"max_tokens": 8, "reasoning_effort": "none"},
+    {"max_tokens": 8},
+)
+"""What a request has beyond the question, from best to least; a server refuses fields that it does not know."""
+
+
+class EndpointVerifier:
+    """Asks a chat model behind an OpenAI-compatible server, from a thread of its own; implements `Verifier`.
+
+    The verdict is read off the 20 likeliest first tokens of the reply where the server reports them, which generates
+    one token; otherwise the reply's first yes or no is the verdict. Verdicts count for `timeout` seconds.
+
+    Args:
+        model: its name there; None takes the server's only one.
+        api_key: None takes it from the environment, "" sends none.
+        min_probability: see `LLMVerifier`.
+        streams: most questions that are asked at the same time.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 10.0,
+        min_probability: float = 0.1,
+        streams: int = 16,
+    ) -> None:
+        self._client = OpenAIClient(base_url, api_key, timeout)
+        self.model, self.timeout, self.min_probability = model, timeout, min_probability
+        self._forms = list(_FORMS)
+        self._slots = asyncio.Semaphore(streams)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tersely verifier", daemon=True)
+        self._thread.start()
+
+    def submit(self, question: Question) -> VerdictFuture:
+        """See `Verifier.submit`."""
+        future = VerdictFuture()
+        if self._loop.is_closed():
+            future.set_exception(NoVerdictError("the verifier has stopped"))
+        else:
+            asyncio.run_coroutine_threadsafe(self._answer(format_question(question), future), self._loop)
+        return future
+
+    def close(self) -> None:
+        """See `Verifier.close`."""
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result(self.timeout)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(self.timeout)
+            self._loop.close()
+
+    async def _shut_down(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.close()
+
+    async def _answer(self, text: str, future: VerdictFuture) -> None:
+        try:
+            async with self._slots:
+                if future.done():  # too late before it was asked
+                    return
+                self.model = self.model or (await choose_model(self._client, None)).name
+                reply = await self._ask(text)
+            future.tokens = int((reply.get("usage") or {}).get("prompt_tokens") or 0)
+            _settle(future, read_verdict(reply, self.min_probability))
+        except asyncio.CancelledError:
+            _settle(future, NoVerdictError("the verifier was closed"))
+        except Exception as error:  # a broken server must not disturb the sequences that are decoded
+            _settle(future, error)
+
+    async def _ask(self, text: str) -> dict[str, Any]:
+        """The reply in the best form that the server takes."""
+        question = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0.0}
+        while True:
+            form = self._forms[0]
+            try:
+                return await self._client.request("POST", "/chat/completions", {**question, **form})
+            except RefusedError as error:
+                if error.status not in (400, 422) or form is _FORMS[-1]:
+                    raise
+                if self._forms[0] is form:  # else another question has been refused meanwhile
+                    self._forms.pop(0)
+
+
+def read_verdict(reply: Mapping[str, Any], min_probability: float) -> float | Exception:
+    """The verdict of a chat completion; raises ModelError for a malformed one."""
+    try:
+        choice = reply["choices"][0]
+        tokens = (choice.get("logprobs") or {}).get("content") or []
+        if tokens and tokens[0]["top_logprobs"]:
+            found = {"yes": 0.0, "no": 0.0}
+            for one in tokens[0]["top_logprobs"]:
+                if (word := one["token"].strip().lower()) in found:
+                    found[word] += math.exp(one["logprob"])
+            return weigh_reply(found["yes"], found["no"], min_probability)
+        word_found = re.search(r"\b(yes|no)\b", choice["message"]["content"] or "", re.IGNORECASE)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(f"the verifier's reply is malformed: {error}", code="invalid_reply") from error
+    return NoVerdictError("the reply has no yes or no") if word_found is None else float(word_found[1].lower() == "yes")
+
+
+def weigh_reply(yes: float, no: float, min_probability: float) -> float | Exception:
+    """P(yes) of yes and no, or why that is no verdict."""
+    if yes + no > min_probability:
+        return yes / (yes + no)
+    return NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability")
 
 
 def _settle(future: VerdictFuture, outcome: float | Exception) -> None:
@@ -135,13 +253,11 @@ def reply_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     return sorted(yes), sorted(no)
 
 
-def encode_question(tokenizer: Any, question: Question) -> list[int]:
-    """Token ids of the prompt that asks a question."""
+def format_question(question: Question) -> str:
+    """The text that asks a question."""
     if isinstance(question, AnswerStated):
-        text = _EXISTS.format(question=question.question, ending=question.ending)
-    else:
-        text = _SAME.format(question=question.question, first=question.first, second=question.second)
-    return encode_chat(tokenizer, text)
+        return _EXISTS.format(question=question.question, ending=question.ending)
+    return _SAME.format(question=question.question, first=question.first, second=question.second)
 
 
 def encode_chat(tokenizer: Any, text: str) -> list[int]:

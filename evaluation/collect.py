@@ -11,8 +11,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from ..controller.budgets import EFFORTS, fit_budget
+from ..controller.budgets import DIFFADAPT, EFFORTS, STRATEGIES, fit_budget
 from ..controller.options import GenerationOptions, with_seed
+from ..controller.policies import make_policy
 from ..controller.policies.record import AnswerIds, PassiveRecorder, ThoughtRecord, mean_entropy
 from ..controller.prompts import render
 from ..controller.request_builder import find_prefix
@@ -21,6 +22,7 @@ from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.markers import resolve_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import State
+from ..errors import unknown
 from ..probes.calibrate.data import ENOUGH
 from ..probes.features import FEATURES
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
@@ -28,6 +30,9 @@ from . import cli_utils as cli
 from .runner import batch_seed, batches
 from .tasks.equality import AnswerChecker
 from .tasks.questions import Question, hash_question, load_all
+
+DIFFADAPT_ROLLOUTS = 10
+"""Samples of a question by which DiffAdapt (arXiv 2510.19669) labels it."""
 
 
 def collect(
@@ -39,8 +44,16 @@ def collect(
     split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = ENOUGH,
     seed: cli.Seed = 0,
-    tiers: Annotated[str, typer.Option(help="Efforts to sample at, comma-separated.")] = "none,easy,normal,hard",
-    rollouts: Annotated[int, typer.Option("--rollouts", min=1, help="Rollouts per question and effort.")] = 1,
+    tiers: Annotated[
+        str | None, typer.Option(help="Efforts to sample at, comma-separated; default: none,easy,normal,hard.")
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="What the efforts mean; diffadapt: its prompts, temperatures and caps, without none.")
+    ] = "tiers",
+    rollouts: Annotated[
+        int | None,
+        typer.Option("--rollouts", min=1, help="Rollouts per question and effort; default: 1, for diffadapt 10."),
+    ] = None,
     layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1",
     batch_size: cli.BatchSize = 32,
     max_new_tokens: cli.MaxNewTokens = 2048,
@@ -49,11 +62,16 @@ def collect(
 ) -> None:
     """Collect the training data of `tersely calibrate`: signals, hidden states and trial answers after each thought.
 
-    The rollouts are not controlled. Trial answers cost tokens here, but not when the probes are used.
+    The rollouts are not controlled, but a strategy's caps are kept. Trial answers cost tokens here, but not when the
+    probes are used.
     """
     from ..controller.engines.transformers.engine import load_engine
 
-    efforts = cli.parse_list("--tiers", tiers, str, EFFORTS[:-1])
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    adapts = strategy == DIFFADAPT
+    efforts = cli.parse_list("--tiers", tiers or ",".join(EFFORTS[adapts:-1]), str, EFFORTS[:-1])
+    rollouts = rollouts or (DIFFADAPT_ROLLOUTS if adapts else 1)
     hidden_layers = cli.parse_list("--layers", layers, int)
     names = cli.parse_list("--tasks", tasks, str)
     questions = load_all(names, split, limit, seed)
@@ -74,6 +92,7 @@ def collect(
         "max_new_tokens": max_new_tokens,
         "think_prompt": think_prompt,
         **({} if markers is None else {"markers": markers}),
+        **({} if strategy == "tiers" else {"strategy": strategy}),
         "features": FEATURES,
         "fingerprint": engine.fingerprint(),
         "closing": len(session.codec.encode(used.close + used.close_suffix + used.answer_prefix)),
@@ -90,7 +109,7 @@ def collect(
     trial_tokens = 0
     per_question = len(efforts) * rollouts
     with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
-        collector = Collector(session, checker, efforts, rollouts, hidden_layers, max_new_tokens, seed)
+        collector = Collector(session, checker, efforts, rollouts, hidden_layers, max_new_tokens, seed, strategy)
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
         for number in Random(seed).sample(range(len(groups)), len(groups)):
             rows = groups[number]
@@ -125,6 +144,7 @@ class Collector:
     layers: tuple[int, ...]
     max_new_tokens: int
     seed: int
+    strategy: str = "tiers"
 
     def collect_batch(
         self, number: int, questions: Sequence[Question], advance: Callable[[int], None]
@@ -170,9 +190,10 @@ class Collector:
             rows.append([])
             return rows[-1].append
 
-        plain = with_seed(GenerationOptions(effort=tier, preset="off", max_new_tokens=self.max_new_tokens), seed)
-        policies = (PassiveRecorder(start_row, self.layers),) if tier != "none" else ()
-        options = replace(plain, policies=policies, signals=True)
+        plain = GenerationOptions(effort=tier, max_new_tokens=self.max_new_tokens, strategy=self.strategy)
+        caps = () if self.strategy == "tiers" else (make_policy("budget"),)
+        policies = (*caps, PassiveRecorder(start_row, self.layers)) if tier != "none" else ()
+        options = replace(with_seed(plain, seed), policies=policies, signals=True)
         results = self.session.run([question.problem for question in questions], options)
         return list(zip(results, rows or [[] for _ in results], strict=True))
 
@@ -191,7 +212,7 @@ class Collector:
         """The token ids with which the prompts of all tiers start."""
         session, renderings = self.session, {}
         for tier in self.tiers:
-            budget = fit_budget(tier, self.max_new_tokens)
+            budget = fit_budget(tier, self.max_new_tokens, strategy=self.strategy)
             renderings[tier] = render(session.engine.tokenizer, problem, budget, session.markers)
         return find_prefix(session.codec, problem, renderings)
 

@@ -57,7 +57,7 @@ class SequenceState:
 
     __slots__ = (
         "dropped ended_by_eos eos finish forced index keep_signals last_prompt_token limit notify observe queue "
-        "ragged resume signals sink slot tokens trial trial_sampled trial_tokens waiting_for"
+        "ragged recomputed resume signals sink slot tokens trial trial_sampled trial_tokens waiting_for"
     ).split()
 
     def __init__(
@@ -87,7 +87,7 @@ class SequenceState:
         self.queue: deque[int] = deque()
         self.finish: FinishReason | None = None
         self.ended_by_eos = self.trial = self.trial_sampled = False
-        self.dropped = self.trial_tokens = 0
+        self.dropped = self.recomputed = self.trial_tokens = 0
         self.waiting_for: Future[Any] | None = None
 
     @property
@@ -153,6 +153,7 @@ class SequenceState:
             self.finish or "length",
             self.dropped,
             self.trial_tokens,
+            self.recomputed,
             signals=tuple(self.signals[:size]),
         )
 
@@ -166,7 +167,8 @@ class SequenceState:
         if self.trial:
             self.trial_tokens += directive.retract
         else:
-            self.dropped += directive.retract
+            self.dropped += directive.retract - directive.restored
+            self.recomputed += directive.restored
         self._retract(unfeed)
         before = len(self.tokens)
         self._append([] if directive.retract else [token], False, signals)
@@ -192,7 +194,9 @@ class SequenceState:
 
     def _force(self, directive: Directive) -> None:
         """Append forced tokens, then stop or wait as the directive says, unless the sequence has ended."""
+        own = len(self.tokens) + len(directive.force) - directive.restored
         self._append(directive.force, True)
+        self.forced[own:] = [False] * len(self.forced[own:])
         if self.finish is None:
             self.finish = "stopped" if directive.stop else None
         if self.finish is None:

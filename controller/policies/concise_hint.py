@@ -20,8 +20,8 @@ class ConciseHint(Policy):
     A block has tau = min(longest, int(alpha + beta * length)) tokens; length is that of everything so far, the prompt
     and the hints included. The hint stands behind the first full stop or comma before a space, from the share
     min((tau - alpha) / 1024, 0.8) of the block's characters on; a block without one gets no hint. So the first hint
-    comes after 128 tokens. The rest of the block is dropped and read again, which costs one prefill; it counts twice,
-    as discarded and as forced thinking.
+    comes after 128 tokens. The rest of the block is dropped and read again, which costs one prefill and counts
+    as recomputed.
 
     Different: the place has to be the end of a token; lengths are counted by the model's own tokenizer; and no hint is
     set after the thinking, in code or in mathematics. An engine that keeps every token (vLLM) gets the hint at the end

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 
-from ...errors import OptionError
+from ...errors import CapabilityError, OptionError
 from ..controller import Controller, ControllerState
 from ..options import GenerationOptions, with_seed
 from ..request_builder import PreparedRequest
@@ -16,7 +16,7 @@ from ..streaming import CancellableWatcher
 from ..text.answers import extract_answer, extract_boxed
 from ..text.reasoning_parser import split_reasoning
 from ..trace import Decision, GenerationResult, Usage
-from ..types import Completion, Directive, Prompt, Request, StepInfo
+from ..types import Capability, Completion, Directive, Prompt, Request, StepInfo
 from .vote import AggregationRule, Branch, VoteState
 
 
@@ -59,6 +59,7 @@ class _Question:
     """One prompt with its vote, its samples, and the results of those that have finished."""
 
     prompt: Prompt
+    rule: AggregationRule
     vote: VoteState
     samples: list[_Sample] = field(default_factory=list)
     results: list[GenerationResult] = field(default_factory=list)
@@ -87,8 +88,13 @@ def sample_all(
         raise OptionError(
             f"{k} samples at temperature 0 would be the same; use a temperature above 0, or k=1", code="greedy_samples"
         )
-    options = replace(options, signals=options.signals or rule.signals)
-    questions = [_Question(prompt, rule.start_vote(k)) for prompt in prompts]
+    options = replace(options, signals=options.signals or Capability.LOGIT_SIGNALS in rule.requires)
+    if missing := rule.requires - session.engine.capabilities:
+        raise CapabilityError(
+            f"rule {rule.name!r} needs {', '.join(missing)}, which {session.engine.name!r} does not report; use the "
+            "transformers engine, vLLM by `load_async_llm`, or a server that reports them"
+        )
+    questions = [_Question(prompt, rule, rule.start_vote(k)) for prompt in prompts]
     batch = 0
     while branches := [(question, branch) for question in questions for branch in question.vote.start_samples()]:
         started = _start_batch(session, options, branches)
@@ -105,10 +111,16 @@ def _start_batch(
     session: Session, options: GenerationOptions, branches: Sequence[tuple[_Question, Branch]]
 ) -> list[_Sample]:
     """Make samples ready for the engine, in order."""
-    roots = [question.prompt for question, branch in branches if branch.parent is None]
-    prepared = iter(session.prepare(roots, options) if roots else ())
+    roots: dict[str | None, list[Prompt]] = {}
+    for question, branch in branches:
+        if branch.parent is None:
+            roots.setdefault(branch.effort, []).append(question.prompt)
+    prepared = {
+        effort: iter(session.prepare(prompts, replace(options, effort=effort or options.effort)))
+        for effort, prompts in roots.items()
+    }
     return [
-        _start_sample(session, question, next(prepared))
+        _start_sample(session, question, next(prepared[branch.effort]))
         if branch.parent is None
         else _start_branch(session, options, question, question.samples[branch.parent], branch.at)
         for question, branch in branches
@@ -117,7 +129,9 @@ def _start_batch(
 
 def _start_sample(session: Session, question: _Question, prepared: PreparedRequest) -> _Sample:
     watcher = SampleWatcher(question.vote, len(question.samples), session, prepared)
-    sample = _Sample(prepared, watcher, watcher.wrap(prepared.request))
+    confidence = Capability.TOP_LOGPROBS in question.rule.requires
+    request = replace(prepared.request, signals=prepared.request.signals or confidence, confidence=confidence)
+    sample = _Sample(prepared, watcher, watcher.wrap(request))
     question.samples.append(sample)
     return sample
 
@@ -213,7 +227,7 @@ class SampleWatcher(CancellableWatcher):
         if cancelled:
             return directive
         if not was_trial and not directive.trial and step is not None and step.signals is not None:
-            self.vote.add_token(self.sample, step.signals.top)
+            self.vote.add_token(self.sample, step.signals.confidence)
         state = self.controller.state
         if state is ControllerState.BEFORE:
             self.preamble += 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,7 +9,7 @@ from typing import ClassVar, Protocol
 
 from ..text.answers import normalize_answer, parse_value
 from ..trace import GenerationResult
-from ..types import Prompt
+from ..types import Capability, Prompt
 
 _ROUNDING = 1e-9
 
@@ -22,6 +20,8 @@ class Branch:
 
     parent: int | None = None
     at: int = 0
+    effort: str | None = None
+    """Of a sample that starts at the prompt; None is the caller's."""
 
 
 ROOT = Branch()
@@ -71,7 +71,7 @@ class VoteState:
         return self._start([ROOT] * (self.k - self.started))
 
     def add_token(self, sample: int, confidence: float) -> None:
-        """Process a token of a sample; see `ConfidenceTracker`."""
+        """Process a sampled token; `confidence` is that of its signals, nan where the rule does not require it."""
 
     def close_thinking(self, sample: int) -> None:
         """Process that a sample has finished thinking."""
@@ -93,7 +93,7 @@ class VoteState:
     # -- the count
 
     def weight(self, sample: int) -> float:
-        """The weight of a sample's vote, at most 1."""
+        """The weight of a sample's vote, at most 1 where the vote is settled early."""
         return 1.0
 
     def remaining(self) -> float:
@@ -146,53 +146,8 @@ class AggregationRule(Protocol):
     name: ClassVar[str]
 
     @property
-    def signals(self) -> bool:
-        """Whether its votes need the confidence of tokens."""
+    def requires(self) -> frozenset[Capability]:
+        """What the engine must report of each token."""
 
     def start_vote(self, k: int) -> VoteState:
         """Start the vote on one prompt; raises OptionError if the settings do not fit this many samples."""
-
-
-class ConfidenceTracker:
-    """Mean confidence of a sample over all its tokens, and over a sliding window of them.
-
-    That of a token is the probability of the most likely one; forced tokens and those of trials have none.
-    """
-
-    def __init__(self, window: int | None = None) -> None:
-        self._recent: deque[float] | None = None if window is None else deque(maxlen=window)
-        self._window_sum = self._total = 0.0
-        self._tokens = 0
-        self._lowest = math.inf
-
-    def add(self, confidence: float) -> None:
-        """Add one token."""
-        self._total += confidence
-        self._tokens += 1
-        recent = self._recent
-        if recent is None:
-            return
-        self._window_sum += confidence - (recent[0] if self.full else 0.0)
-        recent.append(confidence)
-        if self.full:
-            self._lowest = min(self._lowest, self.window_mean)
-
-    @property
-    def full(self) -> bool:
-        """Whether there have been as many tokens as the window holds."""
-        return self._recent is not None and len(self._recent) == self._recent.maxlen
-
-    @property
-    def window_mean(self) -> float:
-        """Mean over the current window, which must hold at least one token."""
-        return self._window_sum / len(self._recent or ())
-
-    @property
-    def mean(self) -> float:
-        """Mean over all tokens; 0 without any."""
-        return self._total / self._tokens if self._tokens else 0.0
-
-    @property
-    def lowest(self) -> float:
-        """Lowest mean of a full window; the mean of all tokens as long as none was full."""
-        return self._lowest if self._lowest < math.inf else self.mean

@@ -120,7 +120,8 @@ def serve(
         str | None, typer.Option(metavar="DIR", help="Result of `tersely calibrate`; default: the built-in probes.")
     ] = None,
     verifier: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model that checks answers for policies.")
+        str | None,
+        typer.Option(metavar="NAME|URL", help="Model, or a server of one, that checks answers for policies."),
     ] = None,
     helper: Annotated[
         str | None, typer.Option(metavar="NAME", help="Larger model that policies can delegate to.")

@@ -23,6 +23,8 @@ from ..text.markers import Markers, closing_text, find_markers, paragraph_separa
 from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
+from ..verification import RuleVerifier, Verifier
+from ..verifiers import EndpointVerifier
 from .request_control import KEY, RequestControl, parse_control, read_control
 from .tokenizers import OPTIONS, load_tokenizer
 
@@ -289,7 +291,8 @@ class WorkerContext:
     """The model of one vLLM worker: its tokenizer, markers, probes and default control.
 
     `additional_config["tersely"]` of the engine may have `default`, the control of requests that bring none, and
-    `markers`, [open, close], where they cannot be found. Policies bind to it; implements `types.ModelHandle`.
+    `markers`, [open, close], where they cannot be found, and `verifier`, the URL of a server that answers what rules
+    cannot decide; no step waits for it. Policies bind to it; implements `types.ModelHandle`.
     """
 
     capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
@@ -302,6 +305,7 @@ class WorkerContext:
         settings = (vllm_config.additional_config or {}).get(KEY, {})
         self._default = settings.get("default")
         self._markers = settings.get("markers")
+        self._verifier_url = settings.get("verifier")
         self._bind = lru_cache(maxsize=_BOUND)(lambda policy: policy.bind(BindContext(self)))
         self._fingerprint: str | None = None
 
@@ -309,6 +313,11 @@ class WorkerContext:
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded when the first request is controlled."""
         return load_tokenizer(self.config.model, {name: getattr(self.config, name, None) for name in OPTIONS})
+
+    @cached_property
+    def verifier(self) -> Verifier | None:
+        """What answers the policies' questions; None decides by rules only."""
+        return RuleVerifier(EndpointVerifier(self._verifier_url)) if self._verifier_url else None
 
     @cached_property
     def markers(self) -> Markers:
@@ -375,6 +384,7 @@ class WorkerContext:
             shadow=control.shadow,
             prompt=control.question,
             prompt_tokens=len(ids),
+            verifier=self.verifier,
         )
         required = {need for policy in policies for need in policy.requires}
         reads = frozenset(required & self.capabilities)

@@ -1,8 +1,9 @@
 """A key-value cache of fixed size that evicts low-scoring units: retaining heads (Locret, arXiv:2410.01805).
 
 A unit is one token's key and value in one key-value head of one layer. A small network for each layer scores it from
-the token's projections [q, k, v]: score = silu([q, k, v] W1 + b1) W2 + b2, one per key-value head. After each forward
-pass a head keeps the `budget` units with the highest scores; the newest, the stabilizers, always stay.
+the token's projections [q, k, v]: score = silu([q, k, v] W1 + b1) W2 + b2, one per key-value head; the authors have no
+biases. After each forward pass a head keeps the `budget` units with the highest scores; the newest, the stabilizers,
+always stay.
 
 Saved heads are a folder: `heads.safetensors` holds the weights, and `heads.json` names the base model. No code.
 """
@@ -40,11 +41,11 @@ Scorer = Callable[[int, Tensor], Tensor]
 class RetainingHeads(nn.Module):
     """The scoring networks of all layers, a `Scorer`; `width` is that of q, k and v together."""
 
-    def __init__(self, layers: int, width: int, hidden: int, kv_heads: int) -> None:
+    def __init__(self, layers: int, width: int, hidden: int, kv_heads: int, bias: bool = True) -> None:
         super().__init__()
-        self.shape = (layers, width, hidden, kv_heads)
-        self.fc1 = nn.ModuleList(nn.Linear(width, hidden) for _ in range(layers))
-        self.fc2 = nn.ModuleList(nn.Linear(hidden, kv_heads) for _ in range(layers))
+        self.shape, self.bias = (layers, width, hidden, kv_heads), bias
+        self.fc1 = nn.ModuleList(nn.Linear(width, hidden, bias) for _ in range(layers))
+        self.fc2 = nn.ModuleList(nn.Linear(hidden, kv_heads, bias) for _ in range(layers))
 
     def forward(self, layer: int, projected: Tensor) -> Tensor:
         """Score units of a layer: float32 [..., kv_heads] from projections [..., width]."""
@@ -53,14 +54,17 @@ class RetainingHeads(nn.Module):
 
 
 @contextmanager
-def retaining(model: Any, scorer: Scorer, budget: int, stabilizers: int | None = None) -> Iterator[Cache]:
+def retaining(
+    model: Any, scorer: Scorer, budget: int, stabilizers: int | None = None, decoding: bool = True
+) -> Iterator[Cache]:
     """Yield a cache of `budget` units per head for one `model.generate(..., past_key_values=cache)`.
 
     The model attends to the units that are kept, at their original positions; as long as nothing is evicted, tokens are
     those of the full cache. `prefill_chunk_size` of `generate` bounds how many units exist while a prompt is read. The
-    newest `stabilizers` always stay, by default 5/12 of the budget; all of it gives a sliding window. Raises
-    OptionError for a budget or stabilizers out of range, CapabilityError for anything but full attention from q_proj,
-    k_proj and v_proj.
+    newest `stabilizers` always stay, by default 5/12 of the budget; all of it gives a sliding window. With `decoding`
+    false, units are evicted while the prompt is read only, as in the authors' code, and what is generated stays; a
+    chunk of one token counts as generated. Raises OptionError for a budget or stabilizers out of range, CapabilityError
+    for anything but full attention from q_proj, k_proj and v_proj.
     """
     if budget < 1:
         raise OptionError(f"budget is {budget}; accepted: 1 or more units per key-value head")
@@ -69,7 +73,7 @@ def retaining(model: Any, scorer: Scorer, budget: int, stabilizers: int | None =
     if not 0 <= stabilizers <= budget:
         raise OptionError(f"stabilizers is {stabilizers}; accepted: 0 to {budget}, the budget")
     modules = attention_modules(model)
-    layers = [RetainingLayer(budget, stabilizers) for _ in modules]
+    layers = [RetainingLayer(budget, stabilizers, decoding) for _ in modules]
     cache = Cache(layers=layers)
     with ExitStack() as stack:
         for index, (module, layer) in enumerate(zip(modules, layers, strict=True)):
@@ -106,9 +110,9 @@ class RetainingLayer(DynamicLayer):  # type: ignore[misc]
     keys: Tensor
     values: Tensor
 
-    def __init__(self, budget: int, stabilizers: int) -> None:
+    def __init__(self, budget: int, stabilizers: int, decoding: bool = True) -> None:
         super().__init__()
-        self.budget, self.stabilizers, self.seen = budget, stabilizers, 0
+        self.budget, self.stabilizers, self.decoding, self.seen = budget, stabilizers, decoding, 0
         self.positions = self.scores = torch.empty(0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -127,7 +131,7 @@ class RetainingLayer(DynamicLayer):  # type: ignore[misc]
     def evict(self, scores: Tensor) -> None:
         """Add the scores of the newest units [rows, kv_heads, new], -inf for padding; then evict down to the budget."""
         self.scores = torch.cat([self.scores, scores], dim=-1) if self.scores.numel() else scores
-        if self.scores.shape[-1] <= self.budget:
+        if self.scores.shape[-1] <= self.budget or (scores.shape[-1] == 1 and not self.decoding):
             return
         near = (self.positions >= self.seen - self.stabilizers) & (self.scores > -torch.inf)
         ranked = self.scores.masked_fill(near, torch.inf)
@@ -204,6 +208,7 @@ class _Metadata(BaseModel):
 
     format: Literal[1] = 1
     shape: tuple[int, int, int, int]
+    bias: bool = True
     base: dict[str, str]
     metrics: dict[str, Any]
     sha256: str
@@ -219,7 +224,9 @@ def save_heads(
     folder = Path(folder)
     weights = to_bytes({name: tensor.contiguous() for name, tensor in heads.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
-    metadata = _Metadata(shape=heads.shape, base=dict(base), metrics=dict(metrics or {}), sha256=digest)
+    metadata = _Metadata(
+        shape=heads.shape, bias=heads.bias, base=dict(base), metrics=dict(metrics or {}), sha256=digest
+    )
     make_folder(folder)
     write(folder / WEIGHTS_FILE, weights)
     write(folder / METADATA_FILE, metadata.model_dump_json(indent=1) + "\n")
@@ -241,7 +248,7 @@ def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
             code="heads_of_another_model",
         )
     try:
-        heads = RetainingHeads(*metadata.shape)
+        heads = RetainingHeads(*metadata.shape, metadata.bias)
         heads.load_state_dict(from_bytes(weights))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

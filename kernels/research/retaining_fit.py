@@ -2,12 +2,14 @@
 
 As in Locret (arXiv:2410.01805), the importance of a unit is the highest attention logit that any later query gives it
 in a head that shares it; the loss is smooth L1, plus `SMOOTHING` times the squared difference between neighbours.
-Different from the paper: the queries of all later tokens count, from `MIN_DISTANCE` tokens on, because nearer units
-stay anyway. The target `log_prob`, also ours, makes strong and weak queries comparable.
+`LOCRET` has the settings of the authors' code, `OURS` those for small models and few texts. Different from the paper:
+the queries of all later tokens count, from `MIN_DISTANCE` tokens on, because nearer units stay anyway, where theirs are
+those of the answer. The target `log_prob`, also ours, makes strong and weak queries comparable.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,9 +24,26 @@ from .retaining import PROJECTIONS, RetainingHeads, attention_modules
 
 TARGETS = ("logit", "log_prob")
 SMOOTHING = 0.0025
-RATE, TEXTS_PER_STEP = 2e-3, 4
 MIN_DISTANCE = 32  # least distance in tokens from a unit to the queries that count; for nearer ones it is a stabilizer
 _NAME = "tersely_importance"
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How heads are trained."""
+
+    hidden: int  # width of the first layer
+    bias: bool
+    rate: float
+    betas: tuple[float, float]
+    texts: int  # in a step
+    warmup: float  # share of the steps with a rising rate, then linear to zero; without any, a cosine
+    clip: float | None  # largest gradient of a weight
+    sum_layers: bool  # add the smoothing up over layers, where the rest of the loss is a mean
+
+
+OURS = FitSettings(128, True, 2e-3, (0.9, 0.999), 4, 0.0, None, False)
+LOCRET = FitSettings(1024, False, 5e-4, (0.9, 0.95), 1, 2 / 3, 0.5, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,36 +115,49 @@ def importance(query: Tensor, key: Tensor, scale: float, target: str = "logit") 
     return highest.reshape(kv_heads, -1, tokens).amax(dim=1)
 
 
-def fit(data: Sequence[TrainingText], hidden: int = 128, steps: int = 400, seed: int = 0) -> RetainingHeads:
-    """Train heads on texts of one model; each step takes a few of them, and the learning rate follows a cosine.
+def fit(data: Sequence[TrainingText], steps: int = 400, seed: int = 0, settings: FitSettings = OURS) -> RetainingHeads:
+    """Train heads on texts of one model; raises OptionError if `data` is empty.
 
-    The initial weights of the first layers standardize their inputs. Raises OptionError if `data` is empty.
+    With biases, the initial weights of the first layers standardize their inputs.
     """
     if not data:
         raise OptionError("no training data; accepted: one or more texts of the model")
     layers, _, width = data[0].projected.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = RetainingHeads(layers, width, hidden, data[0].importance.shape[2])
-        _initialize(heads, data)
-        optimizer = torch.optim.AdamW(heads.parameters(), RATE, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        heads = RetainingHeads(layers, width, settings.hidden, data[0].importance.shape[2], settings.bias)
+        if settings.bias:
+            _initialize(heads, data)
+        optimizer = torch.optim.AdamW(heads.parameters(), settings.rate, settings.betas, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(rate_share, steps=steps, warmup=settings.warmup)
+        )
         for _ in range(steps):
-            batch = [data[int(i)] for i in torch.randint(len(data), (TEXTS_PER_STEP,))]
-            loss = torch.stack([retaining_loss(heads, text) for text in batch]).mean()
+            batch = [data[int(i)] for i in torch.randint(len(data), (settings.texts,))]
+            loss = torch.stack([retaining_loss(heads, text, settings.sum_layers) for text in batch]).mean()
             optimizer.zero_grad()
             loss.backward()
+            if settings.clip is not None:
+                nn.utils.clip_grad_value_(heads.parameters(), settings.clip)
             optimizer.step()
             schedule.step()
     return heads.eval().requires_grad_(False)
 
 
-def retaining_loss(heads: RetainingHeads, text: TrainingText) -> Tensor:
-    """The loss on one text: the mean over layers, units and heads."""
-    losses = []
+def rate_share(step: int, steps: int, warmup: float) -> float:
+    """The share of the learning rate that a step has; see `FitSettings.warmup`."""
+    rising = warmup * steps
+    if not rising:
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    return step / rising if step < rising else max(0.0, (steps - step) / (steps - rising))
+
+
+def retaining_loss(heads: RetainingHeads, text: TrainingText, sum_layers: bool = False) -> Tensor:
+    """The loss on one text: the mean over layers, units and heads; see `FitSettings` for `sum_layers`."""
+    losses, smoothing = [], SMOOTHING * (len(text.projected) if sum_layers else 1)
     for layer, (projected, wanted) in enumerate(zip(text.projected, text.importance, strict=True)):
         scores = heads(layer, projected)
-        losses.append(nn.functional.smooth_l1_loss(scores, wanted) + SMOOTHING * scores.diff(dim=0).square().mean())
+        losses.append(nn.functional.smooth_l1_loss(scores, wanted) + smoothing * scores.diff(dim=0).square().mean())
     return torch.stack(losses).mean()
 
 

@@ -45,7 +45,11 @@ Helper = Annotated[
 ]
 Verifier = Annotated[
     str | None,
-    typer.Option("--verifier", metavar="NAME", help="A model that answers policies' questions where rules cannot."),
+    typer.Option(
+        "--verifier",
+        metavar="NAME|URL",
+        help="A model, or a server of one, that answers policies' questions where rules cannot.",
+    ),
 ]
 Policies = Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help=_REPEAT)]
 Modifiers = Annotated[

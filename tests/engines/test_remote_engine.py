@@ -67,7 +67,7 @@ class ModelBackend:
         self.closed = True
 
     async def stream(
-        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
         number = len(self.requests)
         self.requests.append((tuple(ids), limit, sampling))
@@ -83,14 +83,14 @@ class ModelBackend:
                     raise StreamError("cut")
                 size = min(self.size, limit - written, self.cap - written)
                 seeded = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + written)
-                done = ENGINE.generate([Request(tuple(ids), size, signals=signals)], seeded)[0]
+                done = ENGINE.generate([Request(tuple(ids), size, signals=logprobs > 0)], seeded)[0]
                 stop = done.finish_reason == "stop"
                 new_ids, known = (*done.token_ids, *[1] * stop), tuple(s for s in done.signals if s)
                 ids, written = (*ids, *new_ids), written + len(new_ids)
                 full = written >= min(limit, self.cap)
                 yield Chunk(
                     new_ids,
-                    (*known, *[Signals(0.0, 1.0, 1.0)] * (stop and signals)),
+                    (*known, *[Signals(0.0, 1.0, 1.0)] * (stop and logprobs > 0)),
                     "stop" if stop else "length" if full else None,
                 )
                 if stop or full:
@@ -303,7 +303,12 @@ def test_signals_reach_watchers_and_completions() -> None:
     script = ScriptedWatcher({2: Directive((5,))})
     with open_engine(ModelBackend(size=3)) as engine:
         done = engine.generate([Request(PROMPTS[0], 6, script, signals=True)], GREEDY)[0]
-        assert engine.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT, Capability.LOGPROBS}
+        assert engine.capabilities == {
+            Capability.KV_ROLLBACK,
+            Capability.RETRACT,
+            Capability.LOGPROBS,
+            Capability.TOP_LOGPROBS,
+        }
     assert [one is None for one in done.signals] == [False, False, True, False, False, False]
     assert [step.signals for step in script.steps if step] == [one for one in done.signals if one]
     with open_engine(ModelBackend(has_logprobs=False)) as engine:

@@ -12,14 +12,16 @@ import pytest
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import Note, Policy, PolicyView, Wait, Watching
+from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.rules import Tree, Verified
-from tersely.controller.sampling.rules import DeepConf, Majority, ShortMofK
+from tersely.controller.sampling.rules import Majority, ShortMofK
 from tersely.controller.sampling.run import SampleResult, StopDecision
 from tersely.controller.text.answers import extract_answer
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability
 from tersely.errors import CapabilityError, OptionError
+from tersely.evaluation.tasks.questions import load
 from tersely.probes.io import save_tier_probe
 from tersely.probes.tier_selector import TierProbe, TierTable
 
@@ -107,6 +109,16 @@ def test_short_stops_the_other_samples_while_they_think(engine: TransformersEngi
         assert max(s.usage.thinking for s in others) <= min(s.usage.thinking for s in cut) + 1
 
 
+def test_votes_come_first_and_thinking_where_they_differ(engine: TransformersEngine) -> None:
+    results = sample(engine, rule="vote-first", preset="off")
+    for result in results:
+        check_consistency(result)
+        thinking = [one.usage.thinking for one in result.samples]
+        assert thinking[:3] == [0, 0, 0] and all(thinking[3:]) and len(thinking) in (3, 5)
+        assert (len(thinking) == 3) == (len({extract_answer(one.answer) for one in result.samples[:3]}) == 1)
+    assert len({len(result.samples) for result in results}) == 2
+
+
 def test_short_works_without_thinking(engine: TransformersEngine) -> None:
     result = sample(engine, EASY, rule="short", effort="none")
     check_consistency(result)
@@ -115,17 +127,31 @@ def test_short_works_without_thinking(engine: TransformersEngine) -> None:
 
 
 def test_deepconf_stops_unconfident_samples(engine: TransformersEngine) -> None:
-    rule = DeepConf(warmup=2, keep=1, window=8, consensus=1.0)
-    results = sample(engine, rule=rule, k=6, preset="off", temperature=1.3)
+    rule = DeepConf(warmup=3, keep=50, window=8, consensus=1.0)
+    hard = [question.problem for question in load("tiny", "test", 4, 5)]
+    results = sample(engine, hard, rule=rule, k=6, preset="off", temperature=1.3)
     unsure = [ruling for result in results for ruling in result.trace if "threshold" in ruling.reason]
     assert unsure
     for result in results:
         check_consistency(result)
-        assert len(result.samples) in (2, 6)
-        assert all(sample.finish_reason != "stopped" for sample in result.samples[:2])
-        assert all(sample.signals for sample in result.samples)
+        assert len(result.samples) in (3, 6)
+        assert all(sample.finish_reason != "stopped" for sample in result.samples[:3])
+        assert all(one.confidence > one.entropy / 20 for sample in result.samples for one in sample.signals if one)
     for ruling in unsure:
         assert ruling.position >= 8
+
+
+def test_deepconf_offline_lets_the_most_confident_vote(engine: TransformersEngine) -> None:
+    (result,) = sample(
+        engine, QUESTIONS[:1], rule=DeepConfOffline(keep=50, window=8), k=4, preset="off", temperature=1.3
+    )
+    check_consistency(result)
+    assert not stopped_samples(result) and len(result.samples) == 4
+    tails = [[one.confidence for one in s.signals if one][-8:] for s in result.samples if extract_answer(s.answer)]
+    means = sorted(sum(tail) / 8 for tail in tails)
+    assert sum(result.votes.values()) == pytest.approx(sum(means[len(means) // 2 :]), rel=0.05), (
+        "the end of the turn counts too"
+    )
 
 
 def test_verified_stops_at_the_first_attempt_that_passes(engine: TransformersEngine) -> None:

@@ -86,5 +86,8 @@ def test_the_hint_is_a_turn_of_the_models_own_template(small: TransformersEngine
     )
     texts = [d.text for d in done.trace if d.action == "inject"]
     assert texts and set(texts) == {f"-{opening}make answer concise!{closing}-"}
-    assert done.answer and done.usage.discarded > 0
+    assert done.answer and (done.usage.discarded, done.usage.recomputed > 0) == (0, True), "the tail is read again"
+    assert done.usage.injected == sum(
+        len(small.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
+    )
     assert find_turn(WordTokenizer()) is None

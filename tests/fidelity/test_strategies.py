@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tersely.cli.app import main
 from tersely.controller.budgets import STRATEGIES, fit_budget
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import GenerationOptions
@@ -15,6 +17,7 @@ from tersely.controller.session import Session
 from tersely.evaluation.bench.arms import make_arm
 from tersely.probes.calibrate.difficulty import label_diffadapt
 from tersely.probes.io import save_tier_probe
+from tersely.probes.records import read_records
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ..support.planted_records import constant
@@ -53,6 +56,29 @@ def test_diffadapt_takes_the_likeliest_class_and_not_the_cheapest_tier(
     assert all(policy.name != "readiness" for policy in chosen.policies), "DiffAdapt has no exit"
 
 
+def test_diffadapt_is_labelled_by_ten_samples_under_each_of_its_strategies(tmp_path: Path) -> None:
+    """Within the caps: of 160 tokens 64 are the answer's, and easy has 0.4 and hard half of the rest."""
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"id": "1", "problem": QUESTION, "answer": "7"}), encoding="utf-8")
+    words = [
+        "collect",
+        "tersely-tiny-small",
+        "--strategy",
+        "diffadapt",
+        "--tasks",
+        str(task),
+        "--max-new-tokens",
+        "160",
+    ]
+    assert main([*words, "--out", str(tmp_path / "data")]) == 0
+    records = read_records(tmp_path / "data")
+    assert records.plan["tiers"] == list(THINKING)
+    tiers, thinking = records["rollouts.tier"], records["rollouts.thinking"]
+    assert np.bincount(tiers).tolist() == [10, 10, 10]
+    caps = [int(thinking[tiers == tier].max()) for tier in range(3)]
+    assert (caps[0] <= 38, caps[2] <= 48) == (True, True) and caps[1] > 48
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -67,6 +93,7 @@ def test_diffadapt_takes_the_likeliest_class_and_not_the_cheapest_tier(
             "Return the answer at the end of the response after a separator ####.",
         ),
         ("tale", "Let's think step by step and use less than 50 tokens:"),
+        ("lcpo", "Think for maximum 50 tokens."),
     ],
 )
 def test_instructions_are_those_of_the_authors(small: TransformersEngine, name: str, says: str) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
+from tersely.training.methods.dler import Dler, Truncation, trainer_options
+from tersely.training.methods.lcpo import Lcpo, LengthControl, with_limits
 from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
-from tersely.training.rewards import NO_THINK, THINK
+from tersely.training.rewards import NO_THINK, THINK, Correctness
 from tersely.training.traces import SampledTrace
 
 
@@ -72,3 +74,45 @@ def test_vsrm_constants() -> None:
 )
 def test_vsrm_rewards_steps_by_what_they_change(accuracies: list[float], rewards: list[float]) -> None:
     assert step_rewards(accuracies) == pytest.approx(rewards)
+
+
+# -- DLER: a limit of tokens, the batch's deviation, a higher upper clip ---------------------------------------------
+
+
+def test_dler_rewards_only_what_ends_within_the_limit() -> None:
+    with Correctness() as correct:
+        columns = {"answer": ["7"] * 3, "finish_reason": ["stop", "length", "length"]}
+        texts = ["So 7.</think>\\boxed{7}", "So 7.</think>\\boxed{7}", "So 8.</think>\\boxed{8}"]
+        found = [correct([""] * 3, texts, **columns), Truncation(correct)([""] * 3, texts, **columns)]
+    assert [sum(pair) for pair in zip(*found, strict=True)] == [1.0, 0.0, 0.0]  # type: ignore[arg-type]
+
+
+def test_dler_constants() -> None:
+    assert trainer_options(Dler()) == {"scale_rewards": "batch", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0}
+
+
+# -- LCPO-Max: right, times clip(alpha (limit - tokens) + delta, 0, 1) -----------------------------------------------
+
+
+def test_lcpo_rewards_by_the_distance_to_the_limit() -> None:
+    """1000 below, at, 1000 above, far above and far below the limit, and a wrong answer."""
+    tokens = [1000, 2000, 3000, 4000, 0, 1000]
+    with Correctness() as correct:
+        rewards = LengthControl(correct)(
+            [""] * 6,
+            ["</think>\\boxed{7}"] * 5 + ["</think>\\boxed{8}"],
+            answer=["7"] * 6,
+            limit=[2000] * 6,
+            completion_ids=[[0] * count for count in tokens],
+        )
+    assert rewards == pytest.approx([0.8, 0.5, 0.2, 0.0, 1.0, 0.0])
+
+
+def test_lcpo_states_a_limit_in_each_prompt() -> None:
+    rows = [{"id": str(i), "prompt": [{"role": "user", "content": "2+5?"}]} for i in range(300)]
+    found = with_limits(rows, Lcpo(), 3)
+    assert found == with_limits(rows, Lcpo(), 3) and found != with_limits(rows, Lcpo(), 4)
+    limits = [row["limit"] for row in found]
+    assert min(limits) < 150 and max(limits) > 3900 and min(limits) >= 100 and max(limits) <= 4000
+    assert found[0]["prompt"][0]["content"] == f"2+5?\n\nThink for maximum {limits[0]} tokens."
+    assert rows[0]["prompt"][0]["content"] == "2+5?"

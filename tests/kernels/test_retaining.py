@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from tersely.kernels.research.retaining import (
     save_heads,
 )
 from tersely.kernels.research.retaining_fit import (
+    LOCRET,
     MIN_DISTANCE,
+    OURS,
     collect,
     explained_variance,
     fit,
@@ -171,14 +174,37 @@ def test_training_reduces_the_loss_and_keeps_the_model(engine: TransformersEngin
     lessons = [collect(engine.model, text, "log_prob") for text in texts]
     assert lessons[0].projected.shape == (4, 60 - MIN_DISTANCE, 384)
     assert lessons[0].importance.shape == (4, 60 - MIN_DISTANCE, 2) and lessons[0].importance.isfinite().all()
-    heads = [fit(lessons, hidden=16, steps=steps) for steps in (1, 30)]
+    few = replace(OURS, hidden=16)
+    heads = [fit(lessons, steps, settings=few) for steps in (1, 30)]
     first, later = (float(retaining_loss(one, lessons[0])) for one in heads)
     assert later < first / 2 and min(explained_variance(heads[1], lessons)) > 0.3
-    again = fit(lessons, hidden=16, steps=30)
+    again = fit(lessons, 30, settings=few)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), heads[1].parameters(), strict=True))
     assert engine.model.config._attn_implementation == frozen
     assert before == load_engine("tersely-tiny-small").fingerprint()
     assert not any(module._forward_hooks for module in engine.model.modules())
+
+
+def test_locret_trains_as_the_authors_do(engine: TransformersEngine) -> None:
+    lesson = collect(engine.model, batch(engine.model, (60,))["input_ids"][0].tolist())
+    heads = fit([lesson], 3, settings=LOCRET)
+    assert [name for name, _ in heads.named_parameters() if "bias" in name] == []
+    assert heads.shape == (4, 384, 1024, 2)
+    with torch.no_grad():
+        scores = torch.stack([heads(layer, lesson.projected[layer]) for layer in range(4)])
+        fitted = torch.nn.functional.smooth_l1_loss(scores, lesson.importance)
+        smooth = sum((one[1:] - one[:-1]).square().mean() for one in scores)
+        assert float(retaining_loss(heads, lesson, True)) == pytest.approx(float(fitted + 0.0025 * smooth), rel=1e-4)
+
+
+def test_locret_evicts_while_the_prompt_is_read(engine: TransformersEngine) -> None:
+    prompts = batch(engine.model, (20, 32, 9))
+    with retaining(engine.model, by_chance(2), 16, 5, decoding=False) as cache:
+        engine.model.generate(
+            **prompts, past_key_values=cache, prefill_chunk_size=8, max_new_tokens=20, min_new_tokens=20
+        )
+    kept = cache.layers[0].positions
+    assert kept.shape[-1] == 16 + 19 and (kept[..., 16:] == torch.arange(32, 51)).all()
 
 
 def test_unusable_training_texts_are_refused(engine: TransformersEngine) -> None:
@@ -190,8 +216,9 @@ def test_unusable_training_texts_are_refused(engine: TransformersEngine) -> None
         fit([])
 
 
-def test_heads_are_saved_and_loaded_for_their_model_only(tmp_path: Path) -> None:
-    heads = RetainingHeads(2, 12, 5, 2)
+@pytest.mark.parametrize("bias", [True, False])
+def test_heads_are_saved_and_loaded_for_their_model_only(tmp_path: Path, bias: bool) -> None:
+    heads = RetainingHeads(2, 12, 5, 2, bias)
     save_heads(heads, tmp_path / "heads", {"name": "one", "fingerprint": "a" * 64}, {"steps": 3})
     assert sorted(path.name for path in (tmp_path / "heads").iterdir()) == [METADATA_FILE, WEIGHTS_FILE]
     loaded = load_heads(tmp_path / "heads", "a" * 64)

@@ -25,7 +25,9 @@ ENTRY_POINTS = "tersely.training_methods"
 METHODS = {
     "adaptthink": "Learn by RL to answer at once where thinking does not help (AdaptThink).",
     "adar1": "Merge a long and a short thinker, then learn by DPO when to think (AdaR1).",
+    "dler": "Learn by RL to be right within a hard limit of tokens (DLER).",
     "hint": "Learn the embeddings of a hint, with the model frozen (ConciseHint-T).",
+    "lcpo": "Learn by RL to keep to a number of tokens that the prompt states (LCPO-Max).",
     "ser": "Learn by RL to be right and brief, relative to the model's own answers (SER-RL).",
     "sft": "Learn the model's own shortest right completions, or those a controller shortened.",
     "vsrm": "Learn by RL with a reward for every thinking step, or analyse where thinking is wasted (VSRM).",

@@ -16,8 +16,6 @@ from .engine import RemoteEngine
 if TYPE_CHECKING:
     from vllm import AsyncLLMEngine
 
-_LOGPROBS = 2  # of the most likely tokens, in addition to the sampled one's
-
 
 def load_async_llm(model: Any, tokenizer: Any = None, **options: Any) -> RemoteEngine:
     """An engine on vLLM in this process. vLLM starts a process of its own: call it under `__name__ == "__main__"`.
@@ -60,13 +58,13 @@ class AsyncLLMBackend:
         self._defaults = self._llm.model_config.get_diff_sampling_param()
 
     async def stream(
-        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
         """See `CompletionBackend.stream`."""
         from vllm.exceptions import VLLMClientError, VLLMServerError
 
         prompt = {"prompt_token_ids": list(ids)}
-        params = self._make_params(limit, sampling, signals)
+        params = self._make_params(limit, sampling, logprobs)
         try:
             async with aclosing(self._llm.generate(prompt, params, f"tersely-{next(self._numbers)}")) as outputs:
                 async for request_output in outputs:
@@ -88,7 +86,7 @@ class AsyncLLMBackend:
             self._llm.shutdown()
             self._llm = None
 
-    def _make_params(self, limit: int, sampling: SamplingParams, signals: bool) -> Any:
+    def _make_params(self, limit: int, sampling: SamplingParams, logprobs: int) -> Any:
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -97,7 +95,7 @@ class AsyncLLMBackend:
                 **self._defaults,
                 **sampling.as_dict(),
                 "max_tokens": limit,
-                "logprobs": _LOGPROBS if signals else None,
+                "logprobs": logprobs or None,
                 "detokenize": False,
                 "output_kind": RequestOutputKind.DELTA,
             }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ....errors import ModelError
-from ...types import Completion, SamplingParams, Signals
+from ...types import TOP, Completion, SamplingParams, Signals
 from ..checkpoints import check_tokenizer, load_or_raise, resolve_checkpoint
 
 
@@ -55,10 +55,11 @@ class CompletionBackend(Protocol):
         """Find out what there is and what it can do; called once, first."""
 
     def stream(
-        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
         """Generate at most `limit` tokens after `ids`; the last chunk has a finish. Closing the stream ends the work.
 
+        Tokens have signals if `logprobs` is not 0: it is how many of the likeliest tokens to report.
         Raises StreamError for a reason that may be temporary, ModelError for any other.
         """
 
@@ -67,12 +68,13 @@ class CompletionBackend(Protocol):
 
 
 def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signals:
-    """Signals from the log-probabilities of the sampled token and of the two most likely ones, in falling order.
+    """Signals from the log-probabilities of the sampled token and of two or more most likely ones, in falling order.
 
-    The entropy is nan: it cannot be known from a part of the distribution.
+    The entropy is nan: it cannot be known from a part of the distribution. So is the confidence with fewer than `TOP`.
     """
     first, second = math.exp(most_likely[0]), math.exp(most_likely[1])
-    return Signals(math.nan, first, math.exp(chosen), first - second)
+    confidence = -sum(most_likely[:TOP]) / TOP if len(most_likely) >= TOP else math.nan
+    return Signals(math.nan, first, math.exp(chosen), first - second, confidence)
 
 
 def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:

@@ -127,7 +127,7 @@ class CompletionsBackend:
             )
 
     async def stream(
-        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
         """See `CompletionBackend.stream`."""
         body = {
@@ -136,7 +136,7 @@ class CompletionsBackend:
             "max_tokens": limit,
             "stream": True,
             **self._extensions,
-            **(_LOGPROBS if signals else {}),
+            **({**_LOGPROBS, "logprobs": logprobs} if logprobs else {}),
             **sampling.as_dict(),
         }
         tokenizer = None if self.returns_ids else StreamingTokenizer(self.tokenizer)

@@ -50,7 +50,8 @@ class RemoteEngine:
         self.eos = frozenset({self.tokenizer.eos_token_id} - {None})
         self.context_length = backend.context_length
         capabilities = {Capability.KV_ROLLBACK, Capability.RETRACT}
-        self.capabilities = frozenset(capabilities | {Capability.LOGPROBS} if backend.has_logprobs else capabilities)
+        reported = {Capability.LOGPROBS, Capability.TOP_LOGPROBS} if backend.has_logprobs else set()
+        self.capabilities = frozenset(capabilities | reported)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None

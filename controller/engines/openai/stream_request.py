@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ....errors import OptionError
-from ...types import Completion, Request, SamplingParams, State, StepInfo
+from ...types import TOP, Completion, Request, SamplingParams, State, StepInfo
 from ..sequence import WAIT, SequenceState
 from .backend import Chunk, CompletionBackend, StreamError
 
@@ -76,7 +76,7 @@ class RemoteRequest:
             completion,
             dropped=completion.dropped + self._late,
             trial=completion.trial + self._late_in_trials,
-            recomputed=self._recomputed,
+            recomputed=completion.recomputed + self._recomputed,
         )
 
     async def _read_stream(self) -> None:
@@ -86,9 +86,7 @@ class RemoteRequest:
             self._recomputed += len(ids) - self._unsubmitted
         self._submissions += 1
         self._unsubmitted = 0
-        stream = self.state.backend.stream(
-            ids, self._stream_limit(len(ids)), self._stream_sampling(), self.request.signals
-        )
+        stream = self.state.backend.stream(ids, self._stream_limit(len(ids)), self._stream_sampling(), self._logprobs)
         async with self.state.slots, aclosing(stream) as chunks:
             async for chunk in chunks:
                 if not self._observe_chunk(chunk):
@@ -100,6 +98,11 @@ class RemoteRequest:
             return int(self.sequence.limit) - len(self.sequence.tokens)
         context = self.state.backend.context_length
         return _TRIAL_LIMIT if context is None else max(1, min(_TRIAL_LIMIT, context - size))
+
+    @property
+    def _logprobs(self) -> int:
+        """Of how many of the likeliest tokens to report the log-probability."""
+        return TOP if self.request.confidence else 2 * self.request.signals
 
     def _stream_sampling(self) -> SamplingParams:
         """Trials are greedy; everything else has a seed that nothing else in the batch has."""

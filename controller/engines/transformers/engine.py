@@ -35,6 +35,7 @@ class TransformersEngine:
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         capabilities = {
             Capability.LOGIT_SIGNALS,
+            Capability.TOP_LOGPROBS,
             Capability.LOGPROBS,
             Capability.HIDDEN_STATES,
             Capability.FORWARD_MODIFIERS,
@@ -96,7 +97,7 @@ class TransformersEngine:
         """Everything that follows the decoding: signals, hidden states, and modifiers of the forward pass."""
         hooks: list[StepHook] = []
         if any(request.signals for request in requests):
-            hooks.append(SignalsHook())
+            hooks.append(SignalsHook(any(request.confidence for request in requests)))
         if layers:
             hooks.append(stack.enter_context(closing(HiddenStates(self.model, layers))))
         attached = [{m.modifier: m for m in request.modifiers} for request in requests]

@@ -11,22 +11,29 @@ from torch import Tensor, nn
 
 from ....errors import CapabilityError, OptionError
 from ....kernels.signals import logit_signals
-from ...types import DecodeStep, SequenceView, Signals, State, StepHook
+from ...types import TOP, DecodeStep, SequenceView, Signals, State, StepHook
 
 
 class SignalsHook(StepHook):
-    """Computes the signals of each step in one pass over the batch's logits."""
+    """Computes the signals of each step in one pass over the batch's logits, and their confidence in another."""
+
+    def __init__(self, confidence: bool = False) -> None:
+        self.confidence = confidence
 
     def after_sample(self, step: DecodeStep) -> None:
         """See `StepHook.after_sample`."""
-        step.signals = compute_signals(step.logits, step.tokens)
+        step.signals = compute_signals(step.logits, step.tokens, self.confidence)
 
 
-def compute_signals(logits: Tensor, tokens: Tensor) -> list[Signals]:
+def compute_signals(logits: Tensor, tokens: Tensor, confidence: bool = False) -> list[Signals]:
     """Signals of tokens [rows] sampled from the model's own logits [rows, vocabulary]; one wait for the device."""
     signals = logit_signals(logits)
     chosen = (logits.gather(1, tokens[:, None]).squeeze(1).float() - signals.log_total).exp()
-    rows = torch.stack((signals.entropy, signals.top, chosen, signals.margin), dim=1)
+    found = [signals.entropy, signals.top, chosen, signals.margin]
+    if confidence:
+        likeliest = logits.topk(min(TOP, logits.shape[1]), dim=1).values.float()
+        found.append(signals.log_total - likeliest.mean(dim=1))
+    rows = torch.stack(found, dim=1)
     return [Signals(*row) for row in rows.tolist()]
 
 

@@ -18,7 +18,7 @@ from ....errors import OptionError, unknown
 from ...types import Capability
 from ..base import AskHelper, Close, Inject, Note, Policy, PolicyView, Wait, Watching
 
-Schedule = Literal["constant", "linear", "polynomial", "exponential", "cosine"]
+Schedule = Literal["constant", "linear", "polynomial", "exponential", "cosine", "bam", "uniform", "global", "planned"]
 SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
     "constant": lambda j, n: 1.0,
     "linear": lambda j, n: n - j,
@@ -27,6 +27,8 @@ SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
     "cosine": lambda j, n: 0.5 * (1 + math.cos(math.pi * j / (n - 1))) + 0.1 if n > 1 else 1.0,
 }
 """Weight of step j of n (from 0), times its difficulty: the paper's decays."""
+ABLATIONS = ("uniform", "global", "planned")
+"""The paper's ablations: equal shares; the sub-questions together with one budget; the same without a budget."""
 LEVELS = (200, 250, 350, 450, 600)
 """Tokens for a question by its difficulty, 1 to 5."""
 _GRACE_TOKENS = 24  # within which a step waits for the end of a sentence
@@ -60,11 +62,22 @@ def read_plan(text: str) -> Plan | None:
     return Plan(level, steps) if steps and good and sum(weight for _, weight in steps) > 0 else None
 
 
-def shares(total: int, weights: Sequence[float], schedule: Schedule = "cosine") -> list[int]:
-    """Split tokens over steps by weight and schedule, rounded down; the largest share gets the rest."""
-    worth = [weight * SCHEDULES[schedule](j, len(weights)) for j, weight in enumerate(weights)]
+def shares(total: int, weights: Sequence[float], schedule: Schedule = "cosine", exponent: float = 1.0) -> list[int]:
+    """Split tokens over steps by weight and schedule, rounded down; the largest shares get one more each.
+
+    "bam" is the paper's Budget Allocation Model (BBAM in its first version): the uncertainty c / b^a that a step of
+    weight c and b tokens leaves, summed over steps, is least at shares of (c a)^(1 / (a + 1)). With one a for all,
+    `exponent`, its power cancels.
+    """
+    if schedule == "bam":
+        worth = [weight ** (1 / (exponent + 1)) for weight in weights]
+    elif schedule in SCHEDULES:
+        worth = [weight * SCHEDULES[schedule](j, len(weights)) for j, weight in enumerate(weights)]
+    else:
+        worth = [1.0] * len(weights)
     made = [int(total * value / sum(worth)) for value in worth]
-    made[made.index(max(made))] += total - sum(made)
+    for j in sorted(range(len(worth)), key=lambda j: -worth[j])[: total - sum(made)]:
+        made[j] += 1
     return made
 
 
@@ -78,12 +91,15 @@ class PlanAndBudget(Policy):
     name: ClassVar[str] = "plan"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK, Capability.HELPER})
     total: int | None = None  # tokens for the whole question; None uses the plan's level
-    schedule: Schedule = "cosine"
+    schedule: Schedule = "cosine"  # a decay, "bam", or one of the `ABLATIONS`
+    exponent: float = 1.0  # of "bam": how fast tokens reduce the uncertainty of a step
     template: str = "Next: {question}"
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.schedule not in (known := (*SCHEDULES, "bam", *ABLATIONS)):
+            raise unknown("schedule", self.schedule, known)
+        if self.exponent <= 0:
+            raise OptionError(f"exponent is {self.exponent}; accepted: above 0")
         if "{question}" not in self.template:
             raise OptionError(f"template is {self.template!r}; accepted: a text with {{question}} in it")
 
@@ -100,10 +116,17 @@ class PlanAndBudget(Policy):
             return
         room = view.budget.thinking - view.tokens - view.closing_cost
         total = min(room, LEVELS[plan.level - 1] if self.total is None else self.total)
-        weights = [weight for _, weight in plan.steps]
-        for (question, _), tokens in zip(plan.steps, shares(total, weights, self.schedule), strict=True):
+        if self.schedule in ("global", "planned"):
+            parts = [(" ".join(question for question, _ in plan.steps), total)]
+        else:
+            weights = [weight for _, weight in plan.steps]
+            made = shares(total, weights, self.schedule, self.exponent)
+            parts = [(question, tokens) for (question, _), tokens in zip(plan.steps, made, strict=True)]
+        for question, tokens in parts:
             end = view.tokens + tokens
             yield Inject(self.template.format(question=_plain(question)), f"{tokens} tokens for a sub-question")
+            if self.schedule == "planned":
+                return
             yield Wait(at=end, boundary="sentence", deadline=end + _GRACE_TOKENS)
         yield Close(f"the {total} tokens of the plan are spent")
 

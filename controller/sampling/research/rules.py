@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ....errors import OptionError
 from ...trace import GenerationResult
-from ...types import Prompt
+from ...types import Capability, Prompt
 from ..resampling import ProblemClass, VerifierRates, optimal_attempts
 from ..vote import ROOT, Branch, VoteState, tally
 
@@ -18,15 +18,15 @@ from ..vote import ROOT, Branch, VoteState, tally
 class Tree:
     """Majority vote of a tree: `roots` samples first, then `width` more from one fork after another.
 
-    A fork lies before the thought with the lowest mean confidence (see `ConfidenceTracker`) among those where no branch
-    starts yet: the branch keeps what came before it and continues differently. Its beginning is read once more, which
-    counts as `recomputed`. The vote is settled early as in `Majority`; branches share their beginnings, so their votes
-    are worth less than independent ones. The reuse of beginnings is the idea of Diffusion Tree Sampling (arXiv
-    2506.20701), which also backs up rewards; this does not.
+    A fork lies before the thought with the lowest mean confidence (the probability of the likeliest token) among those
+    where no branch starts yet: the branch keeps what came before it and continues differently. Its beginning is read
+    once more, which counts as `recomputed`. The vote is settled early as in `Majority`; branches share their
+    beginnings, so their votes are worth less than independent ones. The reuse of beginnings is the idea of Diffusion
+    Tree Sampling (arXiv 2506.20701), which also backs up rewards; this does not.
     """
 
     name: ClassVar[str] = "tree"
-    signals: ClassVar[bool] = True
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS})
     roots: int = 2
     width: int = 2
     most_tokens: int | None = None  # sampled in all; then every sample is stopped
@@ -78,7 +78,7 @@ class Verified:
     """
 
     name: ClassVar[str] = "verified"
-    signals: ClassVar[bool] = False
+    requires: ClassVar[frozenset[Capability]] = frozenset()
     passes: Callable[[Prompt, GenerationResult], bool]
     verifier: VerifierRates
     kinds: Sequence[ProblemClass]

@@ -12,7 +12,7 @@ from tersely.controller.delegation import HelperError, HelperFuture, HelperReque
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.helpers import EngineHelper
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.research.plan import LEVELS, SCHEDULES, Plan, PlanAndBudget, read_plan, shares
+from tersely.controller.policies.research.plan import Plan, PlanAndBudget, Schedule, read_plan
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import SamplingParams
@@ -64,26 +64,6 @@ def run(engine: Any, helper: Any, policy: PlanAndBudget, most: int = 600) -> Gen
     return Session(engine, helper=helper).run([SHELLS], options)[0]
 
 
-def test_the_schedules_of_the_paper() -> None:
-    found = {name: [round(decay(j, 4), 3) for j in range(4)] for name, decay in SCHEDULES.items()}
-    assert found == {
-        "constant": [1, 1, 1, 1],
-        "linear": [4, 3, 2, 1],
-        "polynomial": [16, 9, 4, 1],
-        "exponential": [1, 0.9, 0.81, 0.729],
-        "cosine": [1.1, 0.85, 0.35, 0.1],
-    }
-    assert SCHEDULES["cosine"](0, 1) == 1
-    assert LEVELS == (200, 250, 350, 450, 600)
-
-
-def test_shares_are_whole_and_lose_nothing() -> None:
-    assert shares(100, [1, 1, 1], "constant") == [34, 33, 33]
-    assert shares(100, [50, 50], "linear") == [67, 33]
-    assert shares(250, [40, 60], "cosine") == [220, 30]
-    assert all(sum(shares(total, [3, 5, 2, 7], "exponential")) == total for total in range(60))
-
-
 def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> None:
     planner = Planner(f"Here it is:\n{json.dumps(GOOD)}")
     done = run(engine, planner, PlanAndBudget(total=40, schedule="constant", template="{question}"))
@@ -97,6 +77,15 @@ def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> 
     assert done.usage.thinking <= 40 + 2 * 24 + 30
     assert (done.usage.helper_completion, done.usage.helper_prompt) == (30, 90), "planning is paid for"
     assert done.answer
+
+
+@pytest.mark.parametrize(
+    ("schedule", "actions"), [("global", ["ask", "inject", "close"]), ("planned", ["ask", "inject"])]
+)
+def test_all_sub_questions_are_put_together(engine: TransformersEngine, schedule: Schedule, actions: list[str]) -> None:
+    done = run(engine, Planner(json.dumps(GOOD)), PlanAndBudget(total=40, schedule=schedule))
+    assert [d.action for d in done.trace] == actions
+    assert "The facts: g=3+48, h=g*3, c=h-14, d=c+7. Wait, a second look." in done.thinking
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +146,5 @@ def test_settings_that_make_no_sense() -> None:
         PlanAndBudget(schedule="linaer")  # type: ignore[arg-type]
     with refused(OptionError):
         PlanAndBudget(template="Next.")
+    with refused(OptionError):
+        PlanAndBudget(schedule="bam", exponent=0)

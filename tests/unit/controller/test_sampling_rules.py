@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.rules import Tree, Verified
-from tersely.controller.sampling.rules import DeepConf, Majority, ShortMofK, resolve_rule
+from tersely.controller.sampling.rules import Majority, ShortMofK, VoteFirst, resolve_rule
 from tersely.controller.sampling.vote import (
     ROOT,
     AggregationRule,
     Branch,
-    ConfidenceTracker,
     Vote,
     VoteState,
     tally,
@@ -84,14 +84,14 @@ def test_majority_stops_once_the_leader_cannot_be_overtaken() -> None:
     assert vote.start_samples() == []
 
 
-@pytest.mark.parametrize("rule", [Majority(), Majority(by_confidence=True), Majority(lazy=True)], ids=repr)
+@pytest.mark.parametrize("rule", [Majority(), Majority(lazy=True)], ids=repr)
 def test_stopping_early_never_changes_the_answer(rule: Majority) -> None:
     rng, fewer = random.Random(1), 0
     for seed in range(400):
         answers = [rng.choice(["1", "2", "2", ""]) for _ in range(rng.randint(1, 9))]
         sure = [rng.random() for _ in answers]
         vote, given = run_vote(rule, answers, seed, sure)
-        full, all_given = run_vote(Majority(rule.by_confidence, early=False), answers, seed, sure)
+        full, all_given = run_vote(Majority(early=False), answers, seed, sure)
         assert get_winner(vote) == get_winner(full)
         assert all_given == len(answers)
         fewer += given < len(answers)
@@ -121,11 +121,6 @@ def test_ties_go_to_the_sample_that_began_first() -> None:
     vote.finish(0, "7")
     assert list(vote.tally()) == ["7", "8"]
     assert vote.explain() == "7 has 1 of 2 votes"
-
-
-def test_majority_weighs_votes_by_confidence() -> None:
-    vote, _ = run_vote(Majority(by_confidence=True), ["1", "1", "2"], confidences=[0.2, 0.3, 0.9])
-    assert vote.tally() == pytest.approx({"2": 0.9, "1": 0.5})
 
 
 def test_short_counts_only_the_first_to_finish_thinking() -> None:
@@ -158,19 +153,26 @@ def test_short_is_settled_by_two_of_three() -> None:
     assert list(vote.stopped) == [0, 3, 4]
 
 
-def test_confidence_tracker_knows_its_lowest_window() -> None:
-    rng = random.Random(0)
-    values = [rng.random() for _ in range(200)]
-    tracker = ConfidenceTracker(16)
-    for value in values[:10]:
-        tracker.add(value)
-    assert not tracker.full
-    assert tracker.lowest == pytest.approx(np.mean(values[:10])), "shorter than the window: judged as a whole"
-    for value in values[10:]:
-        tracker.add(value)
-    assert tracker.lowest == pytest.approx(np.convolve(values, np.ones(16) / 16, "valid").min())
-    assert tracker.window_mean == pytest.approx(np.mean(values[-16:]))
-    assert tracker.mean == pytest.approx(np.mean(values))
+def test_thinking_begins_where_answers_without_it_differ() -> None:
+    quick = Branch(effort="none")
+    vote = VoteFirst().start_vote(5)
+    assert vote.start_samples() == [quick] * 3
+    for sample, answer in ((2, "7"), (0, "7.0"), (1, "7")):
+        assert not vote.decision
+        vote.finish(sample, answer)
+    assert vote.decision and vote.start_samples() == [] and vote.tally() == {"7": 3}
+    for answers in ("778", ["7", "7", ""]):
+        torn = VoteFirst().start_vote(6)
+        torn.start_samples()
+        for sample, answer in enumerate(answers):
+            torn.finish(sample, answer)
+        assert not torn.decision and torn.start_samples() == [ROOT] * 3
+        torn.finish(4, "8")
+        assert torn.tally() == {"8": 1}, "only those that have thought"
+        torn.finish(3, "8")
+        assert torn.stopped.keys() == {5}
+    with pytest.raises(OptionError):
+        VoteFirst(first=5).start_vote(5)
 
 
 def run_sample(vote: VoteState, sample: int, values: Sequence[float], answer: str) -> None:
@@ -242,9 +244,11 @@ def test_deepconf_answers_even_if_no_sample_reaches_the_threshold() -> None:
         (DeepConf(keep=101), 9),
         (DeepConf(consensus=0), 9),
         (DeepConf(window=0), 9),
+        (DeepConfOffline(keep=101), 9),
+        (DeepConfOffline(measure="median"), 9),  # type: ignore[arg-type]
     ],
 )
-def test_deepconf_refuses_bad_settings(rule: DeepConf, k: int) -> None:
+def test_deepconf_refuses_bad_settings(rule: DeepConf | DeepConfOffline, k: int) -> None:
     with pytest.raises(OptionError):
         rule.start_vote(k)
 

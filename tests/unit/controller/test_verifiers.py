@@ -28,7 +28,7 @@ from tersely.controller.verification import (
     VerdictFuture,
     get_verdict,
 )
-from tersely.controller.verifiers import LLMVerifier, clone_sharing_weights, encode_question, reply_ids
+from tersely.controller.verifiers import LLMVerifier, clone_sharing_weights, encode_chat, format_question, reply_ids
 from tersely.errors import CapabilityError
 
 from ...support.models import letters, random_model
@@ -205,7 +205,7 @@ def test_the_verdict_is_the_probability_of_yes_as_the_next_token(
     assert not set(yes) & set(no)
     assert {engine.tokenizer.decode([i]).strip()[:1] for i in yes} == {"Y", "y"}
     for question, future in zip(questions, futures, strict=True):
-        ids = encode_question(engine.tokenizer, question)
+        ids = encode_chat(engine.tokenizer, format_question(question))
         with torch.no_grad():
             probabilities = engine.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
         share = probabilities[yes].sum() / (probabilities[yes].sum() + probabilities[no].sum())
@@ -220,7 +220,7 @@ def test_a_model_that_says_neither_yes_nor_no_gives_no_verdict(make_verifier: Ca
     row.feed(" d e f")
     assert "yes and no have 0.000" in row.last.reason
     assert row.text == "a b c d e f" and policy.seen[-1][1]
-    assert row.controller.verifier_tokens == len(encode_question(verifier.tokenizer, STATED))
+    assert row.controller.verifier_tokens == len(encode_chat(verifier.tokenizer, format_question(STATED)))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

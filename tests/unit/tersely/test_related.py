@@ -75,7 +75,7 @@ def _exists(name: str) -> bool:
     return (ROOT / path).exists() and (not inside or _defines(path, inside))
 
 
-SETTINGS = {"--rollouts 10", "min_accuracy", "thinking_budget"}
+SETTINGS = {"decoding=False", "min_accuracy", "thinking_budget"}
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([^`]+)`", TEXT)) - SETTINGS))
