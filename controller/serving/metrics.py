@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ..trace import GenerationResult
 from .errors import RequestError
+from .settings import UNBILLED, Billing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OVERHEAD = ("discarded", "trial", "verifier", "helper_completion", "helper_prompt", "recomputed")
@@ -47,6 +48,7 @@ class Metrics:
         self.in_flight = Gauge(
             "tersely_requests_in_flight", "Requests that are waiting or being answered.", registry=registry
         )
+        self._cost = counter("cost", "Cost of tokens by the configured prices, overhead included.", "model", "key")
         self._shadow = counter("shadow_thinking_tokens", "Thinking tokens of rows in shadow mode.", "tier")
         self._shadow_kept = counter(
             "shadow_kept_thinking_tokens", "Those before the point where thinking would have ended.", "tier"
@@ -55,9 +57,11 @@ class Metrics:
         for kind in OVERHEAD:
             self._overhead.labels(kind)
 
-    def add_result(self, result: GenerationResult, budget: int, shadow: bool) -> None:
+    def add_result(self, result: GenerationResult, budget: int, shadow: bool, billing: Billing = UNBILLED) -> None:
         """Count a finished row, which was allowed `budget` thinking tokens."""
         usage = result.usage
+        if cost := billing.cost(usage):
+            self._cost.labels(billing.model, billing.key).inc(cost)
         self._prompt.inc(usage.prompt)
         self._thinking.labels(result.tier).inc(usage.thinking)
         self._answer.labels(result.tier).inc(usage.answer)

@@ -16,12 +16,12 @@ from .errors import RequestError
 from .metrics import Metrics
 from .replies import PendingResponse
 from .settings import ResolvedRequest, ServerLimits
-from .worker import RequestWorker, ServedRow, engine_failed, shutting_down
+from .worker import ServedRow, SessionWorker, engine_failed, shutting_down
 
 _log = logging.getLogger(__name__)
 
 
-class UpstreamWorker(RequestWorker):
+class UpstreamWorker(SessionWorker):
     """A worker in the event loop of the application; at most `limits.batch` requests are upstream at a time.
 
     The session's engine is a `RemoteEngine`.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,16 +15,21 @@ from jinja2 import TemplateError
 
 from ...errors import CapabilityError, PromptError, TerselyError
 from ..batch import BatchRow
+from ..options import make_options
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
 from ..session import Session
+from ..text.sanitizer import get_sanitizer
 from ..text.tool_calls import OPEN
 from ..trace import Decision
 from ..types import Completion, Directive, StepInfo
 from .errors import RequestError
 from .metrics import Metrics
+from .prompt_limit import PromptLimit
 from .replies import PendingResponse, RowFinished, split_tool_calls
+from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
+from .untrusted_text import sanitize_messages
 
 _log = logging.getLogger(__name__)
 
@@ -82,24 +88,20 @@ class ServedRow(BatchRow):
     def _finish(self, completion: Completion) -> None:
         request = self.pending.request
         result = self.result(completion)
-        if request.note:
-            result = replace(result, trace=(Decision("server", "tier", request.note, 0), *result.trace))
+        result = replace(result, trace=(*request.notes, *result.trace))
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
         self.emitter.finish_row(0, result.thinking, content)
         budget = self.prepared.budget.thinking
-        self.metrics.add_result(result, budget, request.options.shadow)
+        self.metrics.add_result(result, budget, request.options.shadow, request.billing)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
 
 
 class RequestWorker(ABC):
-    """Answers requests on a session, which it owns from `start` on."""
+    """Answers the requests to one model."""
 
-    def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
-        self.session, self.limits, self.metrics = session, limits, metrics
-        template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
-        self.model_info = ModelInfo(thinks, "tools" in template, session.engine.context_length)
+    def __init__(self, limits: ServerLimits, metrics: Metrics, model_info: ModelInfo) -> None:
+        self.limits, self.metrics, self.model_info = limits, metrics, model_info
         self.accepting = True
-        self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
 
     @property
     @abstractmethod
@@ -125,6 +127,46 @@ class RequestWorker(ABC):
     @abstractmethod
     def close(self) -> None:
         """Fail what is left and free the engine; blocks."""
+
+    @abstractmethod
+    async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
+        """A request that this worker can take, with its text made safe unless special tokens are allowed.
+
+        Raises RequestError for one that it cannot take.
+        """
+
+    @abstractmethod
+    def check(self, rules: RequestRules) -> None:
+        """Raise TerselyError for rules that the engine cannot keep."""
+
+
+class SessionWorker(RequestWorker):
+    """A worker on a session, which it owns from `start` on."""
+
+    def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
+        template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
+        context = session.engine.context_length
+        super().__init__(limits, metrics, ModelInfo(thinks, tools="tools" in template, context=context))
+        self.session = session
+        self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
+        self._prompt_limit = PromptLimit(session.engine, limits.prompt)
+        self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
+
+    async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
+        """See `RequestWorker.admit`."""
+        await self._prompt_limit.check(request)
+        return request if special_tokens else await asyncio.to_thread(self._without_special_tokens, request)
+
+    def check(self, rules: RequestRules) -> None:
+        """See `RequestWorker.check`; prepares a tiny prompt."""
+        if self.model_info.thinks:
+            self.session.prepare(["1 + 1"], make_options(rules.options, max_new_tokens=2, answer_reserve=1))
+
+    def _without_special_tokens(self, request: ResolvedRequest) -> ResolvedRequest:
+        """The request with its text made safe; takes as long as tokenizing it."""
+        tools = tuple(self._sanitize.sanitize_all(request.options.tools))
+        options = make_options(request.options, tools=tools) if tools else request.options
+        return replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
 
     def prepare(self, pending: PendingResponse) -> list[ServedRow]:
         """The rows of a request; [] after telling the client why it cannot be answered."""

@@ -17,13 +17,14 @@ from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import make_options
 from tersely.controller.serving.cli import serve
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.rules import ServerSettings
+from tersely.controller.serving.settings import ServerLimits
 from tersely.controller.session import Session
 from tersely.errors import ModelError, OptionError
 
 from ..support.refusals import refused
 from ..support.remote_servers import TextServer, serve_http
-from ..support.serving import MODEL, QUESTION, Served, body, error_of, served, texts_of, until
+from ..support.serving import MODEL, QUESTION, Served, body, configured, error_of, served, texts_of, until
 from ..support.vllm_server import KEY, VllmServer, plain_vllm_server
 
 pytestmark = pytest.mark.vllm
@@ -51,7 +52,7 @@ def gateway(vllm: VllmServer) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def capped() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(MODEL, max_thinking=CEILING)) as running:
+    with served(load_engine(MODEL), ServerSettings(configured(ceilings={"thinking_tokens": CEILING}))) as running:
         yield running
 
 
@@ -162,7 +163,7 @@ def test_a_busy_upstream_server_is_asked_again(local: TransformersEngine) -> Non
 
 
 def test_too_many_open_requests_are_refused(local: TransformersEngine) -> None:
-    settings = ServerSettings(MODEL, limits=ServerLimits(batch=1, waiting=1))
+    settings = ServerSettings(limits=ServerLimits(batch=1, waiting=1))
     with (
         TextServer(local, delay=2.0).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key=""), settings) as gateway,
@@ -210,7 +211,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 
 
 def test_a_request_leaves_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    with served(load_engine(MODEL), ServerSettings(MODEL, log="json")) as server:
+    with served(load_engine(MODEL), ServerSettings(log="json")) as server:
         reply = server.http.post("/v1/chat/completions", json=body(**GREEDY), headers={"x-request-id": "r-1"})
         assert reply.headers["x-request-id"] == "r-1"
         other = server.http.post("/v1/chat/completions", json=body(n=99), headers={"x-request-id": 'a "b"'})

@@ -13,11 +13,11 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.auth_middleware import OPEN_PATHS, Access, hash_key
 from tersely.controller.serving.errors import RequestError
-from tersely.controller.serving.settings import ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.serving.vllm_server import SETTINGS_VARIABLE, ControlMiddleware
 from tersely.controller.serving.vllm_translation import PATHS
 
-from ..support.serving import MODEL, Served, served
+from ..support.serving import MODEL, Served, configured, served
 
 KEY = "correct horse"
 VLLM_PATHS = (
@@ -30,7 +30,7 @@ VLLM_PATHS = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(MODEL, api_key=KEY)) as running:
+    with served(load_engine(MODEL), ServerSettings(configured(KEY)), api_key=KEY) as running:
         yield running
 
 
@@ -57,7 +57,7 @@ def test_every_path_but_health_needs_the_key(server: Served) -> None:
 
 @pytest.mark.parametrize(("access", "anonymous", "known"), [("key", 401, 200), ("open", 200, 200), ("off", 401, 404)])
 def test_metrics_have_a_setting_of_their_own(access: str, anonymous: int, known: int) -> None:
-    with served(load_engine(MODEL), ServerSettings(MODEL, api_key=KEY, metrics=access)) as server:
+    with served(load_engine(MODEL), ServerSettings(configured(KEY), metrics=access), api_key=KEY) as server:
         assert httpx.get(f"{server.url}/metrics").status_code == anonymous
         assert server.http.get("/metrics").status_code == known
 
@@ -71,7 +71,7 @@ def test_keys_are_compared_by_digests_of_one_length(monkeypatch: pytest.MonkeyPa
         return one == other
 
     monkeypatch.setattr(compare, same)
-    access = Access(hash_key(KEY))
+    access = Access(lambda: {hash_key(KEY): ""})
     for key in ("", "x", KEY, KEY * 1000, "ÿ"):
         headers = [(b"authorization", b"Bearer " + key.encode("latin-1"))]
         scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 
 from tersely.controller.serving.errors import RequestError
-from tersely.controller.serving.settings import EFFORT_CAPS
+from tersely.controller.serving.rules import RequestRules
 from tersely.controller.serving.vllm_translation import CHAT, MESSAGES, translate
-from tersely.controller.vllm.request_control import make_control
 
 BODY = {"messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 4096}
 
 
 def ask(path: str, **fields: Any) -> Any:
-    return translate(path, {**BODY, **fields}, make_control(), EFFORT_CAPS, "1-1.1")
+    return translate(path, {**BODY, **fields}, RequestRules(), "1-1.1")
 
 
 @pytest.mark.parametrize(("effort", "tier"), [("low", "easy"), ("medium", "normal"), ("high", "hard"), ("max", "hard")])
