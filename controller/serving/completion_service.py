@@ -36,6 +36,8 @@ from .settings import (
 from .worker import RequestWorker
 
 T = TypeVar("T")
+CONTROL = "x-tersely-control"
+"""A header of replies: what control the model can be under, see `ModelInfo.control`."""
 _GREEDY = 1e-5
 """Below this temperature the likeliest token is taken: dividing by it would not give finite numbers."""
 _SEED_RANGE = 1 << 63
@@ -63,6 +65,7 @@ class CompletionService:
         request = replace(request, billing=config.billing(body.model, key))
         request = await worker.admit(request, self.settings.special_tokens)
         reply, streams = make_reply(request), bool(body.stream)
+        headers = {CONTROL: worker.model_info.control}
         await release_body(http, body)
         with ExitStack() as stack:
             set_attributes = stack.enter_context(request_span(request.model))
@@ -71,9 +74,9 @@ class CompletionService:
             stack.callback(asyncio.create_task(_watch_connection(http, pending)).cancel)
             events = _record(http, pending.events(await pending.next()), set_attributes, request.billing)
             if streams:
-                return _EventStream(reply.stream(events), stack.pop_all())
+                return _EventStream(reply.stream(events), stack.pop_all(), headers)
             rows = [event async for event in events if isinstance(event, RowFinished)]
-        return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)))
+        return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)), headers=headers)
 
 
 async def release_body(http: Request, body: RequestBody) -> None:
@@ -235,8 +238,8 @@ def _choose_policies(
 class _EventStream(StreamingResponse):
     """Server-sent events; closes `stack` when they end, however that is."""
 
-    def __init__(self, lines: AsyncIterator[str], stack: ExitStack) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    def __init__(self, lines: AsyncIterator[str], stack: ExitStack, headers: Mapping[str, str]) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
         super().__init__(lines, media_type="text/event-stream", headers=headers)
         self.stack = stack
 

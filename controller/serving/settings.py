@@ -62,6 +62,13 @@ class ModelInfo:
     tools: bool = False  # its chat template accepts tools
     context: int | None = None
 
+    @property
+    def control(self) -> str:
+        """What a header of replies says of the control that the model can be under."""
+        if not self.thinks:
+            return "none"
+        return "full" if self.policies else "effort, budget" if self.budgets else "effort"
+
 
 @dataclass(frozen=True, slots=True)
 class Billing:

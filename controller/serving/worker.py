@@ -15,14 +15,15 @@ from jinja2 import TemplateError
 
 from ...errors import CapabilityError, PromptError, TerselyError
 from ..batch import BatchRow
-from ..options import make_options
+from ..options import GenerationOptions, make_options
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
 from ..session import Session
+from ..streaming import TextDeltaEvent
 from ..text.sanitizer import get_sanitizer
 from ..text.tool_calls import OPEN
 from ..trace import Decision
-from ..types import Completion, Directive, StepInfo
+from ..types import KEEP, Completion, Directive, StepInfo
 from .errors import RequestError
 from .metrics import Metrics
 from .prompt_limit import PromptLimit
@@ -41,24 +42,37 @@ class ServedRow(BatchRow):
         self, pending: PendingResponse, number: int, session: Session, prepared: PreparedRequest, metrics: Metrics
     ) -> None:
         request = pending.request
+
+        def emit(event: TextDeltaEvent) -> None:
+            self.sent = True
+            pending.send(replace(event, row=number))
+
         super().__init__(
             session,
             prepared,
             lambda: pending.cancelled or self._finished,
             request.stops,
             OPEN if request.options.tools else "",
-            (lambda event: pending.send(replace(event, row=number))) if pending.streams else None,
+            emit if pending.streams else None,
         )
         self.pending, self.number, self.metrics = pending, number, metrics
-        self._finished = False
+        self.has_fallback = False
+        """Whether somebody else answers, should this fail before anything was sent."""
+        self.sent = self.failed = self._finished = False
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `types.Watcher`; an error ends this row alone."""
+        """See `types.Watcher`; after an error in the controller the row goes on without control."""
         try:
             return super().observe(token, step)
         except Exception as error:
-            self._fail(error)
-            return Directive(stop=True)
+            return self._lose_control(error)
+
+    def resume(self) -> Directive:
+        """See `SuspendableWatcher`; an error is handled likewise."""
+        try:
+            return super().resume()
+        except Exception as error:
+            return self._lose_control(error)
 
     def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
         """Stream what the engine wrote; an error ends this row alone."""
@@ -79,9 +93,21 @@ class ServedRow(BatchRow):
             self._fail(error)
         self._finished = True
 
+    def _lose_control(self, error: Exception) -> Directive:
+        """Go on without control; a trial in progress is taken back."""
+        _log.error("control of a row failed, which goes on without", exc_info=error)
+        self.metrics.control_failures.labels("thinking").inc()
+        controller = self.prepared.controller
+        position = 0 if controller is None else controller.position
+        self.prepared.notes.append(lost_control("in the thinking", error, position))
+        trial, self.inner, self._trial_tokens = self._trial_tokens, None, 0
+        return Directive(retract=trial + 1, trial=False) if trial else KEEP
+
     def _fail(self, error: Exception) -> None:
-        self._finished = True
+        self._finished = self.failed = True
         _log.error("a row failed", exc_info=error)
+        if self.has_fallback and not self.sent:
+            return
         self.pending.send(engine_failed())
         self.pending.cancel()
 
@@ -170,20 +196,42 @@ class SessionWorker(RequestWorker):
 
     def prepare(self, pending: PendingResponse) -> list[ServedRow]:
         """The rows of a request; [] after telling the client why it cannot be answered."""
+        try:
+            return self.prepare_rows(pending)
+        except RequestError as error:  # only this request fails; the rest of the batch goes on
+            pending.send(error)
+            return []
+
+    def prepare_rows(self, pending: PendingResponse) -> list[ServedRow]:
+        """The rows of a request, without control where that cannot be prepared; raises RequestError."""
         request = pending.request
         try:
-            prepared = self.session.prepare([request.messages] * request.n, request.options)
-            size, limit = len(prepared[0].request.prompt_ids), self.limits.prompt
-            if limit is not None and size > limit:
-                message = f"the prompt has {size} tokens; accepted: at most {limit}"
-                raise RequestError(message, param=request.prompt_field, code="context_length_exceeded")
-            for row in prepared:
-                row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
-                row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
-            return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
-        except Exception as error:  # only this request fails; the rest of the batch goes on
-            pending.send(_to_request_error(error, request.prompt_field))
-            return []
+            return self._prepare(pending, request.options)
+        except Exception as error:
+            if isinstance(error, TerselyError | TemplateError):
+                raise _to_request_error(error, request.prompt_field) from error
+            _log.error("control of a request could not be prepared, which goes on without", exc_info=error)
+            note = lost_control("before the thinking", error)
+        self.metrics.control_failures.labels("prepare").inc()
+        try:
+            rows = self._prepare(pending, make_options(request.options, preset="off", policies=None, modifiers=()))
+        except Exception as error:
+            raise _to_request_error(error, request.prompt_field) from error
+        for row in rows:
+            row.prepared.notes.append(note)
+        return rows
+
+    def _prepare(self, pending: PendingResponse, options: GenerationOptions) -> list[ServedRow]:
+        request = pending.request
+        prepared = self.session.prepare([request.messages] * request.n, options)
+        size, limit = len(prepared[0].request.prompt_ids), self.limits.prompt
+        if limit is not None and size > limit:
+            message = f"the prompt has {size} tokens; accepted: at most {limit}"
+            raise RequestError(message, param=request.prompt_field, code="context_length_exceeded")
+        for row in prepared:
+            row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
+            row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
+        return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
 
     def note_drift(self, rows: Sequence[ServedRow]) -> None:
         """Keep what policies report about finished rows, for the traces of later ones."""
@@ -191,6 +239,12 @@ class SessionWorker(RequestWorker):
             if (note := policy.end_batch()) is not None and policy.name not in self._drift:
                 self._drift[policy.name] = Decision(policy.name, "drift", note, 0, acted=False)
                 _log.warning("%s: %s", policy.name, note)
+
+
+def lost_control(where: str, error: Exception, position: int = 0) -> Decision:
+    """The decision of a trace that says that a request went on without control."""
+    reason = f"not under control any more, after an error {where}: {type(error).__name__}"
+    return Decision("server", "error", reason, position, acted=False)
 
 
 def shutting_down() -> RequestError:
