@@ -160,6 +160,9 @@ def _check_limits(
 def _check_control(body: RequestBody, rules: RequestRules, model: ModelInfo) -> None:
     """Refuse control that the model cannot be under, or that this client may not choose."""
     own, budgets = body.own, body.budgets()
+    if not model.budgets and (rules.max_thinking or rules.max_tokens) < rules.max_tokens:
+        message = "the ceiling of this key's thinking tokens cannot be kept by this model; choose another model"
+        raise RequestError(message, 403, param="model", code="not_allowed")
     given = {"preset": own.preset is not None, "policies": own.policies is not None, "shadow": own.shadow}
     chosen = [f"tersely.{name}" for name, is_given in given.items() if is_given]
     if not rules.own_policies and chosen:

@@ -14,7 +14,6 @@ from ..engines.openai.backend import StreamError
 from ..engines.openai.client import OpenAIClient, RefusedError, choose_model
 from ..engines.openai.completions import CompletionsBackend
 from ..engines.openai.engine import RemoteEngine
-from ..engines.transformers.engine import load_engine
 from ..options import make_options
 from ..session import Session
 from ..text.markers import Markers, resolve_markers
@@ -53,6 +52,8 @@ class Thinking:
 
 def load_worker(model: str, grouped: bool, thinking: Thinking, limits: ServerLimits, metrics: Metrics) -> BatchWorker:
     """A worker on a model of this process."""
+    from ..engines.transformers.engine import load_engine
+
     session = thinking.open_session(load_engine(model, grouped=grouped))
     return BatchWorker(session, limits, metrics, not thinking.off)
 
@@ -67,7 +68,7 @@ def check_rules(live: LiveConfig, workers: Mapping[str, RequestWorker]) -> None:
     for name, worker in workers.items():
         for key in (None, *config.keys):
             try:
-                worker.check(live.rules(name, key))
+                worker.check(live.rules(name, key), key is not None)
             except TerselyError as error:
                 where = f"model {name!r}" if key is None else f"model {name!r}, key {key!r}"
                 raise type(error)(f"{where}: {error}", code=error.code) from None

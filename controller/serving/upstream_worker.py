@@ -116,8 +116,10 @@ class ChatWorker(LoopWorker):
         """See `RequestWorker.admit`; the upstream server renders the text and has to keep it safe."""
         return request
 
-    def check(self, rules: RequestRules) -> None:
-        """See `RequestWorker.check`."""
+    def check(self, rules: RequestRules, of_key: bool = False) -> None:
+        """See `RequestWorker.check`; a key whose ceiling cannot be kept is refused with each request."""
+        if of_key:
+            return
         defaults, options = rules.rules.defaults, rules.options
         unkept = {
             "defaults.policies": defaults.policies,

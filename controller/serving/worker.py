@@ -162,8 +162,8 @@ class RequestWorker(ABC):
         """
 
     @abstractmethod
-    def check(self, rules: RequestRules) -> None:
-        """Raise TerselyError for rules that the engine cannot keep."""
+    def check(self, rules: RequestRules, of_key: bool = False) -> None:
+        """Raise TerselyError for rules, those of all requests or of a key's, that the engine cannot keep."""
 
 
 class SessionWorker(RequestWorker):
@@ -183,7 +183,7 @@ class SessionWorker(RequestWorker):
         await self._prompt_limit.check(request)
         return request if special_tokens else await asyncio.to_thread(self._without_special_tokens, request)
 
-    def check(self, rules: RequestRules) -> None:
+    def check(self, rules: RequestRules, of_key: bool = False) -> None:
         """See `RequestWorker.check`; prepares a tiny prompt."""
         if self.model_info.thinks:
             self.session.prepare(["1 + 1"], make_options(rules.options, max_new_tokens=2, answer_reserve=1))

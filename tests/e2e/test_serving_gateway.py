@@ -179,6 +179,39 @@ def test_what_a_chat_endpoint_cannot_keep_is_refused_at_the_start() -> None:
             assert ask(server, status=400, max_tokens=101)["error"]["param"] == "max_tokens"
 
 
+def test_the_example_of_the_docs_runs(
+    local: TransformersEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CHAT_FRONTEND_KEY", "RESEARCH_KEY", "UPSTREAM_KEY"):
+        monkeypatch.setenv(name, name)
+    text = (Path(__file__).parents[2] / "deploy" / "server.toml").read_text()
+    with (
+        TextServer(local, models=("Qwen/Qwen3-4B",), key="UPSTREAM_KEY").serve() as first,
+        ChatServer(SAID, models=("gpt-oss-20b",)).serve() as second,
+    ):
+        for old, new in (("http://127.0.0.1:8001", first.url), ("http://127.0.0.1:8080", second.url)):
+            text = text.replace(old, new)
+        file = tmp_path / "server.toml"
+        file.write_text(text.replace('tokenizer = "Qwen/Qwen3-4B"', f'tokenizer = "{MODEL}"'))
+        live = LiveConfig(path=file)
+        with gateway(*(upstream.model_dump() for upstream in live.config.upstreams), live=live) as server:
+            for model, policies in (("reasoner", True), ("helper", False)):
+                for key in ("CHAT_FRONTEND_KEY", "RESEARCH_KEY"):
+                    server.http.headers["authorization"] = f"Bearer {key}"
+                    assert ask(server, model)["choices"][0]["message"]["content"]
+                    listed = server.http.get(f"/v1/models/{model}").json()
+                    assert listed["tersely"]["policies"] == policies
+            file.write_text(
+                file.read_text().replace(
+                    "thinking_tokens = 4096\n\n[keys.research]", "thinking_tokens = 99\n\n[keys.research]"
+                )
+            )
+            live.reload()
+            server.http.headers["authorization"] = "Bearer CHAT_FRONTEND_KEY"
+            assert ask(server, "helper", 403)["error"]["code"] == "not_allowed"
+            assert ask(server, "reasoner")["choices"][0]["tersely"]["budget"] == 99
+
+
 def test_a_chat_endpoint_that_breaks_is_asked_again_until_it_has_written() -> None:
     with ChatServer(SAID).serve() as upstream, gateway({"url": upstream.url}) as server:
         upstream.breaks = [0, 0]

@@ -273,8 +273,9 @@ REFUSED = [
     ({"no_thinking": True, "think_prompt": True}, "invalid_option"),
     ({"no_thinking": True, "markers": "<a>,</a>"}, "invalid_option"),
     ({"host": "256.1.1.1"}, "cannot_listen"),
-    ({"config": Path("nowhere.json")}, "error"),
-    ({"config": Path("nowhere.json"), "effort": "hard"}, "invalid_option"),
+    ({"tuned": Path("nowhere.json")}, "error"),
+    ({"tuned": Path("nowhere.json"), "effort": "hard"}, "invalid_option"),
+    ({"config": Path("nowhere.toml")}, "invalid_config"),
     ({"port": 0, "model": "no-such-model"}, "model_unusable"),
 ]
 

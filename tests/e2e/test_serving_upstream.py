@@ -149,7 +149,7 @@ def test_a_stream_that_breaks_for_good_is_an_error_of_that_request(local: Transf
             assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "server_lost"
             broken.clear()
             assert gateway.answered(**GREEDY)["choices"][0]["message"]["content"]
-            assert gateway.worker.idle
+            until(lambda: gateway.worker.idle)
 
 
 def test_a_busy_upstream_server_is_asked_again(local: TransformersEngine) -> None:

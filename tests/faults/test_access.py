@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.serving.vllm_server import SETTINGS_VARIABLE, ControlMiddleware
 from tersely.controller.serving.vllm_translation import PATHS
+from tersely.errors import TerselyError
 
 from ..support.serving import MODEL, Served, configured, served
 
@@ -182,3 +184,24 @@ def test_a_preflight_needs_no_key_and_other_options_do(guarded: Guarded) -> None
     asks = [(b"origin", b"https://example.com"), (b"access-control-request-method", b"POST")]
     assert asyncio.run(reached(app, "/v1/chat/completions", "OPTIONS", asks))["status"] == 200
     assert asyncio.run(reached(app, "/v1/chat/completions", "OPTIONS"))["status"] == 401
+
+
+def test_a_configuration_reaches_vllm_with_its_keys(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", "of-the-team")
+    file = tmp_path / "server.toml"
+    file.write_text('[keys.team]\nkey_env = "TEAM_KEY"\nown_policies = false\n')
+    app, inner = guarded(config=str(file), key=hash_key(KEY))
+    team = [(b"authorization", b"Bearer of-the-team")]
+    own = json.dumps({"messages": [], "tersely": {"preset": "off"}}).encode()
+    for headers, status in (((), 401), (team, 403), (BEARER, 200)):
+        assert asyncio.run(reached(app, "/v1/chat/completions", headers=headers, content=own))["status"] == status
+    file.write_text('[keys.team]\nkey_env = "TEAM_KEY"\n')
+    app.config.reload()
+    assert asyncio.run(reached(app, "/v1/chat/completions", headers=team, content=own))["status"] == 200
+    assert len(inner.paths) == 2
+    for text in ('[[upstreams]]\nurl = "http://h"', '[defaults]\ntuned = "t.json"', '[defaults]\npolicies = ["deer"]'):
+        file.write_text(text)
+        with pytest.raises(TerselyError):
+            guarded(config=str(file))

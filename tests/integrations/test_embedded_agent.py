@@ -50,7 +50,7 @@ def test_an_agent_looks_up_pages_and_answers(here: list[Episode]) -> None:
 def test_a_served_model_takes_the_same_steps(here: list[Episode]) -> None:
     from langchain_openai import ChatOpenAI
 
-    with served(load_engine(MODEL), ServerSettings(configured(defaults={"preset": "off"}))) as server:
+    with served(load_engine(MODEL), ServerSettings(configured(defaults={"preset": "off"})), name=MODEL) as server:
         chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
         there = run_arm(chat, "agentic", draw_tasks("test", 7, 3, KINDS))
     for ours, theirs in zip(here, there, strict=False):

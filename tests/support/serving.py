@@ -113,6 +113,7 @@ def served(
     drain: float = 10.0,
     thinks: bool = True,
     api_key: str | None = None,
+    name: str = MODEL,
 ) -> Iterator[Served]:
     """Serve while the context lasts."""
     settings = settings or ServerSettings()
@@ -120,7 +121,7 @@ def served(
     session = Session(engine, None if thinks else NO_MARKERS)
     kind = UpstreamWorker if isinstance(engine, RemoteEngine) else BatchWorker
     worker = kind(session, settings.limits, metrics, thinks)
-    with running(settings, {MODEL: worker}, metrics, drain=drain, api_key=api_key) as server:
+    with running(settings, {name: worker}, metrics, drain=drain, api_key=api_key) as server:
         yield server
 
 
