@@ -121,7 +121,7 @@ class ChatWorker(LoopWorker):
         if of_key:
             return
         defaults, options = rules.rules.defaults, rules.options
-        unkept = {
+        unkept: dict[str, object] = {
             "defaults.policies": defaults.policies,
             "defaults.preset": defaults.preset not in (None, "off"),
             "defaults.tuned": defaults.tuned,

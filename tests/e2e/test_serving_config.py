@@ -78,6 +78,7 @@ def test_each_key_has_its_own_rules(server: Served, capfd: pytest.CaptureFixture
     assert choice["tersely"]["budget"] == 40
     lowered = ask(server, "of-the-team", reasoning_effort="high").json()["choices"][0]["tersely"]
     assert lowered["effort"] == "medium" and lowered["decisions"][0]["policy"] == "server"
+    own: dict[str, Any]
     for own in ({"preset": "off"}, {"policies": []}, {"shadow": True}):
         assert error_of(ask(server, "of-the-team", tersely=own), 403)["code"] == "not_allowed"
     free = ask(server, "of-the-lab", tersely={"preset": "off"}).json()["choices"][0]["tersely"]

@@ -56,7 +56,7 @@ def test_a_key_wins_over_a_model_and_that_over_all(file: Path) -> None:
     assert [r.max_tokens for r in (everybody, small, team)] == [8000] * 3
     assert [r.own_policies for r in (everybody, small, team)] == [True, True, False]
     assert small.options.preset == "fast" and small.options.policies is None and small.options.effort == "low"
-    assert [policy.name for policy in everybody.options.policies or ()] == ["budget", "convergence"]
+    assert [getattr(policy, "name", policy) for policy in everybody.options.policies or ()] == ["budget", "convergence"]
     assert everybody.caps["high"] == 9000 and everybody.caps["minimal"] == 128
     assert live.billing("small", "team").cost_of(2_000_000, 1_000_000) == 4.5
 
