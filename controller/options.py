@@ -224,9 +224,7 @@ class TunedConfig:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `tersely.generate`, or `Options`."""
-        for name, settings in self.policies.items():
-            _check_settings(name, settings)
-        made = tuple(make_policy(name, settings) for name, settings in self.policies.items())
+        made = tuple(make_policy_from_file(name, settings) for name, settings in self.policies.items())
         return {"effort": self.effort, "policies": made, "strategy": resolve_strategy(self.strategy)}
 
     def as_json(self) -> str:
@@ -264,8 +262,8 @@ def _make_budget(values: Mapping[str, Any]) -> Budget:
         raise OptionError(f"tier {values['tier']!r}: {format_validation_error(error, Budget)}") from None
 
 
-def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Compare settings from a file with the types that the policy declares; raises OptionError."""
+def make_policy_from_file(name: str, settings: Mapping[str, Any]) -> Policy:
+    """A policy with settings from a file, compared with the types that it declares; raises OptionError."""
     hints = get_type_hints(get_policy_class(name))
     for key, value in settings.items():
         if key not in hints:
@@ -277,6 +275,7 @@ def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
             continue  # an object, which no file holds
         except ValidationError as error:
             raise OptionError(f"setting {key!r} of policy {name!r}: {format_validation_error(error)}") from None
+    return make_policy(name, settings)
 
 
 def read_config(path: Path) -> TunedConfig:

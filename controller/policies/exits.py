@@ -129,7 +129,7 @@ class Repetition(Policy):
         """See `Policy.watch`."""
         if not self.active:
             return
-        detector, read = LoopDetector(view.thinking.codec, self.window), 0
+        detector, read = LoopDetector(view.thinking.codec.kinds, self.window), 0
         limit, since = detector.score_after(self.tokens), 0
         while True:
             yield Wait(at=view.tokens + detector.tokens_to(limit), boundary="token", protected=True)

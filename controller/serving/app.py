@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -20,7 +22,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from .auth_middleware import Access, AuthMiddleware, hash_key
+from .auth_middleware import Access, AuthMiddleware
 from .body_limits import BodyLimits
 from .completion_service import CompletionService
 from .connections import GRACE, GuardedProtocol
@@ -29,8 +31,9 @@ from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
 from .responses_api import ResponsesReply
 from .responses_schemas import ResponsesRequest
+from .rules import ServerSettings
 from .schemas import ChatRequest
-from .settings import ServerSettings, bind_error, effort_caps
+from .settings import bind_error, effort_caps
 from .worker import RequestWorker, shutting_down
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
@@ -68,21 +71,23 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: ServerSettings, worker: RequestWorker, metrics: Metrics) -> FastAPI:
-    """An application that starts the worker when it starts, and closes it when it ends."""
+def create_app(settings: ServerSettings, workers: Mapping[str, RequestWorker], metrics: Metrics) -> FastAPI:
+    """An application that starts the workers of its models when it starts, and closes them when it ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        worker.start()
+        for worker in workers.values():
+            worker.start()
         yield
-        await asyncio.to_thread(worker.close)
+        for worker in workers.values():
+            await asyncio.to_thread(worker.close)
 
     app = FastAPI(
         title="tersely", version=version("tersely"), lifespan=lifespan, docs_url=None, redoc_url=None, responses=_ERRORS
     )
     for kind in (RequestError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _respond_to_error)
-    service = CompletionService(settings, worker)
+    service = CompletionService(settings, workers)
 
     @app.post("/v1/chat/completions", responses=_REPLY, response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -94,34 +99,36 @@ def create_app(settings: ServerSettings, worker: RequestWorker, metrics: Metrics
         """Answer in the form of OpenAI's Responses API."""
         return await service.respond(request, body, lambda resolved: ResponsesReply(resolved, body.echo()))
 
-    _add_info_routes(app, settings, worker, metrics)
-    _describe_model(app, settings.model)
-    access = Access(settings.api_key and hash_key(settings.api_key), settings.hosts, settings.metrics)
+    _add_info_routes(app, settings, workers, metrics)
+    _describe_models(app, list(workers))
+    access = Access(lambda: settings.config.keys, settings.hosts, settings.metrics)
     limits = BodyLimits(settings.limits.body, settings.limits.held, settings.limits.body_seconds)
     app.add_middleware(AuthMiddleware, metrics=metrics, access=access, limits=limits, log=settings.log)
     return app
 
 
-def _describe_model(app: FastAPI, model: str) -> None:
-    """Name the served model in the schema."""
+def _describe_models(app: FastAPI, models: Sequence[str]) -> None:
+    """Name the served models in the schema."""
     default = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema: dict[str, Any] = default()
         for body in _BODIES.values():
-            schema["components"]["schemas"][body.__name__]["properties"]["model"]["enum"] = [model]
+            schema["components"]["schemas"][body.__name__]["properties"]["model"]["enum"] = list(models)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
 
 
-def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: RequestWorker, metrics: Metrics) -> None:
+def _add_info_routes(
+    app: FastAPI, settings: ServerSettings, workers: Mapping[str, RequestWorker], metrics: Metrics
+) -> None:
     created = int(time.time())
 
-    def describe() -> dict[str, Any]:
-        info = worker.model_info
+    def describe(name: str, request: Request) -> dict[str, Any]:
+        info, rules = workers[name].model_info, settings.config.rules(name, getattr(request.state, "key", ""))
         return {
-            "id": settings.model,
+            "id": name,
             "object": "model",
             "created": created,
             "owned_by": "tersely",
@@ -129,26 +136,27 @@ def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: RequestWork
             "tersely": {
                 "thinks": info.thinks,
                 "tools": info.tools,
-                "efforts": effort_caps(settings.caps, settings.limits.tokens, settings.max_thinking),
+                "policies": info.policies,
+                "efforts": effort_caps(rules.caps, rules.max_tokens, rules.max_thinking),
             },
         }
 
     @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        """The served model."""
-        return {"object": "list", "data": [describe()]}
+    async def list_models(request: Request) -> dict[str, Any]:
+        """The served models."""
+        return {"object": "list", "data": [describe(name, request) for name in workers]}
 
     @app.get("/v1/models/{name:path}")
-    async def get_model(name: str) -> dict[str, Any]:
+    async def get_model(name: str, request: Request) -> dict[str, Any]:
         """The model of that name."""
-        if name != settings.model:
-            raise unknown_model(name, [settings.model])
-        return describe()
+        if name not in workers:
+            raise unknown_model(name, workers)
+        return describe(name, request)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether requests are accepted."""
-        if not worker.accepting:
+        if not all(worker.accepting for worker in workers.values()):
             raise shutting_down()
         return {"status": "ok"}
 
@@ -185,7 +193,14 @@ class UvicornServer(uvicorn.Server):
 
     should_exit: bool
 
-    def __init__(self, app: FastAPI, worker: RequestWorker, drain: float, ready: str = "") -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        workers: Collection[RequestWorker],
+        drain: float,
+        ready: str = "",
+        reload: Callable[[], object] | None = None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=GuardedProtocol,
@@ -197,27 +212,30 @@ class UvicornServer(uvicorn.Server):
             lifespan="on",
         )
         super().__init__(config)
-        self.worker, self.drain, self.ready = worker, drain, ready
+        self.workers, self.drain, self.ready, self.reload = workers, drain, ready, reload
         self._deadline: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening and print `ready`."""
+        """Start listening and print `ready`; from then on, SIGHUP reloads."""
         await super().startup(sockets)
+        if self.reload is not None and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         if self.started and self.ready:
             print(self.ready, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Refuse new requests and end once the running ones are done; may be called from any thread."""
-        self.worker.drain()
+        for worker in self.workers:
+            worker.drain()
         self._deadline = time.monotonic() + self.drain
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end now; called by uvicorn ten times a second."""
         if self._deadline is not None and not self.should_exit:
             late = time.monotonic() >= self._deadline
-            self.should_exit = late or self.worker.idle
-            if late:
-                self.worker.abort()
+            self.should_exit = late or all(worker.idle for worker in self.workers)
+            for worker in self.workers if late else ():
+                worker.abort()
         return bool(await super().on_tick(counter))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

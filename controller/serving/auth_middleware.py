@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -40,12 +40,12 @@ def hash_key(key: str) -> str:
 class Access:
     """Who may reach what.
 
-    `key` is a digest of `hash_key`; None asks for no key. With `hosts`, a web page cannot reach a local server under
-    its own name. `paths` are all that is served, None leaves that to the application; one that ends in `/*` includes
-    what is below it.
+    `keys` returns the names of keys by their digests (`hash_key`); without any, no key is asked for. With `hosts`, a
+    web page cannot reach a local server under its own name. `paths` are all that is served, None leaves that to the
+    application; one that ends in `/*` includes what is below it.
     """
 
-    key: str | None = None
+    keys: Callable[[], Mapping[str, str]] = dict
     hosts: Sequence[str] | None = None
     metrics: str = "key"  # one of METRICS_ACCESS
     paths: Sequence[str] | None = None
@@ -56,7 +56,7 @@ class Access:
         path = route_of(scope)
         self._check_host(headers)
         if not (path in OPEN_PATHS or (path == METRICS and self.metrics == "open") or _is_preflight(scope, headers)):
-            self._check_key(headers)
+            self._check_key(scope, headers)
         if (path == METRICS and self.metrics == "off") or not self._is_served(path):
             raise RequestError(f"{scope.get('method', 'GET')} {scope['path']!r:.200}: not served here", 404)
 
@@ -71,15 +71,19 @@ class Access:
         if self.hosts is not None and name.lower() not in self.hosts:
             raise RequestError(f"Host header {host!r:.200} is not allowed; set --api-key to accept other hosts", 403)
 
-    def _check_key(self, headers: Headers) -> None:
-        if self.key is None:
+    def _check_key(self, scope: Scope, headers: Headers) -> None:
+        keys = self.keys()
+        if not keys:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        # Digests have one length, so the comparison takes the same time for every key.
-        if not hmac.compare_digest(hashlib.sha256(key.encode("latin-1")).hexdigest(), self.key):
+        given = hashlib.sha256(key.encode("latin-1")).hexdigest()
+        # Digests have one length and all are compared, so it takes the same time for every key.
+        names = [name for digest, name in keys.items() if hmac.compare_digest(given, digest)]
+        if not names:
             reason = "the API key is wrong" if key else "the API key is missing"
             raise RequestError(f"{reason}; send it as Authorization: Bearer KEY", 401, code="invalid_api_key")
+        scope.setdefault("state", {})["key"] = names[0]
 
 
 def _is_preflight(scope: Scope, headers: Headers) -> bool:
@@ -127,6 +131,7 @@ class AuthMiddleware:
                 self.metrics.requests.labels(str(status)).inc()
                 fields = {"method": scope["method"], "path": scope["path"], "status": status, "id": request_id}
                 fields["seconds"] = round(time.perf_counter() - start, 3)
+                fields |= {"key": state["key"]} if state.get("key") else {}
                 log_request(self.log, fields | state.get("log", {}))
 
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -18,12 +18,12 @@ from .errors import RequestError
 from .metrics import Metrics
 from .replies import PendingResponse
 from .settings import ResolvedRequest, ServerLimits
-from .worker import RequestWorker, engine_failed, shutting_down
+from .worker import SessionWorker, engine_failed, shutting_down
 
 _log = logging.getLogger(__name__)
 
 
-class BatchWorker(RequestWorker):
+class BatchWorker(SessionWorker):
     """Answers requests on a session, which belongs to this worker's thread from `start` on."""
 
     def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
-from ...errors import CapabilityError, OptionError, unknown
+from ...errors import CapabilityError, OptionError, TerselyError, unknown
+from ...validation import format_validation_error
 from ..api import resolve_helper, resolve_verifier
-from ..engines.openai.engine import RemoteEngine
-from ..options import GenerationOptions, load_config, make_options
-from ..policies import make_policies
-from ..session import Session
-from ..text.markers import Markers, resolve_markers
-from ..types import Engine
+from ..options import MAX_OUTPUT_TOKENS
+from ..text.markers import resolve_markers
+from .config import Rules, ServerConfig, Upstream
 from .settings import (
-    EFFORT_CAPS,
     LOCAL,
     METRICS_ACCESS,
     MIN_THINKING,
     ServerLimits,
-    ServerSettings,
     base_url,
     bind_socket,
     exposure_warning,
     parse_effort_caps,
+    served_model_name,
 )
 
 DEFAULT_MODEL = "tersely-tiny-small"
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of click that let vLLM's own options through."""
-_DEFAULT, _LIMITS = GenerationOptions(), ServerLimits()
+_LIMITS = ServerLimits()
 _UPSTREAM_REQUESTS = 256
-NO_MARKERS = Markers("<think>", "</think>", "none")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder or a hub name.")]
 ModelOrUpstream = Annotated[
@@ -54,8 +50,32 @@ ApiKey = Annotated[
     str | None,
     typer.Option(envvar="TERSELY_API_KEY", show_envvar=True, show_default=False, help="Key that clients must send."),
 ]
-Effort = Annotated[str, typer.Option(metavar="LEVEL", help="Effort of requests that name none.")]
-Preset = Annotated[str, typer.Option(metavar="NAME", help="Preset of requests that name none.")]
+Effort = Annotated[
+    str | None,
+    typer.Option(metavar="LEVEL", help="Effort of requests that name none; default: normal.", show_default=False),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Preset of requests that name none; default: balanced.", show_default=False),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Defaults, ceilings, keys, upstreams, as in docs/GATEWAY.md (TOML or YAML); SIGHUP reloads.",
+    ),
+]
+MaxThinking = Annotated[
+    int | None, typer.Option(min=MIN_THINKING, help="Most thinking tokens of a reply, whatever clients ask for.")
+]
+Reserve = Annotated[int | None, typer.Option(min=1, help="Output tokens reserved for the answer; default: 64.")]
+ShadowShare = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Share of requests answered in shadow mode, for the metrics; default: 0."),
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=2, help=f"Most output tokens of a reply; default: {MAX_OUTPUT_TOKENS}.")
+]
 PolicyNames = Annotated[
     list[str] | None, typer.Option("--policy", metavar="NAME", help="Replaces the preset; repeat for several.")
 ]
@@ -102,20 +122,17 @@ def serve(
     host: Host = LOCAL[0],
     port: Port = 8000,
     api_key: ApiKey = None,
-    effort: Effort = "normal",
-    preset: Preset = "balanced",
+    config: ConfigFile = None,
+    effort: Effort = None,
+    preset: Preset = None,
     policy: PolicyNames = None,
-    config: Annotated[
+    tuned: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Result of `tersely tune`; replaces effort, preset and policies."),
     ] = None,
     budget: Budgets = None,
-    max_thinking_tokens: Annotated[
-        int | None, typer.Option(min=MIN_THINKING, help="Most thinking tokens of a reply, whatever clients ask for.")
-    ] = None,
-    answer_reserve: Annotated[
-        int | None, typer.Option(min=1, help="Output tokens reserved for the answer; default: 64.")
-    ] = None,
+    max_thinking_tokens: MaxThinking = None,
+    answer_reserve: Reserve = None,
     probes: Annotated[
         str | None, typer.Option(metavar="DIR", help="Result of `tersely calibrate`; default: the built-in probes.")
     ] = None,
@@ -136,9 +153,7 @@ def serve(
     grouped_attention: Annotated[
         bool, typer.Option("--grouped-attention", help="Faster on CPUs; rounds differently from transformers.")
     ] = False,
-    shadow_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of requests answered in shadow mode, for the metrics.")
-    ] = 0.0,
+    shadow_share: ShadowShare = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -148,7 +163,7 @@ def serve(
         ),
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait in the queue.")] = _LIMITS.waiting,
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Most output tokens of a reply.")] = _LIMITS.tokens,
+    max_new_tokens: MaxNewTokens = None,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt; default: what the model's context holds.")
     ] = None,
@@ -165,72 +180,48 @@ def serve(
     try:
         from .app import UvicornServer, create_app
         from .app import serve as run_server
-        from .batch_worker import BatchWorker
+        from .auth_middleware import hash_key
+        from .gateway import Thinking, check_rules, load_worker, open_upstreams
         from .metrics import Metrics
         from .request_log import LOG_FORMATS
-        from .upstream_worker import UpstreamWorker
+        from .rules import LiveConfig, ServerSettings
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
-    _check_upstream(upstream, upstream_key, tokenizer, grouped_attention)
-    parsed_markers = resolve_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
     _check_access(api_key, metrics)
     if log not in LOG_FORMATS:
         raise unknown("--log", log, LOG_FORMATS)
-    defaults = _default_options(effort, preset, policy, config)
-    if max_thinking_tokens is not None and shadow_share:
-        raise OptionError("--max-thinking-tokens holds for every request, and --shadow-share changes nothing of some")
-    settings = ServerSettings(
-        model=name or (served_model_name(model or DEFAULT_MODEL) if upstream is None else model or ""),
-        defaults=make_options(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_new_tokens),
-        tuned=config is not None,
-        caps={**EFFORT_CAPS, **parse_effort_caps(budget or ())},
-        max_thinking=max_thinking_tokens,
-        limits=ServerLimits(
-            batch_size or (_LIMITS.batch if upstream is None else _UPSTREAM_REQUESTS),
-            max_waiting,
-            _LIMITS.batch_wait,
-            timeout,
-            max_new_tokens,
-            max_prompt_tokens,
-            max_body,
-        ),
-        api_key=api_key,
-        shadow_share=shadow_share,
-        hosts=LOCAL if host in LOCAL and api_key is None else None,
-        metrics=metrics,
-        log=log,
-        special_tokens=special_tokens,
+    changes = make_changes(
+        effort, preset, policy, tuned, budget, max_thinking_tokens, answer_reserve, max_new_tokens, shadow_share
     )
+    live = LiveConfig(changes, config, probes, api_key and hash_key(api_key))
+    parsed_markers = resolve_markers(markers)
+    upstreams = _choose_upstreams(live.config, model, name, upstream, tokenizer, markers, upstream_key)
+    if upstreams and grouped_attention:
+        raise OptionError("--grouped-attention is for models of this process; leave it out with upstream servers")
+    if not upstreams and (tokenizer is not None or upstream_key is not None):
+        raise OptionError("--tokenizer and --upstream-key belong to --upstream; add it, or leave them out")
+    rows = batch_size or (_UPSTREAM_REQUESTS if upstreams else _LIMITS.batch)
+    limits = ServerLimits(rows, max_waiting, timeout=timeout, prompt=max_prompt_tokens, body=max_body)
+    hosts = LOCAL if host in LOCAL and not live.keys else None
+    settings = ServerSettings(live, limits, hosts, special_tokens, log, metrics)
+    thinking = Thinking(parsed_markers, think_prompt, no_thinking, resolve_verifier(verifier), resolve_helper(helper))
+    counters = Metrics()
     with bind_socket(host, port) as bound:
-        if upstream is None:
-            from ..engines.transformers.engine import load_engine
-
-            engine: Engine = load_engine(model or DEFAULT_MODEL, grouped=grouped_attention)
+        if upstreams:
+            workers = open_upstreams(upstreams, live.folder, thinking, limits, counters, upstream_key)
         else:
-            from ..engines.openai.client import OpenAIClient
-            from ..engines.openai.completions import CompletionsBackend
-
-            backend = CompletionsBackend(OpenAIClient(upstream, upstream_key or "", timeout), model, tokenizer)
-            engine = RemoteEngine(backend)
-            settings = replace(settings, model=settings.model or served_model_name(backend.model))
-        session = Session(
-            engine,
-            NO_MARKERS if no_thinking else parsed_markers,
-            think_prompt,
-            verifier=resolve_verifier(verifier),
-            helper=resolve_helper(helper),
-        )
-        first = {"effort": "normal", "preset": "off", "policies": None} if no_thinking else {}
-        # A tiny prompt, so that what would fail for every request fails now.
-        session.run(["1 + 1"], make_options(settings.defaults, max_new_tokens=2, answer_reserve=1, **first))
+            worker = load_worker(model or DEFAULT_MODEL, grouped_attention, thinking, limits, counters)
+            workers = {name or served_model_name(model or DEFAULT_MODEL): worker}
+        check_rules(live, workers)
+        live.check = lambda other: check_rules(other, workers)
         address = base_url(*bound.getsockname()[:2])
-        ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
-        counters = Metrics()
-        kind = BatchWorker if upstream is None else UpstreamWorker
-        worker = kind(session, settings.limits, counters, not no_thinking)
-        run_server(UvicornServer(create_app(settings, worker, counters), worker, drain, ready), bound)
+        names, are = ", ".join(workers), "is" if len(workers) == 1 else "are"
+        ready = f"{names} {are} served at {address} (Ctrl-C stops){exposure_warning(host, bool(live.keys))}"
+        app = create_app(settings, workers, counters)
+        reload = None if config is None else live.reload
+        run_server(UvicornServer(app, workers.values(), drain, ready, reload), bound)
 
 
 def serve_vllm(
@@ -240,10 +231,18 @@ def serve_vllm(
     host: Host = LOCAL[0],
     port: Port = 8000,
     api_key: ApiKey = None,
-    effort: Effort = "normal",
-    preset: Preset = "balanced",
+    config: ConfigFile = None,
+    effort: Effort = None,
+    preset: Preset = None,
     policy: PolicyNames = None,
     budget: Budgets = None,
+    max_thinking_tokens: MaxThinking = None,
+    answer_reserve: Reserve = None,
+    max_new_tokens: MaxNewTokens = None,
+    shadow_share: ShadowShare = None,
+    vllm_config: Annotated[
+        str | None, typer.Option("--vllm-config", metavar="FILE", help="What `vllm serve` knows as --config.")
+    ] = None,
     max_body: MaxBody = _LIMITS.body,
     metrics: MetricsAccess = "key",
     expose: Annotated[
@@ -255,31 +254,68 @@ def serve_vllm(
     drain: Drain = _DRAIN,
 ) -> None:
     """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
-    from ..vllm.request_control import make_control
-
-    _check_access(api_key, metrics)
-    default = make_control(preset=preset, policies=policy or None, effort=effort)
-    settings = {"default": default.as_dict(), "caps": parse_effort_caps(budget or ()), "max_body": max_body}
-    settings |= {"metrics": metrics, "exposed": expose or [], "special_tokens": special_tokens}
     from .vllm_launcher import run_vllm_server
 
-    flags = [f"--shutdown-timeout={drain:.0f}", *context.args]
+    _check_access(api_key, metrics)
+    changes = make_changes(
+        effort, preset, policy, None, budget, max_thinking_tokens, answer_reserve, max_new_tokens, shadow_share
+    )
+    settings: dict[str, Any] = {"config": config and str(config.resolve()), "changes": changes.model_dump()}
+    settings |= {"max_body": max_body, "metrics": metrics, "exposed": expose or [], "special_tokens": special_tokens}
+    flags = [f"--shutdown-timeout={drain:.0f}", *(["--config", vllm_config] if vllm_config else []), *context.args]
     parsed_markers = resolve_markers(markers)
     run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags, parsed_markers)
 
 
-def _check_upstream(url: str | None, key: str | None, tokenizer: str | None, grouped: bool) -> None:
-    """Refuse options that go only with, or only without, a server behind this one."""
-    if url is None and (tokenizer is not None or key is not None):
-        raise OptionError("--tokenizer and --upstream-key belong to --upstream; add it, or leave them out")
-    if url is not None and grouped:
-        raise OptionError("--grouped-attention is for models of this process; leave it out with --upstream")
+def make_changes(
+    effort: str | None,
+    preset: str | None,
+    policies: Sequence[str] | None,
+    tuned: Path | None,
+    budgets: Sequence[str] | None,
+    max_thinking: int | None,
+    reserve: int | None,
+    max_tokens: int | None,
+    shadow_share: float | None,
+) -> Rules:
+    """What the options of a command say, as a layer over the file; raises OptionError."""
+    if tuned is not None and (effort, preset, policies or None) != (None, None, None):
+        raise OptionError("--tuned decides effort, preset and policies; leave out --effort, --preset and --policy")
+    defaults = {
+        "effort": effort,
+        "preset": None if policies else preset,
+        "policies": list(policies) if policies else None,
+        "tuned": tuned and str(tuned.resolve()),
+        "answer_reserve": reserve,
+        "budgets": parse_effort_caps(budgets) if budgets else None,
+    }
+    ceilings = {"thinking_tokens": max_thinking, "max_tokens": max_tokens}
+    try:
+        return Rules.model_validate({"shadow_share": shadow_share, "defaults": defaults, "ceilings": ceilings})
+    except ValidationError as error:
+        cause = error.errors()[0].get("ctx", {}).get("error")
+        raise cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error)) from None
 
 
-def served_model_name(model: str) -> str:
-    """Local checkpoints are served under their folder's name, so that the path is not exposed."""
-    path = Path(model)
-    return path.resolve().name if path.is_dir() else model
+def _choose_upstreams(
+    config: ServerConfig,
+    model: str | None,
+    name: str | None,
+    url: str | None,
+    tokenizer: str | None,
+    markers: str | None,
+    key: str | None,
+) -> list[Upstream]:
+    """The upstream servers of a file, or of the options; raises OptionError where both have some."""
+    if config.upstreams:
+        given = {"MODEL": model, "--name": name, "--upstream": url, "--tokenizer": tokenizer, "--markers": markers}
+        if extra := [option for option, value in {**given, "--upstream-key": key}.items() if value is not None]:
+            raise OptionError(f"the file names upstreams, so leave out {', '.join(extra)}")
+        return config.upstreams
+    if url is None:
+        return []
+    models = None if model is None and name is None else {name or model or "": model or ""}
+    return [Upstream(url=url, models=models, tokenizer=tokenizer, markers=markers)]
 
 
 def _check_access(api_key: str | None, metrics: str) -> None:
@@ -287,16 +323,3 @@ def _check_access(api_key: str | None, metrics: str) -> None:
         raise unknown("--metrics", metrics, METRICS_ACCESS)
     if api_key is not None and not api_key.strip():
         raise OptionError("the API key is empty; set one with --api-key or TERSELY_API_KEY, or leave it out")
-
-
-def _default_options(
-    effort: str, preset: str, policies: Sequence[str] | None, config: Path | None
-) -> GenerationOptions:
-    """The options of requests that say nothing; raises OptionError for unknown names."""
-    options = make_options(effort=effort, preset=preset, policies=policies or None)
-    if config is not None:
-        if options != _DEFAULT:
-            raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
-        return make_options(options, **load_config(config))
-    make_policies(options.preset, options.policies)
-    return options

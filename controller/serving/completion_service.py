@@ -15,27 +15,29 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ..options import make_options
 from ..policies import make_policies
 from ..policies.base import Policy
-from ..text.sanitizer import get_sanitizer
+from ..trace import Decision
 from .errors import CLIENT_LEFT, RequestError, unknown_model
 from .metrics import exit_reason, request_span, result_attributes
-from .prompt_limit import PromptLimit
 from .replies import ChatReply, Event, PendingResponse, RowFinished
 from .responses_api import ResponsesReply
+from .rules import RequestRules, ServerSettings
 from .schemas import ChatRequest, RequestBody
 from .settings import (
     MIN_THINKING,
+    Billing,
     ModelInfo,
     ResolvedRequest,
-    ServerSettings,
+    ServerLimits,
     answer_reserve,
     effort_budgets,
     limit_thinking,
     openai_effort,
 )
-from .untrusted_text import sanitize_messages
 from .worker import RequestWorker
 
 T = TypeVar("T")
+CONTROL = "x-tersely-control"
+"""A header of replies: what control the model can be under, see `ModelInfo.control`."""
 _GREEDY = 1e-5
 """Below this temperature the likeliest token is taken: dividing by it would not give finite numbers."""
 _SEED_RANGE = 1 << 63
@@ -45,11 +47,8 @@ _SEED_RANGE = 1 << 63
 class CompletionService:
     """Answers requests with a worker."""
 
-    def __init__(self, settings: ServerSettings, worker: RequestWorker) -> None:
-        self.settings, self.worker = settings, worker
-        session = worker.session
-        self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
-        self._prompt_limit = PromptLimit(session.engine, settings.limits.prompt)
+    def __init__(self, settings: ServerSettings, workers: Mapping[str, RequestWorker]) -> None:
+        self.settings, self.workers = settings, workers
 
     async def respond(
         self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], ChatReply | ResponsesReply]
@@ -58,28 +57,26 @@ class CompletionService:
 
         A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
-        request = resolve_request(body, self.settings, self.worker.model_info)
-        await self._prompt_limit.check(request)
-        if not self.settings.special_tokens:
-            request = await asyncio.to_thread(self._without_special_tokens, request)
+        worker = self.workers.get(body.model)
+        if worker is None:
+            raise unknown_model(body.model, self.workers)
+        config, key = self.settings.config, getattr(http.state, "key", "")
+        request = resolve_request(body, config.rules(body.model, key), self.settings.limits, worker.model_info)
+        request = replace(request, billing=config.billing(body.model, key))
+        request = await worker.admit(request, self.settings.special_tokens)
         reply, streams = make_reply(request), bool(body.stream)
+        headers = {CONTROL: worker.model_info.control}
         await release_body(http, body)
         with ExitStack() as stack:
             set_attributes = stack.enter_context(request_span(request.model))
-            pending = self.worker.submit(request, streams)
+            pending = worker.submit(request, streams)
             stack.callback(pending.cancel)
             stack.callback(asyncio.create_task(_watch_connection(http, pending)).cancel)
-            events = _record(http, pending.events(await pending.next()), set_attributes)
+            events = _record(http, pending.events(await pending.next()), set_attributes, request.billing)
             if streams:
-                return _EventStream(reply.stream(events), stack.pop_all())
+                return _EventStream(reply.stream(events), stack.pop_all(), headers)
             rows = [event async for event in events if isinstance(event, RowFinished)]
-        return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)))
-
-    def _without_special_tokens(self, request: ResolvedRequest) -> ResolvedRequest:
-        """The request with its text made safe; takes as long as tokenizing it."""
-        tools = tuple(self._sanitize.sanitize_all(request.options.tools))
-        options = make_options(request.options, tools=tools) if tools else request.options
-        return replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
+        return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)), headers=headers)
 
 
 async def release_body(http: Request, body: RequestBody) -> None:
@@ -88,76 +85,104 @@ async def release_body(http: Request, body: RequestBody) -> None:
     body.__dict__.clear()
 
 
-def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInfo) -> ResolvedRequest:
+def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits, model: ModelInfo) -> ResolvedRequest:
     """Decide all options of a request; raises RequestError."""
-    if body.model != settings.model:
-        raise unknown_model(body.model, [settings.model])
     chat = body if isinstance(body, ChatRequest) else None
     tools = body.offered_tools()
     n = (chat.n if chat else None) or 1
-    _check(body, n, bool(tools), settings, model)
-    named, budget = _only_value(body.efforts(), openai_effort), _only_value(budgets := body.budgets())
-    most = settings.max_thinking if model.thinks else None
-    if body.own.shadow and (budgets or most is not None):
-        message = "shadow mode changes nothing, so no thinking budget can be kept; leave it out"
-        raise RequestError(message, param=list(budgets)[-1] if budgets else "tersely.shadow")
+    _check_limits(body, n, bool(tools), rules, limits, model)
+    _check_control(body, rules, model)
+    messages, notes = body.to_messages(), list[Decision]()
+    named, budget = _only_value(body.efforts(), openai_effort), _only_value(body.budgets())
+    if budget is None and named is None:
+        budget = rules.rules.defaults.thinking_tokens if model.budgets else None
+    most = rules.max_thinking if model.thinks else None
     if budget is not None and most is not None:
         budget = min(budget, most)
-    limit = body.output_limit[1] or settings.limits.tokens
-    reserve = answer_reserve(limit, settings.defaults.answer_reserve)
-    effort, note = _fit_effort(settings, named or settings.defaults.effort, budget, limit, reserve)
+    limit = body.output_limit[1] or rules.default_tokens
+    reserve = answer_reserve(limit, rules.options.answer_reserve)
+    allowed = rules.fit_effort(named or rules.options.effort)
+    if allowed != (named or rules.options.effort):
+        notes.append(Decision("server", "tier", f"effort {allowed}: no higher one is allowed here", 0))
+    effort, reason = _fit_effort(rules, allowed, budget, limit, reserve)
+    if reason:
+        notes.append(Decision("server", "tier", reason, 0))
     sampling = {
         "temperature": 0 if body.temperature is not None and body.temperature < _GREEDY else body.temperature,
         "top_p": body.top_p,
         "top_k": chat.top_k if chat else None,
         "seed": None if body.seed is None else body.seed % _SEED_RANGE,
     }
-    use_tuned_budgets = settings.tuned and named is None and budget is None
+    use_tuned_budgets = rules.tuned and named is None and budget is None
     options = make_options(
-        settings.defaults,
+        rules.options,
         effort=effort,
-        strategy=limit_thinking(settings.defaults.strategy, most)
+        strategy=limit_thinking(rules.options.strategy, most)
         if use_tuned_budgets
-        else effort_budgets(settings.caps, effort, most),
+        else effort_budgets(rules.caps, effort, most),
         max_new_tokens=max(2, limit),
         thinking_budget=budget if effort != "none" else None,
         answer_reserve=reserve,
         tools=tools,
         **{name: value for name, value in sampling.items() if value is not None},
-        **_choose_policies(body, settings, budget is not None or most is not None, named is not None),
+        **_choose_policies(body, rules, budget is not None or most is not None, named is not None, notes),
     )
     if not model.thinks:
         options = make_options(options, effort="normal", preset="off", policies=None)
     stop = (chat.stop if chat else None) or ()
     return ResolvedRequest(
         model=body.model,
-        messages=body.to_messages(),
+        messages=messages,
         options=options,
         effort=effort,
         max_tokens=limit,
         n=n,
         stops=(stop,) if isinstance(stop, str) else tuple(stop),
         include_trace=body.own.trace,
-        note=note,
+        notes=tuple(notes),
         prompt_field=body.prompt_field,
     )
 
 
-def _check(body: RequestBody, n: int, tools: bool, settings: ServerSettings, model: ModelInfo) -> None:
-    """Refuse what this server or its model cannot do."""
-    limits, (field, limit) = settings.limits, body.output_limit
-    if limit is not None and limit > limits.tokens:
-        raise RequestError(f"{field} is {limit}; accepted: at most {limits.tokens}", param=field)
+def _check_limits(
+    body: RequestBody, n: int, tools: bool, rules: RequestRules, limits: ServerLimits, model: ModelInfo
+) -> None:
+    """Refuse what is too much, and tools that the model does not know."""
+    field, limit = body.output_limit
+    if limit is not None and limit > rules.max_tokens:
+        raise RequestError(f"{field} is {limit}; accepted: at most {rules.max_tokens}", param=field)
     if n > limits.batch:
         raise RequestError(f"n is {n}; accepted: at most {limits.batch}", param="n")
     if tools and not model.tools:
         raise RequestError("this model's chat template knows no tools; leave them out", param="tools")
+
+
+def _check_control(body: RequestBody, rules: RequestRules, model: ModelInfo) -> None:
+    """Refuse control that the model cannot be under, or that this client may not choose."""
+    own, budgets = body.own, body.budgets()
+    if not model.budgets and (rules.max_thinking or rules.max_tokens) < rules.max_tokens:
+        message = "the ceiling of this key's thinking tokens cannot be kept by this model; choose another model"
+        raise RequestError(message, 403, param="model", code="not_allowed")
+    given = {"preset": own.preset is not None, "policies": own.policies is not None, "shadow": own.shadow}
+    chosen = [f"tersely.{name}" for name, is_given in given.items() if is_given]
+    if not rules.own_policies and chosen:
+        message = f"{chosen[0]}: this key may not choose how it is controlled; leave it out"
+        raise RequestError(message, 403, param=chosen[0], code="not_allowed")
+    if own.shadow and (budgets or rules.max_thinking is not None):
+        message = "shadow mode changes nothing, so no thinking budget can be kept; leave it out"
+        raise RequestError(message, param=list(budgets)[-1] if budgets else "tersely.shadow")
+    refused = [] if model.policies else list(chosen)
+    refused += [] if model.budgets else [field for field, tokens in budgets.items() if tokens]
+    if refused:
+        raise RequestError(
+            f"{refused[0]}: this model's server only takes an effort, since its thinking cannot be ended from here; "
+            "leave it out",
+            param=refused[0],
+        )
     if model.thinks:
         return
-    own = body.own
-    fields = [*(field for field, effort in body.efforts().items() if effort != "none"), *body.budgets()]
-    controls = {"preset": own.preset is not None, "policies": own.policies is not None, "shadow": own.shadow}
-    if fields := [*fields, *(f"tersely.{name}" for name, given in controls.items() if given)]:
+    fields = [*(field for field, effort in body.efforts().items() if effort != "none"), *budgets, *chosen]
+    if fields:
         raise RequestError(
             f"{fields[0]}: this model does not think, so there is nothing to control; leave it out, or start the "
             "server with --think-prompt",
@@ -174,10 +199,10 @@ def _only_value(given: Mapping[str, T], key: Callable[[T], object] = lambda valu
 
 
 def _fit_effort(
-    settings: ServerSettings, effort: str, budget: int | None, limit: int, reserve: int | None
+    rules: RequestRules, effort: str, budget: int | None, limit: int, reserve: int | None
 ) -> tuple[str, str]:
     """The effort that there is room for, and why it is less than requested."""
-    cap = settings.caps.get(openai_effort(effort), 1) if budget is None else budget
+    cap = rules.caps.get(openai_effort(effort), 1) if budget is None else budget
     if effort == "none" or cap == 0:
         return "none", ""
     if budget is not None and budget < MIN_THINKING:
@@ -187,17 +212,25 @@ def _fit_effort(
     return effort, ""
 
 
-def _choose_policies(body: RequestBody, settings: ServerSettings, has_budget: bool, has_effort: bool) -> dict[str, Any]:
+def _choose_policies(
+    body: RequestBody, rules: RequestRules, has_budget: bool, has_effort: bool, notes: list[Decision]
+) -> dict[str, Any]:
     """Preset, policies and shadow mode; a requested budget or effort is always kept by a policy."""
-    own, defaults = body.own, settings.defaults
+    own, defaults = body.own, rules.options
+    if not rules.enabled:
+        notes.append(Decision("server", "off", "control is switched off", 0, acted=False))
+        return {"preset": "off", "policies": None, "shadow": False}
     chosen = own.preset is not None or own.policies is not None
     if own.preset is not None and own.policies is not None:
         raise RequestError("tersely.policies replaces tersely.preset; give one of them", param="tersely.policies")
     preset = own.preset if chosen else defaults.preset
     policies: Sequence[Policy | str] | None = own.policies if chosen else defaults.policies
+    if not chosen and not rules.controls(body.name_conversation()):
+        notes.append(Decision("server", "off", "not in the share of conversations under control", 0, acted=False))
+        preset, policies = "off", None
     shadow = own.shadow or defaults.shadow
-    if settings.shadow_share and not (has_budget or own.shadow or body.seed is not None):
-        shadow = random.random() < settings.shadow_share
+    if rules.rules.shadow_share and not (has_budget or own.shadow or body.seed is not None):
+        shadow = random.random() < rules.rules.shadow_share
     if has_budget or (has_effort and not chosen):
         resolved = make_policies(preset, policies)
         if all(policy.name != "budget" for policy in resolved):
@@ -208,8 +241,8 @@ def _choose_policies(body: RequestBody, settings: ServerSettings, has_budget: bo
 class _EventStream(StreamingResponse):
     """Server-sent events; closes `stack` when they end, however that is."""
 
-    def __init__(self, lines: AsyncIterator[str], stack: ExitStack) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    def __init__(self, lines: AsyncIterator[str], stack: ExitStack, headers: Mapping[str, str]) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
         super().__init__(lines, media_type="text/event-stream", headers=headers)
         self.stack = stack
 
@@ -220,7 +253,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _record(
-    http: Request, events: AsyncIterator[Event], set_attributes: Callable[[Mapping[str, Any]], None]
+    http: Request, events: AsyncIterator[Event], set_attributes: Callable[[Mapping[str, Any]], None], billing: Billing
 ) -> AsyncIterator[Event]:
     """The events; how they end is recorded in the span and, as the status that was sent says less, for the metrics."""
     http.state.status = CLIENT_LEFT  # unless they end in another way
@@ -244,6 +277,8 @@ async def _record(
         "overhead": sum(result.usage.overhead for result in results),
         "exit": exit_reason(results[0]),
     }
+    if billing.input or billing.output:
+        http.state.log["cost"] = round(sum(billing.cost(result.usage) for result in results), 6)
     set_attributes(result_attributes(results, rows[0].budget))
 
 

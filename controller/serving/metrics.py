@@ -15,10 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ..trace import GenerationResult
 from .errors import RequestError
+from .settings import UNBILLED, Billing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OVERHEAD = ("discarded", "trial", "verifier", "helper_completion", "helper_prompt", "recomputed")
 """Kinds of `trace.Usage` that are paid for in addition to the text."""
+STAGES = ("prepare", "thinking", "policy", "fallback")
+"""Where control fails: before the thinking, in it, in one policy, or so that another endpoint had to answer."""
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -47,6 +50,10 @@ class Metrics:
         self.in_flight = Gauge(
             "tersely_requests_in_flight", "Requests that are waiting or being answered.", registry=registry
         )
+        self._cost = counter("cost", "Cost of tokens by the configured prices, overhead included.", "model", "key")
+        self.control_failures = counter(
+            "control_failures", "Errors in the control of requests, which went on without it.", "stage"
+        )
         self._shadow = counter("shadow_thinking_tokens", "Thinking tokens of rows in shadow mode.", "tier")
         self._shadow_kept = counter(
             "shadow_kept_thinking_tokens", "Those before the point where thinking would have ended.", "tier"
@@ -54,10 +61,14 @@ class Metrics:
         self._shadow_exits = counter("shadow_exits", "What would have ended the thinking.", "reason")
         for kind in OVERHEAD:
             self._overhead.labels(kind)
+        for stage in STAGES:
+            self.control_failures.labels(stage)
 
-    def add_result(self, result: GenerationResult, budget: int, shadow: bool) -> None:
+    def add_result(self, result: GenerationResult, budget: int, shadow: bool, billing: Billing = UNBILLED) -> None:
         """Count a finished row, which was allowed `budget` thinking tokens."""
         usage = result.usage
+        if cost := billing.cost(usage):
+            self._cost.labels(billing.model, billing.key).inc(cost)
         self._prompt.inc(usage.prompt)
         self._thinking.labels(result.tier).inc(usage.thinking)
         self._answer.labels(result.tier).inc(usage.answer)
@@ -65,6 +76,8 @@ class Metrics:
         for kind in OVERHEAD:
             self._overhead.labels(kind).inc(getattr(usage, kind))
         self._budget.observe(budget)
+        failures = sum(d.action == "error" and d.policy != "server" for d in result.trace)
+        self.control_failures.labels("policy").inc(failures)
         if usage.thinking:
             self._exits.labels(exit_reason(result)).inc()
         if shadow:

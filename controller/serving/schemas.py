@@ -210,6 +210,11 @@ class RequestBody(StrictModel):
         """The thinking tokens of each field that names a number."""
         return self._given(self.budget_fields)
 
+    def name_conversation(self) -> str:
+        """What all requests of a conversation have in common: the client's name for it, else how it begins."""
+        given = self.prompt_cache_key or self.safety_identifier or self.user
+        return given or next((str(m.get("content")) for m in self.to_messages() if m.get("role") != "system"), "")
+
     @abstractmethod
     def to_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it."""

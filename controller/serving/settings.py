@@ -6,7 +6,8 @@ import errno
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError, unknown
@@ -22,6 +23,7 @@ from ..budgets import (
     fit_budget,
 )
 from ..options import GenerationOptions
+from ..trace import Decision, Usage
 
 EFFORT_CAPS: Mapping[str, int] = {"none": 0, "minimal": 128}
 """Most thinking tokens of OpenAI efforts that do not grow with the output tokens, as the tiers' guards do."""
@@ -44,7 +46,6 @@ class ServerLimits:
     waiting: int = 256  # requests in the queue
     batch_wait: float = 0.01  # seconds to wait for further requests before a batch starts
     timeout: float = 600.0  # seconds from a request's arrival to its last token
-    tokens: int = 32768  # output tokens of a row
     prompt: int | None = None  # prompt tokens; None allows what the model's context holds
     body: int = 4 << 20  # bytes of a request body
     body_seconds: float = 30.0  # for a body to arrive
@@ -52,30 +53,43 @@ class ServerLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """How a server answers."""
+class ModelInfo:
+    """What a served model can do."""
 
-    model: str  # the name under which it is served
-    defaults: GenerationOptions = field(default_factory=GenerationOptions)  # for what a request leaves open
-    tuned: bool = False  # by `tersely tune`: the budgets of `defaults` hold for requests that name no effort
-    caps: Mapping[str, int] = field(default_factory=lambda: dict(EFFORT_CAPS))  # thinking tokens by OpenAI effort
-    limits: ServerLimits = field(default_factory=ServerLimits)
-    api_key: str | None = field(default=None, repr=False)
-    max_thinking: int | None = None  # thinking tokens of a row, whatever its request asks for
-    shadow_share: float = 0.0  # share of requests that are answered in shadow mode, for the metrics
-    hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
-    special_tokens: bool = False  # whether texts of users and tools may become special tokens
-    log: str = "off"  # one line per request; see `request_log.LOG_FORMATS`
-    metrics: str = "key"  # who may read /metrics; see `auth_middleware.Access`
+    thinks: bool = True
+    policies: bool = True  # its thinking can be ended from here
+    budgets: bool = True  # its thinking can be limited to a number of tokens
+    tools: bool = False  # its chat template accepts tools
+    context: int | None = None
+
+    @property
+    def control(self) -> str:
+        """What a header of replies says of the control that the model can be under."""
+        if not self.thinks:
+            return "none"
+        return "full" if self.policies else "effort, budget" if self.budgets else "effort"
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What the served model can do."""
+class Billing:
+    """Whom a request is charged to."""
 
-    thinks: bool = True
-    tools: bool = False  # its chat template accepts tools
-    context: int | None = None
+    model: str = ""
+    key: str = ""  # the name of the client's key
+    input: float = 0.0  # price of a million prompt tokens
+    output: float = 0.0  # price of a million other tokens
+
+    def cost(self, usage: Usage) -> float:
+        """What tokens cost; those that a helper or a verifier spent are charged as this model's."""
+        read = usage.prompt + usage.recomputed + usage.helper_prompt
+        return self.cost_of(read, usage.prompt + usage.total - read)
+
+    def cost_of(self, read: int, written: int) -> float:
+        """What so many tokens cost."""
+        return (read * self.input + written * self.output) / 1e6
+
+
+UNBILLED = Billing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,8 @@ class ResolvedRequest:
     n: int = 1
     stops: tuple[str, ...] = ()
     include_trace: bool = True  # whether the reply lists the decisions
-    note: str = ""  # why there is less thinking than the client wants
+    notes: tuple[Decision, ...] = ()  # what the server decided before the engine was asked
+    billing: Billing = UNBILLED
     prompt_field: str = "messages"  # the field of the request that holds the messages
 
 
@@ -149,6 +164,12 @@ def answer_reserve(limit: int, reserve: int | None) -> int | None:
     return min(reserve or ANSWER_RESERVE, max(1, limit // 2))
 
 
+def served_model_name(model: str) -> str:
+    """Local checkpoints are served under their folder's name, so that the path is not exposed."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
+
+
 def bind_socket(host: str, port: int) -> socket.socket:
     """A socket bound to an address; raises OptionError if that is impossible."""
     with ExitStack() as stack:
@@ -180,8 +201,8 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def exposure_warning(host: str, api_key: str | None) -> str:
-    """A line for servers that anyone may use, or ""."""
-    if host in LOCAL or api_key is not None:
+def exposure_warning(host: str, guarded: bool) -> str:
+    """A line for servers that anyone may use, or ""; `guarded` ones ask for a key."""
+    if host in LOCAL or guarded:
         return ""
     return "\nwarning: this address is public and unauthenticated; set --api-key"

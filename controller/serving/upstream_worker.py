@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
-from ...errors import ModelError
+from ...errors import CapabilityError, ModelError, TerselyError
 from ..batch import decode_async
 from ..engines.openai.backend import ServerLostError
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session
+from .chat_upstream import ChatUpstream
 from .errors import RequestError
 from .metrics import Metrics
 from .replies import PendingResponse
-from .settings import ResolvedRequest, ServerLimits
-from .worker import RequestWorker, ServedRow, engine_failed, shutting_down
+from .rules import RequestRules
+from .settings import ModelInfo, ResolvedRequest, ServerLimits
+from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost_control, shutting_down
 
 _log = logging.getLogger(__name__)
+_CLOSE_TIMEOUT = 5.0  # seconds
 
 
-class UpstreamWorker(RequestWorker):
-    """A worker in the event loop of the application; at most `limits.batch` requests are upstream at a time.
+class LoopWorker(RequestWorker):
+    """A worker in the event loop of the application; at most `limits.batch` requests are upstream at a time."""
 
-    The session's engine is a `RemoteEngine`.
-    """
-
-    def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
-        super().__init__(session, limits, metrics, thinks)
-        assert isinstance(session.engine, RemoteEngine)
-        self.engine = session.engine
-        self.engine.name = "the upstream server"  # in errors for clients, who need not know where it is
+    def __init__(self, limits: ServerLimits, metrics: Metrics, model_info: ModelInfo) -> None:
+        super().__init__(limits, metrics, model_info)
         self._tasks: dict[asyncio.Task[None], PendingResponse] = {}
         self._slots = asyncio.Semaphore(limits.batch)
-        self._preparing = asyncio.Lock()
 
     @property
     def idle(self) -> bool:
@@ -42,7 +41,8 @@ class UpstreamWorker(RequestWorker):
         return not self._tasks
 
     def start(self) -> None:
-        """Begin to answer; nothing needs to be started."""
+        """Begin to answer, in the event loop that runs."""
+        self._loop = asyncio.get_running_loop()
 
     def submit(self, request: ResolvedRequest, streams: bool) -> PendingResponse:
         """See `RequestWorker.submit`."""
@@ -51,7 +51,7 @@ class UpstreamWorker(RequestWorker):
         if (open_requests := len(self._tasks)) >= self.limits.batch + self.limits.waiting:
             raise RequestError(f"{open_requests} requests are open; try again", 503, code="busy", retry_after=1)
         pending = PendingResponse(request, streams, self.limits.timeout)
-        task = asyncio.create_task(self._answer(pending))
+        task = asyncio.create_task(self._run(pending))
         self._tasks[task] = pending
         task.add_done_callback(self._tasks.pop)
         pending.on_cancel = task.cancel
@@ -68,19 +68,22 @@ class UpstreamWorker(RequestWorker):
             pending.send(shutting_down())
             pending.cancel()
 
-    def close(self) -> None:
-        """Fail what is left and close the connections; blocks."""
-        self.abort()
-        self.engine.close()
+    def _close_chat(self, upstream: ChatUpstream) -> None:
+        """Close the connections of a chat endpoint; called from another thread."""
+        with suppress(RuntimeError, TimeoutError):  # the loop is closed, or busy
+            asyncio.run_coroutine_threadsafe(upstream.close(), self._loop).result(_CLOSE_TIMEOUT)
 
+    @abstractmethod
     async def _answer(self, pending: PendingResponse) -> None:
-        """Answer one request, or say why that is impossible; cancelling this closes its streams upstream."""
+        """Answer one request; cancelling this closes its streams upstream."""
+
+    async def _run(self, pending: PendingResponse) -> None:
+        """Answer one request, or say why that is impossible."""
         async with self._slots:
             try:
-                async with self._preparing:  # the templates of many long prompts would take all threads
-                    rows = await asyncio.to_thread(self.prepare, pending)
-                if rows:
-                    await self._decode(pending, rows)
+                await self._answer(pending)
+            except RequestError as error:
+                pending.send(error)
             except ModelError as error:
                 _log.error("the upstream server failed: %s", error)
                 pending.send(_upstream_failed(error))
@@ -88,11 +91,129 @@ class UpstreamWorker(RequestWorker):
                 _log.exception("a request failed")
                 pending.send(engine_failed())
 
+    async def _chat(self, upstream: ChatUpstream, pending: PendingResponse, number: int) -> None:
+        """Answer one row through a chat endpoint."""
+        request = pending.request
+        try:
+            row = await upstream.answer(request, number, pending.send if pending.streams else lambda event: None)
+        except TerselyError as error:
+            if isinstance(error, ModelError):
+                raise
+            raise RequestError(str(error), param=request.prompt_field) from None
+        self.metrics.add_result(row.result, row.budget, False, request.billing)
+        pending.send(row)
+
+
+class ChatWorker(LoopWorker):
+    """A worker on a server that has only a chat endpoint: efforts and limits are passed on, no policy acts."""
+
+    def __init__(self, upstream: ChatUpstream, limits: ServerLimits, metrics: Metrics, context: int | None) -> None:
+        budgets = bool(upstream.dialect.budget_fields)
+        super().__init__(limits, metrics, ModelInfo(policies=False, budgets=budgets, tools=True, context=context))
+        self.upstream = upstream
+
+    async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
+        """See `RequestWorker.admit`; the upstream server renders the text and has to keep it safe."""
+        return request
+
+    def check(self, rules: RequestRules, of_key: bool = False) -> None:
+        """See `RequestWorker.check`; a key whose ceiling cannot be kept is refused with each request."""
+        if of_key:
+            return
+        defaults, options = rules.rules.defaults, rules.options
+        unkept: dict[str, object] = {
+            "defaults.policies": defaults.policies,
+            "defaults.preset": defaults.preset not in (None, "off"),
+            "defaults.tuned": defaults.tuned,
+            "shadow_share": rules.rules.shadow_share,
+            "control_share": rules.rules.control_share not in (None, 1.0),
+        }
+        if not self.model_info.budgets:
+            unkept |= {
+                "ceilings.thinking_tokens": (rules.max_thinking or rules.max_tokens) < rules.max_tokens,
+                "defaults.thinking_tokens": (defaults.thinking_tokens or rules.max_tokens) < rules.max_tokens,
+                "defaults.budgets": defaults.budgets,
+                "defaults.answer_reserve": options.answer_reserve,
+            }
+        if names := [name for name, given in unkept.items() if given]:
+            raise CapabilityError(
+                f"{self.upstream.dialect.describe()}, so {', '.join(names)} cannot be kept; set other values in "
+                "[models.NAME]: preset 'off', shares of 0 or 1, thinking_tokens of at least max_tokens",
+                code="chat_endpoint_only",
+            )
+
+    def close(self) -> None:
+        """Fail what is left and close the connections; blocks."""
+        self.abort()
+        self._close_chat(self.upstream)
+
+    async def _answer(self, pending: PendingResponse) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(pending.request.n):
+                    group.create_task(self._chat(self.upstream, pending, number))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+
+class UpstreamWorker(SessionWorker, LoopWorker):
+    """A worker under control on a session whose engine is a `RemoteEngine`.
+
+    `fallback` is the chat endpoint of the same server, which answers without control where that fails altogether.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        limits: ServerLimits,
+        metrics: Metrics,
+        thinks: bool = True,
+        fallback: ChatUpstream | None = None,
+    ) -> None:
+        super().__init__(session, limits, metrics, thinks)
+        assert isinstance(session.engine, RemoteEngine)
+        self.engine, self.fallback = session.engine, fallback
+        self.engine.name = "the upstream server"  # in errors for clients, who need not know where it is
+        self._preparing = asyncio.Lock()
+
+    def close(self) -> None:
+        """Fail what is left and close the connections; blocks."""
+        self.abort()
+        self.engine.close()
+        if self.fallback is not None:
+            self._close_chat(self.fallback)
+
+    async def _answer(self, pending: PendingResponse) -> None:
+        try:
+            async with self._preparing:  # the templates of many long prompts would take all threads
+                rows = await asyncio.to_thread(self.prepare_rows, pending)
+        except RequestError as error:
+            if error.status != 500 or self.fallback is None:
+                raise
+            await self._fall_back(self.fallback, pending, range(pending.request.n), error)
+            return
+        await self._decode(pending, rows)
+
     async def _decode(self, pending: PendingResponse, rows: Sequence[ServedRow]) -> None:
+        for row in rows:
+            row.has_fallback = self.fallback is not None
         completions = await decode_async(self.engine, rows, pending.request.options.sampling)
         self.note_drift(rows)
         for row, completion in zip(rows, completions, strict=True):
             row.on_finish(completion)
+        failed = [row.number for row in rows if row.failed and not row.sent]
+        if failed and self.fallback is not None and not pending.cancelled:
+            await self._fall_back(self.fallback, pending, failed, RuntimeError())
+
+    async def _fall_back(
+        self, upstream: ChatUpstream, pending: PendingResponse, rows: Sequence[int], error: Exception
+    ) -> None:
+        """Have the chat endpoint answer rows without control."""
+        note = lost_control("that left the answer to the chat endpoint", error)
+        pending.request = replace(pending.request, notes=(*pending.request.notes, note))
+        for number in rows:
+            self.metrics.control_failures.labels("fallback").inc()
+            await self._chat(upstream, pending, number)
 
 
 def _upstream_failed(error: ModelError) -> RequestError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -30,7 +31,7 @@ from .connections import GuardedProtocol
 from .reasoning_parsers import choose_reasoning_parser
 from .settings import LOCAL, base_url, bind_socket, exposure_warning
 from .vllm_lifetime import LIFETIME
-from .vllm_server import SETTINGS_VARIABLE, ControlMiddleware
+from .vllm_server import SETTINGS_VARIABLE, ControlMiddleware, load_settings
 
 
 def run_vllm_server(
@@ -56,8 +57,12 @@ def run_vllm_server(
     _set_model_facts(arguments, markers)
     # The middleware guards every path with the key; vLLM's own check leaves most of them open, and knows one header.
     api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
-    settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
+    settings = dict(settings)
     settings["key"] = api_key and hash_key(api_key)
+    live = load_settings(settings)
+    settings["hosts"] = LOCAL if host in LOCAL and not live.keys else None
+    if live.path is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the middleware listens, and in a parent of several servers
     if not settings.pop("special_tokens", False):
         settings["tokenizer"] = [checkpoint, {name: getattr(arguments, name) for name in OPTIONS}]
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
@@ -65,7 +70,7 @@ def run_vllm_server(
         # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
         uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{GuardedProtocol.__module__}:{GuardedProtocol.__name__}"
         ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
-        print(ready + exposure_warning(host, api_key), file=sys.stderr)
+        print(ready + exposure_warning(host, bool(live.keys)), file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             serve.cmd(arguments)
     if LIFETIME.died:

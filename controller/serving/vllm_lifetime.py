@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -12,9 +14,14 @@ class ServerLifetime:
     def __init__(self) -> None:
         self._started = self._stopped = False
 
-    def start(self) -> None:
-        """Note signals as well from now on; vLLM's event loop, which gets them by another way, still acts on them."""
+    def start(self, reload: Callable[[], object] | None = None) -> None:
+        """Note signals as well from now on; vLLM's event loop, which gets them by another way, still acts on them.
+
+        SIGHUP calls `reload`.
+        """
         self._started = True
+        if reload is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 

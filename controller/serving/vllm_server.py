@@ -13,29 +13,40 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import MarkerError
+from ...errors import CapabilityError, MarkerError
 from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.parent_watch import SERVED
-from ..vllm.request_control import read_control
 from ..vllm.tokenizers import load_tokenizer
 from ..vllm.trace_channel import TraceStore
 from .auth_middleware import METRICS, Access, AuthMiddleware, route_of, send_error
 from .body_limits import BodyLimits, replay
+from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
 from .grammar_limits import check_grammars
 from .metrics import Metrics
-from .settings import EFFORT_CAPS, ServerLimits
+from .rules import LiveConfig
+from .settings import UNBILLED, Billing, ServerLimits
 from .untrusted_text import sanitize_body
 from .vllm_lifetime import LIFETIME
-from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
+from .vllm_translation import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    PATHS,
+    RESPONSES,
+    VllmRequestMapping,
+    make_default_control,
+    translate,
+)
 
 SETTINGS_VARIABLE = SERVED
 UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", "/v1/messages/count_tokens")
@@ -51,18 +62,39 @@ def _load_sanitizer(model: str, options: Mapping[str, Any]) -> SpecialTokenSanit
     return SpecialTokenSanitizer(loaded, markers)
 
 
+def load_settings(settings: Mapping[str, Any]) -> LiveConfig:
+    """The configuration of the settings of `ControlMiddleware`; raises TerselyError for what vLLM cannot do."""
+    path, changes = settings.get("config"), Rules.model_validate(settings.get("changes", {}))
+    live = LiveConfig(changes, Path(path) if path else None, api_key=settings.get("key"))
+    live.check = check_vllm
+    check_vllm(live)
+    return live
+
+
+def check_vllm(live: LiveConfig) -> None:
+    """Raise TerselyError for a configuration that vLLM cannot keep."""
+    if live.config.upstreams:
+        raise CapabilityError(
+            "vLLM's server has no upstreams; leave them out, or start `tersely serve` without --engine"
+        )
+    if tuned := [where for where, layer in live.config.layers() if layer.defaults.tuned is not None]:
+        raise CapabilityError(f"{tuned[0] or 'defaults'}: tuned budgets are not known inside vLLM; leave `tuned` out")
+    for model in ("", *live.config.models):
+        for key in (None, *live.config.keys):
+            make_default_control(live.rules(model, key))
+
+
 class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
-    Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`;
-    `max_body`; `tokenizer`, the arguments of `load_tokenizer`, of the one whose special tokens users and tools cannot
-    write; `key`, `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
+    Its settings: `config`, `changes` and `key`, see `LiveConfig`; `max_body`; `tokenizer`, the arguments of
+    `load_tokenizer`, of the one whose special tokens users and tools cannot write; `hosts` and `metrics`, see
+    `auth_middleware.Access`; `exposed`, paths served in addition.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         settings = json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
-        self.default = read_control(settings.get("default", {}))
-        self.caps: Mapping[str, int] = {**EFFORT_CAPS, **settings.get("caps", {})}
+        self.config = load_settings(settings)
         self.traces, self.metrics = TraceStore(), Metrics()
         self._sanitize = _load_sanitizer(*settings["tokenizer"]) if settings.get("tokenizer") else None
         self.app = app
@@ -71,7 +103,7 @@ class ControlMiddleware:
             self._route,
             self.metrics,
             Access(
-                settings.get("key"),
+                lambda: self.config.keys,
                 settings.get("hosts"),
                 settings.get("metrics", "key"),
                 (*PATHS, *UNCONTROLLED_PATHS, *settings.get("exposed", ())),
@@ -85,9 +117,11 @@ class ControlMiddleware:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            LIFETIME.start()
+            LIFETIME.start(self.config.reload if self.config.path is not None else None)
         path = route_of(scope) if scope["type"] == "http" else ""
-        if path == METRICS:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif path == METRICS:
             await self.app(scope, receive, rewriting(send, lambda body: body + self.metrics.render()))
         elif path in PATHS and scope["method"] == "POST":
             await self._control(path, scope, receive, send)
@@ -101,7 +135,10 @@ class ControlMiddleware:
             if self._sanitize is not None and path != COMPLETIONS:
                 given = await asyncio.to_thread(sanitize_body, given, self._sanitize)
             check_grammars(given)
-            mapping = translate(path, given, self.default, self.caps, tag)
+            key = scope.get("state", {}).get("key", "")
+            model = str(given.get("model", ""))
+            mapping = translate(path, given, self.config.rules(model, key), tag)
+            billing = self.config.billing(model, key)
             del given
         except RequestError as refusal:
             await send_error(refusal, scope, receive, send)
@@ -110,7 +147,7 @@ class ControlMiddleware:
             wrong = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")
             await send_error(wrong, scope, receive, send)
             return
-        reply = ReplyAnnotator(path, mapping, lambda: self.traces.take(tag), self.metrics)
+        reply = ReplyAnnotator(path, mapping, lambda: self.traces.take(tag), self.metrics, billing)
         text = json.dumps(mapping.body).encode()
         inner = {**scope, "headers": list(scope["headers"])}
         MutableHeaders(scope=inner)["content-length"] = str(len(text))
@@ -179,8 +216,14 @@ class ReplyAnnotator:
     """
 
     def __init__(
-        self, path: str, mapping: VllmRequestMapping, take: Callable[[], Mapping[int, Trace]], metrics: Metrics
+        self,
+        path: str,
+        mapping: VllmRequestMapping,
+        take: Callable[[], Mapping[int, Trace]],
+        metrics: Metrics,
+        billing: Billing = UNBILLED,
     ) -> None:
+        self.billing = billing
         self.path, self.mapping, self.metrics, self._take = path, mapping, metrics, take
         self.left = False  # whether the client disconnected
         self._traces: dict[int, Trace] = {}
@@ -246,7 +289,7 @@ class ReplyAnnotator:
         tier = self.mapping.effort if self.mapping.control is None else self._tier
         trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
         result = GenerationResult("", "", "", "stop", tier, _read_usage(reply), trace)
-        self.metrics.add_result(result, self._budget or 0, self._shadow)
+        self.metrics.add_result(result, self._budget or 0, self._shadow, self.billing)
 
 
 def _add_reasoning_alias(message: Any) -> None:

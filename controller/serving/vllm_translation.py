@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -11,13 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import TerselyError
 from ..budgets import UNLIMITED, canonical_effort
-from ..vllm.request_control import KEY, RequestControl, read_control
+from ..vllm.request_control import KEY, RequestControl, make_control, read_control
 from .errors import RequestError, from_validation_error
+from .rules import RequestRules
 from .schemas import Effort, TerselyField, ThinkingOptions
 from .settings import answer_reserve, openai_effort
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/messages")
 CHAT, RESPONSES, COMPLETIONS, MESSAGES = PATHS
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_CONVERSATION = ("prompt_cache_key", "safety_identifier", "user")
 
 
 class _Reasoning(BaseModel):
@@ -52,13 +56,10 @@ class VllmRequestMapping:
     usage_added: bool = False  # a stream ends with the usage for the metrics only; the client did not ask for it
 
 
-def translate(
-    path: str, given: Mapping[str, Any], default: RequestControl, caps: Mapping[str, int], tag: str
-) -> VllmRequestMapping:
-    """Translate a request; raises RequestError for errors in the fields that are ours.
+def translate(path: str, given: Mapping[str, Any], rules: RequestRules, tag: str) -> VllmRequestMapping:
+    """Translate a request; raises RequestError for errors in the fields that are ours, and for what may not be asked.
 
-    `default` is the control of requests that say nothing, `caps` are thinking tokens by OpenAI effort, and `tag`
-    identifies the request's trace.
+    `tag` identifies the request's trace.
     """
     try:
         fields = ControlFields.model_validate(given)
@@ -67,8 +68,9 @@ def translate(
     dropped = (KEY, "thinking_token_budget") if path == MESSAGES else (KEY, "thinking_token_budget", "thinking")
     body = {name: value for name, value in given.items() if name not in dropped}
     own = fields.tersely or TerselyField()
-    effort, cap = _effort_and_cap(path, body, fields, default.effort, caps)
-    control = _control(path, body, own, default, effort, cap)
+    _check_allowed(path, body, own, rules)
+    effort, cap = _effort_and_cap(path, body, fields, rules)
+    control = _control(path, body, own, rules, effort, cap) if rules.enabled else None
     xargs = {name: value for name, value in (body.get("vllm_xargs") or {}).items() if name != KEY}
     if control is not None:
         xargs[KEY] = json.dumps({**control.as_dict(), "tag": tag})
@@ -83,9 +85,10 @@ def translate(
 
 
 def _effort_and_cap(
-    path: str, body: dict[str, Any], fields: ControlFields, default: str, caps: Mapping[str, int]
+    path: str, body: dict[str, Any], fields: ControlFields, rules: RequestRules
 ) -> tuple[str, int | None]:
     """The effort, and the thinking tokens of the request, else of the effort; changes the body accordingly."""
+    default = rules.options.effort
     api_efforts = {
         CHAT: fields.reasoning_effort,
         RESPONSES: fields.reasoning and fields.reasoning.effort,
@@ -96,42 +99,99 @@ def _effort_and_cap(
     if fields.thinking is not None:
         effort = "none" if fields.thinking.type == "disabled" else effort
         budget = budget if fields.thinking.budget_tokens is None else fields.thinking.budget_tokens
-    effort = "none" if budget == 0 else effort
-    if named is not None or effort == "none":
+    if budget is None and named is None:
+        budget = rules.rules.defaults.thinking_tokens
+    allowed = rules.fit_effort("none" if budget == 0 else effort)
+    lowered, effort = allowed != effort, allowed
+    if named is not None or lowered or effort == "none":
         name = "medium" if effort == "auto" else openai_effort(effort)  # for the chat template
         if path == CHAT:
             body["reasoning_effort"] = name
         elif path == RESPONSES:
             body["reasoning"] = {**(body.get("reasoning") or {}), "effort": name}
-    cap = caps.get(openai_effort(effort)) if effort != "auto" and (named or default != "normal") else None
+    cap = rules.caps.get(openai_effort(effort)) if effort != "auto" and (named or default != "normal") else None
     return effort, UNLIMITED if budget == -1 else budget or cap
 
 
+def _check_allowed(path: str, body: dict[str, Any], own: TerselyField, rules: RequestRules) -> None:
+    """Refuse what this client may not ask for, and limit the output; raises RequestError."""
+    chosen = [f"tersely.{name}" for name in ("preset", "policies") if getattr(own, name) is not None]
+    chosen += ["tersely.shadow"] if own.shadow else []
+    chosen += [f"vllm_xargs.{KEY}"] if KEY in (body.get("vllm_xargs") or {}) else []
+    if chosen and not rules.own_policies:
+        message = f"{chosen[0]}: this key may not choose how it is controlled; leave it out"
+        raise RequestError(message, 403, param=chosen[0], code="not_allowed")
+    if own.shadow and rules.max_thinking is not None:
+        message = "shadow mode changes nothing, so the ceiling of thinking tokens forbids it; leave it out"
+        raise RequestError(message, param="tersely.shadow")
+    most, usual = rules.rules.ceilings.max_tokens, rules.rules.defaults.max_tokens
+    given = {name: body[name] for name in _LIMITS if body.get(name) is not None}
+    for name, limit in given.items():
+        if most is not None and isinstance(limit, int) and limit > most:
+            raise RequestError(f"{name} is {limit}; accepted: at most {most}", param=name)
+    if not given and (most or usual):
+        body["max_output_tokens" if path == RESPONSES else "max_tokens"] = min(usual or most or 0, most or usual or 0)
+
+
+def make_default_control(rules: RequestRules) -> RequestControl:
+    """The control of requests that say nothing; raises CapabilityError for what works in no vLLM."""
+    options = rules.options
+    return make_control(
+        preset=options.preset if options.policies is None else None,
+        policies=options.policies,
+        effort=options.effort,
+        answer_reserve=options.answer_reserve,
+    )
+
+
 def _control(
-    path: str, body: Mapping[str, Any], own: TerselyField, default: RequestControl, effort: str, cap: int | None
+    path: str, body: Mapping[str, Any], own: TerselyField, rules: RequestRules, effort: str, cap: int | None
 ) -> RequestControl | None:
-    """The control of a request; raw completions are controlled only if they ask for it."""
+    """The control of a request; raw completions are controlled only if they ask for it, or there is a ceiling."""
     given = (body.get("vllm_xargs") or {}).get(KEY)
+    raw = path == COMPLETIONS and given is None
     try:
-        control = default if given is None else read_control(given)
+        control = make_default_control(rules) if given is None else read_control(given)
         if own.policies is not None:
             control = replace(control, preset=None, policies={name: {} for name in own.policies})
         elif own.preset is not None:
             control = replace(control, preset=own.preset, policies=None)
-        elif path == COMPLETIONS and given is None:
+        elif raw and rules.max_thinking is None:
             return None
+        elif given is None and (raw or not rules.controls(_first_text(body))):
+            control = replace(control, preset="off", policies=None)
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
         control = replace(
             control,
             effort=canonical_effort(effort),
             thinking_budget=cap or control.thinking_budget,
-            shadow=own.shadow or control.shadow,
+            shadow=own.shadow or control.shadow or random.random() < (rules.rules.shadow_share or 0),
             answer_reserve=answer_reserve(limit, control.answer_reserve) if isinstance(limit, int) else None,
             question=_last_question(body),
         )
+        if rules.max_thinking is not None:
+            control = _with_ceiling(control, rules.max_thinking)
     except TerselyError as error:
         raise RequestError(str(error), param=KEY) from None
     return None if control.disabled or limit == 1 else control
+
+
+def _with_ceiling(control: RequestControl, most: int) -> RequestControl:
+    """The control with a budget of at most so many tokens, kept by a policy and never only in shadow mode."""
+    policies = control.make_policies()
+    if all(policy.name != "budget" for policy in policies):
+        control = replace(control, preset=None, policies=["budget", *policies])  # type: ignore[arg-type]  # as in __init__
+    return replace(control, thinking_budget=min(control.thinking_budget or most, most), shadow=False)
+
+
+def _first_text(body: Mapping[str, Any]) -> str:
+    """How a conversation begins, or the client's name for it."""
+    if given := next((body[name] for name in _CONVERSATION if isinstance(body.get(name), str)), None):
+        return str(given)
+    messages = body.get("messages") or body.get("input")
+    if not isinstance(messages, list):
+        return str(messages)
+    return next((str(m.get("content")) for m in messages if isinstance(m, dict) and m.get("role") != "system"), "")
 
 
 def _last_question(body: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,16 +13,22 @@ from dataclasses import replace
 
 from ...errors import CapabilityError, PromptError, TerselyError
 from ..batch import BatchRow
+from ..options import GenerationOptions, make_options
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
 from ..session import Session
+from ..streaming import TextDeltaEvent
+from ..text.sanitizer import get_sanitizer
 from ..text.tool_calls import OPEN
 from ..trace import Decision
-from ..types import Completion, Directive, StepInfo
+from ..types import KEEP, Completion, Directive, StepInfo
 from .errors import RequestError
 from .metrics import Metrics
+from .prompt_limit import PromptLimit
 from .replies import PendingResponse, RowFinished, split_tool_calls
+from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
+from .untrusted_text import sanitize_messages
 
 _log = logging.getLogger(__name__)
 
@@ -33,24 +40,37 @@ class ServedRow(BatchRow):
         self, pending: PendingResponse, number: int, session: Session, prepared: PreparedRequest, metrics: Metrics
     ) -> None:
         request = pending.request
+
+        def emit(event: TextDeltaEvent) -> None:
+            self.sent = True
+            pending.send(replace(event, row=number))
+
         super().__init__(
             session,
             prepared,
             lambda: pending.cancelled or self._finished,
             request.stops,
             OPEN if request.options.tools else "",
-            (lambda event: pending.send(replace(event, row=number))) if pending.streams else None,
+            emit if pending.streams else None,
         )
         self.pending, self.number, self.metrics = pending, number, metrics
-        self._finished = False
+        self.has_fallback = False
+        """Whether somebody else answers, should this fail before anything was sent."""
+        self.sent = self.failed = self._finished = False
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `types.Watcher`; an error ends this row alone."""
+        """See `types.Watcher`; after an error in the controller the row goes on without control."""
         try:
             return super().observe(token, step)
         except Exception as error:
-            self._fail(error)
-            return Directive(stop=True)
+            return self._lose_control(error)
+
+    def resume(self) -> Directive:
+        """See `SuspendableWatcher`; an error is handled likewise."""
+        try:
+            return super().resume()
+        except Exception as error:
+            return self._lose_control(error)
 
     def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
         """Stream what the engine wrote; an error ends this row alone."""
@@ -71,33 +91,41 @@ class ServedRow(BatchRow):
             self._fail(error)
         self._finished = True
 
+    def _lose_control(self, error: Exception) -> Directive:
+        """Go on without control; a trial in progress is taken back."""
+        _log.error("control of a row failed, which goes on without", exc_info=error)
+        self.metrics.control_failures.labels("thinking").inc()
+        controller = self.prepared.controller
+        position = 0 if controller is None else controller.position
+        self.prepared.notes.append(lost_control("in the thinking", error, position))
+        trial, self.inner, self._trial_tokens = self._trial_tokens, None, 0
+        return Directive(retract=trial + 1, trial=False) if trial else KEEP
+
     def _fail(self, error: Exception) -> None:
-        self._finished = True
+        self._finished = self.failed = True
         _log.error("a row failed", exc_info=error)
+        if self.has_fallback and not self.sent:
+            return
         self.pending.send(engine_failed())
         self.pending.cancel()
 
     def _finish(self, completion: Completion) -> None:
         request = self.pending.request
         result = self.result(completion)
-        if request.note:
-            result = replace(result, trace=(Decision("server", "tier", request.note, 0), *result.trace))
+        result = replace(result, trace=(*request.notes, *result.trace))
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
         self.emitter.finish_row(0, result.thinking, content)
         budget = self.prepared.budget.thinking
-        self.metrics.add_result(result, budget, request.options.shadow)
+        self.metrics.add_result(result, budget, request.options.shadow, request.billing)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
 
 
 class RequestWorker(ABC):
-    """Answers requests on a session, which it owns from `start` on."""
+    """Answers the requests to one model."""
 
-    def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
-        self.session, self.limits, self.metrics = session, limits, metrics
-        template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
-        self.model_info = ModelInfo(thinks, "tools" in template, session.engine.context_length)
+    def __init__(self, limits: ServerLimits, metrics: Metrics, model_info: ModelInfo) -> None:
+        self.limits, self.metrics, self.model_info = limits, metrics, model_info
         self.accepting = True
-        self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
 
     @property
     @abstractmethod
@@ -124,22 +152,84 @@ class RequestWorker(ABC):
     def close(self) -> None:
         """Fail what is left and free the engine; blocks."""
 
+    @abstractmethod
+    async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
+        """A request that this worker can take, with its text made safe unless special tokens are allowed.
+
+        Raises RequestError for one that it cannot take.
+        """
+
+    @abstractmethod
+    def check(self, rules: RequestRules, of_key: bool = False) -> None:
+        """Raise TerselyError for rules, those of all requests or of a key's, that the engine cannot keep."""
+
+
+class SessionWorker(RequestWorker):
+    """A worker on a session, which it owns from `start` on."""
+
+    def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
+        template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
+        context = session.engine.context_length
+        super().__init__(limits, metrics, ModelInfo(thinks, tools="tools" in template, context=context))
+        self.session = session
+        self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
+        self._prompt_limit = PromptLimit(session.engine, limits.prompt)
+        self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
+
+    async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
+        """See `RequestWorker.admit`."""
+        await self._prompt_limit.check(request)
+        return request if special_tokens else await asyncio.to_thread(self._without_special_tokens, request)
+
+    def check(self, rules: RequestRules, of_key: bool = False) -> None:
+        """See `RequestWorker.check`; prepares a tiny prompt."""
+        if self.model_info.thinks:
+            self.session.prepare(["1 + 1"], make_options(rules.options, max_new_tokens=2, answer_reserve=1))
+
+    def _without_special_tokens(self, request: ResolvedRequest) -> ResolvedRequest:
+        """The request with its text made safe; takes as long as tokenizing it."""
+        tools = tuple(self._sanitize.sanitize_all(request.options.tools))
+        options = make_options(request.options, tools=tools) if tools else request.options
+        return replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
+
     def prepare(self, pending: PendingResponse) -> list[ServedRow]:
         """The rows of a request; [] after telling the client why it cannot be answered."""
+        try:
+            return self.prepare_rows(pending)
+        except RequestError as error:  # only this request fails; the rest of the batch goes on
+            pending.send(error)
+            return []
+
+    def prepare_rows(self, pending: PendingResponse) -> list[ServedRow]:
+        """The rows of a request, without control where that cannot be prepared; raises RequestError."""
         request = pending.request
         try:
-            prepared = self.session.prepare([request.messages] * request.n, request.options)
-            size, limit = len(prepared[0].request.prompt_ids), self.limits.prompt
-            if limit is not None and size > limit:
-                message = f"the prompt has {size} tokens; accepted: at most {limit}"
-                raise RequestError(message, param=request.prompt_field, code="context_length_exceeded")
-            for row in prepared:
-                row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
-                row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
-            return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
-        except Exception as error:  # only this request fails; the rest of the batch goes on
-            pending.send(_to_request_error(error, request.prompt_field))
-            return []
+            return self._prepare(pending, request.options)
+        except Exception as error:
+            if isinstance(error, TerselyError):
+                raise _to_request_error(error, request.prompt_field) from error
+            _log.error("control of a request could not be prepared, which goes on without", exc_info=error)
+            note = lost_control("before the thinking", error)
+        self.metrics.control_failures.labels("prepare").inc()
+        try:
+            rows = self._prepare(pending, make_options(request.options, preset="off", policies=None, modifiers=()))
+        except Exception as error:
+            raise _to_request_error(error, request.prompt_field) from error
+        for row in rows:
+            row.prepared.notes.append(note)
+        return rows
+
+    def _prepare(self, pending: PendingResponse, options: GenerationOptions) -> list[ServedRow]:
+        request = pending.request
+        prepared = self.session.prepare([request.messages] * request.n, options)
+        size, limit = len(prepared[0].request.prompt_ids), self.limits.prompt
+        if limit is not None and size > limit:
+            message = f"the prompt has {size} tokens; accepted: at most {limit}"
+            raise RequestError(message, param=request.prompt_field, code="context_length_exceeded")
+        for row in prepared:
+            row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
+            row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
+        return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
 
     def note_drift(self, rows: Sequence[ServedRow]) -> None:
         """Keep what policies report about finished rows, for the traces of later ones."""
@@ -147,6 +237,12 @@ class RequestWorker(ABC):
             if (note := policy.end_batch()) is not None and policy.name not in self._drift:
                 self._drift[policy.name] = Decision(policy.name, "drift", note, 0, acted=False)
                 _log.warning("%s: %s", policy.name, note)
+
+
+def lost_control(where: str, error: Exception, position: int = 0) -> Decision:
+    """The decision of a trace that says that a request went on without control."""
+    reason = f"not under control any more, after an error {where}: {type(error).__name__}"
+    return Decision("server", "error", reason, position, acted=False)
 
 
 def shutting_down() -> RequestError:

@@ -8,10 +8,8 @@ tokens, cycles with small changes, and sentences that come again and again in an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, exp, log
-
-from .tokenizer_adapter import TokenizerAdapter
 
 _BITS = 18  # of a symbol; that larger token ids may look alike does no harm
 _SYMBOL = (1 << _BITS) - 1
@@ -31,14 +29,14 @@ _MEMORY = 300
 class LoopDetector:
     """Reads thinking token by token; `score` says how much of its end had been said twice before.
 
-    The cost of a token does not depend on the length, and memory is bounded by `window`: the tokens in which all three
-    must lie, twice the longest period that is found.
+    `kinds` are those of `TokenizerAdapter`. The cost of a token does not depend on the length, and memory is bounded by
+    `window`: the tokens in which all three must lie, twice the longest period that is found.
     """
 
-    def __init__(self, codec: TokenizerAdapter, window: int = 810) -> None:
+    def __init__(self, kinds: Mapping[int, str] | Sequence[str], window: int = 810) -> None:
         self.window = window
         self.score = 0.0
-        self._kinds = codec.kinds
+        self._kinds = kinds
         self._keep = 1 - 1 / _MEMORY
         self._position = 0
         self._key = 0  # the last three symbols of the sentence

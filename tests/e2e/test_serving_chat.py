@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 
-from ..support.serving import MODEL, QUESTION, Served, body, chunks_of, served, texts_of
+from ..support.serving import MODEL, QUESTION, Served, body, chunks_of, configured, served, texts_of
 
 QUICK: dict[str, Any] = {"seed": 1, "reasoning_effort": "low"}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=1024))) as running:
+    with served(load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 1024}))) as running:
         yield running
 
 

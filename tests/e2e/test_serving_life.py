@@ -22,7 +22,8 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.serving.cli import serve
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.rules import ServerSettings
+from tersely.controller.serving.settings import ServerLimits
 from tersely.errors import OptionError, TerselyError
 
 from ..support.refusals import refused
@@ -87,7 +88,7 @@ def test_disconnecting_without_a_stream_frees_the_row(engine: TransformersEngine
 def test_a_disconnect_makes_the_batch_smaller_and_the_others_go_on(engine: TransformersEngine) -> None:
     slow = SlowEngine(engine, 0.005)
     with (
-        served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=6, batch_wait=PATIENCE))) as server,
+        served(engine, ServerSettings(limits=ServerLimits(batch=6, batch_wait=PATIENCE))) as server,
         Pool() as pool,
     ):
         replies = [pool.submit(server.answered, **LONG) for _ in range(2)]
@@ -99,7 +100,7 @@ def test_a_disconnect_makes_the_batch_smaller_and_the_others_go_on(engine: Trans
 def test_requests_that_arrive_together_are_one_batch(engine: TransformersEngine) -> None:
     slow = SlowEngine(engine, 0.0)
     with (
-        served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=4, batch_wait=PATIENCE))) as server,
+        served(engine, ServerSettings(limits=ServerLimits(batch=4, batch_wait=PATIENCE))) as server,
         Pool() as pool,
     ):
         kinds: list[dict[str, Any]] = [
@@ -116,7 +117,7 @@ def test_requests_that_arrive_together_are_one_batch(engine: TransformersEngine)
 def test_a_finished_row_does_not_wait_for_the_others(engine: TransformersEngine) -> None:
     SlowEngine(engine, 0.01)
     with (
-        served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=2, batch_wait=PATIENCE))) as server,
+        served(engine, ServerSettings(limits=ServerLimits(batch=2, batch_wait=PATIENCE))) as server,
         Pool() as pool,
     ):
         long, short = (pool.submit(server.answered, reasoning_effort=effort) for effort in ("high", "none"))
@@ -127,7 +128,7 @@ def test_a_finished_row_does_not_wait_for_the_others(engine: TransformersEngine)
 
 def test_a_full_queue_refuses_requests(engine: TransformersEngine) -> None:
     slow = SlowEngine(engine, 0.005)
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=1, waiting=2))) as server, Pool() as pool:
+    with served(engine, ServerSettings(limits=ServerLimits(batch=1, waiting=2))) as server, Pool() as pool:
         replies = []
         for number in range(3):
             replies.append(pool.submit(server.chat, max_tokens=150, **LONG))
@@ -142,7 +143,7 @@ def test_a_full_queue_refuses_requests(engine: TransformersEngine) -> None:
 
 def test_a_seed_is_independent_of_other_requests(engine: TransformersEngine) -> None:
     SlowEngine(engine, 0.001)
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch_wait=0.5))) as server, Pool() as pool:
+    with served(engine, ServerSettings(limits=ServerLimits(batch_wait=0.5))) as server, Pool() as pool:
         fields: dict[str, Any] = {"seed": 6, "reasoning_effort": "low", "temperature": 1.0}
         replies = [pool.submit(server.answered, **fields) for _ in range(3)]
         assert len({reply.result()["choices"][0]["message"]["reasoning"] for reply in replies}) == 1
@@ -151,7 +152,7 @@ def test_a_seed_is_independent_of_other_requests(engine: TransformersEngine) -> 
 @pytest.mark.parametrize("stream", [False, True])
 def test_requests_time_out(engine: TransformersEngine, stream: bool) -> None:
     SlowEngine(engine, 0.05)
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(timeout=0.6))) as server:
+    with served(engine, ServerSettings(limits=ServerLimits(timeout=0.6))) as server:
         response = server.chat(stream=stream, **LONG)
         if stream:
             *_, last, done = response.text.strip().split("\n\n")
@@ -188,7 +189,7 @@ def test_shutdown_finishes_running_requests_and_refuses_new_ones(engine: Transfo
 def test_shutdown_aborts_after_the_drain_time(engine: TransformersEngine) -> None:
     slow = SlowEngine(engine, 0.05)
     limits = ServerLimits(batch=2, batch_wait=PATIENCE)
-    with served(engine, ServerSettings(MODEL, limits=limits), drain=0.3) as server, Pool() as pool:
+    with served(engine, ServerSettings(limits=limits), drain=0.3) as server, Pool() as pool:
         replies = [pool.submit(server.chat, stream=stream, **LONG) for stream in (False, True)]
         until(lambda: len(slow.steps) > 3)
         server.server.stop()
@@ -209,7 +210,7 @@ def test_a_closed_server_leaves_nothing_behind(engine: TransformersEngine) -> No
 
 def test_many_mixed_requests_with_disconnects(engine: TransformersEngine) -> None:
     storm = runpy.run_path(str(STORM))["storm"]
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(waiting=300, batch=16))) as server:
+    with served(engine, ServerSettings(limits=ServerLimits(waiting=300, batch=16))) as server:
         became = asyncio.run(storm(server.url, 80, 0, 0.3, PATIENCE))
         assert set(became) == {"answered", "left"} and min(became.values()) > 8 and became.total() == 80
         until(lambda: server.worker.idle)
@@ -272,8 +273,9 @@ REFUSED = [
     ({"no_thinking": True, "think_prompt": True}, "invalid_option"),
     ({"no_thinking": True, "markers": "<a>,</a>"}, "invalid_option"),
     ({"host": "256.1.1.1"}, "cannot_listen"),
-    ({"config": Path("nowhere.json")}, "error"),
-    ({"config": Path("nowhere.json"), "effort": "hard"}, "invalid_option"),
+    ({"tuned": Path("nowhere.json")}, "error"),
+    ({"tuned": Path("nowhere.json"), "effort": "hard"}, "invalid_option"),
+    ({"config": Path("nowhere.toml")}, "invalid_config"),
     ({"port": 0, "model": "no-such-model"}, "model_unusable"),
 ]
 

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.rules import ServerSettings
+from tersely.controller.serving.settings import ServerLimits
 
-from ..support.serving import MODEL, QUESTION, Served, body, error_of, served
+from ..support.serving import MODEL, QUESTION, Served, body, configured, error_of, served
 
 KEY = "correct horse"
 
@@ -24,8 +25,10 @@ def engine() -> TransformersEngine:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    limits = ServerLimits(batch=4, tokens=256, prompt=200, body=20_000)
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=limits, hosts=("127.0.0.1", "localhost"))) as running:
+    limits = ServerLimits(batch=4, prompt=200, body=20_000)
+    with served(
+        load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 256}), limits, ("127.0.0.1", "localhost"))
+    ) as running:
         yield running
 
 
@@ -161,7 +164,10 @@ def test_there_are_no_cors_headers(server: Served) -> None:
 
 
 def test_the_api_key_is_required(engine: TransformersEngine) -> None:
-    with served(engine, ServerSettings(MODEL, api_key=KEY)) as running, httpx.Client(base_url=running.url) as anonymous:
+    with (
+        served(engine, ServerSettings(configured(KEY)), api_key=KEY) as running,
+        httpx.Client(base_url=running.url) as anonymous,
+    ):
         assert running.http.get("/v1/models").status_code == 200
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"x-api-key": "wrong"}):
             for path in ("/v1/models", "/metrics"):
@@ -186,7 +192,7 @@ NEEDS_THINKING: list[dict[str, Any]] = [
 def test_efforts_are_refused_for_a_model_that_does_not_think() -> None:
     engine = load_engine(MODEL)
     engine.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(tokens=30)), thinks=False) as running:
+    with served(engine, ServerSettings(configured(ceilings={"max_tokens": 30})), thinks=False) as running:
         for fields in NEEDS_THINKING:
             assert running.refused(**fields)["param"].startswith(next(iter(fields)))
         reply = running.answered(reasoning_effort="none")

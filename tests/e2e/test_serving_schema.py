@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 
-from ..support.serving import MODEL, served
+from ..support.serving import MODEL, configured, served
 
 pytestmark = pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed")
 
@@ -22,7 +22,9 @@ KEY = "a-key-of-the-test"
 
 def test_responses_conform_to_the_schema(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    with served(load_engine(MODEL), ServerSettings(MODEL, api_key=KEY, limits=ServerLimits(tokens=48))) as server:
+    with served(
+        load_engine(MODEL), ServerSettings(configured(KEY, ceilings={"max_tokens": 48})), api_key=KEY
+    ) as server:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"),
             *("--header", f"Authorization: Bearer {KEY}"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,13 +18,29 @@ from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import make_options
 from tersely.controller.serving.cli import serve
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.config import Upstream
+from tersely.controller.serving.gateway import Thinking, open_upstreams
+from tersely.controller.serving.metrics import Metrics
+from tersely.controller.serving.rules import ServerSettings
+from tersely.controller.serving.settings import ServerLimits
 from tersely.controller.session import Session
 from tersely.errors import ModelError, OptionError
 
 from ..support.refusals import refused
 from ..support.remote_servers import TextServer, serve_http
-from ..support.serving import MODEL, QUESTION, Served, body, error_of, served, texts_of, until
+from ..support.serving import (
+    MODEL,
+    QUESTION,
+    Served,
+    body,
+    chunks_of,
+    configured,
+    error_of,
+    running,
+    served,
+    texts_of,
+    until,
+)
 from ..support.vllm_server import KEY, VllmServer, plain_vllm_server
 
 pytestmark = pytest.mark.vllm
@@ -34,8 +51,8 @@ CEILING = 40
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    with plain_vllm_server(MODEL, tmp_path_factory.mktemp("vllm")) as running:
-        yield running
+    with plain_vllm_server(MODEL, tmp_path_factory.mktemp("vllm")) as running_server:
+        yield running_server
 
 
 def upstream(vllm: VllmServer) -> RemoteEngine:
@@ -45,14 +62,16 @@ def upstream(vllm: VllmServer) -> RemoteEngine:
 
 @pytest.fixture(scope="module")
 def gateway(vllm: VllmServer) -> Iterator[Served]:
-    with served(upstream(vllm)) as running:
-        yield running
+    with served(upstream(vllm)) as running_server:
+        yield running_server
 
 
 @pytest.fixture(scope="module")
 def capped() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(MODEL, max_thinking=CEILING)) as running:
-        yield running
+    with served(
+        load_engine(MODEL), ServerSettings(configured(ceilings={"thinking_tokens": CEILING}))
+    ) as running_server:
+        yield running_server
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +167,7 @@ def test_a_stream_that_breaks_for_good_is_an_error_of_that_request(local: Transf
             assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "server_lost"
             broken.clear()
             assert gateway.answered(**GREEDY)["choices"][0]["message"]["content"]
-            assert gateway.worker.idle
+            until(lambda: gateway.worker.idle)
 
 
 def test_a_busy_upstream_server_is_asked_again(local: TransformersEngine) -> None:
@@ -162,7 +181,7 @@ def test_a_busy_upstream_server_is_asked_again(local: TransformersEngine) -> Non
 
 
 def test_too_many_open_requests_are_refused(local: TransformersEngine) -> None:
-    settings = ServerSettings(MODEL, limits=ServerLimits(batch=1, waiting=1))
+    settings = ServerSettings(limits=ServerLimits(batch=1, waiting=1))
     with (
         TextServer(local, delay=2.0).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key=""), settings) as gateway,
@@ -172,6 +191,21 @@ def test_too_many_open_requests_are_refused(local: TransformersEngine) -> None:
         until(lambda: gateway.metrics()["tersely_requests_in_flight"] == 2)
         assert error_of(gateway.chat(), 503)["code"] == "busy"
         assert all(reply.result().status_code == 200 for reply in replies)
+
+
+def test_the_chat_endpoint_of_a_real_server(vllm: VllmServer, gateway: Served) -> None:
+    upstream, settings, metrics = Upstream(url=vllm.url, kind="chat"), ServerSettings(), Metrics()
+    workers = open_upstreams([upstream], Path(), Thinking(), settings.limits, metrics, KEY)
+    with running(settings, dict(workers), metrics) as server:
+        fields = {**body(**GREEDY), "model": "tiny"}
+        choice = server.http.post("/v1/chat/completions", json=fields).json()["choices"][0]
+        content = choice["message"]["content"]
+        expected = gateway.answered(**GREEDY, tersely={"preset": "off"})["choices"][0]["message"]
+        # Started without a reasoning parser, it leaves thinking and answer in one text, and no markers.
+        assert content.startswith(expected["reasoning_content"]) and content.endswith(expected["content"])
+        assert choice["tersely"]["usage"]["answer"] > 50
+        with server.http.stream("POST", "/v1/chat/completions", json={**fields, "stream": True}) as response:
+            assert texts_of(chunks_of(response.iter_lines())) == ("", content)
 
 
 def test_keys_of_clients_stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +244,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 
 
 def test_a_request_leaves_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    with served(load_engine(MODEL), ServerSettings(MODEL, log="json")) as server:
+    with served(load_engine(MODEL), ServerSettings(log="json")) as server:
         reply = server.http.post("/v1/chat/completions", json=body(**GREEDY), headers={"x-request-id": "r-1"})
         assert reply.headers["x-request-id"] == "r-1"
         other = server.http.post("/v1/chat/completions", json=body(n=99), headers={"x-request-id": 'a "b"'})

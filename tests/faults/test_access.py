@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,11 +14,12 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.auth_middleware import OPEN_PATHS, Access, hash_key
 from tersely.controller.serving.errors import RequestError
-from tersely.controller.serving.settings import ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.serving.vllm_server import SETTINGS_VARIABLE, ControlMiddleware
 from tersely.controller.serving.vllm_translation import PATHS
+from tersely.errors import TerselyError
 
-from ..support.serving import MODEL, Served, served
+from ..support.serving import MODEL, Served, configured, served
 
 KEY = "correct horse"
 VLLM_PATHS = (
@@ -30,7 +32,7 @@ VLLM_PATHS = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(MODEL, api_key=KEY)) as running:
+    with served(load_engine(MODEL), ServerSettings(configured(KEY)), api_key=KEY) as running:
         yield running
 
 
@@ -57,7 +59,7 @@ def test_every_path_but_health_needs_the_key(server: Served) -> None:
 
 @pytest.mark.parametrize(("access", "anonymous", "known"), [("key", 401, 200), ("open", 200, 200), ("off", 401, 404)])
 def test_metrics_have_a_setting_of_their_own(access: str, anonymous: int, known: int) -> None:
-    with served(load_engine(MODEL), ServerSettings(MODEL, api_key=KEY, metrics=access)) as server:
+    with served(load_engine(MODEL), ServerSettings(configured(KEY), metrics=access), api_key=KEY) as server:
         assert httpx.get(f"{server.url}/metrics").status_code == anonymous
         assert server.http.get("/metrics").status_code == known
 
@@ -71,7 +73,7 @@ def test_keys_are_compared_by_digests_of_one_length(monkeypatch: pytest.MonkeyPa
         return one == other
 
     monkeypatch.setattr(compare, same)
-    access = Access(hash_key(KEY))
+    access = Access(lambda: {hash_key(KEY): ""})
     for key in ("", "x", KEY, KEY * 1000, "ÿ"):
         headers = [(b"authorization", b"Bearer " + key.encode("latin-1"))]
         scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
@@ -213,3 +215,24 @@ def test_a_preflight_needs_no_key_and_other_options_do(guarded: Guarded) -> None
     asks = [(b"origin", b"https://example.com"), (b"access-control-request-method", b"POST")]
     assert asyncio.run(reached(app, "/v1/chat/completions", "OPTIONS", asks))["status"] == 200
     assert asyncio.run(reached(app, "/v1/chat/completions", "OPTIONS"))["status"] == 401
+
+
+def test_a_configuration_reaches_vllm_with_its_keys(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", "of-the-team")
+    file = tmp_path / "server.toml"
+    file.write_text('[keys.team]\nkey_env = "TEAM_KEY"\nown_policies = false\n')
+    app, inner = guarded(config=str(file), key=hash_key(KEY))
+    team = [(b"authorization", b"Bearer of-the-team")]
+    own = json.dumps({"messages": [], "tersely": {"preset": "off"}}).encode()
+    for headers, status in (((), 401), (team, 403), (BEARER, 200)):
+        assert asyncio.run(reached(app, "/v1/chat/completions", headers=headers, content=own))["status"] == status
+    file.write_text('[keys.team]\nkey_env = "TEAM_KEY"\n')
+    app.config.reload()
+    assert asyncio.run(reached(app, "/v1/chat/completions", headers=team, content=own))["status"] == 200
+    assert len(inner.paths) == 2
+    for text in ('[[upstreams]]\nurl = "http://h"', '[defaults]\ntuned = "t.json"', '[defaults]\npolicies = ["deer"]'):
+        file.write_text(text)
+        with pytest.raises(TerselyError):
+            guarded(config=str(file))

@@ -21,8 +21,9 @@ from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyT
 from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.responses_schemas import ResponsesRequest
+from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.serving.schemas import ChatRequest
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.settings import ServerLimits
 from tersely.controller.serving.worker import ServedRow
 from tersely.controller.text.tool_calls import parse_tool_calls
 
@@ -73,7 +74,7 @@ def server() -> Iterator[Served]:
     limits = ServerLimits(batch=4, body_seconds=1.0)
     with (
         pytest.MonkeyPatch.context() as patched,
-        served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as running,
+        served(load_engine(MODEL), ServerSettings(limits=limits)) as running,
     ):
         patched.setattr(body_limits, "RATE", 1 << 40)  # or one hostile body would wait for the turn of the one before
         running.answered(**SHORT)
@@ -221,7 +222,7 @@ def test_a_row_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, method: s
 
     monkeypatch.setattr(ServedRow, "__init__", init)
     limits = ServerLimits(batch=4, batch_wait=0.5)
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=limits)) as server:
+    with served(load_engine(MODEL), ServerSettings(limits=limits)) as server:
         replies: list[httpx.Response] = []
 
         async def ask_all() -> None:

@@ -14,6 +14,7 @@ import pytest
 from tersely.controller.policies import list_policies, make_policy
 from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.grammar_limits import check_grammars
+from tersely.controller.serving.rules import RequestRules
 from tersely.controller.serving.vllm_translation import translate
 from tersely.controller.vllm.client_settings import CLIENT_SETTINGS
 from tersely.controller.vllm.request_control import KEY, read_control
@@ -59,7 +60,7 @@ def test_other_settings_are_refused_with_status_400(policies: Any) -> None:
         read_control(asked(policies))
     body = {"messages": [], "vllm_xargs": {KEY: asked(policies)}}
     with pytest.raises(RequestError) as caught:
-        translate("/v1/chat/completions", body, read_control({}), {}, "1-1.1")
+        translate("/v1/chat/completions", body, RequestRules(), "1-1.1")
     assert caught.value.status == 400 and len(str(caught.value)) < 2_500
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving import connections
-from tersely.controller.serving.settings import ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 
 from ..support.serving import MODEL, Served, body, served, until
 
@@ -22,7 +22,7 @@ CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(MODEL, api_key=KEY)) as running:
+    with served(load_engine(MODEL), ServerSettings(api_key=KEY)) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.prompts import render
-from tersely.controller.serving.settings import ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.serving.untrusted_text import sanitize_body
 from tersely.controller.text.markers import find_markers
 from tersely.controller.text.sanitizer import SpecialTokenSanitizer, get_sanitizer
@@ -76,7 +76,7 @@ def test_names_and_descriptions_of_tools_hold_none(server: Served, monkeypatch: 
 
 
 def test_an_operator_may_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with served(load_engine(MODEL), ServerSettings(MODEL, special_tokens=True)) as server:
+    with served(load_engine(MODEL), ServerSettings(special_tokens=True)) as server:
         plain = special_tokens(server, monkeypatch)
         assert special_tokens(server, monkeypatch, content=FORGED) > plain
 

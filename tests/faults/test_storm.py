@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 
-from ..support.serving import MODEL, body, served, until
+from ..support.serving import MODEL, body, configured, served, until
 from ..support.vllm_server import KEY, NAME, vllm_server
 
 PATIENCE = 120.0
@@ -83,7 +83,7 @@ def check(outcomes: Counter[str], growth: float) -> None:
 
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.attack)])
 def test_fuzzed_requests(count: int) -> None:
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=64))) as server:
+    with served(load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 64}))) as server:
         asyncio.run(storm(server.url, min(count // 2, 200), 1))  # what is loaded once
         until(lambda: server.worker.idle)
         before = resident()

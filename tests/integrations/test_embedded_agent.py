@@ -16,16 +16,15 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
 from tersely.controller.integrations.langchain.routing import ModeRouter
-from tersely.controller.options import GenerationOptions
 from tersely.controller.probe_registry import ProbeError
-from tersely.controller.serving.settings import ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 from tersely.evaluation.agents import run
 from tersely.evaluation.agents.episodes import Episode, run_episode
 from tersely.evaluation.agents.run import make_agents
 from tersely.evaluation.agents.tasks import Task, draw_tasks
 
 from ..support.refusals import refused
-from ..support.serving import served
+from ..support.serving import configured, served
 
 MODEL = "tersely-tiny-agent"
 KINDS = ("lookup", "calculate", "collect")
@@ -51,7 +50,7 @@ def test_an_agent_looks_up_pages_and_answers(here: list[Episode]) -> None:
 def test_a_served_model_takes_the_same_steps(here: list[Episode]) -> None:
     from langchain_openai import ChatOpenAI
 
-    with served(load_engine(MODEL), ServerSettings(MODEL, GenerationOptions(preset="off"))) as server:
+    with served(load_engine(MODEL), ServerSettings(configured(defaults={"preset": "off"})), name=MODEL) as server:
         chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
         there = run_arm(chat, "agentic", draw_tasks("test", 7, 3, KINDS))
     for ours, theirs in zip(here, there, strict=False):

@@ -14,10 +14,13 @@ import httpx
 
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.serving.app import UvicornServer, create_app, serve
+from tersely.controller.serving.auth_middleware import hash_key
 from tersely.controller.serving.batch_worker import BatchWorker
-from tersely.controller.serving.cli import NO_MARKERS
+from tersely.controller.serving.config import Rules
+from tersely.controller.serving.gateway import NO_MARKERS
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.settings import ServerSettings, bind_socket
+from tersely.controller.serving.rules import LiveConfig, ServerSettings
+from tersely.controller.serving.settings import bind_socket
 from tersely.controller.serving.upstream_worker import UpstreamWorker
 from tersely.controller.session import Session
 from tersely.controller.types import Engine
@@ -97,26 +100,51 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def configured(api_key: str | None = None, **rules: Any) -> LiveConfig:
+    """A configuration without a file."""
+    return LiveConfig(Rules.model_validate(rules), api_key=api_key and hash_key(api_key))
+
+
 @contextmanager
 def served(
-    engine: Engine, settings: ServerSettings | None = None, *, drain: float = 10.0, thinks: bool = True
+    engine: Engine,
+    settings: ServerSettings | None = None,
+    *,
+    drain: float = 10.0,
+    thinks: bool = True,
+    api_key: str | None = None,
+    name: str = MODEL,
 ) -> Iterator[Served]:
     """Serve while the context lasts."""
-    settings = settings or ServerSettings(MODEL)
+    settings = settings or ServerSettings()
     metrics = Metrics()
     session = Session(engine, None if thinks else NO_MARKERS)
     kind = UpstreamWorker if isinstance(engine, RemoteEngine) else BatchWorker
     worker = kind(session, settings.limits, metrics, thinks)
-    server = UvicornServer(create_app(settings, worker, metrics), worker, drain)
+    with running(settings, {name: worker}, metrics, drain=drain, api_key=api_key) as server:
+        yield server
+
+
+@contextmanager
+def running(
+    settings: ServerSettings,
+    workers: dict[str, Any],
+    metrics: Metrics,
+    *,
+    drain: float = 10.0,
+    api_key: str | None = None,
+) -> Iterator[Served]:
+    """Serve these models while the context lasts."""
+    server = UvicornServer(create_app(settings, workers, metrics), workers.values(), drain)
     bound = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     thread = threading.Thread(target=serve, args=(server, bound), name="server")
     thread.start()
-    headers = {} if settings.api_key is None else {"authorization": f"Bearer {settings.api_key}"}
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     try:
         until(lambda: server.started or not thread.is_alive())
         with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE) as http:
-            yield Served(url, worker, server, http)
+            yield Served(url, next(iter(workers.values())), server, http)
     finally:
         server.stop()
         thread.join(PATIENCE)

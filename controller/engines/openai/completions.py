@@ -80,7 +80,7 @@ class CompletionsBackend:
             body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "stream": True}
             try:
                 async with aclosing(self.client.stream_events("/completions", {**body, **extensions})) as events:
-                    choices = [choice async for event in events for choice in _get_choices(event)]
+                    choices = [choice async for event in events for choice in get_choices(event)]
             except RefusedError as error:
                 if error.status == 404:
                     raise await explain_not_found(self.client, self.model, error) from error
@@ -112,7 +112,7 @@ class CompletionsBackend:
         """Raise ModelError if the server tokenizes a text differently, as far as it shows that."""
         body = {"model": self.model, "prompt": _TEST_PROMPT, "max_tokens": 1, "temperature": 0.0}
         reply = await self.client.request("POST", "/completions", {**body, **self._extensions})
-        theirs = next((choice.get("prompt_token_ids") for choice in _get_choices(reply)), None)
+        theirs = next((choice.get("prompt_token_ids") for choice in get_choices(reply)), None)
         theirs = theirs if isinstance(theirs, list) else None
         usage = reply.get("usage")
         count = len(theirs) if theirs else usage.get("prompt_tokens") if isinstance(usage, dict) else None
@@ -143,7 +143,7 @@ class CompletionsBackend:
         async with aclosing(self.client.stream_events("/completions", body)) as events:
             began = latest = time.monotonic()
             while (event := await self._next_event(events, began, latest)) is not None:
-                for choice in _get_choices(event):
+                for choice in get_choices(event):
                     try:
                         chunk = self._read_chunk(choice, tokenizer)
                     except _MALFORMED as error:
@@ -198,7 +198,7 @@ class CompletionsBackend:
         return text.removeprefix(bos) if added and "add_special_tokens" not in self._extensions else text
 
 
-def _get_choices(event: dict[str, Any]) -> list[dict[str, Any]]:
+def get_choices(event: dict[str, Any]) -> list[dict[str, Any]]:
     """The first choice of an event; others are of samples that were not asked for. Raises StreamError."""
     choices = event.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):

@@ -9,8 +9,9 @@ from tersely.controller.controller import Controller, ControllerState
 from tersely.controller.options import check_budget, make_options
 from tersely.controller.policies.exits import BudgetForcing
 from tersely.controller.serving.completion_service import resolve_request
+from tersely.controller.serving.rules import RequestRules
 from tersely.controller.serving.schemas import ChatRequest
-from tersely.controller.serving.settings import EFFORT_CAPS, ModelInfo, ServerSettings, effort_caps
+from tersely.controller.serving.settings import EFFORT_CAPS, ModelInfo, ServerLimits, effort_caps
 from tersely.controller.serving.vllm_translation import CHAT, translate
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
@@ -46,10 +47,10 @@ def test_a_requested_budget_takes_the_place_of_the_guard_on_every_surface(tier: 
     assert make_control(effort=tier, thinking_budget=asked).make_budget(tier, LIMIT).thinking == asked
     body = {"model": "m", "messages": [{"role": "user", "content": "2 + 2?"}], "thinking_token_budget": asked}
     options = resolve_request(
-        ChatRequest.model_validate({**body, "tersely": {"effort": tier}}), ServerSettings("m"), ModelInfo()
+        ChatRequest.model_validate({**body, "tersely": {"effort": tier}}), RequestRules(), ServerLimits(), ModelInfo()
     ).options
     assert options.thinking_budget == asked
-    mapping = translate(CHAT, {**body, "tersely": {"effort": tier}}, make_control(), EFFORT_CAPS, "t")
+    mapping = translate(CHAT, {**body, "tersely": {"effort": tier}}, RequestRules(), "t")
     assert mapping.control is not None and mapping.control.make_budget(tier, LIMIT).thinking == asked
 
 

@@ -42,7 +42,7 @@ def write_copies(loop: dict[str, Any]) -> Iterator[str]:
 
 
 def find_loop(ids: list[int]) -> int | None:
-    detector = LoopDetector(CODEC)
+    detector = LoopDetector(CODEC.kinds)
     return next((at for at, token in enumerate(ids, 1) if detector.read([token]) >= LIMIT), None)
 
 
@@ -108,14 +108,14 @@ def test_writing_a_text_twice_is_no_loop() -> None:
 
 def test_reading_in_parts_gives_the_same_score() -> None:
     ids = list(CODEC.encode("So 12 and 345 are it. " * 9 + "x = 1.5\n" * 30))
-    whole, parts = LoopDetector(CODEC), LoopDetector(CODEC)
+    whole, parts = LoopDetector(CODEC.kinds), LoopDetector(CODEC.kinds)
     for token in ids:
         parts.read([token])
     assert whole.read(ids) == parts.score > 0
 
 
 def test_memory_is_bounded() -> None:
-    detector = LoopDetector(CODEC)
+    detector = LoopDetector(CODEC.kinds)
     for n in range(400):
         detector.read(CODEC.encode(f"a{n} and b{n * n} make {n * 7919} of c{n}, which is new.\n"))
     tables = (len(detector._last), len(detector._before), len(detector._counts))
@@ -123,7 +123,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_the_next_look_never_comes_too_late() -> None:
-    detector, ids = LoopDetector(CODEC), list(CODEC.encode("Wait, that is not right. " * 60))
+    detector, ids = LoopDetector(CODEC.kinds), list(CODEC.encode("Wait, that is not right. " * 60))
     at = 0
     while detector.score < LIMIT:
         step = detector.tokens_to(LIMIT)

@@ -11,17 +11,17 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.trace import Decision, GenerationResult, Usage
 
-from ...support.serving import MODEL, Served, body, served
+from ...support.serving import MODEL, Served, body, configured, served
 
 pytest.importorskip("prometheus_client")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=512))) as running:
+    with served(load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 512}))) as running:
         yield running
 
 
@@ -74,7 +74,9 @@ def test_shadow_mode_counts_kept_thinking(server: Served) -> None:
 
 @pytest.mark.slow
 def test_shadow_share_leaves_seeds_and_budgets_alone() -> None:
-    with served(load_engine(MODEL), ServerSettings(MODEL, shadow_share=1.0, limits=ServerLimits(tokens=256))) as server:
+    with served(
+        load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 256}, shadow_share=1.0))
+    ) as server:
         assert server.answered()["choices"][0]["tersely"]["shadow"]
         promised: list[dict[str, Any]] = [{"seed": 1}, {"thinking_token_budget": 60}]
         for fields in promised:
@@ -163,7 +165,7 @@ def test_each_request_is_an_opentelemetry_span(monkeypatch: pytest.MonkeyPatch) 
     fake = FakeTrace()
     monkeypatch.setitem(sys.modules, "opentelemetry", ModuleType("opentelemetry"))
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", fake)
-    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=256))) as server:
+    with served(load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 256}))) as server:
         usage = server.answered(reasoning_effort="low")["usage"]
         with server.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
             response.read()

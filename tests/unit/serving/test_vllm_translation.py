@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from tersely.controller.serving.config import Rules
 from tersely.controller.serving.errors import RequestError
-from tersely.controller.serving.settings import EFFORT_CAPS
-from tersely.controller.serving.vllm_translation import CHAT, MESSAGES, translate
-from tersely.controller.vllm.request_control import make_control
+from tersely.controller.serving.rules import LiveConfig, RequestRules
+from tersely.controller.serving.vllm_translation import CHAT, COMPLETIONS, MESSAGES, RESPONSES, translate
 
 BODY = {"messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 4096}
 
 
 def ask(path: str, **fields: Any) -> Any:
-    return translate(path, {**BODY, **fields}, make_control(), EFFORT_CAPS, "1-1.1")
+    return translate(path, {**BODY, **fields}, RequestRules(), "1-1.1")
 
 
 @pytest.mark.parametrize(("effort", "tier"), [("low", "easy"), ("medium", "normal"), ("high", "hard"), ("max", "hard")])
@@ -35,3 +36,62 @@ def test_an_unknown_effort_names_its_field() -> None:
     with pytest.raises(RequestError) as caught:
         ask(MESSAGES, output_config={"effort": "huge"})
     assert caught.value.param == "output_config.effort"
+
+
+def under(rules: dict[str, Any], path: str = CHAT, **fields: Any) -> Any:
+    live = LiveConfig(Rules.model_validate(rules))
+    return translate(path, {**BODY, **fields}, live.rules("m"), "1-1.1")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"reasoning_effort": "max"},
+        {"thinking_token_budget": -1},
+        {"thinking_token_budget": 3000},
+        {"thinking": {"type": "enabled", "budget_tokens": 3000}},
+        {"tersely": {"preset": "off"}},
+        {"tersely": {"policies": []}},
+        {"tersely": {"policies": ["hint"]}},
+        {"vllm_xargs": {"tersely": "off"}},
+        {"vllm_xargs": {"tersely": json.dumps({"shadow": True, "thinking_budget": 3000})}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
+def test_no_field_passes_the_ceiling(path: str, fields: dict[str, Any]) -> None:
+    control = under({"ceilings": {"thinking_tokens": 500}}, path, **fields).control
+    assert control.make_budget("hard", 4096).thinking <= 500 and not control.shadow
+    assert any(policy.name == "budget" for policy in control.make_policies())
+    sent = under({"ceilings": {"thinking_tokens": 500}}, path, thinking_token_budget=90).control
+    assert path == COMPLETIONS or sent.make_budget("hard", 4096).thinking == 90
+
+
+def test_what_a_client_may_not_ask_for() -> None:
+    for fields in ({"tersely": {"preset": "off"}}, {"tersely": {"shadow": True}}, {"vllm_xargs": {"tersely": "off"}}):
+        with pytest.raises(RequestError) as caught:
+            under({"own_policies": False}, **fields)
+        assert caught.value.status == 403 and caught.value.sent_code == "not_allowed"
+    for field, path in (("max_tokens", CHAT), ("max_completion_tokens", CHAT), ("max_output_tokens", RESPONSES)):
+        with pytest.raises(RequestError) as caught:
+            under({"ceilings": {"max_tokens": 4999}}, path, **{field: 5000})
+        assert caught.value.param == field
+    lowered = under({"ceilings": {"effort": "low"}}, reasoning_effort="high")
+    assert lowered.body["reasoning_effort"] == "low" and lowered.control.effort == "easy"
+
+
+def test_defaults_and_shares_of_a_configuration() -> None:
+    rules = {"defaults": {"max_tokens": 700, "thinking_tokens": 99, "policies": {"budget": {"slack": 5}}}}
+    body = {"messages": BODY["messages"]}
+    live = LiveConfig(Rules.model_validate(rules))
+    assert translate(CHAT, body, live.rules("m"), "t").body["max_tokens"] == 700
+    assert translate(RESPONSES, body, live.rules("m"), "t").body["max_output_tokens"] == 700
+    assert under(rules).control.thinking_budget == 99 and under(rules).control.policies == {"budget": {"slack": 5}} | {}
+    assert under(rules, reasoning_effort="high").control.thinking_budget is None
+    assert under({"enabled": False}, tersely={"preset": "careful"}).control is None
+    assert under({"control_share": 0.0}).control is None
+    assert under({"control_share": 0.0}, tersely={"preset": "careful"}).control is not None
+    capped = under({"control_share": 0.0, "ceilings": {"thinking_tokens": 77}}).control
+    assert [policy.name for policy in capped.make_policies()] == ["budget"] and capped.thinking_budget == 77
+    assert under({"shadow_share": 1.0}).control.shadow

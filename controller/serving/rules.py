@@ -1,0 +1,184 @@
+"""What holds for a request: the configuration in force, resolved for a model and a key."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import OptionError, TerselyError
+from ..options import MAX_OUTPUT_TOKENS, GenerationOptions, load_config, make_options
+from .auth_middleware import hash_key
+from .config import ConfigFileError, Rules, ServerConfig, build_policies, overlay, read_config_file
+from .settings import EFFORT_CAPS, EFFORT_NAMES, Billing, ServerLimits
+
+_log = logging.getLogger(__name__)
+_BUCKETS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRules:
+    """What holds for the requests of one key to one model; `rules` is where it comes from."""
+
+    rules: Rules = field(default_factory=Rules)
+    options: GenerationOptions = field(default_factory=GenerationOptions)  # for what a request leaves open
+    caps: Mapping[str, int] = field(default_factory=lambda: dict(EFFORT_CAPS))  # thinking tokens by OpenAI effort
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is control at all."""
+        return self.rules.enabled is not False
+
+    @property
+    def own_policies(self) -> bool:
+        """Whether a request may choose preset, policies and shadow mode."""
+        return self.rules.own_policies is not False
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the budgets of `options` hold for requests that name no effort."""
+        return self.rules.defaults.tuned is not None
+
+    @property
+    def max_tokens(self) -> int:
+        """Most output tokens of a reply."""
+        return self.rules.ceilings.max_tokens or MAX_OUTPUT_TOKENS
+
+    @property
+    def default_tokens(self) -> int:
+        """Output tokens of a reply to a request that names no number."""
+        return min(self.rules.defaults.max_tokens or self.max_tokens, self.max_tokens)
+
+    @property
+    def max_thinking(self) -> int | None:
+        """Most thinking tokens of a reply; None without a ceiling, and where nothing is controlled."""
+        return self.rules.ceilings.thinking_tokens if self.enabled else None
+
+    def fit_effort(self, effort: str) -> str:
+        """An effort, or the ceiling where it is above that; `auto` may be."""
+        most = self.rules.ceilings.effort
+        if most is None:
+            return effort
+        return most if _rank(effort) > _rank(most) else effort
+
+    def controls(self, conversation: str) -> bool:
+        """Whether a conversation is in the share under control; its later turns get the same answer."""
+        share = self.rules.control_share
+        return share is None or zlib.crc32(conversation.encode("utf-8", "replace")) % _BUCKETS < share * _BUCKETS
+
+
+def _rank(effort: str) -> float:
+    """The place of an effort in the order of costs; that of `auto` is not known, so it counts as the highest."""
+    order = [*EFFORT_NAMES[:7], "auto"]
+    names = {"easy": "low", "normal": "medium", "hard": "high"}
+    return order.index(names.get(effort, effort))
+
+
+def resolve_rules(
+    config: ServerConfig, model: str = "", key: str | None = None, folder: Path | None = None
+) -> RequestRules:
+    """The rules of a key for a model; raises OptionError or ConfigError for a tuned file that cannot be used."""
+    rules = overlay(Rules(), config)
+    for layer in (config.models.get(model), config.keys.get(key or "")):
+        if layer is not None:
+            rules = overlay(rules, layer)
+    defaults = rules.defaults
+    chosen: dict[str, Any] = {}
+    if defaults.tuned is not None:
+        chosen = load_config((folder or Path()) / defaults.tuned)
+    elif defaults.policies is not None:
+        chosen = {"policies": build_policies(defaults.policies)}
+    elif defaults.preset is not None:
+        chosen = {"preset": defaults.preset}
+    if defaults.effort is not None:
+        chosen["effort"] = defaults.effort
+    if rules.ceilings.thinking_tokens is not None and rules.shadow_share:
+        raise OptionError("a ceiling of thinking tokens holds for every request, and a shadow share lifts it for some")
+    options = make_options(answer_reserve=defaults.answer_reserve, **chosen)
+    return RequestRules(rules, options, {**EFFORT_CAPS, **(defaults.budgets or {})})
+
+
+class LiveConfig:
+    """The configuration in force, which `reload` replaces by what its file says by then.
+
+    Args:
+        changes: What options of the command line say, over the file.
+        path: The file; None has only `changes`.
+        probes: Folder of probes for all requests.
+        api_key: Digest (`hash_key`) of a key without a name, in addition to those of the file.
+    """
+
+    def __init__(
+        self,
+        changes: Rules | None = None,
+        path: Path | None = None,
+        probes: str | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        self.changes, self.path, self.probes, self.api_key = changes or Rules(), path, probes, api_key
+        self.check: Callable[[LiveConfig], None] = lambda config: None
+        """Raises TerselyError for what the server cannot do."""
+        self.config = ServerConfig() if path is None else read_config_file(path)
+        self.config = overlay(self.config, self.changes)
+        self.folder = Path() if path is None else path.parent
+        self.keys = self._read_keys()
+        self._resolved: dict[tuple[str, str | None], RequestRules] = {}
+        for model in ("", *self.config.models):
+            for key in (None, *self.config.keys):
+                self.rules(model, key)
+
+    def rules(self, model: str, key: str | None = None) -> RequestRules:
+        """What holds for the requests of a key to a model."""
+        where = (model if model in self.config.models else "", key)
+        if where not in self._resolved:
+            found = resolve_rules(self.config, *where, self.folder)
+            options = make_options(found.options, probes=self.probes)
+            self._resolved[where] = RequestRules(found.rules, options, found.caps)
+        return self._resolved[where]
+
+    def billing(self, model: str, key: str = "") -> Billing:
+        """Whom a request is charged to, and at which price."""
+        price = self.config.prices.get(model)
+        return Billing(model, key) if price is None else Billing(model, key, price.input, price.output)
+
+    def reload(self) -> None:
+        """Read the file again; where it is not valid, or the server cannot do what it says, the old one stays."""
+        try:
+            other = LiveConfig(self.changes, self.path, self.probes, self.api_key)
+            if other.config.upstreams != self.config.upstreams:
+                raise ConfigFileError(f"{self.path}: upstreams changed, which needs a restart; accepted: the same ones")
+            if bool(other.keys) != bool(self.keys):
+                raise ConfigFileError(f"{self.path}: keys cannot be introduced or given up without a restart")
+            self.check(other)
+        except TerselyError as error:
+            _log.error("the configuration was not reloaded, and the old one stays: %s", error)
+            return
+        self.config, self.keys, self._resolved = other.config, other.keys, other._resolved
+        _log.warning("the configuration was reloaded from %s", self.path)
+
+    def _read_keys(self) -> Mapping[str, str]:
+        """The name of each key by its digest; empty asks for no key."""
+        keys = {} if self.api_key is None else {self.api_key: ""}
+        for name, rules in self.config.keys.items():
+            secret = rules.read_key(self.folder, f"{self.path}: keys.{name}")
+            if secret is None:
+                raise ConfigFileError(f"{self.path}: keys.{name} has no key_env and no key_file; add one of them")
+            if (digest := hash_key(secret)) in keys:
+                raise ConfigFileError(f"{self.path}: keys.{name} is the same key as another; give each its own")
+            keys[digest] = name
+        return keys
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a server answers."""
+
+    config: LiveConfig = field(default_factory=LiveConfig)
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
+    special_tokens: bool = False  # whether texts of users and tools may become special tokens
+    log: str = "off"  # one line per request; see `request_log.LOG_FORMATS`
+    metrics: str = "key"  # who may read /metrics; see `auth_middleware.Access`

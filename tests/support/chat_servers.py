@@ -1,0 +1,123 @@
+"""A server with nothing but a chat endpoint, which streams what a test says."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from .remote_servers import serve_http
+
+
+@dataclass
+class ChatServer:
+    """Streams deltas.
+
+    Attributes:
+        deltas: What it streams.
+        after_end: What it streams instead of the rest, once it was told to end the thinking.
+        owner: Whom it names as the owner of its models.
+        refuses: Fields that it does not know.
+        breaks: After how many deltas the next requests break.
+        usage: The usage at the end; None reports none.
+        pause: Seconds between two deltas.
+        bodies: The bodies of all streamed requests.
+        ended: The completions whose thinking it was told to end.
+    """
+
+    deltas: Sequence[dict[str, Any]]
+    after_end: Sequence[dict[str, Any]] = ()
+    owner: str = "somebody"
+    refuses: frozenset[str] = frozenset()
+    breaks: list[int] = field(default_factory=list)
+    models: Sequence[str] = ("talker",)
+    usage: dict[str, Any] | None = None
+    finish: str = "stop"
+    pause: float = 0.0
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    running: int = 0
+    url: str = ""
+
+    @contextmanager
+    def serve(self) -> Iterator[ChatServer]:
+        with serve_http(_make_handler(self)) as self.url:
+            yield self
+
+
+def thinking(text: str) -> dict[str, Any]:
+    return {"reasoning_content": text}
+
+
+def content(text: str) -> dict[str, Any]:
+    return {"content": text}
+
+
+def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self._reply(200, {"data": [{"id": name, "owned_by": server.owner} for name in server.models]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/v1/chat/completions/control" and server.after_end:
+                server.ended.append(body["id"])
+                self._reply(200, {"success": body["action"] == "reasoning_end"})
+            elif self.path != "/v1/chat/completions":
+                self._reply(404, {"error": {"message": "no such endpoint"}})
+            elif unknown := server.refuses & set(body):
+                self._reply(400, {"error": {"message": f"unknown fields {sorted(unknown)}"}})
+            elif not body.get("stream"):
+                self._reply(200, {"choices": [{"message": {"content": "2"}}]})
+            else:
+                server.bodies.append(body)
+                server.running += 1
+                try:
+                    self._stream(body, server.breaks.pop() if server.breaks else None)
+                except ConnectionError:
+                    pass
+                finally:
+                    server.running -= 1
+                self.close_connection = True
+
+        def _stream(self, body: dict[str, Any], left: int | None) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            name = f"chatcmpl-{len(server.bodies)}"
+            source, ended = iter(server.deltas), False
+            while (delta := next(source, None)) is not None:
+                if name in server.ended and not ended:
+                    source, ended = iter(server.after_end), True
+                    continue
+                if left is not None:
+                    left -= 1
+                    if left < 0:
+                        self.connection.close()
+                        return
+                time.sleep(server.pause)
+                self._event({"id": name, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+            self._event({"id": name, "choices": [{"index": 0, "delta": {}, "finish_reason": server.finish}]})
+            if server.usage is not None:
+                self._event({"id": name, "choices": [], "usage": server.usage})
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _event(self, event: dict[str, Any]) -> None:
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+
+        def _reply(self, status: int, value: Any) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    return Handler

@@ -1,0 +1,62 @@
+"""The files of deploy/ name only metrics, commands, options and keys that exist; container and unit are not run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tersely.controller.serving.metrics import Metrics
+from tersely.controller.serving.rules import LiveConfig
+from tersely.controller.serving.settings import Billing
+from tersely.controller.trace import Decision, GenerationResult, Usage
+
+from ..tersely.test_docs import help_of
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+
+
+def test_the_board_shows_metrics_that_exist() -> None:
+    metrics = Metrics()
+    done = GenerationResult("", "", "", "stop", "easy", Usage(9, 9, 9), (Decision("budget", "close", "", 0),))
+    metrics.add_result(done, 9, True, Billing("m", "k", 1, 1))
+    metrics.requests.labels("200").inc()
+    families = text_string_to_metric_families(metrics.render().decode())
+    known = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    board = json.loads((DEPLOY / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    named = {name for query in queries for name in re.findall(r"tersely_\w+", query)}
+    assert named - set(known) == set()
+    own = {name for name in known if not name.endswith(("_created", "_sum", "_count"))}
+    assert {name.removesuffix("_bucket") for name in own - named} == set(), "a metric is on no panel"
+    for query in queries:
+        labels = {label.strip() for group in re.findall(r"by \((.*?)\)", query) for label in group.split(",")}
+        assert labels <= known[re.findall(r"tersely_\w+", query)[0]], query
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "tersely.service"])
+def test_commands_have_options_that_exist(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    commands = [json.loads(found) for found in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])", text, re.M)]
+    gateway = text.partition("gateway:")[2] if name == "compose.yaml" else ""
+    commands += [json.loads(found) for found in re.findall(r"command: (\[.*\])", gateway)]
+    commands += [shlex.split(found)[1:] for found in re.findall(r"^ExecStart=(.*)", text, re.M)]
+    options = [part for command in commands for part in command if part.startswith("--")]
+    known = help_of("serve")
+    assert "--config" in options
+    assert [option for option in options if not re.search(rf"{option}(?![\w-])", known)] == []
+
+
+def test_the_example_has_every_key_and_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("CHAT_FRONTEND_KEY", "RESEARCH_KEY", "UPSTREAM_KEY")):
+        monkeypatch.setenv(name, f"key {number}")
+    live = LiveConfig(path=DEPLOY / "server.toml")
+    assert set(live.keys.values()) == {"chat-frontend", "research"}
+    assert live.rules("reasoner", "chat-frontend").max_thinking == 4096
+    assert live.rules("reasoner", "research").options.preset == "careful"
+    assert live.rules("helper").options.preset == "off"
