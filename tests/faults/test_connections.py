@@ -14,7 +14,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving import connections
 from tersely.controller.serving.rules import ServerSettings
 
-from ..support.serving import MODEL, Served, body, served, until
+from ..support.serving import MODEL, Served, body, configured, served, until
 
 KEY = "correct horse"
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
@@ -22,7 +22,7 @@ CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), ServerSettings(api_key=KEY)) as running:
+    with served(load_engine(MODEL), ServerSettings(configured(KEY)), api_key=KEY) as running:
         yield running
 
 
