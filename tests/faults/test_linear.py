@@ -87,7 +87,7 @@ MODULES = (
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
-    "evaluation.tasks.confinement training.methods.vsrm controller.serving.request_log"
+    "evaluation.tasks.confinement training.methods.vsrm controller.serving.connections controller.serving.request_log"
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {
@@ -159,8 +159,10 @@ def patterns() -> Iterator[tuple[str, str, re.Pattern[str]]]:
 
 
 def _patterns_in(value: object) -> Iterator[re.Pattern[str]]:
-    if isinstance(value, re.Pattern) and isinstance(value.pattern, str):
-        yield value
+    if isinstance(value, re.Pattern):
+        yield (
+            value if isinstance(value.pattern, str) else re.compile(value.pattern.decode("latin-1"), value.flags | re.A)
+        )
     elif isinstance(value, tuple | list):
         for part in value:
             yield from _patterns_in(part)
