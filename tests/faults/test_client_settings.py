@@ -145,7 +145,7 @@ def test_workers_keep_a_bounded_number_of_policies() -> None:
     try:
         serve(600, 100)
         before = memory()
-        serve(700, 300)
+        serve(700, 600)
         assert memory() < before + 100_000
     finally:
         tracemalloc.stop()

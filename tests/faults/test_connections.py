@@ -88,7 +88,7 @@ def test_a_body_in_crumbs_ends_its_connection(server: Served, header: bytes, cru
 
 def test_half_a_body_counts_as_a_client_that_left(server: Served, capfd: pytest.CaptureFixture[str]) -> None:
     def count() -> float:
-        return server.metrics().get('tersely_requests_total{status="499"}', 0)
+        return server.metrics().get('tersely_requests_total{status="499"}', 0.0)
 
     before = count()
     with connect(server) as client:

@@ -268,9 +268,11 @@ def test_nothing_of_ours_unpickles_or_evaluates() -> None:
     """The vocabulary of Python's own evaluation does not occur in the product."""
     modules = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
     functions = {"eval", "exec", "__import__"}
+    vocabulary = re.compile("|".join(map(re.escape, [*modules, *functions, "torch.load"])))
     for folder in ("tersely", "controller", "evaluation", "probes", "training", "kernels"):
         for file in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
+            text = file.read_text()
+            for node in ast.walk(ast.parse(text)) if vocabulary.search(text) else ():
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
                     assert not modules & {name.split(".")[0] for name in names}, file
