@@ -292,3 +292,27 @@ def test_a_grammar_that_hides_the_rejection_makes_a_closing_late_and_no_more(
         assert "Time is short, so I answer now.\n</think>" in tokenizer.decode(runner.outputs[id(job)])
     assert len(sent) == len(cut) and all(decision.action == "close" for made in sent.values() for decision in made)
     assert any(runner.outputs[id(job)] != job.output for job in cut), "the test is too easy"
+
+
+def test_an_end_of_the_turn_is_swapped_in_each_row_of_a_request(jobs: list[Job], traces: Traces) -> None:
+    job = next(job for job in jobs if "thinking_budget" in job.control)
+    runner = Runner([job], DRAFTS)
+    for _ in range(3):
+        runner.step(lambda job, output: job.recall(output), None)
+    (end, *_), offered = runner.processor.worker.end, int(runner.processor.table.offered[0])
+    (draft,) = {int(one) for one in job.output[3:4]}
+    output, seen = runner.outputs[id(job)], []
+
+    def look(job: Job, before: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model writes the draft, and would then end its turn."""
+        logits = torch.zeros_like(job.logits[0])
+        logits[draft if len(before) == 3 else end] = 9.0
+        seen.append(len(before))
+        return logits, job.states[0]
+
+    runner.step(look, lambda output, rest: [draft])
+    assert seen == [3, 4] and offered >= 0
+    assert output[3:] == [draft, offered]
+    runner.step(look, None)
+    row = runner.processor.table.rows[0]
+    assert row.controller.forced == [False] * 4 + [True], "it stands for the end of the turn"

@@ -2,9 +2,9 @@
 
     python tests/support/vllm_v2.py ARMS MESSAGES OPTIONS...
 
-ARMS are keywords of `tersely.LLM.chat` by name, MESSAGES the chats that are sent under each, and OPTIONS keywords of
-`tersely.LLM`, one object for each engine; all JSON. With `"async_scheduling": true` the scheduler is one step ahead, as
-on GPUs. Prints for each engine what it answered, as JSON: by arm, tokens and decisions of each chat.
+ARMS are keywords of `tersely.LLM.chat` by name, MESSAGES the chats that are sent under each, all at once, and OPTIONS
+keywords of `tersely.LLM`, one object for each engine; all JSON. With `"async_scheduling": true` the scheduler is one
+step ahead, as on GPUs. Prints for each engine what it answered, as JSON: by arm, tokens and decisions of each chat.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+
+LIMIT = 200
+"""Most tokens of an answer."""
 
 
 def interpret_triton() -> None:
@@ -62,18 +65,24 @@ def answer(arms: dict[str, Any], messages: list[Any], options: dict[str, Any]) -
     with mock.patch.object(CpuPlatform, "check_and_update_config", keep_ahead):
         llm: Any = tersely.LLM(**options, disable_log_stats=False)
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    found: dict[str, Any] = {"answers": {}}
+    greedy, params = SamplingParams(temperature=0, max_tokens=LIMIT), []
+    for arm in arms.values():
+        params += llm._mark(greedy, llm._chosen(arm)[0], len(messages))
     with mock.patch.object(scheduler, "_preempt_request", wraps=scheduler._preempt_request) as preempted:
-        for name, arm in arms.items():
-            params = SamplingParams(temperature=0, max_tokens=arm.pop("max_tokens"))
-            outputs = [output.outputs[0] for output in llm.chat(messages, params, use_tqdm=False, **arm)]
-            found["answers"][name] = [[list(o.token_ids), [asdict(d) for d in o.tersely.trace]] for o in outputs]
-    found["preempted"] = preempted.call_count
-    found["accepted"] = sum(m.value for m in llm.get_metrics() if m.name == "vllm:spec_decode_num_accepted_tokens")
-    return found
+        outputs = iter(llm.chat(messages * len(arms), params, use_tqdm=False, preset="off"))
+    made = {name: [next(outputs).outputs[0] for _ in messages] for name in arms}
+    accepted = sum(m.value for m in llm.get_metrics() if m.name == "vllm:spec_decode_num_accepted_tokens")
+    return {
+        "answers": {
+            name: [[list(one.token_ids), [asdict(decision) for decision in one.tersely.trace]] for one in answers]
+            for name, answers in made.items()
+        },
+        "preempted": preempted.call_count,
+        "accepted": accepted,
+    }
 
 
 if __name__ == "__main__":
     interpret_triton()
     given = [json.loads(argument) for argument in sys.argv[1:]]
-    print(json.dumps([answer(json.loads(sys.argv[1]), given[1], options) for options in given[2:]]))
+    print(json.dumps([answer(*given[:2], options) for options in given[2:]]))

@@ -52,19 +52,29 @@ class Model:
         return ControlledRow(RequestController(controller, (END,), reads, lazy=True), [])
 
 
-def play(model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequence[Sequence[int]]) -> list[Any]:
-    """Let rows decode texts, or what is forced; returns what was asked for in each step."""
+def play(
+    model: Model, table: RowTable, rows: list[ControlledRow], texts: Sequence[Sequence[int]], drafts: int = 0
+) -> list[Any]:
+    """Let rows decode texts, or what is forced, with so many drafts, all right; returns what each step asked for."""
     for slot, row in enumerate(rows):
         table.put(slot, row)
     lengths, given, asked = np.zeros(len(rows), dtype=np.int64), [iter(text) for text in texts], []
     slots = np.arange(len(rows))
-    for number in range(300):
-        table.note(slots, Step(number))
+    while lengths.min() < 300:
+        table.note(slots, Step(lengths.copy()))
         asked.append((table.forced[slots].tolist(), table.offered[slots].tolist()))
-        forced = table.forced[slots].tolist()
-        tokens = [next(given[slot]) if forced[slot] < 0 else forced[slot] for slot in slots]
-        lengths += 1
-        table.land(slots, lengths.copy(), np.array(tokens)[:, None])
+        forced, room = np.column_stack((table.forced[slots], table.ahead[slots])), table.room(slots)
+        tokens = np.zeros((len(rows), 1 + drafts), dtype=np.int64)
+        for slot in slots:
+            made: list[int] = []
+            while lengths[slot] < 300 and len(made) <= drafts:
+                wanted = forced[slot, len(made)]
+                made.append(next(given[slot]) if wanted < 0 else wanted)
+                lengths[slot] += 1
+                if len(made) > room[slot, model.kind_of(made[-1])] or made[-1] == table.offered[slot]:
+                    break
+            tokens[slot, 1 + drafts - len(made) :] = made
+        table.land(slots, lengths.copy(), tokens)
     return asked
 
 
@@ -77,9 +87,9 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     texts[1] = (*texts[1][:80], *model.codec.encode("</think>\n\n"), *texts[1][80:])
     reads: list[int] = []
     results = []
-    for kind in (model.kind_of, lambda token: LOUD):
+    for kind, drafts in ((model.kind_of, 0), (lambda token: LOUD, 0), (model.kind_of, 3)):
         rows = [model.row(preset, 150 + 40 * slot, opened=slot > 0) for slot in range(len(texts))]
-        table = RowTable(kind)
+        table = RowTable(kind, drafts)
         calls = 0
         original = table.read
 
@@ -90,13 +100,14 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
             original(slots)
 
         table.read = count  # type: ignore[method-assign]
-        asked = play(model, table, rows, texts)
+        asked = play(model, table, rows, texts, drafts)
         for slot in range(len(rows)):
             table.flush(slot)
         signals = [row.controller.controller.thinking.signals for row in rows if row.controller.controller]
         results.append((asked, [row.output for row in rows], [list(row.controller.decisions) for row in rows], signals))
         reads.append(calls)
-    assert results[0] == results[1]
+    assert results[0] == results[1] and results[0][1:] == results[2][1:]
+    assert len(results[2][0]) < len(results[0][0]), "drafts are accepted"
     assert any(decisions for decisions in results[0][2]) and all(any(known) for known in results[0][3])
     assert reads[0] < 0.8 * reads[1], "most tokens wake no policy"
 
@@ -186,16 +197,16 @@ def test_what_reads_arrays_knows_no_tensors() -> None:
 
 
 class Step:
-    """What one step says of its row."""
+    """What one step says of its rows: for each token, how many came before."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, lengths: Any) -> None:
+        self.lengths = lengths
 
     def signals(self, places: Any, draft: int) -> Any:
-        return np.full((len(places), 3), self.number, dtype=np.float32)
+        return np.repeat((self.lengths[places] + draft)[:, None], 3, axis=1).astype(np.float32)
 
     def info(self, place: int, draft: int) -> StepInfo:
-        value = float(self.number)
+        value = float(self.lengths[place] + draft)
         return StepInfo(Signals(value, value, math.nan, value), partial(state, value))
 
     def swapped(self, place: int, draft: int) -> bool:
@@ -208,7 +219,7 @@ def test_the_last_token_that_is_read_from_outside_has_its_own_step() -> None:
     row, table = ControlledRow(RequestController(recorder, (END,), reads), []), RowTable(lambda token: QUIET)
     table.put(0, row)
     for number in range(4):
-        table.note(np.array([0]), Step(number))
+        table.note(np.array([0]), Step(np.array([number])))
         if number < 3:
             table.land(np.array([0]), np.array([number + 1]), np.array([[number]]))
     row.controller.read([*row.output, 3])  # vLLM has ended the request
