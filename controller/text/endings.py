@@ -19,6 +19,8 @@ _ASIDES = re.compile(rf"(?:{either('asides')})", re.I)
 _DENIALS = re.compile(rf"(?:{either('denials')})", re.I)
 _SO = re.compile(r"\s*(?:so|thus|hence|therefore|所以|因此)\b", re.I)
 _INTRODUCES = re.compile(r"\W*(?:after|on|in|at|for|from|by|with|without|during)\b[^\d=]*,\s*$|[^\d=]*:\s*$", re.I)
+_NO = re.compile(r"\W*(?:no|not|i don't think so)\b|\W*不[，,]", re.I)
+_CORRECTION = re.compile(r"\b(?:it's|it is|it must be|it should be|but|so|therefore)\b|而是|应该是", re.I)
 _NOT = re.compile(r"not\b|n['’]t\b", re.I)
 _CLAUSE = re.compile(r"(?:[;:—]|(?<!\d),(?=\s)|,(?=\s[^\d]))\s|\s(?=(?:but|so|while) |and [A-Z][a-z]+ \d)|[，；]")
 
