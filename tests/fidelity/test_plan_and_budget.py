@@ -40,7 +40,7 @@ def test_no_other_shares_leave_less_uncertainty(exponent: float) -> None:
     weights = [50.0, 30.0, 20.0]
 
     def left(budget: list[int]) -> float:
-        return sum(c / b**exponent for c, b in zip(weights, budget, strict=True))
+        return float(sum(c / b**exponent for c, b in zip(weights, budget, strict=True)))
 
     best = shares(300, weights, "bam", exponent)
     everything = [[a, b, 300 - a - b] for a in range(40, 200) for b in range(40, 259 - a)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_lcpo_rewards_by_the_distance_to_the_limit() -> None:
 
 
 def test_lcpo_states_a_limit_in_each_prompt() -> None:
-    rows = [{"id": str(i), "prompt": [{"role": "user", "content": "2+5?"}]} for i in range(300)]
+    rows: list[dict[str, Any]] = [{"id": str(i), "prompt": [{"role": "user", "content": "2+5?"}]} for i in range(300)]
     found = with_limits(rows, Lcpo(), 3)
     assert found == with_limits(rows, Lcpo(), 3) and found != with_limits(rows, Lcpo(), 4)
     limits = [row["limit"] for row in found]
