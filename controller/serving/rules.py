@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -157,7 +158,7 @@ class LiveConfig:
             _log.error("the configuration was not reloaded, and the old one stays: %s", error)
             return
         self.config, self.keys, self._resolved = other.config, other.keys, other._resolved
-        _log.warning("the configuration was reloaded from %s", self.path)
+        print(f"the configuration was reloaded from {self.path}", file=sys.stderr, flush=True)
 
     def _read_keys(self) -> Mapping[str, str]:
         """The name of each key by its digest; empty asks for no key."""

@@ -59,6 +59,7 @@ def run_vllm_server(
     api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
     settings = dict(settings)
     settings["key"] = api_key and hash_key(api_key)
+    settings["models"] = [name, *(module.name for module in getattr(arguments, "lora_modules", None) or ())]
     live = load_settings(settings)
     settings["hosts"] = LOCAL if host in LOCAL and not live.keys else None
     if live.path is not None:

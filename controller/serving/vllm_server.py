@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import CapabilityError, MarkerError
+from ...errors import CapabilityError, MarkerError, unknown
 from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
@@ -66,13 +66,16 @@ def load_settings(settings: Mapping[str, Any]) -> LiveConfig:
     """The configuration of the settings of `ControlMiddleware`; raises TerselyError for what vLLM cannot do."""
     path, changes = settings.get("config"), Rules.model_validate(settings.get("changes", {}))
     live = LiveConfig(changes, Path(path) if path else None, api_key=settings.get("key"))
-    live.check = check_vllm
-    check_vllm(live)
+    live.check = lambda other: check_vllm(other, settings.get("models", ()))
+    live.check(live)
     return live
 
 
-def check_vllm(live: LiveConfig) -> None:
-    """Raise TerselyError for a configuration that vLLM cannot keep."""
+def check_vllm(live: LiveConfig, models: Sequence[str]) -> None:
+    """Raise TerselyError for a configuration that vLLM cannot keep; `models` are those that it serves, if known."""
+    for section, names in (("models", live.config.models), ("prices", live.config.prices)):
+        if models and (other := [name for name in names if name not in models]):
+            raise unknown(f"model in {section}:", other[0], models)
     if live.config.upstreams:
         raise CapabilityError(
             "vLLM's server has no upstreams; leave them out, or start `tersely serve` without --engine"
@@ -87,9 +90,9 @@ def check_vllm(live: LiveConfig) -> None:
 class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
-    Its settings: `config`, `changes` and `key`, see `LiveConfig`; `max_body`; `tokenizer`, the arguments of
-    `load_tokenizer`, of the one whose special tokens users and tools cannot write; `hosts` and `metrics`, see
-    `auth_middleware.Access`; `exposed`, paths served in addition.
+    Its settings: `config`, `changes` and `key`, see `LiveConfig`; `models`, all that are served; `max_body`;
+    `tokenizer`, the arguments of `load_tokenizer`, of the one whose special tokens users and tools cannot write;
+    `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
     """
 
     def __init__(self, app: ASGIApp) -> None:

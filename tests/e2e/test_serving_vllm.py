@@ -28,12 +28,25 @@ openai = pytest.importorskip("openai")
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 8, 5)]
+CONFIG = """
+[keys.team]
+key_file = "team"
+own_policies = false
+[keys.team.ceilings]
+thinking_tokens = 60
+[prices.tiny]
+input = 1
+output = 1
+"""
 SHORT: dict[str, Any] = {"tersely": {"policies": ["budget"]}, "thinking_token_budget": 40}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    with vllm_server(MODEL, tmp_path_factory.mktemp("vllm")) as running:
+    folder = tmp_path_factory.mktemp("vllm")
+    (folder / "team").write_text("of-the-team")
+    (folder / "server.toml").write_text(CONFIG)
+    with vllm_server(MODEL, folder, "--config", str(folder / "server.toml")) as running:
         yield running
 
 
@@ -262,6 +275,31 @@ def test_metrics_of_vllm_and_tersely(http: httpx.Client) -> None:
     assert any(sample.value > 0 for sample in families["tersely_thinking_tokens"].samples)
     assert {sample.labels.get("reason") for sample in families["tersely_exits"].samples} >= {"budget", "readiness"}
     assert "vllm:num_requests_running" in families
+
+
+def test_a_key_has_rules_of_its_own_which_a_signal_reloads(server: VllmServer, http: httpx.Client) -> None:
+    headers = {"authorization": "Bearer of-the-team"}
+
+    def spent(**fields: Any) -> int:
+        reply = http.post("/v1/chat/completions", json=body(**fields), headers=headers).json()
+        assert reply["choices"][0]["message"]["content"]
+        return thinking(reply)
+
+    assert thinking(answered(http, tersely={"preset": "off"})) > 60
+    assert spent() <= 60 and spent(reasoning_effort="max") <= 60 and spent(thinking_token_budget=-1) <= 60
+    own = http.post("/v1/chat/completions", json=body(tersely={"preset": "off"}), headers=headers)
+    assert own.status_code == 403
+    file = server.log.parent / "server.toml"
+    for text, most in ((CONFIG.replace("60", "40"), 40), ("nonsense", 40)):
+        lines = server.log.read_text().count("configuration was")
+        file.write_text(text)
+        server.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 20
+        while server.log.read_text().count("configuration was") == lines:
+            assert time.monotonic() < end, "not reloaded"
+            time.sleep(0.1)
+        assert spent() <= most
+    assert 'tersely_cost_total{key="team",model="tiny"}' in http.get("/metrics").text
 
 
 def test_clients_do_not_hang_when_the_engine_dies(server: VllmServer, http: httpx.Client) -> None:

@@ -17,7 +17,7 @@ from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.serving.vllm_server import SETTINGS_VARIABLE, ControlMiddleware
 from tersely.controller.serving.vllm_translation import PATHS
-from tersely.errors import TerselyError
+from tersely.errors import OptionError, TerselyError
 
 from ..support.serving import MODEL, Served, configured, served
 
@@ -232,6 +232,9 @@ def test_a_configuration_reaches_vllm_with_its_keys(
     app.config.reload()
     assert asyncio.run(reached(app, "/v1/chat/completions", headers=team, content=own))["status"] == 200
     assert len(inner.paths) == 2
+    file.write_text("[models.tyni]\n[prices.tiny]\ninput = 1\noutput = 1")
+    with pytest.raises(OptionError):
+        guarded(config=str(file), models=["tiny"])
     for text in ('[[upstreams]]\nurl = "http://h"', '[defaults]\ntuned = "t.json"', '[defaults]\npolicies = ["deer"]'):
         file.write_text(text)
         with pytest.raises(TerselyError):
