@@ -87,7 +87,11 @@ def _keep_asserted(sentence: str, asked: Asked) -> tuple[str, str]:
     dropped: list[str] = []
     introduced = False  # by a clause about something else
     start = 0
-    for end in (*(match.end() for match in _CLAUSE.finditer(sentence)), len(sentence)):
+    if no := _NO.match(sentence):
+        correction = _CORRECTION.search(sentence, no.end())
+        start = correction.start() if correction else len(sentence)
+        dropped.append(sentence[:start])
+    for end in (*(match.end() for match in _CLAUSE.finditer(sentence, start)), len(sentence)):
         clause = sentence[start:end]
         other = asked.is_about_other(clause) and not sentence.startswith("Therefore")
         denied = _DENIALS.search(clause.lstrip())
