@@ -95,7 +95,7 @@ def test_metric_names_types_and_labels(server: Served) -> None:
     assert kinds["tersely_exits"] == kinds["tersely_thinking_tokens"] == "counter"
     assert not [name for name in kinds if "saved" in name]
     labels = {label for family in families.values() for sample in family.samples for label in sample.labels}
-    assert labels <= {"tier", "kind", "reason", "status", "le"}
+    assert labels <= {"tier", "kind", "reason", "status", "stage", "model", "key", "le"}
 
 
 RESULT = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, trial=4, discarded=2))
