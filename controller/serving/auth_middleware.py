@@ -21,6 +21,8 @@ from .request_log import REQUEST_ID, log_request, read_request_id
 OPEN_PATHS = ("/health", "/ping")
 """What needs no key: whether the server is up."""
 METRICS = "/metrics"
+_LONGEST_PATH = 200
+"""Characters of a path in the log."""
 _METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
@@ -129,7 +131,8 @@ class AuthMiddleware:
             finally:
                 status = state.get("status", status)
                 self.metrics.requests.labels(str(status)).inc()
-                fields = {"method": scope["method"], "path": scope["path"], "status": status, "id": request_id}
+                path = scope["path"][:_LONGEST_PATH]
+                fields = {"method": scope["method"], "path": path, "status": status, "id": request_id}
                 fields["seconds"] = round(time.perf_counter() - start, 3)
                 fields |= {"key": state["key"]} if state.get("key") else {}
                 log_request(self.log, fields | state.get("log", {}))

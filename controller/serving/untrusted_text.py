@@ -8,6 +8,7 @@ from typing import Any
 from ..text.sanitizer import SpecialTokenSanitizer
 
 _NAMES = ("name", "tool_call_id", "call_id", "tool_use_id")
+_OWN_ROLES = ("system", "developer", "assistant")
 _RESULTS = ("tool_result", "function_call_output")
 """Types of items and blocks with what a tool returned."""
 _RENDERED = ("tools", "documents", "chat_template_kwargs")
@@ -47,7 +48,7 @@ def _sanitize_message(message: Any, sanitize: SpecialTokenSanitizer) -> Any:
         for field in ("content", "output"):
             if field in changed:
                 changed[field] = sanitize.sanitize_content(changed[field])
-    elif message.get("role") in ("user", None) and "content" in changed:
+    elif message.get("role") not in _OWN_ROLES and "content" in changed:
         changed["content"] = _sanitize_user(changed["content"], sanitize)
     return changed
 

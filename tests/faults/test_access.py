@@ -199,6 +199,15 @@ def test_without_a_key_uncontrolled_paths_are_closed_too(guarded: Guarded) -> No
     assert inner.paths == []
 
 
+def test_a_line_of_the_log_is_one_short_plain_line(guarded: Guarded, capfd: pytest.CaptureFixture[str]) -> None:
+    app, _ = guarded(key=hash_key(KEY))
+    app.checked.log = "text"
+    for headers in ((), [(b"x-request-id", b"a\x1b[2J")], [(b"x-request-id", b"a" * 9_000)]):
+        asyncio.run(reached(app, "/v1/\x1b[2J\n\u2028" + "x" * 60_000, headers=headers))
+        (line,) = capfd.readouterr().err.split("\n")[:-1]
+        assert line.isprintable() and len(line) < 600 and "status=401" in line
+
+
 def test_the_prefix_of_a_proxy_leads_past_no_control(guarded: Guarded) -> None:
     app, inner = guarded(key=hash_key(KEY))
     for path in PATHS:  # a body that only control refuses

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving import connections
+from tersely.controller.serving.connections import GRACE, GuardedProtocol
 from tersely.controller.serving.rules import ServerSettings
 
 from ..support.serving import MODEL, Served, body, configured, served, until
@@ -52,8 +56,33 @@ def test_silent_connections_end_and_make_room(server: Served, monkeypatch: pytes
     idle = [connect(server) for _ in range(40)]
     for _ in range(3):
         assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+    assert sum(map(has_ended, idle)) >= 20
     for one in idle:
         one.close()
+
+
+def has_ended(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(10) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_a_server_that_ends_waits_for_clients_only_so_long() -> None:
+    """vLLM's server says nothing about it, and would wait for the last of them."""
+
+    async def accept() -> int | None:
+        config = uvicorn.Config(Mock(), log_config=None, lifespan="off", timeout_graceful_shutdown=None)
+        state = uvicorn.server.ServerState()
+        protocol = GuardedProtocol(config, state, {}, asyncio.get_running_loop())  # type: ignore[call-arg]
+        protocol.connection_made(Mock())
+        protocol.connection_lost(None)
+        return config.timeout_graceful_shutdown
+
+    assert asyncio.run(accept()) == GRACE
 
 
 def test_a_busy_connection_is_not_ended_for_a_new_one(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
