@@ -179,7 +179,8 @@ class RowTable:
         """The kind of every token."""
         for token in range(min(vocabulary, _KINDS - 1)):
             self._learn(token)
-        return self._kinds[np.minimum(np.arange(vocabulary), _KINDS - 1)]
+        kinds: NDArray[np.int8] = self._kinds[np.minimum(np.arange(vocabulary), _KINDS - 1)]
+        return kinds
 
     def _learn(self, token: int) -> None:
         if self._kinds[token] == UNKNOWN:

@@ -55,7 +55,8 @@ class Readings:
 
     def signals(self, places: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
         """See `StepReadings`."""
-        return self._values[self._rows_of(places, draft)]
+        values: NDArray[np.float32] = self._values[self._rows_of(places, draft)]
+        return values
 
     def info(self, place: int, draft: int) -> StepInfo:
         """See `StepReadings`."""

@@ -207,7 +207,7 @@ def jobs() -> list[Job]:
     """Two questions under each control, none decoded yet."""
     from transformers import AutoTokenizer
 
-    tokenizer, made = AutoTokenizer.from_pretrained(FOLDER), []
+    tokenizer, made = AutoTokenizer.from_pretrained(FOLDER), list[Job]()
     for question in load("tiny", "test", 2, 5):
         for name, control in CONTROLS.items():
             message = [{"role": "user", "content": question.problem}]

@@ -21,7 +21,7 @@ from tersely.models import get_model_path
 from ..support import vllm_v2
 
 MODEL = "tersely-tiny-large"
-PROBLEMS = [load("tiny", "test", 12, 5)[place].problem for place in (0, 6)]  # of short thinking, as Triton is slow here
+PROBLEMS = [load("tiny", "test", 12, 5)[7].problem]  # of short thinking, as interpreted kernels are slow
 ARMS: dict[str, dict[str, Any]] = {
     "off": {"preset": "off"},
     "budget": {"policies": ["budget"], "thinking_budget": 45},
@@ -39,7 +39,7 @@ CROWDED = {
     "async_scheduling": True,
     "max_num_batched_tokens": 48,
     "block_size": 32,
-    "num_gpu_blocks_override": 16,
+    "num_gpu_blocks_override": 13,
     "max_model_len": 384,
 }
 
@@ -80,5 +80,5 @@ def test_tokens_and_decisions_are_those_of_no_speculation(
 
 @pytest.mark.vllm
 def test_drafts_are_accepted_and_requests_are_preempted(found: list[dict[str, Any]]) -> None:
-    assert all(one["accepted"] > 40 for one in found)
+    assert all(one["accepted"] > 20 for one in found)
     assert found[1]["preempted"] > 0

@@ -85,4 +85,4 @@ def answer(arms: dict[str, Any], messages: list[Any], options: dict[str, Any]) -
 if __name__ == "__main__":
     interpret_triton()
     given = [json.loads(argument) for argument in sys.argv[1:]]
-    print(json.dumps([answer(*given[:2], options) for options in given[2:]]))
+    print(json.dumps([answer(given[0], given[1], options) for options in given[2:]]))

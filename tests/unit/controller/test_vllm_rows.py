@@ -65,11 +65,11 @@ def play(
         asked.append((table.forced[slots].tolist(), table.offered[slots].tolist()))
         forced, room = np.column_stack((table.forced[slots], table.ahead[slots])), table.room(slots)
         tokens = np.zeros((len(rows), 1 + drafts), dtype=np.int64)
-        for slot in slots:
+        for slot in range(len(rows)):
             made: list[int] = []
             while lengths[slot] < 300 and len(made) <= drafts:
                 wanted = forced[slot, len(made)]
-                made.append(next(given[slot]) if wanted < 0 else wanted)
+                made.append(next(given[slot]) if wanted < 0 else int(wanted))
                 lengths[slot] += 1
                 if len(made) > room[slot, model.kind_of(made[-1])] or made[-1] == table.offered[slot]:
                     break
