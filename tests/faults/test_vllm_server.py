@@ -60,7 +60,7 @@ def test_long_prompts_with_seeds_leave_the_engine_alive(server: VllmServer, http
     async def ask_all() -> list[int]:
         headers = {"authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
-            asked = [body("a " * (300 + n), seed=n, temperature=1.0) for n in range(12)]
+            asked = [body("a " * (900 + n), seed=n, temperature=1.0) for n in range(12)]
             replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=one) for one in asked))
             return [reply.status_code for reply in replies]
 
