@@ -80,7 +80,8 @@ def test_a_server_that_ends_waits_for_clients_only_so_long() -> None:
         protocol = GuardedProtocol(config, state, {}, asyncio.get_running_loop())  # type: ignore[call-arg]
         protocol.connection_made(Mock())
         protocol.connection_lost(None)
-        return config.timeout_graceful_shutdown
+        seconds: int | None = config.timeout_graceful_shutdown
+        return seconds
 
     assert asyncio.run(accept()) == GRACE
 

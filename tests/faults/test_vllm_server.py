@@ -16,6 +16,7 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.connections import GRACE
+from tersely.controller.serving.vllm_launcher import _parse_flags
 
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
@@ -60,12 +61,20 @@ def test_long_prompts_with_seeds_leave_the_engine_alive(server: VllmServer, http
     async def ask_all() -> list[int]:
         headers = {"authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
-            asked = [body("a " * (300 + n), seed=n, temperature=1.0) for n in range(12)]
+            asked = [body("a " * (900 + n), seed=n, temperature=1.0) for n in range(12)]
             replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=one) for one in asked))
             return [reply.status_code for reply in replies]
 
     assert set(asyncio.run(ask_all())) == {200}
     assert http.post("/v1/chat/completions", json=body(seed=1)).status_code == 200
+
+
+def test_no_prompt_is_read_in_parts_on_a_cpu() -> None:
+    """With parts and a seed, the engine of some releases of vLLM ends."""
+    from vllm.platforms import current_platform
+
+    arguments = _parse_flags(["--model", "x"], [])[1]
+    assert arguments.enable_chunked_prefill is False or not current_platform.is_cpu()
 
 
 def test_hostile_bodies_are_refused_at_once(http: httpx.Client) -> None:
