@@ -107,11 +107,6 @@ _STARTS = re.compile(
     r"(?<![A-Za-z0-9_.,:^])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞\[]|[a-z]\s?[-−+])|O(?=\()|"
     r"[a-z](?=\^| [-+] \d))"
 )
-_FIRST = re.compile(r"^\W*(?:so|hence|thus|therefore|then)?,?\s*(?:[a-z] = )?(?=[-−$\d(])", re.I)
-_SUBJECT_OF = re.compile(
-    r"(?: [a-z°]+){0,2} (?:is(?! \W*\d)|are|was|were|does|works|remains?|left|satisf)\b(?! (?:divisible|even|odd|"
-    r"prime|too))"
-)
 _EQUALS = re.compile(
     r"(?:\b(?:(?i:(?:al)?together|totall?ing|being|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
     r"leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
@@ -266,10 +261,6 @@ def _scan_values(sentence: str, asked: Asked) -> Iterator[tuple[int, int]]:
 
 def _read_number(sentence: str, asked: Asked) -> str | None:
     """The value of what is asked for, behind the last equality, in the last formula, or the last one."""
-    for match in _FIRST.finditer(sentence):
-        end = scan_expression(sentence, match.end())
-        if end is not None and _SUBJECT_OF.match(sentence, end):
-            return sentence[match.end() : end]
     for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
         if value := _read_at(sentence, match.end(), asked):
             return value
