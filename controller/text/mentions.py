@@ -21,7 +21,6 @@ _NUMBER_WORDS = re.compile(
     re.I,
 )
 _SPELLED = re.compile(rf"\b{NUMBER_WORDS}", re.I)
-_PLACE = re.compile(r"(?i)\b(?:where|city|country|capital)\b")
 _TAIL = re.compile(r" (?!too|then|again|either|first|itself|today|now|here|there|instead)[a-z]+(?=[.,;]|$)")
 _PROPER = re.compile(
     r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都"
@@ -66,11 +65,9 @@ _LONE_VARIABLE = re.compile(r"(?<![-+*/^=] )(?<![\w\\^*/+-])([A-Za-z])\$?\s*$")
 _VARIABLE = r"(?:(?<![\^*/+=-] )(?<![\w\\^*/+-])[$(]?(?:[A-Za-zλμθα]|\\lambda)(?:_\d)?\s*=\s*)"
 _ITEM = re.compile(rf"\s*(?:,\s*(?:and|or)\s|,|\band\b|\bor\b|和|或|、)\s*\$?({_VARIABLE})?")
 _FIRST_ITEM = re.compile(rf"({_VARIABLE})|(?<![\w.,^*/+=(\[{{-])(?<![*/+=^×·-] )(?=[-−+]?(?:\d|√|π|\\frac|\\sqrt))")
-_SERIES = re.compile(r"\d, [-−$\d][^,]*,? and [-−$\d]")
 _BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 _NAME = r"[A-Z][\w’'.-]*(?:(?: (?:of|da|van|de|the|von|and the))? [A-Z][\w’'.-]*){0,4}"
 _WORD_LIST = re.compile(r"(?:^|: |\bis |\bare )((?:the )?[^\W\d][^\d,.:=]{0,40}(?:, [^\d,.:=]{1,40}){2,12})\.?$")
-_NAMES = re.compile(rf"{_NAME}(?:(?:, and|,| and|、| >| <| →)\s(?:and )?{_NAME})+")
 _QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1,60})\*\*")
 _CODE = re.compile(
     r"\[(?:[^\[\]]|\[[^\[\]]{0,80}\]){1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?"
@@ -91,18 +88,12 @@ _LOWER = re.compile(
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
 _THE = re.compile(r"\b(?:is|was|it's|be) the ([a-z]+)(?=[.,;]|$)")
-_PRINTED = re.compile(
-    r"(?i)\b(?:it prints|prints|outputs?(?: is| will be|:)?|returns|evaluates to|string is|result is|we get|"
-    r"so(?=:)|command is|query is)(?::|\s)\s*"
-    r"(?!(?:the|an?|that|in|on|of)\b)([^;]{1,60}?)\.?$"
-)
 _INEQUALITY = re.compile(
     r"(?:[-−]?[\d./]+ ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?)?\b[a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+"
     r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
 )
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
-_PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3}")
 _STARTS = re.compile(
     r"(?<![A-Za-z0-9_.,:^])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞\[]|[a-z]\s?[-−+])|O(?=\()|"
     r"[a-z](?=\^| [-+] \d))"
@@ -136,8 +127,6 @@ def read_mention(sentence: str, asked: Asked) -> str | None:
                 return value
     if asked.output and len(sentence.split()) == 1:
         return sentence.removesuffix(".").strip("`\"'")
-    if asked.output and (printed := _PRINTED.search(sentence)):
-        return printed[1].removeprefix("**").removesuffix("**").strip(" `\"'")
     turns = [match.end() for match in _TURN.finditer(sentence)]
     for start in (*turns[-1:], 0):
         if value := _read_part(sentence[start:].strip(), asked):
@@ -225,9 +214,6 @@ def _read_series(sentence: str, asked: Asked) -> str | None:
     """Several values or names: "x = 7 or x = -2", "3/4 and 1", "Gus, Dana, Eli"; None if there are fewer than two."""
     if words := _WORD_LIST.search(sentence):
         return re.sub(r"^(?:.*\b(?:is|are)|so,?) ", "", words[1], flags=re.I)
-    names = [match[0] for match in _NAMES.finditer(sentence)]
-    if names and (asked.wants_words or not re.search(r"\d", sentence)):
-        return ", ".join(re.split(r"(?:, and|,| and|、| >| <| →)\s(?:and )?", names[-1])).rstrip(".")
     found, reach = None, 0
     sentence = _BRACKETS.sub(lambda match: "#" * len(match[0]), sentence)
     for start in _FIRST_ITEM.finditer(sentence):
@@ -268,7 +254,6 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
         return str(counts[-1])
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
     formulas = [next(filter(None, match)) for match in formulas]
-    formulas = [formula for formula in formulas if not _PROSE.search(formula)]
     if asked.equation and formulas and "=" in formulas[-1]:
         return str(formulas[-1]).rstrip(" .,")
     values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
@@ -282,8 +267,6 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
             return value
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
-    if len(values) > 2 and not asked.many and _SERIES.search(sentence):
-        return None
     if values:
         return next((value for value in reversed(values) if value not in asked.numbers), values[-1])
     words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
@@ -342,8 +325,6 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
 def _name_of(match: re.Match[str], asked: Asked) -> str:
     """The name that a match found; a noun behind it belongs to what is no person ("the Swiss franc")."""
     name = str(match[match.lastindex or 0])
-    if _PLACE.search(asked.text) and match[0].lower().startswith("by "):
-        return ""
     person = re.search(r"(?i)\b(?:who|whom|whose)\b", asked.text)
     tail = None if person or not name[0].isupper() else _TAIL.match(match.string, match.end(match.lastindex or 0))
     return name + (tail[0] if tail else "")
