@@ -13,7 +13,8 @@ from enum import IntEnum
 
 from .cues import LANGUAGES, either
 from .endings import read_ending
-from .sentences import NUMBER, Asked, find_turn, is_supposed, read_question, split_sentences
+from .questions import NUMBER, Asked, read_question
+from .sentences import find_turn, is_supposed, split_sentences
 from .value_reader import PLACEHOLDER, from_math, read_value
 from .values import answers_equal, extract_boxed, find_closing_brace, normalize_answer, parse_value
 

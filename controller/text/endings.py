@@ -9,7 +9,8 @@ import re
 
 from .cues import either
 from .mentions import read_mention, read_truth
-from .sentences import Asked, find_turn, is_supposed, split_sentences
+from .questions import Asked
+from .sentences import find_turn, is_supposed, split_sentences
 
 _SENTENCES = 3
 _PLANS = re.compile(rf"(?:{either('plans')})")

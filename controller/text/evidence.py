@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .answers import Finality, Statement, find_statements, parse_value
 from .cues import either
-from .sentences import read_question
+from .questions import read_question
 
 _RECONSIDERS = re.compile(either("reconsiders"))
 _CONFIRMS = re.compile(either("confirms"))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from .cues import either
-from .sentences import Asked
+from .questions import Asked
 from .value_reader import read_value
 from .values import NUMBER_WORDS, read_number_words, scan_expression
 

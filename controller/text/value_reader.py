@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .cues import either
-from .sentences import NUMBER, Asked
+from .questions import NUMBER, Asked
 from .values import extract_boxed, read_number_words, scan_expression
 
 _FLAGS = re.IGNORECASE

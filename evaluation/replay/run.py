@@ -21,7 +21,7 @@ from ...controller.registry import find_entry_points
 from ...controller.replay import bind_for_replay, replay
 from ...controller.text.answers import extract_answer, extract_stated_answer, find_statements
 from ...controller.text.markers import Markers
-from ...controller.text.sentences import read_question
+from ...controller.text.questions import read_question
 from ...controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ...controller.trace import Decision
 from ...errors import CapabilityError

@@ -83,7 +83,7 @@ UNITS = [
 MODULES = (
     "controller.answer_watch controller.text.answers controller.text.endings controller.text.reasoning_parser "
     "controller.text.value_reader controller.engines.openai.events probes.known_questions controller.text.evidence "
-    "controller.text.mentions controller.text.regions "
+    "controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
@@ -106,7 +106,7 @@ TRUSTED = {
 BOUNDED = {
     ("answers", "_ANSWER_BEHIND"): "sentences of at most 1,000 letters",
     ("answer_watch", "_DELIBERATES"): "eight tokens",
-    ("sentences", "_PART"): "sentences of at most 1,000 letters",
+    ("questions", "_PART"): "sentences of at most 1,000 letters",
     ("answers", "_SETTLED"): "sentences of at most 1,000 letters",
     ("value_reader", "_NEGATED"): "sentences of at most 1,000 letters",
     ("value_reader", "_JOINED"): "only matched at the end of a value",
@@ -118,7 +118,7 @@ BOUNDED = {
     ("values", "_PLAIN_FRACTION"): "only a whole answer",
     ("values", "_QUANTITY"): "only a whole answer",
     ("values", "_ASSIGNMENT"): "only a whole answer",
-    ("sentences", "_INLINE_OPTION"): "the last 8,000 letters of a question",
+    ("questions", "_INLINE_OPTION"): "the last 8,000 letters of a question",
 }
 """Patterns that would be slow on a long text, and why they never see one; the functions below are tested with it."""
 

@@ -13,7 +13,7 @@ from tersely.controller.replay import replay
 from tersely.controller.text.answers import Finality, find_statements
 from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.sentences import read_question
+from tersely.controller.text.questions import read_question
 from tersely.controller.trace import Decision
 from tersely.evaluation.replay.tokenizer import PieceTokenizer
 

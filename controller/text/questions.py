@@ -1,0 +1,389 @@
+"""What a question asks for, and whether a clause speaks of that and gives a value of its kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from .cues import LANGUAGES, either
+from .sentences import split_sentences
+from .values import normalize_answer, parse_value
+
+_OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
+_INLINE_OPTION = re.compile(r"(?:^|\s)\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
+_NAMED = re.compile(
+    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)", re.I
+)
+_WORD = re.compile(r"[a-z]{3,}")
+_NUMERIC = re.compile(rf"(?:{either('numeric')})", re.I)
+_ASKS = re.compile(rf"(?:{either('asks')})", re.I)
+_COMMON = frozenset(word for language in LANGUAGES for word in language.common)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a question asks for.
+
+    Attributes:
+        words: the content words of the sentence that asks.
+        options: the text of each labelled choice, by its label.
+        numeric: whether a number is asked for.
+        names: what the question asks for by name, with the verb behind it.
+        counted: a number with the things that "how many" asks for.
+        many: whether several values are asked for.
+        equation: whether an equation is asked for.
+        truth: whether yes or no, or true or false, is asked for.
+        wants_words: whether a name or words are asked for.
+        date: whether a date or a time is asked for.
+        output: whether what a program prints or a string is asked for.
+        inequality: whether the solutions of an inequality are asked for.
+        point: whether a point or a vector is asked for.
+        alternatives: the words that the question chooses between.
+        unit: the unit of time or length that "how many" asks for.
+        text: the sentence that asks.
+        measures: which measures it asks for ("area").
+        others: names that the question mentions but does not ask about.
+        scopes: the parts, steps and cases that it mentions.
+        variables: those that it mentions and does not ask for.
+        rates: the units of time or number of "per month" and "each day" in it.
+        weekday: whether a day of the week is asked for.
+        percent: whether a percentage is asked for.
+        chance: whether a probability is asked for.
+        negated: whether it asks for what is not.
+        qualifiers: its words that one step does not answer ("total", "left").
+        formal: whether it holds formulas.
+        numbers: those that it gives.
+        open: whether no single value can be the answer: a text is asked for, or several things are.
+    """
+
+    words: frozenset[str] = frozenset()
+    options: Mapping[str, str] = field(default_factory=dict)
+    numeric: bool = False
+    names: re.Pattern[str] | None = None
+    counted: re.Pattern[str] | None = None
+    many: bool = False
+    equation: bool = False
+    truth: bool = False
+    wants_words: bool = False
+    date: bool = False
+    inequality: bool = False
+    point: bool = False
+    output: bool = False
+    alternatives: tuple[str, ...] = ()
+    unit: str = ""
+    text: str = ""
+    measures: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
+    variables: frozenset[str] = frozenset()
+    rates: frozenset[str] = frozenset()
+    weekday: bool = False
+    percent: bool = False
+    chance: bool = False
+    negated: bool = False
+    qualifiers: frozenset[str] = frozenset()
+    formal: bool = False
+    numbers: frozenset[str] = frozenset()
+    open: bool = False
+
+    def about(self, word: str) -> bool:
+        """Whether a word is one that the question asks about, or says nothing by itself."""
+        return _stem(word) in self.words or word in _GENERIC
+
+    def covers(self, lower: str) -> bool:
+        """Whether a sentence in small letters speaks of what the question asks for."""
+        if not self.words:
+            return False
+        common = self.words.intersection(map(_stem, _WORD.findall(lower)))
+        return len(common) >= max(2, min(3, len(self.words) * 0.4))
+
+    def is_aside(self, lower: str) -> bool:
+        """Whether a sentence says that something else than what the question asks for has its value."""
+        subject = _SUBJECT.search(lower)
+        return bool(self.words and subject and not self.about(subject[1]) and not self.covers(lower))
+
+    def is_about_other(self, clause: str) -> bool:
+        """Whether a clause gives another person's value, or another measure, than the one that is asked for."""
+        names = frozenset(_PERSON.findall(clause))
+        lower = clause.lower()
+        if self.is_limited(clause, lower):
+            return True
+        if names & self.others and not any(name in self.text for name in names):
+            return True
+        named = _CALLED.search(lower)
+        if named and named[1] != "what" and self.words and not self.about(named[1]):
+            return True
+        part = _PART.match(lower)
+        if part and self.text and not _same_part(part[1], part[2], self.text.lower()):
+            return True
+        if _LEFT.search(self.text) and _GONE.search(lower) and not _LEFT.search(lower):
+            return True
+        if (
+            self.counted
+            and _PRICED.search(clause)
+            and not _PRICED.search(self.text)
+            and not self.counted.search(clause)
+        ):
+            return True
+        units = {_stem(unit) for unit in _UNIT.findall(lower)}
+        if self.unit and units and self.unit not in units:
+            return True
+        measures = _measures_in(lower)
+        if not self.measures or self.wants_words or measures & self.measures:
+            return False
+        return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
+
+    def is_limited(self, clause: str, lower: str) -> bool:
+        """Whether a clause speaks of a part, a step or a variable that the question does not ask about."""
+        if not frozenset(_SCOPE.findall(lower)) <= self.scopes:
+            return True
+        variable = _ASSIGNED.match(clause)
+        if variable and variable[1] in self.variables:
+            return True
+        rates = frozenset(_RATE.findall(lower))
+        if rates and self.rates and not rates & self.rates:
+            return True
+        return _GIVEN.search(lower) is not None and not self.covers(lower)
+
+    def accepts(self, value: str, clause: str, before: str = "") -> bool:
+        """Whether a value of a clause is of the kind that is asked for, and was arrived at in it or in the text before.
+
+        A number that only stands there is no answer where the question gives it, or asks for more than one step.
+        """
+        if _RANKED.search(self.text) and _COMPARES.search(clause):
+            return False
+        if self.percent:
+            return not _PRICED.search(value) and (not _PRICED.search(clause) or _PERCENT.search(clause) is not None)
+        if self.counted and re.search(r"[,(].*,|[(]\d+,|[<>≤≥]", value):
+            return False
+        if (self.counted or "cost" in self.measures) and "%" in value and not _PERCENT.search(self.text):
+            return False
+        if self.chance and (number := parse_value(value)) is not None:
+            return 0 <= number <= 1 or "%" in value
+        bare = value.replace(",", "").strip("$€£%. ")
+        derived = re.search(rf"[=≈→] ?\$?{re.escape(bare)}(?!\d)", before.replace(",", ""))
+        if not self.numeric or derived or _RESULT.search(clause):
+            return True
+        if bare in self.numbers and not self._speaks(clause):
+            return False
+        return not self.qualifiers or not self.qualifiers.isdisjoint(_QUALIFIER.findall(clause.lower()))
+
+    def _speaks(self, clause: str) -> bool:
+        """Whether a clause has a word that the question asks about."""
+        return any(map(self.about, _WORD.findall(clause.lower())))
+
+    def letter_in(self, sentence: str) -> str | None:
+        """The label that a sentence names last."""
+        named = [label for found in _NAMED.findall(sentence) if (label := self.label(found))]
+        return named[-1] if named else None
+
+    def label(self, letter: str) -> str | None:
+        """The label that a letter or digit is, in the question's own case."""
+        return next((one for one in (letter, letter.upper(), letter.lower()) if one in self.options), None)
+
+    def label_of_text_in(self, lower: str, shortest: int = 4) -> str | None:
+        """The label of the one choice whose text, of so many letters or more, a sentence repeats."""
+        found = [label for label, text in self.options.items() if len(text) >= shortest and text in lower]
+        return found[0] if len(found) == 1 else None
+
+    def resolve(self, value: str) -> str | None:
+        """A value as an answer: of a choice its label; None for what cannot be one."""
+        answer = normalize_answer(value)
+        if not self.options or answer in self.options:
+            return answer
+        folded = answer.lower()
+        if found := [label for label, text in self.options.items() if text == folded]:
+            return found[0]
+        head = re.match(r"\(?([A-Za-z]|\d)[.):]?(?:\s|$)", answer)
+        return self.label(head[1]) if head else None
+
+
+@lru_cache(maxsize=256)
+def read_question(question: str) -> Asked:
+    """What a question asks for; of a long prompt its end counts."""
+    question = question[-8_000:]
+    found = _OPTION.findall(question)
+    if len(found) < 2:
+        found = _INLINE_OPTION.findall(question)
+    labels = "".join(label for label, _ in found)
+    options: Mapping[str, str] = {}
+    if len(found) >= 2 and (labels.upper() in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" or labels in "123456789"):
+        options = {label: normalize_answer(text).lower() for label, text in found}
+    sentences = [question[start:end] for start, end in split_sentences(question)]
+    asking = [s for s in sentences if ("?" in s or "？" in s or _ASKS.search(s)) and not _FORM_ONLY.search(s)]
+    last = asking[-1] if asking else sentences[-1] if sentences else ""
+    words = [word for one in _WORD.findall(last.lower()) if (word := _stem(one)) not in _COMMON]
+    persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
+    either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
+    measures = _measures_in(last.lower())
+    percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None
+    weekday = _WEEKDAYS.search(last) is not None
+    equation = "equation of" in last or "equation for" in last
+    numeric = percent or chance or (_NUMERIC.search(last) is not None and not weekday)
+    wants_words = not numeric and _WANTS_WORDS.search(last) is not None
+    numeric = not equation and (numeric or (bool(measures) and not wants_words))
+    if options:
+        return Asked(frozenset(words), options)
+    counted = _COUNTED.search(last)
+    things = next(filter(None, counted.groups()), None) if counted else None
+    return Asked(
+        frozenset(words),
+        numeric=numeric or things is not None,
+        names=_name_pattern(last, words),
+        counted=things
+        and re.compile(rf"(?<![\d^.,/])({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
+        many=things is None
+        and _MANY.search(last) is not None
+        and not re.search("inequality|interval|larger|smaller", last),
+        equation=equation,
+        truth=_TRUTH.search(last) is not None,
+        wants_words=wants_words,
+        output=_OUTPUT.search(question[-300:]) is not None,
+        inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
+        point=_POINT.search(last) is not None,
+        date=_DATE.search(last) is not None,
+        alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
+        unit=_stem(things) if things and _UNIT.fullmatch(f"1 {things}") else "",
+        scopes=frozenset(_SCOPE.findall(question.lower())),
+        variables=_find_unasked(last),
+        rates=frozenset(_RATE.findall(last.lower())),
+        weekday=weekday,
+        percent=percent,
+        chance=chance,
+        qualifiers=frozenset(_QUALIFIER.findall(last.lower())),
+        formal=re.search(r"[$\\=]|\d\s*[-+*/^]", last) is not None,
+        numbers=frozenset(re.findall(r"\d+(?:[.,/]\d+)*", question)),
+        negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
+        open=_is_open(question),
+        text=last,
+        measures=measures,
+        others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
+    )
+
+
+def _find_unasked(asking: str) -> frozenset[str]:
+    """The variables that a question mentions and does not ask for."""
+    if _SOLVES.search(asking):
+        return frozenset()
+    return frozenset(_LETTER.findall(asking)) - frozenset(_WANTED.findall(asking))
+
+
+def _same_part(part: str, noun: str, text: str) -> bool:
+    """Whether a question asks about a part ("each person", "the larger one") too."""
+    if part in ("each", "every", "per", "one"):
+        return re.search(
+            r"\b(?:each|every|per|apiece|one|an?)\b" if part == "one" else r"\b(?:each|every|per|apiece)\b", text
+        ) is not None or bool(noun and re.search(rf"\b{noun}", text))
+    return part[:4] in text
+
+
+def _measures_in(lower: str) -> frozenset[str]:
+    return frozenset("cost" if found in ("price", "cost") else _stem(found) for found in _MEASURE.findall(lower))
+
+
+def _is_open(question: str) -> bool:
+    """Whether a question asks for a text, or for several things: in its last paragraph, or in labelled parts."""
+    paragraph = question.rstrip().rpartition("\n\n")[2]
+    several = sum(mark in "?？" for mark in paragraph) > 1 or _PARTS.search(question) is not None
+    return several or _OPEN.search(question) is not None
+
+
+def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
+    """What the values of the asked words and variables stand behind."""
+    cue = _ASKS.search(asking)
+    behind = _WORD.findall(asking[cue.end() :].lower()) if cue else []
+    nouns = [word for found in behind if (word := _stem(found)) in words][:2]
+    names = [rf"\b{re.escape(noun)}s?\b[^.,;=\d]{{0,60}}?" for noun in nouns]
+    for expression in _EXPRESSION.findall(asking):
+        tokens = re.findall(r"\\[A-Za-z]+|\S", expression)
+        if 0 < len(tokens) <= 40 and "=" not in tokens:
+            names.append(r"(?<![A-Za-z\\_^])" + r"\s*".join(map(re.escape, tokens)))
+    if not names:
+        return None
+    return re.compile(rf"(?:{'|'.join(names)})(?:\\\)|\$)?\s*(?:{either('equals')})", re.I)
+
+
+NUMBER = r"[-+−]?[$€£¥]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
+_COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
+_MANY = re.compile(rf"(?:{either('many')})", re.I)
+_WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
+_OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
+_PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
+_SCOPE = re.compile(rf"(?:{either('scopes')})")
+_GIVEN = re.compile(rf"(?:{either('given')})")
+_RESULT = re.compile(rf"(?:{either('results')})", re.I)
+_QUALIFIER = re.compile(rf"(?:{either('qualifiers')})")
+_INEQUALITY = re.compile(r"[<>≤≥]|\\[lg]eq?(?![a-z])")
+_EXTREME = re.compile(
+    r"\b(?:how many|smallest|largest|least|greatest|minimum|maximum|sum|number of|what is|let|if)\b", re.I
+)
+_RANKED = re.compile(r"\b\w{2,}est\b|\b(?:last|third|position)\b")
+_COMPARES = re.compile(r"(?:er|more|less|before|after|ahead|behind) (?:than |of )?(?-i:[A-Z])\w+[^,;]*$")
+_RATE = re.compile(r"\b(?:per|an?|each|every) (second|minute|hour|day|week|month|year)\b")
+_PERCENT = re.compile(r"%|\bpercent", re.I)
+_PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
+_WEEKDAYS = re.compile(rf"(?:{either('weekdays')})", re.I)
+_CHANCES = re.compile(rf"(?:{either('chances')})", re.I)
+_ASSIGNED = re.compile(
+    r"^\W{0,9}(?:(?:so|thus|hence|therefore|then|(?:we|i) (?:get|have|know)|from [^,=]{1,40},)\s+){0,3}"
+    r"[$(\\]{0,3}([A-Za-z])\s?=(?!=)",
+    re.I,
+)
+_SOLVES = re.compile(r"\b(?:solve|solutions?|roots?|equation|function|inverse)\b|解方程|根", re.I)
+_LETTER = re.compile(r"(?<![A-Za-z\\'’])(?![aA] [A-Za-z]|I\b)[A-Za-z](?![A-Za-z'’])")
+_WANTED = re.compile(
+    r"(?:(?:values? of|find|is|are|for|what's|compute|determine|求)\s*(?:the (?:value|number) )?|"
+    r"(?:integer|number|prime|constant|value|angle|point|smallest|largest|least|greatest|positive|real|what|which)s? )"
+    r"[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
+    re.I,
+)
+_GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
+_PERSON = re.compile(
+    r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)"
+)
+_NO_PERSONS = frozenset(
+    "Who What How Which When Where If The She He It They In There Each Every One Two An Let This That Then So His Her "
+    "At On For After Before And But Find Compute".split()
+)
+_POINT = re.compile(
+    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple|ordered pair)\b|"
+    r"坐标|向量|中点",
+    re.I,
+)
+_OUTPUT = re.compile(
+    r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I
+)
+_CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
+_PART = re.compile(
+    r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?"
+    r"(each|every|per|one(?! (?:second|minute|hour|day|week|month|year|more|of))|inner|outer|other|"
+    r"smaller|larger|remaining|former|latter)\b(?!\W*$)\W*(\w*)"
+)
+_LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
+_GONE = re.compile(
+    r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)"
+)
+_UNIT = re.compile(
+    r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|"
+    r"kilometers?|kg|km|cm|lit(?:er|re)s?)\b"
+)
+_PRICED = re.compile(r"\$\d|\bdollars?\b|\bcents?\b")
+_UNPRICED = re.compile(
+    r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I
+)
+_MEASURE = re.compile(rf"(?:{either('measures')})")
+_CHOOSES = re.compile(rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?is\b[^,:]*[,:][^,:?]* or ", re.I)
+_ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
+_DATE = re.compile(rf"(?:{either('dates')})", re.I)
+_TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
+_SUBJECT = re.compile(
+    r"\b(?:the|its|their) (?:\w+ )?([a-z]+)(?: (?:came|comes) out)? (?:is|are|was|as|costs|weighs)\s+(?=[-$\\(\d])"
+)
+_EXPRESSION = re.compile(r"(?:\$|\\\()([^$]{1,80}?)(?:\$|\\\))")
+_FORM_ONLY = re.compile(rf"(?:{either('form_only')})", re.I)
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if word.endswith("s") and len(word) > 3 else word
