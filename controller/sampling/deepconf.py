@@ -88,7 +88,7 @@ class _ConfidenceVote(VoteState):
     def weight(self, sample: int) -> float:
         return measure_confidence(self.confidences[sample], self.measure, self.window)
 
-    def threshold_of(self, votes: Sequence[Vote]) -> float:
+    def find_threshold(self, votes: Sequence[Vote]) -> float:
         """What a vote has to weigh."""
         return find_threshold([vote.weight for vote in votes], self.keep)
 
@@ -97,7 +97,7 @@ class _ConfidenceVote(VoteState):
         votes = sorted((vote for vote in self.votes if vote.answer), key=lambda vote: vote.sample)
         if not votes:
             return {}
-        threshold = self.threshold_of(votes)
+        threshold = self.find_threshold(votes)
         return tally(vote for vote in votes if vote.weight >= threshold)
 
 
@@ -142,7 +142,7 @@ class _DeepConfVote(_ConfidenceVote):
         if not self.started:
             return self._start([ROOT] * self.warmup)
         if self.threshold is None:
-            self.threshold = self.threshold_of(self.votes)
+            self.threshold = self.find_threshold(self.votes)
             self._settle()
         return super().start_samples()
 

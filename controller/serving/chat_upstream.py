@@ -1,7 +1,7 @@
 """Answers from a server's chat endpoint, which shows text and no tokens: thinking is limited in advance, and watched.
 
 Where that is all that a server has, no policy ends the thinking. An effort is passed on, and a number of tokens where
-the server takes one (llama.cpp, vLLM). llama.cpp's server also ends the thinking when it is told to
+the server takes one (llama.cpp, vLLM). llama.cpp's server also ends the thinking on request
 (`/chat/completions/control`), which is done once the thinking goes round in circles.
 """
 
@@ -52,7 +52,7 @@ class ChatDialect:
     limit_field: str = LIMIT_FIELDS[0]
     effort_fields: tuple[str, ...] = ()
     budget_fields: tuple[str, ...] = ()
-    ends_thinking: bool = False  # when it is told to
+    ends_thinking: bool = False  # on request
 
     def describe(self) -> str:
         """What can be done about the thinking, and what cannot."""

@@ -49,18 +49,18 @@ class Readings:
             values[self._signals[0]] = self._signals[1].numpy().T
         return values
 
-    def _rows_of(self, places: Any, draft: int) -> Any:
+    def _find_rows(self, places: Any, draft: int) -> Any:
         """The rows of logits that the tokens after so many drafts of requests came from."""
         return places if self._starts is None else self._starts.numpy()[places] + draft
 
     def signals(self, places: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
         """See `StepReadings`."""
-        values: NDArray[np.float32] = self._values[self._rows_of(places, draft)]
+        values: NDArray[np.float32] = self._values[self._find_rows(places, draft)]
         return values
 
     def info(self, place: int, draft: int) -> StepInfo:
         """See `StepReadings`."""
-        row = int(self._rows_of(place, draft))
+        row = int(self._find_rows(place, draft))
         (signals,) = make_signals(self._values[row : row + 1])
         return StepInfo(signals, partial(self._state, row))
 
@@ -77,7 +77,7 @@ class Readings:
         if self._swapped is None:
             places, swapped = self._swaps
             self._swapped = frozenset(map(int, places[swapped.numpy()]))
-        return int(self._rows_of(place, draft)) in self._swapped
+        return int(self._find_rows(place, draft)) in self._swapped
 
     def read_logits(
         self,

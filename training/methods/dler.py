@@ -2,8 +2,8 @@
 
 GRPO on free completions of at most `rollouts.max_new_tokens`; one that is cut there has no reward. Advantages are
 divided by the standard deviation of the batch in place of their group's, and the upper clip is higher. Different: a
-group whose completions are all right or all wrong is not sampled anew, it has no advantage; the paper's adaptive limits
-and its merging are missing.
+group whose completions are all right or all wrong is not sampled again, it has no advantage; the adaptive limits
+and the merging are missing.
 """
 
 from __future__ import annotations
