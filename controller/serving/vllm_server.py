@@ -31,12 +31,12 @@ from .auth_middleware import METRICS, Access, AuthMiddleware, route_of, send_err
 from .body_limits import BodyLimits, replay
 from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
-from .grammar_limits import check_grammars
 from .metrics import Metrics
 from .rules import LiveConfig
 from .settings import UNBILLED, Billing, ServerLimits
 from .untrusted_text import sanitize_body
 from .vllm_lifetime import LIFETIME
+from .vllm_limits import check_request
 from .vllm_translation import (
     CHAT,
     COMPLETIONS,
@@ -137,7 +137,7 @@ class ControlMiddleware:
             given = _parse_object(await Request(scope, receive).body())
             if self._sanitize is not None and path != COMPLETIONS:
                 given = await asyncio.to_thread(sanitize_body, given, self._sanitize)
-            check_grammars(given)
+            check_request(given)
             key = scope.get("state", {}).get("key", "")
             model = str(given.get("model", ""))
             mapping = translate(path, given, self.config.rules(model, key), tag)

@@ -13,8 +13,8 @@ import pytest
 
 from tersely.controller.policies import list_policies, make_policy
 from tersely.controller.serving.errors import RequestError
-from tersely.controller.serving.grammar_limits import check_grammars
 from tersely.controller.serving.rules import RequestRules
+from tersely.controller.serving.vllm_limits import check_request
 from tersely.controller.serving.vllm_translation import translate
 from tersely.controller.vllm.client_settings import CLIENT_SETTINGS
 from tersely.controller.vllm.request_control import KEY, read_control
@@ -80,18 +80,45 @@ WHOLE = {"type": "object", "properties": {"minItems": HUGE | {"minItems": 9_000}
         {"text": {"format": {"type": "json_schema", "schema": {"anyOf": [{"maxItems": 5_001}] * 2}}}},
         {"output_config": {"format": {"schema": {"maxItems": 1e300}}}},
         {"response_format": {"maxItems": float("nan")}},
+        {"response_format": {"maxItems": 10**400}},
     ],
     ids=lambda fields: json.dumps(fields)[:50],
 )
 def test_schemas_of_any_number_of_items_do_not_reach_vllm(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        check_grammars(fields)
+        check_request(fields)
     assert caught.value.status == 400 and caught.value.code == "grammar_too_large"
 
 
+DEEP = "[" * 1_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 129},
+        {"top_k": 1 << 70},
+        {"seed": -(10**400)},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}]},
+        {"input": [{"type": "function_call", "name": "f", "arguments": DEEP}]},
+    ],
+    ids=lambda fields: json.dumps(fields)[:30],
+)
+def test_what_vllm_cannot_stand_does_not_reach_it(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_request(fields)
+    assert caught.value.status == 400
+
+
+def test_requests_in_use_reach_vllm() -> None:
+    call = {"function": {"name": "f", "arguments": '{"a": [1]}'}}
+    check_request({"n": 128, "seed": (1 << 63) - 1, "messages": [{"tool_calls": [call]}, {"tool_calls": 5}, None]})
+    check_request({"n": None, "messages": "text", "input": "text"})
+
+
 def test_schemas_of_use_reach_vllm() -> None:
-    check_grammars({"structured_outputs": {"json": json.dumps(WHOLE)}, "messages": [HUGE], "tools": [], "text": None})
-    check_grammars({"structured_outputs": {"json": "{"}, "response_format": 5})
+    check_request({"structured_outputs": {"json": json.dumps(WHOLE)}, "messages": [HUGE], "tools": [], "text": None})
+    check_request({"structured_outputs": {"json": "{"}, "response_format": 5})
 
 
 def test_deep_control_is_refused() -> None:
