@@ -23,6 +23,7 @@ from ..errors import CapabilityError, ModelError
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model
 from .verification import AnswerStated, NoVerdictError, Question, VerdictFuture
 
+_VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _YES, _NO = ("Yes", " Yes", "yes", " yes", "YES"), ("No", " No", "no", " no", "NO")
 _EXISTS = """Question:
 {question}
@@ -214,7 +215,7 @@ def read_verdict(reply: Mapping[str, Any], min_probability: float) -> float | Ex
                 if (word := one["token"].strip().lower()) in found:
                     found[word] += math.exp(one["logprob"])
             return weigh_reply(found["yes"], found["no"], min_probability)
-        word_found = re.search(r"\b(yes|no)\b", choice["message"]["content"] or "", re.IGNORECASE)
+        word_found = _VERDICT.search(choice["message"]["content"] or "")
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise ModelError(f"the verifier's reply is malformed: {error}", code="invalid_reply") from error
     return NoVerdictError("the reply has no yes or no") if word_found is None else float(word_found[1].lower() == "yes")

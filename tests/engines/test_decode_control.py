@@ -104,6 +104,7 @@ def test_rows_in_a_batch_are_what_they_are_alone(kind: str) -> None:
     assert engine.capabilities == {
         Capability.LOGIT_SIGNALS,
         Capability.LOGPROBS,
+        Capability.TOP_LOGPROBS,
         Capability.HIDDEN_STATES,
         Capability.FORWARD_MODIFIERS,
         Capability.RETRACT,

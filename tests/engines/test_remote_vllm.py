@@ -81,7 +81,8 @@ def assert_same(found: Sequence[GenerationResult], expected: Sequence[Generation
 def test_connect_finds_what_the_server_can_do(remote: RemoteEngine, server: VllmServer) -> None:
     assert remote.name == f"tiny at {server.url}/v1"
     assert remote.context_length == 1024
-    assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT, Capability.LOGPROBS}
+    logprobs = {Capability.LOGPROBS, Capability.TOP_LOGPROBS}
+    assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT, *logprobs}
     assert remote.fingerprint() is None
     engine = connect(server.url, "tiny", api_key=KEY)  # vLLM reports the folder of its tokenizer
     assert engine.tokenizer.eos_token_id == remote.tokenizer.eos_token_id

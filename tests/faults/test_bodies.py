@@ -233,8 +233,10 @@ def test_a_row_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, method: s
                 replies.extend(await asyncio.gather(*asked))
 
         asyncio.run(ask_all())
-        assert [reply.status_code for reply in replies] == [200, 500, 200]
-        assert replies[1].json()["error"]["code"] == "engine_failed"
+        failed = 200 if method == "inner" else 500  # what only control needed goes on without it
+        assert [reply.status_code for reply in replies] == [200, failed, 200]
+        if failed == 500:
+            assert replies[1].json()["error"]["code"] == "engine_failed"
         until(lambda: server.worker.idle)
 
 
