@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -218,8 +219,11 @@ class UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening and print `ready`; from then on, SIGHUP reloads."""
         await super().startup(sockets)
-        if self.reload is not None and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+        if threading.current_thread() is threading.main_thread():  # it has the process for itself
+            gc.collect()
+            gc.freeze()  # or each full collection would look at all that was imported, which takes half a second
+            if self.reload is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         if self.started and self.ready:
             print(self.ready, file=sys.stderr, flush=True)
 
