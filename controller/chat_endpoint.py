@@ -21,7 +21,8 @@ from .text.reasoning_parser import split_text
 from .trace import Decision, GenerationResult, Usage
 from .types import Prompt
 
-_LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
+"""Fields for the most tokens of a reply; servers of some models refuse the older one."""
 _ATTEMPTS = 3
 
 
@@ -109,7 +110,7 @@ async def _answer(
 
 async def _request(client: OpenAIClient, model: str, body: dict[str, Any], limit: int | None) -> dict[str, Any]:
     """The reply to one request; the limit has the older of its two names unless the server wants the other."""
-    limit_names, failures = list(_LIMIT_NAMES), 0
+    limit_names, failures = list(LIMIT_FIELDS), 0
     while True:
         try:
             limits = {} if limit is None else {limit_names[0]: limit}

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...errors import ModelError
 from ..budgets import Budget, canonical_effort, fit_budget, tier_by_length
+from ..chat_endpoint import LIMIT_FIELDS
 from ..engines.openai.backend import StreamError
 from ..engines.openai.client import OpenAIClient, RefusedError
 from ..engines.openai.completions import get_choices
@@ -31,7 +32,6 @@ from .replies import RowFinished
 from .settings import ResolvedRequest, openai_effort
 
 DEFAULT_MARKERS = Markers("<think>", "</think>")
-LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 EFFORT_FIELDS = (("reasoning_effort", "chat_template_kwargs"), ("reasoning_effort",), ("chat_template_kwargs",), ())
 """Fields that say how much to think, from the best form to none; a server may refuse those that it does not know."""
 BUDGET_FIELDS: Mapping[str, tuple[str, ...]] = {

@@ -6,9 +6,10 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ...errors import ModelError, OptionError, TerselyError, did_you_mean, unknown
+from ...errors import ModelError, OptionError, TerselyError, did_you_mean
 from ..delegation import Helper
 from ..engines.openai.backend import StreamError
 from ..engines.openai.client import OpenAIClient, RefusedError, choose_model
@@ -23,7 +24,7 @@ from .batch_worker import BatchWorker
 from .chat_upstream import ChatDialect, ChatUpstream, probe_dialect
 from .config import Upstream
 from .metrics import Metrics
-from .rules import LiveConfig
+from .rules import LiveConfig, check_names
 from .settings import ServerLimits, served_model_name
 from .upstream_worker import ChatWorker, UpstreamWorker
 from .worker import RequestWorker
@@ -60,13 +61,9 @@ def load_worker(model: str, grouped: bool, thinking: Thinking, limits: ServerLim
 
 def check_rules(live: LiveConfig, workers: Mapping[str, RequestWorker]) -> None:
     """Raise TerselyError for rules that the workers cannot keep, and for models that are not served."""
-    config = live.config
-    for section, names in (("models", config.models), ("prices", config.prices)):
-        for name in names:
-            if name not in workers:
-                raise unknown(f"model in {section}:", name, workers)
+    check_names(live.config, workers)
     for name, worker in workers.items():
-        for key in (None, *config.keys):
+        for key in (None, *live.config.keys):
             try:
                 worker.check(live.rules(name, key), key is not None)
             except TerselyError as error:
@@ -96,12 +93,13 @@ def open_upstreams(
     workers: dict[str, RequestWorker] = {}
     for number, upstream in enumerate(upstreams):
         secret = upstream.read_key(folder, f"upstreams[{number}]") or key or ""
-        for model in asyncio.run(_find_models(upstream, OpenAIClient(upstream.url, secret, limits.timeout))):
+        connect = partial(OpenAIClient, upstream.url, secret, limits.timeout)
+        for model in asyncio.run(_find_models(upstream, connect())):
             if model.name in workers:
                 raise OptionError(
                     f"two upstreams have a model {model.name!r}; give one another name: models = {{NAME = ...}}"
                 )
-            client, markers = OpenAIClient(upstream.url, secret, limits.timeout), resolve_markers(upstream.markers)
+            client, markers = connect(), resolve_markers(upstream.markers)
             if model.dialect is not None:
                 chat = ChatUpstream(client, model.theirs, model.dialect, markers)
                 workers[model.name] = ChatWorker(chat, limits, metrics, model.context)
@@ -109,7 +107,7 @@ def open_upstreams(
                 continue
             engine = RemoteEngine(CompletionsBackend(client, model.theirs, upstream.tokenizer))
             session = thinking.open_session(engine, markers)
-            chat = ChatUpstream(OpenAIClient(upstream.url, secret, limits.timeout), model.theirs, markers=markers)
+            chat = ChatUpstream(connect(), model.theirs, markers=markers)
             workers[model.name] = UpstreamWorker(session, limits, metrics, not thinking.off, chat)
     return workers
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError, TerselyError
+from ...errors import OptionError, TerselyError, unknown
 from ..options import MAX_OUTPUT_TOKENS, GenerationOptions, load_config, make_options
 from .auth_middleware import hash_key
 from .config import ConfigFileError, Rules, ServerConfig, build_policies, overlay, read_config_file
-from .settings import EFFORT_CAPS, EFFORT_NAMES, Billing, ServerLimits
+from .settings import EFFORT_CAPS, OPENAI_NAMES, Billing, ServerLimits, openai_effort
 
 _log = logging.getLogger(__name__)
 _BUCKETS = 1 << 16
@@ -73,9 +73,15 @@ class RequestRules:
 
 def _rank(effort: str) -> float:
     """The place of an effort in the order of costs; that of `auto` is not known, so it counts as the highest."""
-    order = [*EFFORT_NAMES[:7], "auto"]
-    names = {"easy": "low", "normal": "medium", "hard": "high"}
-    return order.index(names.get(effort, effort))
+    return (*OPENAI_NAMES, "auto").index(openai_effort(effort))
+
+
+def check_names(config: ServerConfig, served: Collection[str]) -> None:
+    """Raise OptionError for a model with rules or prices that is not served."""
+    for section, names in (("models", config.models), ("prices", config.prices)):
+        for name in names:
+            if name not in served:
+                raise unknown(f"model in {section}:", name, served)
 
 
 def resolve_rules(
@@ -136,8 +142,7 @@ class LiveConfig:
         where = (model if model in self.config.models else "", key)
         if where not in self._resolved:
             found = resolve_rules(self.config, *where, self.folder)
-            options = make_options(found.options, probes=self.probes)
-            self._resolved[where] = RequestRules(found.rules, options, found.caps)
+            self._resolved[where] = replace(found, options=make_options(found.options, probes=self.probes))
         return self._resolved[where]
 
     def billing(self, model: str, key: str = "") -> Billing:

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import CapabilityError, MarkerError, unknown
+from ...errors import CapabilityError, MarkerError
 from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
@@ -32,7 +32,7 @@ from .body_limits import BodyLimits, replay
 from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
-from .rules import LiveConfig
+from .rules import LiveConfig, check_names
 from .settings import UNBILLED, Billing, ServerLimits
 from .untrusted_text import sanitize_body
 from .vllm_lifetime import LIFETIME
@@ -73,9 +73,8 @@ def load_settings(settings: Mapping[str, Any]) -> LiveConfig:
 
 def check_vllm(live: LiveConfig, models: Sequence[str]) -> None:
     """Raise TerselyError for a configuration that vLLM cannot keep; `models` are those that it serves, if known."""
-    for section, names in (("models", live.config.models), ("prices", live.config.prices)):
-        if models and (other := [name for name in names if name not in models]):
-            raise unknown(f"model in {section}:", other[0], models)
+    if models:
+        check_names(live.config, models)
     if live.config.upstreams:
         raise CapabilityError(
             "vLLM's server has no upstreams; leave them out, or start `tersely serve` without --engine"
