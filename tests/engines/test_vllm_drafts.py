@@ -20,6 +20,8 @@ import torch
 from tersely.evaluation.tasks.questions import load
 from tersely.models import get_model_path
 
+from ..support.vllm_buffers import Buffers, make_vllm_config
+
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # vLLM's own imports
@@ -38,25 +40,11 @@ Draft = Callable[[list[int], list[int]], Sequence[int]]
 
 
 def config(drafts: int = DRAFTS, **more: Any) -> Any:
-    """What a processor reads of vLLM's configuration."""
-    from transformers import AutoConfig, GenerationConfig
-
-    known = AutoConfig.from_pretrained(FOLDER)
-    model = SimpleNamespace(
-        model=FOLDER,
-        tokenizer=FOLDER,
-        tokenizer_revision=None,
-        trust_remote_code=False,
-        served_model_name=None,
-        hf_text_config=known,
-        try_get_generation_config=GenerationConfig.from_pretrained(FOLDER).to_diff_dict,
-        get_vocab_size=lambda: known.vocab_size,
-    )
     settings = {"num_speculative_tokens": drafts, "rejection_sample_method": "standard", **more}
-    speculative = SimpleNamespace(**settings) if drafts else None
-    parallel = SimpleNamespace(enable_batch_sharded_sampling=False)
-    return SimpleNamespace(
-        model_config=model, speculative_config=speculative, parallel_config=parallel, additional_config={}
+    return make_vllm_config(
+        FOLDER,
+        speculative_config=SimpleNamespace(**settings) if drafts else None,
+        parallel_config=SimpleNamespace(enable_batch_sharded_sampling=False),
     )
 
 
@@ -89,7 +77,7 @@ class Job:
         return torch.randn(self.logits[0].shape), torch.randn(self.states[0].shape)
 
 
-class Runner:
+class Runner(Buffers):
     """Runner V2's steps on its buffers: greedy verification of drafts, and the tokens that this accepts.
 
     `parts` are those in which vLLM verifies a large batch. `copied` is what a grammar of any request makes it do:
@@ -99,12 +87,8 @@ class Runner:
     def __init__(self, jobs: list[Job], drafts: int, parts: int = 1, copied: bool = False) -> None:
         from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
-        slots = self.max_num_reqs = 12
-        self.device, self.parts, self.copied = torch.device("cpu"), parts, copied
-        self.all_token_ids = SimpleNamespace(gpu=torch.zeros(slots, 512, dtype=torch.int32))
-        self.prompt_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
-        self.prefill_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
-        self.total_len = SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32))
+        super().__init__(12, 512)
+        self.parts, self.copied = parts, copied
         self.processor = TerselyLogitsProcessor(config(drafts), self)
         self.running: dict[int, Job] = {}
         self.outputs: dict[int, list[int]] = {}  # by job
@@ -116,10 +100,7 @@ class Runner:
     def add(self, slot: int, job: Job, output: list[int]) -> None:
         from vllm import SamplingParams
 
-        ids = [*job.prompt, *output]
-        self.all_token_ids.gpu[slot, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-        self.prompt_len.np[slot], self.prefill_len.np[slot] = len(job.prompt), len(ids)
-        self.total_len.gpu[slot] = len(ids)
+        self.fill(slot, job.prompt, output)
         self.running[slot], self.outputs[id(job)] = job, output
         self.processor.add_request(slot, SamplingParams(max_tokens=MOST, extra_args={"tersely": job.control}))
 

@@ -16,6 +16,7 @@ from tersely.errors import CapabilityError
 from tersely.models import get_model_path
 
 from ..support.refusals import refused
+from ..support.vllm_buffers import Buffers, make_vllm_config
 
 pytestmark = [
     pytest.mark.vllm,
@@ -26,42 +27,7 @@ FOLDER = str(get_model_path("tersely-tiny-small"))
 
 
 def config(**more: Any) -> Any:
-    """What a processor reads of vLLM's configuration."""
-    from transformers import AutoConfig, GenerationConfig
-
-    told = GenerationConfig.from_pretrained(FOLDER).to_diff_dict()
-    model = SimpleNamespace(
-        model=FOLDER,
-        tokenizer=FOLDER,
-        tokenizer_revision=None,
-        trust_remote_code=False,
-        served_model_name=None,
-        hf_text_config=AutoConfig.from_pretrained(FOLDER),
-        try_get_generation_config=lambda: told,
-    )
-    return SimpleNamespace(**{"model_config": model, "speculative_config": None, "additional_config": {}} | more)
-
-
-class Slots:
-    """The buffers of the second model runner, as it keeps them."""
-
-    def __init__(self, slots: int, length: int) -> None:
-        self.device = torch.device("cpu")
-        self.all_token_ids = SimpleNamespace(gpu=torch.zeros(slots, length, dtype=torch.int32))
-        self.prompt_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
-        self.prefill_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
-        self.total_len = SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32))
-
-    def fill(self, slot: int, prompt: list[int], output: list[int]) -> None:
-        ids = [*prompt, *output]
-        self.all_token_ids.gpu[slot, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-        self.prompt_len.np[slot], self.prefill_len.np[slot] = len(prompt), len(ids)
-        self.total_len.gpu[slot] = len(ids)
-
-    def append(self, slot: int, token: int) -> None:
-        length = int(self.total_len.gpu[slot])
-        self.all_token_ids.gpu[slot, length] = token
-        self.total_len.gpu[slot] = length + 1
+    return make_vllm_config(FOLDER, **more)
 
 
 def test_both_loaders_take_the_class() -> None:
@@ -115,7 +81,7 @@ def test_speculative_decoding_on_runner_v1_is_refused_before_a_model_is_loaded(m
         load_vllm("tersely-tiny-small", options={"spec_method": "ngram", "spec_tokens": 2})
 
 
-def forced_run(slots: Slots, processor: Any, slot: int, steps: int, natural: list[int]) -> list[int]:
+def forced_run(slots: Buffers, processor: Any, slot: int, steps: int, natural: list[int]) -> list[int]:
     """Let a slot decode: what the processor forces, or else what the model would have chosen."""
     vocabulary, made = 970, []
     for step in range(steps):
@@ -143,7 +109,7 @@ def test_the_second_runner_gets_the_same_forcing() -> None:
     from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
     tokenizer, prompt = prompt_ids()
-    slots = Slots(4, 512)
+    slots = Buffers(4, 512)
     processor = TerselyLogitsProcessor(config(), slots)
     control = {"policies": {"budget": {}}, "thinking_budget": 40}
     params = SamplingParams(max_tokens=200, extra_args={"tersely": control})
@@ -168,13 +134,13 @@ def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -
     word = tokenizer(" the", add_special_tokens=False)["input_ids"][0]
     opening = [] if tokenizer.decode(prompt).rstrip().endswith("<think>") else tokenizer.encode("<think>")
     natural = [*opening, *[word] * 80]
-    whole_slots = Slots(2, 512)
+    whole_slots = Buffers(2, 512)
     whole_slots.fill(0, prompt, [])
     whole = TerselyLogitsProcessor(config(), whole_slots)
     whole.add_request(0, params)
     expected = forced_run(whole_slots, whole, 0, 60, natural)
     for cut in (5, 35, 42, 50):  # before, in and after the forced tokens
-        slots = Slots(2, 512)
+        slots = Buffers(2, 512)
         slots.fill(1, prompt, expected[:cut])
         processor = TerselyLogitsProcessor(config(), slots)
         processor.add_request(1, params)
@@ -186,12 +152,12 @@ def test_a_default_holds_for_requests_that_ask_for_nothing() -> None:
 
     from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
-    processor = TerselyLogitsProcessor(config(additional_config={"tersely": {"default": "budget"}}), Slots(2, 64))
+    processor = TerselyLogitsProcessor(config(additional_config={"tersely": {"default": "budget"}}), Buffers(2, 64))
     assert processor.add_request(0, SamplingParams(max_tokens=200)) is True
     assert processor.add_request(1, SamplingParams(max_tokens=200, extra_args={"tersely": "off"})) is False
 
 
-def decode_by_hand(slots: Slots, processor: Any, natural: dict[int, list[int]], steps: int) -> dict[int, list[int]]:
+def decode_by_hand(slots: Buffers, processor: Any, natural: dict[int, list[int]], steps: int) -> dict[int, list[int]]:
     """Let several slots decode in one batch; returns what each wrote."""
     made: dict[int, list[int]] = {slot: [] for slot in natural}
     for step in range(steps):
@@ -232,7 +198,7 @@ def test_samples_that_are_preempted_keep_their_numbers(sent: list[tuple[str, int
     params = SamplingParams(max_tokens=200, extra_args={"tersely": control})
     words = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" the", " a", " is")]
     opening = [] if tokenizer.decode(prompt).rstrip().endswith("<think>") else tokenizer.encode("<think>")
-    slots, natural = Slots(8, 512), [[*opening, *[word] * 90] for word in words]
+    slots, natural = Buffers(8, 512), [[*opening, *[word] * 90] for word in words]
     processor = TerselyLogitsProcessor(config(), slots)
     for slot in range(3):
         slots.fill(slot, prompt, [])
@@ -258,7 +224,7 @@ def test_slots_that_nobody_decodes_are_not_fetched(monkeypatch: pytest.MonkeyPat
     from tersely.controller.vllm.token_history import TokenHistory
 
     tokenizer, prompt = prompt_ids()
-    slots = Slots(4, 512)
+    slots = Buffers(4, 512)
     processor = TerselyLogitsProcessor(config(), slots)
     params = SamplingParams(max_tokens=200, extra_args={"tersely": {"policies": {"budget": {}}}})
     word = tokenizer(" the", add_special_tokens=False)["input_ids"][0]

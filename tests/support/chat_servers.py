@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from .remote_servers import serve_http
+from .remote_servers import JsonHandler, serve_http
 
 
 @dataclass
@@ -58,24 +58,21 @@ def content(text: str) -> dict[str, Any]:
 
 
 def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._reply(200, {"data": [{"id": name, "owned_by": server.owner} for name in server.models]})
+            self.reply(200, {"data": [{"id": name, "owned_by": server.owner} for name in server.models]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path == "/v1/chat/completions/control" and server.after_end:
                 server.ended.append(body["id"])
-                self._reply(200, {"success": body["action"] == "reasoning_end"})
+                self.reply(200, {"success": body["action"] == "reasoning_end"})
             elif self.path != "/v1/chat/completions":
-                self._reply(404, {"error": {"message": "no such endpoint"}})
+                self.reply(404, {"error": {"message": "no such endpoint"}})
             elif unknown := server.refuses & set(body):
-                self._reply(400, {"error": {"message": f"unknown fields {sorted(unknown)}"}})
+                self.reply(400, {"error": {"message": f"unknown fields {sorted(unknown)}"}})
             elif not body.get("stream"):
-                self._reply(200, {"choices": [{"message": {"content": "2"}}]})
+                self.reply(200, {"choices": [{"message": {"content": "2"}}]})
             else:
                 server.bodies.append(body)
                 server.running += 1
@@ -111,13 +108,5 @@ def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
 
         def _event(self, event: dict[str, Any]) -> None:
             self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-
-        def _reply(self, status: int, value: Any) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
 
     return Handler

@@ -98,32 +98,44 @@ class TextServer:
         send(left, done.finish_reason)
 
 
-def _make_handler(server: TextServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers by JSON, and logs nothing."""
 
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def reply(self, status: int, value: Any) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def _make_handler(server: TextServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(JsonHandler):
         def do_GET(self) -> None:
-            self._reply(200, {"data": [{"id": name} for name in server.models]})
+            self.reply(200, {"data": [{"id": name} for name in server.models]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             number = len(server.requests)
             server.requests.append(body)
             if server.key is not None and self.headers.get("Authorization") != f"Bearer {server.key}":
-                self._reply(401, {"error": "Unauthorized"})
+                self.reply(401, {"error": "Unauthorized"})
             elif body["model"] not in server.models:
-                self._reply(404, {"error": {"message": f"no model {body['model']}"}})
+                self.reply(404, {"error": {"message": f"no model {body['model']}"}})
             elif problem := server.find_problem(body):
-                self._reply(400, {"error": {"message": problem}})
+                self.reply(400, {"error": {"message": problem}})
             elif self.path == "/v1/chat/completions" and server.chat is not None:
-                self._reply(200, server.chat)
+                self.reply(200, server.chat)
             elif self.path != "/v1/completions":
-                self._reply(404, {"detail": "Not Found"})
+                self.reply(404, {"detail": "Not Found"})
             elif not isinstance(body["prompt"], str) and not server.ids:
-                self._reply(400, {"error": {"message": "the prompt must be a text"}})
+                self.reply(400, {"error": {"message": "the prompt must be a text"}})
             elif server.breaks(number) == 0:
-                self._reply(503, {"error": {"message": "busy"}})
+                self.reply(503, {"error": {"message": "busy"}})
             else:
                 server.running += 1
                 try:
@@ -156,7 +168,7 @@ def _make_handler(server: TextServer) -> type[BaseHTTPRequestHandler]:
                     if isinstance(body["prompt"], str)
                     else body["prompt"]
                 )
-                self._reply(200, {"choices": [{"text": "".join(text)}], "usage": {"prompt_tokens": len(prompt)}})
+                self.reply(200, {"choices": [{"text": "".join(text)}], "usage": {"prompt_tokens": len(prompt)}})
                 return
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
@@ -164,13 +176,5 @@ def _make_handler(server: TextServer) -> type[BaseHTTPRequestHandler]:
             server.generate(body, send)
             self.wfile.write(b"data: [DONE]\n\n")
             self.close_connection = True
-
-        def _reply(self, status: int, value: Any) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
 
     return Handler
