@@ -20,7 +20,7 @@ import pytest
 
 from tersely.evaluation.tasks.questions import load
 
-from ..support.readme import readme_blocks
+from ..support.readme import README, code_blocks
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
 pytestmark = pytest.mark.vllm
@@ -87,7 +87,7 @@ def test_replies_have_control_metadata(http: httpx.Client) -> None:
 
 
 def test_the_request_of_readme_is_answered(server: VllmServer) -> None:
-    shown = next(block for block in readme_blocks("console") if "curl" in block).partition("$ curl ")[2]
+    shown = next(block for block in code_blocks(README, "console") if "curl" in block).partition("$ curl ")[2]
     arguments = shlex.split(shown.replace("\\\n", " ").replace("Qwen3-4B", NAME))
     assert arguments[0] == "localhost:8000/v1/chat/completions"
     arguments[0] = arguments[0].replace("localhost:8000", server.url)
