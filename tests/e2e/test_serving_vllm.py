@@ -20,6 +20,7 @@ import pytest
 
 from tersely.evaluation.tasks.questions import load
 
+from ..support.conversation import CLIENTS, Address, check_conversation
 from ..support.readme import README, code_blocks
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
@@ -300,6 +301,11 @@ def test_a_key_has_rules_of_its_own_which_a_signal_reloads(server: VllmServer, h
             time.sleep(0.1)
         assert spent() <= most
     assert 'tersely_cost_total{key="team",model="tiny"}' in http.get("/metrics").text
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_clients_hold_the_same_conversation(client: str, server: VllmServer) -> None:
+    check_conversation(client, Address(f"{server.url}/v1", NAME, PROBLEMS[0], KEY))
 
 
 def test_clients_do_not_hang_when_the_engine_dies(server: VllmServer, http: httpx.Client) -> None:
