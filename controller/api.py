@@ -26,8 +26,8 @@ from .verification import RuleVerifier, Verifier
 
 if TYPE_CHECKING:
     from .engines.transformers.decode import BatchDecoder
+    from .sampling.rules import AggregationRule
     from .sampling.run import SampleResult
-    from .sampling.vote import AggregationRule
 
 _CACHED_ENGINES = 2
 
@@ -120,8 +120,7 @@ def sample(
 
     All other arguments are those of `generate`; policies act on each sample.
     """
-    from .sampling.rules import resolve_rule
-    from .sampling.run import sample_all
+    from .sampling.run import resolve_rule, sample_all
 
     batch, single = split_prompts(prompts)
     resolved, aggregation = make_options(options, **overrides), resolve_rule(rule)

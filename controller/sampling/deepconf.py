@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..types import Capability
-from .vote import ROOT, Branch, Vote, VoteState, tally
+from .rules import ROOT, Branch, Vote, VoteState, tally
 
 WARMUP = 16
 WINDOW = 2048

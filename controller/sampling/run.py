@@ -1,15 +1,17 @@
-"""Running votes on an engine: the samples of all prompts that start together are one batch, then the next ones."""
+"""Running votes on an engine: the samples of all prompts that start together are one batch; and rules by name."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
+from typing import cast
 
-from ...errors import CapabilityError, OptionError
+from ...errors import CapabilityError, OptionError, unknown
 from ..controller import Controller, ControllerState
 from ..options import GenerationOptions, with_seed
+from ..registry import load_add_ons
 from ..request_builder import PreparedRequest
 from ..session import Session, closed_by_force
 from ..streaming import CancellableWatcher
@@ -17,7 +19,25 @@ from ..text.answers import extract_answer, extract_boxed
 from ..text.reasoning_parser import split_reasoning
 from ..trace import Decision, GenerationResult, Usage
 from ..types import Capability, Completion, Directive, Prompt, Request, StepInfo
-from .vote import AggregationRule, Branch, VoteState
+from .deepconf import DeepConf, DeepConfOffline
+from .rules import AggregationRule, Branch, Majority, ShortMofK, VoteFirst, VoteState
+
+ENTRY_POINTS = "tersely.sampling_rules"
+RULES: Mapping[str, AggregationRule] = {
+    rule.name: rule for rule in (Majority(), ShortMofK(), VoteFirst(), DeepConf(), DeepConfOffline())
+}
+
+
+def resolve_rule(rule: str | AggregationRule) -> AggregationRule:
+    """A rule by its name, also of the entry points, or as it is; raises OptionError for an unknown name."""
+    if not isinstance(rule, str):
+        return rule
+    if rule in RULES:
+        return RULES[rule]
+    add_ons = load_add_ons(ENTRY_POINTS)
+    if rule not in add_ons:
+        raise unknown("rule", rule, [*RULES, *add_ons])
+    return cast(AggregationRule, add_ons[rule]())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from ....errors import OptionError
 from ...trace import GenerationResult
 from ...types import Capability, Prompt
 from ..resampling import ProblemClass, VerifierRates, optimal_attempts
-from ..vote import ROOT, Branch, VoteState, tally
+from ..rules import ROOT, Branch, VoteState, tally
 
 
 @dataclass(frozen=True, slots=True)
