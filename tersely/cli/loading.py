@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..controller.engines.wrapper import EngineWrapper
+from ..controller.engines import EngineWrapper
 from ..controller.text.markers import Markers, resolve_markers
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import OptionError, unknown
