@@ -62,12 +62,10 @@ class HelperFuture(Future[HelperText]):
         self.tokens = self.read = 0
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """See `Future.exception`."""
         self._ensure_computed()
         return super().exception(timeout)
 
     def result(self, timeout: float | None = None) -> HelperText:
-        """See `Future.result`."""
         self._ensure_computed()
         return super().result(timeout)
 

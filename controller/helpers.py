@@ -76,7 +76,6 @@ class EngineHelper:
         self._reviewer: DraftReviewer | None = None
 
     def write(self, request: HelperRequest) -> HelperFuture:
-        """See `Helper.write`."""
         future = HelperFuture(self._write_pending)
         self._pending.append((request, future))
         return future
@@ -162,7 +161,6 @@ class StopAfter:
         self._inner, self._thinking_ended = inner, thinking_ended
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         self.tokens_left -= 1
         self.late = time.monotonic() > self.deadline
         if self.tokens_left <= 0 or self.late:

@@ -118,7 +118,6 @@ class CancellableWatcher:
         return replace(request, watcher=self)
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         if self.is_cancelled():
             if self._trial_tokens:
                 return Directive(retract=self._trial_tokens + 1, trial=False, stop=True)
@@ -134,5 +133,4 @@ class CancellableWatcher:
         return directive
 
     def resume(self) -> Directive:
-        """See `SuspendableWatcher.resume`."""
         return _STOP if self.is_cancelled() else cast(SuspendableWatcher, self.inner).resume()

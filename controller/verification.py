@@ -134,11 +134,9 @@ class RuleVerifier:
 
     @property
     def timeout(self) -> float | None:
-        """See `Verifier`."""
         return None if self.fallback is None else self.fallback.timeout
 
     def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
         verdict = decide_by_rules(question)
         if verdict is None and self.fallback is not None:
             return self.fallback.submit(question)
@@ -147,7 +145,6 @@ class RuleVerifier:
         return future
 
     def close(self) -> None:
-        """See `Verifier.close`."""
         if self.fallback is not None:
             self.fallback.close()
 

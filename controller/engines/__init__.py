@@ -19,5 +19,4 @@ class EngineWrapper:
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`."""
         return self.engine.generate(requests, sampling, sink)

@@ -92,7 +92,6 @@ class SequenceState:
 
     @property
     def sampling_next(self) -> bool:
-        """See `types.SequenceView`."""
         return self.finish is None and self.waiting_for is None and not self.queue
 
     def advance(self, token: int, stop: bool, step: StepInfo | None = None) -> CacheEdit | None:

@@ -77,13 +77,11 @@ class TerselyLLM(CustomLLM, TerselyModel):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """See `chat`."""
         *_, last = [response async for response in self._astream(messages, kwargs)]
         return last
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
-        """See `stream_chat`."""
         return self._astream(messages, kwargs)
 
     @llm_completion_callback()
@@ -99,14 +97,12 @@ class TerselyLLM(CustomLLM, TerselyModel):
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """See `complete`."""
         return chat_response_to_completion_response(await self.achat(prompt_to_messages(prompt), **kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
-        """See `stream_complete`."""
         stream: AsyncIterator[CompletionResponse] = astream_chat_response_to_completion_response(
             self._astream(prompt_to_messages(prompt), kwargs)
         )

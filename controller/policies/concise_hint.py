@@ -41,7 +41,6 @@ class ConciseHint(Policy):
     """Whether the engine can drop tokens."""
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`."""
         if context.engine is None or Capability.KV_ROLLBACK in context.engine.capabilities:
             return self
         return replace(self, splices=False)
@@ -51,7 +50,6 @@ class ConciseHint(Policy):
         return min(self.longest, int(self.alpha + self.beta * length))
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         tokenizer = view.thinking.codec.tokenizer
         if self.learned:
             return self._splice(view, require_learned_hint(tokenizer))

@@ -28,7 +28,6 @@ class BudgetForcing(Policy):
     slack: int = 24  # tokens before the limit where the end of a sentence is good enough; more in long thinking
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         limit = max(1, view.budget.thinking - view.closing_cost)
         at, last = max(1, limit - max(self.slack, min(limit // 128, 128))), limit
         while view.tokens < last:
@@ -71,7 +70,6 @@ class Convergence(Policy):
     stride: int = 48  # tokens after which the end of a sentence is read too, where thoughts are long
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         evidence, read = AnswerEvidence(view.question), 0
         if evidence.asked.open:
             yield Note("the question asks for a text or for several things, where equal answers are no sign of the end")
@@ -120,13 +118,11 @@ class Repetition(Policy):
     active: bool = field(default=True, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`."""
         if context.engine is None:
             return self
         return replace(self, active=get_adapter(context.engine.tokenizer).vocabulary >= self.vocabulary)
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         if not self.active:
             return
         detector, read = LoopDetector(view.thinking.codec.kinds, self.window), 0

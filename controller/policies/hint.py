@@ -55,7 +55,6 @@ class BrevityHint(Policy):
         return int(interval * min((interval - self.alpha) / 1024, 0.8))
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         codec = view.thinking.codec
         if self.learned:
             return self._inject_hints(view, require_learned_hint(codec.tokenizer), after="")

@@ -119,12 +119,10 @@ class StopRulePolicy(Policy):
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """See `Policy`."""
         return () if self.rule is None else (self.rule.layer,)
 
     @property
     def provenance(self) -> frozenset[str]:
-        """See `Policy`."""
         return frozenset() if self.rule is None else self.rule.learned_from
 
     def bind(self, context: BindContext) -> Policy:
@@ -135,7 +133,6 @@ class StopRulePolicy(Policy):
         return cast(Policy, replace(cast(Any, self), rule=rule))
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         if self.rule is None:
             raise unbound_error(self)
         known = self.rule.known
@@ -183,17 +180,14 @@ class Readiness(StopRulePolicy):
         return replace(self, threshold=threshold, rule=rule, drift=BatchDriftTracker(rule.region))
 
     def end_batch(self) -> str | None:
-        """See `Policy.end_batch`."""
         return None if self.drift is None else self.drift.end_batch()
 
     def decline(self, view: PolicyView, difference: str) -> Watching:
-        """See `StopRulePolicy.decline`."""
         yield from StopRulePolicy.decline(self, view, difference)
         if self.fallback is not None:
             yield from self.fallback.watch(view)
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
-        """See `StopRulePolicy.follow`."""
         if self.threshold is None:
             return  # nothing could be certified
         state, tracker = RuleState(rule.rule), FeatureTracker()

@@ -43,7 +43,6 @@ class Escalate(StopRulePolicy):
             raise OptionError(f"min_right is {self.min_right}; accepted: a probability above 0 and up to 1")
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
-        """See `StopRulePolicy.follow`."""
         state, tracker, right, score = RuleState(rule.rule), FeatureTracker(), 1.0, 0.0
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought", or_close=True)
@@ -73,7 +72,6 @@ class Reconsider(StopRulePolicy):
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
-        """See `StopRulePolicy.follow`."""
         tracker = FeatureTracker()
         for _ in range(self.limit):
             yield Wait(boundary="close")

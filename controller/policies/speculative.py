@@ -81,7 +81,6 @@ class SpeculativeThinking(Policy):
     prefix: str = "Let me look for the step that went wrong."  # what its text then begins with
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         reflections = ReflectionBudget(limit=self.excess)
         if self.begin:
             yield Wait(at=1, boundary="token")
@@ -128,7 +127,6 @@ class Sirius(Policy):
     """How many it then writes, the first in place of the rejected one. The authors' value is 1."""
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         checked = 0
         while True:
             yield Wait(at=checked + self.every, boundary="token")
@@ -147,7 +145,6 @@ class SpecReason(Policy):
     tokens: int = 512  # most that the helper writes in place of a thought, as there
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         graded = 0
         while True:
             yield Wait(at=graded + 1)

@@ -77,7 +77,6 @@ class TrimR(Policy):
             raise OptionError(f"agree is {self.agree}; accepted: 1 to window, which is {self.window}")
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         segmenter, count = ThoughtSegmenter(self.cues), 0
         endings: list[str] = []
         groups: list[int] = []  # for each ending with an answer: the first ending with the same answer

@@ -64,7 +64,6 @@ class Deer(TrialPolicy):
             raise OptionError(f"cues are {self.cues!r}; accepted: one or more texts, none of them empty")
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         for _ in range(self.most):
             size = yield from self._find_cue(view)
             answer: TrialAnswer | None = yield Trial(prompt=self.prompt, retract=size)
@@ -110,7 +109,6 @@ class Certaindex(TrialPolicy):
             raise OptionError(f"every is {self.every} and agree {self.agree}; accepted: 1 or more")
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         answers: list[str] = []  # the latest that are sure and the same
         while True:
             yield Wait(at=(view.tokens // self.every + 1) * self.every, boundary="token")
@@ -151,7 +149,6 @@ class EntropyStop(TrialPolicy):
             )
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         mean, variance, count = math.nan, 0.0, 0
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")

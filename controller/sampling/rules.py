@@ -173,7 +173,6 @@ class Majority:
             raise OptionError("a lazy vote stops early; accepted: early=True with lazy=True")
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         return _MajorityVote(k, self)
 
 
@@ -203,7 +202,6 @@ class ShortMofK:
     m: int = 3
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         if not 1 <= self.m <= k:
             raise OptionError(f"m is {self.m} of {k} samples; accepted: 1 to {k}")
         return _FirstVote(k, self.m)
@@ -248,7 +246,6 @@ class VoteFirst:
     first: int = 3
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         if not 2 <= self.first < k:
             raise OptionError(f"first is {self.first} of {k} samples; accepted: 2 to {k - 1}")
         return _VoteFirst(k, self.first)

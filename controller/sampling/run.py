@@ -240,7 +240,6 @@ class SampleWatcher(CancellableWatcher):
             controller.thinking.add(token, of_token)
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         cancelled, was_trial = self.is_cancelled(), self._trial_tokens > 0
         before = self.controller.state is ControllerState.BEFORE
         directive = super().observe(token, step)
@@ -259,7 +258,6 @@ class SampleWatcher(CancellableWatcher):
         return directive
 
     def on_finish(self, completion: Completion) -> None:
-        """See `CompletionListener.on_finish`."""
         answer = None if completion.finish_reason == "stopped" else self._extract_answer(completion)
         self.vote.finish(self.sample, answer, self._thought_confidences())
 

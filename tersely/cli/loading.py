@@ -118,7 +118,6 @@ class Interruptible(EngineWrapper):
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`."""
         made: list[list[tuple[int, bool]]] = [[] for _ in requests]
 
         def record(row: int, tokens: Sequence[int], forced: bool) -> None:

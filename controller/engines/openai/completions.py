@@ -129,7 +129,6 @@ class CompletionsBackend:
     async def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
-        """See `CompletionBackend.stream`."""
         body = {
             "model": self.model,
             "prompt": list(ids) if self.takes_ids else self._decode_prompt(ids),
@@ -168,7 +167,6 @@ class CompletionsBackend:
             raise ModelError(message, code="server_timeout") from None
 
     async def close(self) -> None:
-        """See `CompletionBackend.close`."""
         await self.client.close()
 
     def _read_chunk(self, choice: dict[str, Any], tokenizer: StreamingTokenizer | None) -> Chunk:

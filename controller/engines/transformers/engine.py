@@ -79,7 +79,6 @@ class TransformersEngine:
         return [sequence.completion() for sequence in decoder.sequences]
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
-        """See `Engine.hidden_states`."""
         self._check_open()
         ids, mask = self._pad(prompts)
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -107,7 +106,6 @@ class TransformersEngine:
         return hooks
 
     def fingerprint(self) -> str:
-        """See `Engine.fingerprint`."""
         if self._fingerprint is None:
             from ....probes.fingerprint import fingerprint
 

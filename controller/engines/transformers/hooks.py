@@ -21,7 +21,6 @@ class SignalsHook(StepHook):
         self.confidence = confidence
 
     def after_sample(self, step: DecodeStep) -> None:
-        """See `StepHook.after_sample`."""
         step.signals = compute_signals(step.logits, step.tokens, self.confidence)
 
 
@@ -45,11 +44,9 @@ class StreamerHook(StepHook):
         self._sequences: Sequence[SequenceView] = ()
 
     def start(self, sequences: Sequence[SequenceView]) -> None:
-        """See `StepHook.start`."""
         self._sequences = sequences
 
     def after_step(self, step: DecodeStep) -> None:
-        """See `StepHook.after_step`."""
         if not step.edits and not step.hidden_slots:
             self.streamer.put(step.tokens.cpu())
             return
@@ -63,7 +60,6 @@ class StreamerHook(StepHook):
             self.streamer.put(torch.tensor([column[place] if place < len(column) else self.pad for column in columns]))
 
     def finish(self) -> None:
-        """See `StepHook.finish`."""
         self.streamer.end()
 
 
@@ -94,7 +90,6 @@ class HiddenStates(StepHook):
         return point.module.register_forward_hook(after)
 
     def after_sample(self, step: DecodeStep) -> None:
-        """See `StepHook.after_sample`."""
         step.state_reader = self.reader
 
     def read(self, layer: int, slot: int) -> State:

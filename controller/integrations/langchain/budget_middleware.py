@@ -190,7 +190,6 @@ class BudgetMiddleware(AgentMiddleware):
         return update
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """See `AgentMiddleware.wrap_model_call`."""
         turn = _Turn(self, request)
         response = handler(turn.first_request)
         if turn.needs_last_call(response):
@@ -200,7 +199,6 @@ class BudgetMiddleware(AgentMiddleware):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
-        """See `AgentMiddleware.awrap_model_call`."""
         turn = _Turn(self, request)
         response = await handler(turn.first_request)
         if turn.needs_last_call(response):

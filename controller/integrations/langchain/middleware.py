@@ -108,7 +108,6 @@ class EffortMiddleware(AgentMiddleware):
         self.choose = lambda request: table[classify_step(request.messages, bool(request.tools))]
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """See `AgentMiddleware.wrap_model_call`."""
         changed, record = self._apply(request, _choose(self.choose, request))
         return ExtendedModelResponse(handler(changed), record)
 
@@ -225,13 +224,11 @@ class SafetyMiddleware(_RequestMiddleware):
         self._has_tokenizer = tokenizer is not None
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
-        """See `AgentMiddleware.wrap_tool_call`."""
         return self._sanitize_result(handler(request))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
     ) -> Any:
-        """See `AgentMiddleware.awrap_tool_call`."""
         return self._sanitize_result(await handler(request))
 
     def _change_request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:

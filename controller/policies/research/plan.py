@@ -104,7 +104,6 @@ class PlanAndBudget(Policy):
             raise OptionError(f"template is {self.template!r}; accepted: a text with {{question}} in it")
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         yield Wait(at=1, boundary="token")
         message = _ASK.format(question=view.question)
         reply = yield AskHelper(message, _PLAN_TOKENS, "to plan", retract=view.tokens)

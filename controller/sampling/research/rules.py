@@ -32,7 +32,6 @@ class Tree:
     most_tokens: int | None = None  # sampled in all; then every sample is stopped
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         if not 1 <= self.roots <= k or self.width < 1:
             raise OptionError(
                 f"roots are {self.roots} of {k} samples, width {self.width}; accepted: 1 to {k}, 1 or more"

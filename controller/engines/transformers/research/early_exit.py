@@ -155,7 +155,6 @@ class DepthShortcut(ForwardModifier):
 
     @property
     def provenance(self) -> frozenset[str]:
-        """See `ForwardModifier`."""
         return frozenset() if self.shortcut is None else self.shortcut.learned_from
 
     def bind(self, context: BindContext) -> DepthShortcut:
@@ -175,13 +174,11 @@ class DepthShortcut(ForwardModifier):
         """See `ForwardModifier.describe`; the summary says what happened."""
 
     def attach(self, boundary: Callable[[], str | None]) -> LeavingSequence:
-        """See `ForwardModifier.attach`."""
         self._require_bound()
         return LeavingSequence(self, lambda: boundary() is not None)
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
-        """See `ForwardModifier.install`."""
         shortcut, threshold = self._require_bound()
         leaving = [s if isinstance(s, LeavingSequence) else None for s in sequences]
         hook = _EarlyExitHook(shortcut, threshold, leaving)
@@ -204,7 +201,6 @@ class LeavingSequence:
     stayed: int = 0
 
     def summary(self) -> tuple[str, str]:
-        """See `SequenceModifier.summary`."""
         shortcut = self.modifier.shortcut
         assert shortcut is not None  # it was attached
         total = self.left + self.stayed

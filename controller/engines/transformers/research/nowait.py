@@ -72,16 +72,13 @@ class NoWait(ForwardModifier):
         return replace(self, tokens=tokens)
 
     def describe(self) -> tuple[str, str]:
-        """See `ForwardModifier.describe`."""
         return "ban", f"{len(self.tokens)} tokens are not written while it thinks"
 
     def attach(self, boundary: Callable[[], str | None]) -> BannedSequence:
-        """See `ForwardModifier.attach`."""
         return BannedSequence(self, boundary)
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
-        """See `ForwardModifier.install`."""
         hook = _BanHook(self.tokens, [s if isinstance(s, BannedSequence) else None for s in sequences])
         handle = model.register_forward_hook(hook.after)
         try:

@@ -40,7 +40,6 @@ class Steer(ForwardModifier):
 
     @property
     def provenance(self) -> frozenset[str]:
-        """See `ForwardModifier`."""
         return frozenset() if self.direction is None else self.direction.learned_from
 
     def bind(self, context: BindContext) -> Steer:
@@ -56,13 +55,11 @@ class Steer(ForwardModifier):
         return replace(self, layer=layer, strength=strength, direction=direction)
 
     def describe(self) -> tuple[str, str]:
-        """See `ForwardModifier.describe`."""
         direction, layer, strength = self._require_bound()
         where = "all thinking tokens" if direction.place == "tokens" else "the ends of thoughts"
         return "steer", f"{where} at layer {layer} with strength {strength:+g}"
 
     def attach(self, boundary: Callable[[], str | None]) -> SteeredSequence:
-        """See `ForwardModifier.attach`."""
         direction, layer, strength = self._require_bound()
         everywhere = direction.place == "tokens"
 
@@ -74,7 +71,6 @@ class Steer(ForwardModifier):
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
-        """See `ForwardModifier.install`."""
         _, layer, _ = self._require_bound()
         hook = _SteeringHook([s if isinstance(s, SteeredSequence) else None for s in sequences])
         with _add_at(model, layer, hook.added):
