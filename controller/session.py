@@ -1,12 +1,12 @@
 """A session: an engine and its markers, ready to answer prompts under an effort and a set of policies.
 
-It makes the results as well, from what the engine and the controllers have.
+It makes the results as well, and rows that an engine decodes together while each streams and can be cancelled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,12 +21,21 @@ from .policies.base import Policy
 from .probe_registry import load_tier_probe
 from .registry import resolve_modifier
 from .request_builder import PreparedRequest, RequestBuilder, distinct_policies
-from .streaming import EventSink, StreamEmitter
+from .streaming import CancellableWatcher, EventSink, StreamEmitter, TextDeltaEvent
 from .text.markers import Markers, choose_markers
-from .text.reasoning_parser import split_reasoning
+from .text.reasoning_parser import ReasoningParser, split_reasoning, truncate_at_stop
 from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from .trace import Decision, GenerationResult, Span, Usage
-from .types import SESSION_CAPABILITIES, BindContext, Capability, Completion, Engine, ForwardModifier, Prompt
+from .types import (
+    SESSION_CAPABILITIES,
+    BindContext,
+    Capability,
+    Completion,
+    Engine,
+    ForwardModifier,
+    Prompt,
+    TokenSink,
+)
 from .verification import Verifier
 
 if TYPE_CHECKING:
@@ -242,3 +251,50 @@ def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdap
     for is_forced, run in groupby(zip(ids, forced, strict=True), key=lambda pair: pair[1]):
         spans.append(Span("forced" if is_forced else "sampled", codec.decode([token for token, _ in run])))
     return tuple(spans)
+
+
+class BatchRow(CancellableWatcher):
+    """One row of a batch.
+
+    `stops` end the answer, but not the thinking; the answer is not streamed from `hide` on. `emit` receives new text.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        prepared: PreparedRequest,
+        is_cancelled: Callable[[], bool] | None,
+        stops: Sequence[str] = (),
+        hide: str = "",
+        emit: Callable[[TextDeltaEvent], None] | None = None,
+    ) -> None:
+        parser = ReasoningParser(session.markers, prepared.state, stops, hide, session.codec)
+        super().__init__(lambda: parser.stopped or (is_cancelled is not None and is_cancelled()))
+        self.session, self.prepared, self.stops = session, prepared, stops
+        self.streams = emit is not None or bool(stops)
+        self.request = self.wrap(prepared.request) if is_cancelled or stops else prepared.request
+
+        def send(event: TextDeltaEvent) -> None:
+            if emit is not None and event.text:
+                emit(event)
+
+        self.emitter = StreamEmitter(session.codec, session.markers, [prepared], send, [parser])
+
+    def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
+        """Stream what the engine wrote; see `types.TokenSink`."""
+        self.emitter(0, tokens, forced)
+
+    def result(self, completion: Completion) -> GenerationResult:
+        """The result, cut at the first stop string."""
+        result = self.session.finish(self.prepared, completion)
+        answer, stopped = truncate_at_stop(result.answer, self.stops)
+        return replace(result, answer=answer, finish_reason="stop") if stopped else result
+
+
+def make_sink(rows: Sequence[BatchRow]) -> TokenSink | None:
+    """The sink of rows that an engine decodes as one batch; None if none of them streams."""
+
+    def sink(row: int, tokens: Sequence[int], forced: bool) -> None:
+        rows[row].on_tokens(tokens, forced)
+
+    return sink if any(row.streams for row in rows) else None

@@ -17,7 +17,6 @@ from pydantic import BaseModel, PrivateAttr
 
 from ...errors import TerselyError, unknown
 from ..api import resolve_engine, resolve_helper, resolve_verifier
-from ..batch import BatchRow, decode
 from ..budgets import canonical_effort
 from ..options import (
     OPTION_NAMES,
@@ -28,7 +27,7 @@ from ..options import (
 )
 from ..policies import make_policies
 from ..registry import resolve_modifier
-from ..session import Session
+from ..session import BatchRow, Session, make_sink
 from ..streaming import TextDeltaEvent
 from ..text.markers import resolve_markers
 from ..text.reasoning_parser import TextDelta, truncate_at_stop
@@ -185,8 +184,7 @@ class BatchRunner:
         future: Future[GenerationResult] = Future()
         thread = self._start([call], [future], queue.put, True)
         try:
-            while (delta := queue.get()) is not None:
-                yield delta
+            yield from iter(queue.get, None)
             yield future.result()
         finally:
             future.cancel()
@@ -231,28 +229,28 @@ class BatchRunner:
             if emit is not None and not futures[0].cancelled():
                 emit(TextDelta(event.channel, event.text))
 
-        rows: list[tuple[Future[GenerationResult], BatchRow]] = []
-        call = calls[0]
+        rows: dict[Future[GenerationResult], BatchRow] = {}
+        session, hide = calls[0].session, calls[0].hide
         try:
             with self.lock:
-                for one, future in zip(calls, futures, strict=True):
-                    if future.cancelled():
-                        continue
+                for call, future in zip(calls, futures, strict=True):
+                    is_cancelled = future.cancelled if cancellable else None
                     try:
-                        (prepared,) = call.session.prepare([one.prompt], one.options)
+                        if not future.cancelled():
+                            (prepared,) = session.prepare([call.prompt], call.options)
+                            rows[future] = BatchRow(
+                                session, prepared, is_cancelled, call.stops, hide, send if emit else None
+                            )
                     except TerselyError as error:
                         _resolve(future, error)
-                        continue
-                    is_cancelled = future.cancelled if cancellable else None
-                    row = BatchRow(call.session, prepared, is_cancelled, call.stops, call.hide, send if emit else None)
-                    rows.append((future, row))
                 if not rows:
                     return
-                completions = decode([row for _, row in rows], call.options.sampling)
-                call.session.end_batch([row.prepared for _, row in rows])
-            for (future, row), completion in zip(rows, completions, strict=True):
+                requests, sampling = [row.request for row in rows.values()], calls[0].options.sampling
+                completions = session.engine.generate(requests, sampling, make_sink(list(rows.values())))
+                session.end_batch([row.prepared for row in rows.values()])
+            for (future, row), completion in zip(rows.items(), completions, strict=True):
                 result = row.result(completion)
-                row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [call.hide])[0])
+                row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [hide])[0])
                 _resolve(future, result)
         except BaseException as error:
             for future in futures:

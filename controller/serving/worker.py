@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...errors import CapabilityError, PromptError, TerselyError
-from ..batch import BatchRow
 from ..options import GenerationOptions, make_options
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
-from ..session import Session
+from ..session import BatchRow, Session
 from ..streaming import TextDeltaEvent
 from ..text.sanitizer import get_sanitizer
 from ..text.tool_calls import OPEN
