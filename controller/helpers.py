@@ -33,10 +33,8 @@ from .verifiers import encode_chat, next_token_probs
 _Pending = tuple[HelperRequest, HelperFuture]
 _STOP = Directive(stop=True)
 _UNLIMITED = 1 << 20
-_BATCH_SIZE = 16
-"""Most drafts that are graded in one forward pass."""
-_MIN_PROBABILITY = 0.1
-"""All digits together must be more likely than this, or the reply is not a grade."""
+_BATCH_SIZE = 16  # most drafts that are graded in one forward pass
+_MIN_PROBABILITY = 0.1  # all digits together must be more likely than this, or the reply is not a grade
 _GRADE = """Question:
 {question}
 

@@ -24,8 +24,7 @@ from .policies import get_policy_class, make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
 
-MAX_OUTPUT_TOKENS = 32768
-"""Output tokens where a caller sets no limit and the model's context leaves as many."""
+MAX_OUTPUT_TOKENS = 32768  # output tokens where a caller sets no limit and the model's context leaves as many
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "seed")
 
 

@@ -24,13 +24,10 @@ from .text.tokenizer_adapter import TokenizerAdapter
 from .types import KEEP, Directive
 
 ANSWER_PREFIX = "The answer is \\boxed{"
-MAX_TRIAL_TOKENS = 24
-"""Longest trial answer of a trial without a prompt of its own; a longer one is cut here."""
-CERTAIN = 0.999
-"""From this confidence on, the greedy answer is used as the sampled one."""
+MAX_TRIAL_TOKENS = 24  # longest trial answer of a trial without a prompt of its own; a longer one is cut here
+CERTAIN = 0.999  # from this confidence on, the greedy answer is used as the sampled one
 
-AnswerTrial = Callable[[str, Trial], TrialAnswer]
-"""Answers a trial after the thinking so far."""
+AnswerTrial = Callable[[str, Trial], TrialAnswer]  # answers a trial after the thinking so far
 
 
 @dataclass(frozen=True, slots=True)

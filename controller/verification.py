@@ -47,8 +47,7 @@ class ReviewCriterion:
     by: Literal["probability", "grade"] = "probability"
     """"probability": keep the draft up to the first token that the helper gives a lower probability. "grade": keep all
     of it if the helper grades it that high, from 0 to 9, else nothing."""
-    temperature: float = 1.0
-    """Of the probabilities: those of softmax(logits / temperature)."""
+    temperature: float = 1.0  # of the probabilities: those of softmax(logits / temperature)
 
 
 class NoVerdictError(Exception):

@@ -124,8 +124,7 @@ class Repetition(Policy):
     tokens: int = 210
     counting: int = 2000
     """Tokens for which an enumeration of several numbers goes on beyond that, as cases are also counted out."""
-    window: int = 810
-    """Tokens in which all three must lie: twice the longest period."""
+    window: int = 810  # tokens in which all three must lie: twice the longest period
     vocabulary: int = 4096
     """Models with fewer tokens than this, as the embedded ones, are left alone: they always re-check in equal words."""
     phrase: str = "I have thought enough and answer now."
@@ -184,8 +183,7 @@ class Deer(TrialPolicy):
     name: ClassVar[str] = "deer"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGPROBS, Capability.KV_ROLLBACK})
     threshold: float = 0.95
-    most: int = 10
-    """Most trials of a sequence."""
+    most: int = 10  # most trials of a sequence
     cues: Sequence[str] = ("Wait",)
     prompt: TrialPrompt | None = DEER_PROMPT
     """None asks as `Trial` does by default, behind the end of the thinking."""

@@ -27,8 +27,7 @@ class BlockHint(Policy):
     alpha: int = 128
     beta: float = 0.2
     longest: int = 1024
-    learned: bool = False
-    """Use the hint that `tersely train hint` taught this model instead of `text`."""
+    learned: bool = False  # use the hint that `tersely train hint` taught this model instead of `text`
 
     def interval(self, length: int) -> int:
         """Tokens of the block that starts after this many tokens."""
@@ -101,8 +100,7 @@ class ConciseHint(BlockHint):
     text: str = "make answer concise!"
     turns: bool = True
     """Give the hint as a turn of the user, between the markers that the model's chat template has for it."""
-    splices: bool = field(default=True, metadata=BOUND)
-    """Whether the engine can drop tokens."""
+    splices: bool = field(default=True, metadata=BOUND)  # whether the engine can drop tokens
 
     def bind(self, context: BindContext) -> Policy:
         if context.engine is None or Capability.KV_ROLLBACK in context.engine.capabilities:

@@ -116,8 +116,7 @@ class StopRulePolicy(Policy):
     It does not act on questions unlike those that the probe knows, and says so.
     """
 
-    probes: str | None = None
-    """Folder of `tersely calibrate`; None uses the pretrained probes of the model."""
+    probes: str | None = None  # folder of `tersely calibrate`; None uses the pretrained probes of the model
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     @property
@@ -165,8 +164,7 @@ class Readiness(StopRulePolicy):
     trials: bool | None = None
     """Whether to ask for trial answers where free evidence is undecided; None does what saved more on the calibration
     split."""
-    threshold: float | None = None
-    """Used in place of the certified one."""
+    threshold: float | None = None  # used in place of the certified one
     fallback: Policy | None = field(default=None, metadata=BOUND)
     """What acts on questions that the probe does not know."""
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)

@@ -121,8 +121,7 @@ class Sirius(Policy):
     every: int = 16
     min_probability: float = 0.1
     """Rewrite from the first token on that the helper gives less. The authors' value is 0.1."""
-    temperature: float = 0.6
-    """The helper's, at which the authors' code compares probabilities."""
+    temperature: float = 0.6  # the helper's, at which the authors' code compares probabilities
     tokens: int = 1
     """How many it then writes, the first in place of the rejected one. The authors' value is 1."""
 

@@ -22,8 +22,7 @@ class Branch:
 
     parent: int | None = None
     at: int = 0
-    effort: str | None = None
-    """Of a sample that starts at the prompt; None is the caller's."""
+    effort: str | None = None  # of a sample that starts at the prompt; None is the caller's
 
 
 ROOT = Branch()

@@ -23,10 +23,8 @@ from .engine import RemoteEngine
 from .streaming_tokenizer import StreamingTokenizer, check_offsets
 
 _TOKEN_IDS_END = 1 << 31
-_LONGEST_STREAM = 3600.0
-"""Seconds that one stream may take."""
-_MAX_TEXT = 1 << 15
-"""Characters of one event's text; more than any server collects before it sends."""
+_LONGEST_STREAM = 3600.0  # seconds that one stream may take
+_MAX_TEXT = 1 << 15  # characters of one event's text; more than any server collects before it sends
 _MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 """What reading an event of another form raises."""
 _TEST_PROMPT = "The answer is 42."

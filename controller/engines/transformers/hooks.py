@@ -63,6 +63,20 @@ class StreamerHook(StepHook):
         self.streamer.end()
 
 
+class ModifierHook(StepHook):
+    """What changes the forward pass of each sequence of a batch, by slot; None for those left alone."""
+
+    def __init__(self, sequences: Sequence[Any]) -> None:
+        self.sequences = list(sequences)
+
+    def select(self, slots: Sequence[int]) -> None:
+        self.sequences = [self.sequences[slot] for slot in slots]
+
+    def find_active(self) -> list[bool]:
+        """Which sequences are changed at this step; `active()` of each says so."""
+        return [sequence is not None and sequence.active() for sequence in self.sequences]
+
+
 class HiddenStates(StepHook):
     """Keeps the states of the last token fed to each row, [rows, width] per layer, until the next forward pass.
 

@@ -29,8 +29,7 @@ SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
 """Weight of step j of n (from 0), times its difficulty: the paper's decays."""
 ABLATIONS = ("uniform", "global", "planned")
 """The paper's ablations: equal shares; the sub-questions together with one budget; the same without a budget."""
-LEVELS = (200, 250, 350, 450, 600)
-"""Tokens for a question by its difficulty, 1 to 5."""
+LEVELS = (200, 250, 350, 450, 600)  # tokens for a question by its difficulty, 1 to 5
 _GRACE_TOKENS = 24  # within which a step waits for the end of a sentence
 _PLAN_TOKENS = 400
 _ASK = """Break this question into 2 to 5 sub-questions that lead to its answer, in order. Say how hard the whole is,

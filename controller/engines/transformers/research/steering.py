@@ -18,7 +18,7 @@ from .....errors import OptionError
 from .....probes.research.steering import Direction
 from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
-from ..hooks import find_decoder_layers
+from ..hooks import ModifierHook, find_decoder_layers
 
 AddStates = Callable[[Tensor], Tensor | None]
 """Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""
@@ -72,7 +72,7 @@ class Steer(ForwardModifier):
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
         _, layer, _ = self._require_bound()
-        hook = _SteeringHook([s if isinstance(s, SteeredSequence) else None for s in sequences])
+        hook = _SteeringHook(sequences)
         with _add_at(model, layer, hook.added):
             yield hook
 
@@ -83,7 +83,7 @@ class Steer(ForwardModifier):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class SteeredSequence:
+class SteeredSequence(SequenceModifier):
     """What is added to the hidden states of one sequence, values [width], while `active()`."""
 
     modifier: ForwardModifier
@@ -91,29 +91,21 @@ class SteeredSequence:
     values: State
     active: Callable[[], bool]
 
-    def summary(self) -> None:
-        """See `SequenceModifier.summary`."""
 
-
-class _SteeringHook(StepHook):
-    """Which sequences of a batch are steered at this step."""
-
-    def __init__(self, sequences: Sequence[SteeredSequence | None]) -> None:
-        self._sequences = list(sequences)
-        self._values: Tensor | None = None  # [sequences, 1, width]
+class _SteeringHook(ModifierHook):
+    _values: Tensor | None = None  # [sequences, 1, width]
 
     def select(self, slots: Sequence[int]) -> None:
-        self._sequences = [self._sequences[slot] for slot in slots]
+        super().select(slots)
         self._values = None
 
     def added(self, states: Tensor) -> Tensor | None:
         """What the sequences that are steered now get, [sequences, 1, width], 0 for the others; None if none is."""
-        active = [sequence is not None and sequence.active() for sequence in self._sequences]
-        if not any(active):
+        if not any(active := self.find_active()):
             return None
         if self._values is None:
             nothing = torch.zeros(states.shape[-1])
-            values = [nothing if s is None else torch.from_numpy(s.values) for s in self._sequences]
+            values = [nothing if s is None else torch.from_numpy(s.values) for s in self.sequences]
             self._values = torch.stack(values)[:, None].to(states)
         return self._values * torch.tensor(active, device=states.device)[:, None, None]
 
