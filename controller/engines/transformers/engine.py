@@ -19,7 +19,7 @@ from ....kernels.grouped_attention import use_grouped
 from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
 from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..sequence import check_max_new_tokens
-from .decode import BatchDecoder, BatchSettings
+from .decode import BatchDecoder
 from .hooks import HiddenStates, SignalsHook
 from .model_runner import can_be_ragged
 
@@ -62,7 +62,7 @@ class TransformersEngine:
         layers = {layer for request in requests for layer in request.layers}
         with ExitStack() as stack:
             hooks = self._install_hooks(stack, requests, layers)
-            settings = BatchSettings(
+            decoder = BatchDecoder(
                 [request.watcher for request in requests],
                 limits,
                 [request.temperature for request in requests],
@@ -73,7 +73,7 @@ class TransformersEngine:
                 inverse_cdf=sampling.inverse_cdf,
             )
             ids, mask = self._pad([request.prompt_ids for request in requests])
-            config, decoder = self._generation_config(sampling, max(limits)), BatchDecoder(settings)
+            config = self._generation_config(sampling, max(limits))
             with _seeded(sampling.seed):
                 self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=decoder)
         return [sequence.completion() for sequence in decoder.sequences]
