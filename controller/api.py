@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .sampling.rules import AggregationRule
     from .sampling.run import SampleResult
 
-_CACHED_ENGINES = 2
-
 
 class GenerateArguments(OptionsDict, total=False):
     """The keyword arguments of `generate`."""
@@ -201,7 +199,7 @@ def resolve_engine(model: Any, tokenizer: Any = None) -> Engine:
     return TransformersEngine(model, tokenizer)
 
 
-@lru_cache(maxsize=_CACHED_ENGINES)
+@lru_cache(maxsize=2)
 def _load_cached(name: str) -> Engine:
     from .engines.transformers.engine import load_engine
 
@@ -221,8 +219,7 @@ class CustomGenerate:
         markers: Markers,
         make_budget: Callable[[str], Budget],
         shadow: bool,
-        streamer: Any,
-        stop_strings: Sequence[str] | None,
+        **streaming: Any,
     ) -> None:
         from .engines.transformers.decode import as_custom_generate
 
@@ -231,11 +228,7 @@ class CustomGenerate:
         self._policies, self._make_budget, self._shadow = policies, make_budget, shadow
         self._sequences: list[tuple[list[int], str, Budget, Controller | None]] = []
         self._generate = as_custom_generate(
-            self._make_watcher,
-            tokenizer=tokenizer,
-            streamer=streamer,
-            stop_strings=stop_strings,
-            on_decoded=self._keep_results,
+            self._make_watcher, tokenizer=tokenizer, on_decoded=self._keep_results, **streaming
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -306,4 +299,5 @@ def custom_generate(
     def make_budget(prompt: str) -> Budget:
         return fit_budget(tier_by_length(prompt) if tier == "auto" else tier, max_new_tokens, answer_reserve)
 
-    return CustomGenerate(tokenizer, active, resolved_markers, make_budget, shadow, streamer, stop_strings)
+    streaming = {"streamer": streamer, "stop_strings": stop_strings}
+    return CustomGenerate(tokenizer, active, resolved_markers, make_budget, shadow, **streaming)

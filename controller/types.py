@@ -281,7 +281,6 @@ class SequenceModifier(Protocol):
 
     def summary(self) -> tuple[str, str] | None:
         """The action and reason for the trace once the sequence has ended; None for nothing."""
-        return None
 
 
 class ForwardModifier(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ....errors import CapabilityError, OptionError
 from ....kernels.signals import logit_signals
-from ...types import TOP, DecodeStep, SequenceView, Signals, State, StepHook
+from ...types import TOP, DecodeStep, ForwardModifier, SequenceView, Signals, State, StepHook
 
 
 class SignalsHook(StepHook):
@@ -61,6 +62,17 @@ class StreamerHook(StepHook):
 
     def finish(self) -> None:
         self.streamer.end()
+
+
+@dataclass(eq=False, slots=True)
+class ModifiedSequence:
+    """One sequence whose forward pass is changed while `active()`; implements `types.SequenceModifier`."""
+
+    modifier: ForwardModifier
+    active: Callable[[], bool]
+
+    def summary(self) -> tuple[str, str] | None:
+        return None
 
 
 class ModifierHook(StepHook):

@@ -23,7 +23,7 @@ from .....errors import CapabilityError, OptionError
 from .....probes.research.shortcut import Shortcut
 from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
-from ..hooks import ModifierHook, find_decoder_blocks
+from ..hooks import ModifiedSequence, ModifierHook, find_decoder_blocks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks compute keys and values as `_fill` does; a test compares them."""
@@ -182,11 +182,10 @@ class DepthShortcut(ForwardModifier):
 
 
 @dataclass(eq=False, slots=True)
-class LeavingSequence(SequenceModifier):
+class LeavingSequence(ModifiedSequence):
     """One sequence whose tokens may leave while `active()`, with the counts of those that left and stayed."""
 
     modifier: DepthShortcut
-    active: Callable[[], bool]
     left: int = 0
     stayed: int = 0
 

@@ -20,7 +20,7 @@ from .....errors import CapabilityError
 from ....policies.base import BOUND
 from ....text.tokenizer_adapter import get_adapter
 from ....types import BindContext, Capability, ForwardModifier, SequenceModifier, StepHook
-from ..hooks import ModifierHook
+from ..hooks import ModifiedSequence, ModifierHook
 
 WORDS = (
     "wait", "alternatively", "hmm", "but", "however", "alternative", "another", "check", "double-check", "oh", "maybe",
@@ -70,22 +70,14 @@ class NoWait(ForwardModifier):
     def describe(self) -> tuple[str, str]:
         return "ban", f"{len(self.tokens)} tokens are not written while it thinks"
 
-    def attach(self, boundary: Callable[[], str | None]) -> BannedSequence:
-        return BannedSequence(self, lambda: boundary() is not None)
+    def attach(self, boundary: Callable[[], str | None]) -> ModifiedSequence:
+        return ModifiedSequence(self, lambda: boundary() is not None)
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
         hook = _BanHook(self.tokens, sequences)
         with model.register_forward_hook(hook.after):
             yield hook
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class BannedSequence(SequenceModifier):
-    """One sequence in whose thinking tokens are banned."""
-
-    modifier: ForwardModifier
-    active: Callable[[], bool]
 
 
 class _BanHook(ModifierHook):

@@ -18,7 +18,7 @@ from .....errors import OptionError
 from .....probes.research.steering import Direction
 from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
-from ..hooks import ModifierHook, find_decoder_layers
+from ..hooks import ModifiedSequence, ModifierHook, find_decoder_layers
 
 AddStates = Callable[[Tensor], Tensor | None]
 """Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""
@@ -67,7 +67,7 @@ class Steer(ForwardModifier):
             ended = boundary()
             return ended is not None and (everywhere or ended == "thought")
 
-        return SteeredSequence(self, layer, direction.push(layer, strength), active)
+        return SteeredSequence(self, active, direction.push(layer, strength))
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
@@ -82,14 +82,11 @@ class Steer(ForwardModifier):
         return self.direction, self.layer, self.strength
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class SteeredSequence(SequenceModifier):
-    """What is added to the hidden states of one sequence, values [width], while `active()`."""
+@dataclass(eq=False, slots=True)
+class SteeredSequence(ModifiedSequence):
+    """One sequence to whose hidden states `values` [width] are added."""
 
-    modifier: ForwardModifier
-    layer: int  # the output of this block, 1 the first
     values: State
-    active: Callable[[], bool]
 
 
 class _SteeringHook(ModifierHook):
