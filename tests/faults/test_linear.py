@@ -92,7 +92,7 @@ MODULES = (
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {
-    "controller/engines/checkpoints.py": "names of models, given by the user",
+    "tersely/models/__init__.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
     "evaluation/replay/markers.py": "recorded outputs, read once by their owner",

@@ -8,8 +8,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ....errors import CapabilityError, ModelError, OptionError
+from ....models import resolve_checkpoint
 from ...types import SamplingParams, Signals
-from ..checkpoints import resolve_checkpoint
 from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
 from .engine import RemoteEngine
 

@@ -17,10 +17,16 @@ from ....errors import CapabilityError, ModelError
 from ...text.markers import KNOWN
 from ...text.tokenizer_adapter import get_adapter
 from ...types import SamplingParams, Signals
-from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
+from .backend import (
+    Chunk,
+    StreamError,
+    StreamingTokenizer,
+    check_offsets,
+    load_tokenizer,
+    signals_from_logprobs,
+)
 from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
 from .engine import RemoteEngine
-from .streaming_tokenizer import StreamingTokenizer, check_offsets
 
 _TOKEN_IDS_END = 1 << 31
 _LONGEST_STREAM = 3600.0  # seconds that one stream may take

@@ -8,16 +8,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
+from ....models import load_config, load_or_raise, load_tokenizer
 from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
-from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..sequence import check_max_new_tokens
 from .decode import BatchDecoder
 from .hooks import HiddenStates, SignalsHook
@@ -174,15 +174,10 @@ def load_engine(
             every token is the one that transformers gives.
     """
     name = os.fspath(model)
-    place = resolve_checkpoint(name)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(place))
-    check_causal(name, config)
-    check_tokenizer(name, Path(place))
+    place, config = load_config(name)
     if str((getattr(config, "quantization_config", None) or {}).get("quant_method")).startswith("tersely"):
         from ....kernels import quantization  # noqa: F401 - registers the format of `tersely quantize` with transformers
-    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
+    tokenizer = load_tokenizer(name, place)
     weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights = weights.to(target).eval()
