@@ -80,7 +80,7 @@ def generate(
     """
     batch, single = split_prompts(prompts)
     resolved = make_options(options, **overrides)
-    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
+    session = open_session(model, tokenizer, markers, think_prompt, verifier, helper)
     results = session.run(batch, resolved, on_event)
     return results[0] if single else results
 
@@ -122,26 +122,23 @@ def sample(
 
     batch, single = split_prompts(prompts)
     resolved, aggregation = make_options(options, **overrides), resolve_rule(rule)
-    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
+    session = open_session(model, tokenizer, markers, think_prompt, verifier, helper)
     results = sample_all(session, batch, resolved, aggregation, k)
     return results[0] if single else results
 
 
-def _open_session(
+def open_session(
     model: Any,
-    tokenizer: Any,
-    markers: Markers | str | Sequence[str] | None,
-    think_prompt: bool,
-    verifier: Any,
-    helper: Any,
+    tokenizer: Any = None,
+    markers: Markers | str | Sequence[str] | None = None,
+    think_prompt: bool = False,
+    verifier: Any = None,
+    helper: Any = None,
 ) -> Session:
-    return Session(
-        resolve_engine(model, tokenizer),
-        resolve_markers(markers),
-        think_prompt,
-        verifier=resolve_verifier(verifier),
-        helper=resolve_helper(helper),
-    )
+    """A session on what the caller calls a model; see `generate`."""
+    session = Session(resolve_engine(model, tokenizer), resolve_markers(markers), think_prompt)
+    session.verifier, session.helper = resolve_verifier(verifier), resolve_helper(helper)
+    return session
 
 
 def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:

@@ -16,20 +16,13 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, PrivateAttr
 
 from ...errors import TerselyError, unknown
-from ..api import resolve_engine, resolve_helper, resolve_verifier
+from ..api import open_session, resolve_engine
 from ..budgets import canonical_effort
-from ..options import (
-    OPTION_NAMES,
-    SAMPLING_OPTIONS,
-    GenerationOptions,
-    make_options,
-    option_field,
-)
+from ..options import OPTION_NAMES, SAMPLING_OPTIONS, GenerationOptions, make_options, option_field
 from ..policies import make_policies
 from ..registry import resolve_modifier
 from ..session import BatchRow, Session, make_sink
 from ..streaming import TextDeltaEvent
-from ..text.markers import resolve_markers
 from ..text.reasoning_parser import TextDelta, truncate_at_stop
 from ..trace import GenerationResult
 from ..types import Engine, Prompt
@@ -92,12 +85,9 @@ class TerselyModel(BaseModel):
             return model
         name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
         if name not in self._sessions:
-            self._sessions[name] = Session(
-                shared_engine(model),
-                resolve_markers(self.markers),
-                self.think_prompt,
-                verifier=resolve_verifier(self.verifier),
-                helper=resolve_helper(self.helper),
+            engine = shared_engine(model)
+            self._sessions[name] = open_session(
+                engine, None, self.markers, self.think_prompt, self.verifier, self.helper
             )
         return self._sessions[name]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from ..controller.api import open_session
 from ..controller.budgets import TIERS
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
@@ -19,7 +20,7 @@ from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from . import options as o
-from .loading import ModelSource, load, open_session
+from .loading import ModelSource, load
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -59,7 +60,7 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
     yield _capabilities(engine, wanted.engine)
     yield _template(engine)
     try:
-        session = open_session(engine, wanted)
+        session = open_session(engine, None, wanted.markers, wanted.think_prompt)
     except Exception as error:
         yield _failed("markers", error)
         return

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..controller.engines import EngineWrapper
-from ..controller.text.markers import Markers, resolve_markers
+from ..controller.text.markers import resolve_markers
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.status import Status
-
-    from ..controller.session import Session
 
 ENGINES = ("transformers", "vllm", "openai")
 
@@ -46,11 +44,7 @@ class ModelSource:
             raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the hub")
         if self.markers is not None and self.think_prompt:
             raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
-        self.parse_markers()
-
-    def parse_markers(self) -> Markers | None:
-        """The markers, if they are given; raises MarkerError."""
-        return resolve_markers(self.markers)
+        resolve_markers(self.markers)  # raises MarkerError
 
 
 def load(wanted: ModelSource) -> Engine:
@@ -76,18 +70,6 @@ def load(wanted: ModelSource) -> Engine:
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
             logging.disable_progress_bar()  # transformers may have been imported before `silence_libraries`
         return load_engine(model)
-
-
-def open_session(
-    engine: Engine, wanted: ModelSource, helper: str | None = None, verifier: str | None = None
-) -> Session:
-    """The session of a loaded model; raises MarkerError if its thinking markers are unknown."""
-    from ..controller.api import resolve_helper, resolve_verifier
-    from ..controller.session import Session
-
-    session = Session(engine, wanted.parse_markers(), wanted.think_prompt)
-    session.helper, session.verifier = resolve_helper(helper), resolve_verifier(verifier)
-    return session
 
 
 def silence_libraries() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..controller.api import open_session
 from ..controller.options import GenerationOptions, check_budget, load_config, make_options
 from ..controller.policies import make_policies
 from ..controller.registry import resolve_modifier
@@ -20,7 +21,7 @@ from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .loading import Interruptible, ModelSource, load, open_session, spinner
+from .loading import Interruptible, ModelSource, load, spinner
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -189,7 +190,7 @@ def run(
     _check(chosen, trace)
     text = _prompt_text(prompt)
     with closing(Interruptible(load(origin))) as running:
-        session = open_session(running, origin, helper, verifier)
+        session = open_session(running, None, markers, think_prompt, verifier, helper)
         comparing = not (as_json or quiet) if compare is None else compare
         _answer(session, running, text, chosen, "json" if as_json else "quiet" if quiet else "full", comparing, trace)
 
