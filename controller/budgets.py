@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known, unknown
 
 EFFORTS = ("none", "easy", "normal", "hard", "auto")
 OPENAI_EFFORTS = {"easy": "low", "normal": "medium", "hard": "high"}
@@ -118,8 +118,7 @@ def fit_budget(
     strategy is unknown.
     """
     if isinstance(strategy, str):
-        if strategy not in STRATEGIES:
-            raise unknown("strategy", strategy, STRATEGIES)
+        check_known("strategy", strategy, STRATEGIES)
         strategy = STRATEGIES[strategy]
     if tier not in strategy:
         raise OptionError(f"the strategy has no tier {tier!r}; it has {', '.join(strategy)}")

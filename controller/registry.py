@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 from .types import ForwardModifier
 
 
@@ -60,6 +60,5 @@ def resolve_modifier(modifier: ForwardModifier | str) -> ForwardModifier:
             raise OptionError(f"modifier {modifier!r} is a {type(modifier).__name__}; accepted: a name or a modifier")
         return modifier
     add_ons = load_add_ons("tersely.forward_modifiers")
-    if modifier not in add_ons:
-        raise unknown("modifier", modifier, add_ons)
+    check_known("modifier", modifier, add_ons)
     return cast(ForwardModifier, add_ons[modifier]())

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, PrivateAttr
 
-from ...errors import TerselyError, unknown
+from ...errors import TerselyError, check_known
 from ..api import open_session, resolve_engine
 from ..budgets import canonical_effort
 from ..options import OPTION_NAMES, SAMPLING_OPTIONS, GenerationOptions, make_options, option_field
@@ -62,7 +62,7 @@ class TerselyModel(BaseModel):
     def _check_arguments(cls, names: Iterable[str], framework: type[BaseModel], ignored: Collection[str] = ()) -> None:
         """Raise OptionError for an argument that is neither ours nor the framework's."""
         ours = sorted(set(cls.model_fields) - set(framework.model_fields))
-        check_names("argument", [n for n in names if n not in framework.model_fields and n not in ignored], ours)
+        check_known("argument", [n for n in names if n not in framework.model_fields and n not in ignored], ours)
 
     def _check_values(self) -> None:
         """Raise OptionError for an unknown effort, preset, policy or modifier."""
@@ -113,13 +113,6 @@ class TerselyModel(BaseModel):
 
 _OPTIONS = tuple(name for name in (*OPTION_NAMES, *SAMPLING_OPTIONS) if name in TerselyModel.model_fields)
 CALL_SETTINGS = ("reasoning_effort", "max_tokens", *_OPTIONS)  # settings that may be given with each call
-
-
-def check_names(what: str, names: Iterable[str], accepted: Collection[str]) -> None:
-    """Raise OptionError for a name that is not accepted; `what` says what it names."""
-    for name in names:
-        if name not in accepted:
-            raise unknown(what, name, accepted)
 
 
 def shared_engine(model: Any) -> Engine:

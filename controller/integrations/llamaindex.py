@@ -25,13 +25,13 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from ...errors import PromptError
+from ...errors import PromptError, check_known
 from ..options import MAX_OUTPUT_TOKENS
 from ..session import Session
 from ..text.reasoning_parser import TextDelta
 from ..text.sanitizer import get_sanitizer
 from ..trace import GenerationResult
-from .base import CALL_SETTINGS, BatchRunner, Call, TerselyModel, check_names, get_runner
+from .base import CALL_SETTINGS, BatchRunner, Call, TerselyModel, get_runner
 
 _TOOL_ROLES = (MessageRole.TOOL, MessageRole.FUNCTION)
 
@@ -109,7 +109,7 @@ class TerselyLLM(CustomLLM, TerselyModel):
         return stream
 
     def _prepare(self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]) -> tuple[BatchRunner, Call]:
-        check_names("setting of a call", settings, CALL_SETTINGS)
+        check_known("setting of a call", settings, CALL_SETTINGS)
         after_tool = bool(messages) and messages[-1].role in _TOOL_ROLES
         options = self._build_options(settings, after_tool)
         session = self.session()

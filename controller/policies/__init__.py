@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from ...errors import OptionError, unknown
+from ...errors import OptionError, check_known
 from ..registry import load_add_ons
 from .base import BOUND, Policy
 
@@ -80,19 +80,15 @@ def get_policy_class(name: str) -> type[Policy]:
     if name in _BUILT_IN:
         module, _, class_name = _BUILT_IN[name].partition(":")
         return cast("type[Policy]", getattr(importlib.import_module(f".{module}", __name__), class_name))
-    add_ons = load_add_ons("tersely.policies")
-    if name not in add_ons:
-        raise unknown("policy", name, list_policies())
-    return cast("type[Policy]", add_ons[name])
+    check_known("policy", name, list_policies())
+    return cast("type[Policy]", load_add_ons("tersely.policies")[name])
 
 
 def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
     """Build a policy by name; raises OptionError for an unknown name or setting."""
     policy_class: Any = get_policy_class(name)
     accepted = [f.name for f in fields(policy_class) if f.metadata != BOUND]
-    for key in settings or {}:
-        if key not in accepted:
-            raise unknown(f"setting of policy {name!r}:", key, accepted)
+    check_known(f"setting of policy {name!r}:", settings or {}, accepted)
     return cast(Policy, policy_class(**(settings or {})))
 
 
@@ -151,6 +147,5 @@ def make_policies(
             raise OptionError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
         return resolved
     presets, name = get_presets(), preset or "off"
-    if name not in presets:
-        raise unknown("preset", name, presets)
+    check_known("preset", name, presets)
     return tuple(make_policy(policy, settings) for policy, settings in presets[name].items())

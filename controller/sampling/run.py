@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 from typing import cast
 
-from ...errors import CapabilityError, OptionError, unknown
+from ...errors import CapabilityError, OptionError, check_known
 from ..controller import Controller, ControllerState
 from ..options import GenerationOptions, with_seed
 from ..registry import load_add_ons
@@ -35,8 +35,7 @@ def resolve_rule(rule: str | AggregationRule) -> AggregationRule:
     if rule in RULES:
         return RULES[rule]
     add_ons = load_add_ons(ENTRY_POINTS)
-    if rule not in add_ons:
-        raise unknown("rule", rule, [*RULES, *add_ons])
+    check_known("rule", rule, [*RULES, *add_ons])
     return cast(AggregationRule, add_ons[rule]())
 
 

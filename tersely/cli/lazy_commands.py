@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 
 ENTRY_POINTS = "tersely.commands"
 """Entry-point group of further commands: the name is `steer` or, below a group, `train.blend`; the value a function."""
@@ -177,8 +177,7 @@ def _make_serve(arguments: list[str]) -> Any:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--engine", nargs="?", const="", default=ENGINES[0])
     found, arguments[:] = parser.parse_known_args(arguments)
-    if found.engine not in ENGINES:
-        raise unknown("engine", found.engine, ENGINES)
+    check_known("engine", found.engine, ENGINES)
     if found.engine != "vllm":
         return _make_command("serve", serve)
     if not arguments or (arguments[0].startswith("-") and "--help" not in arguments):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..controller.engines import EngineWrapper
 from ..controller.text.markers import resolve_markers
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 from .options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class ModelSource:
     tokenizer: str | None
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise unknown("engine", self.engine, ENGINES)
+        check_known("engine", self.engine, ENGINES)
         if (self.engine == "openai") != (self.base_url is not None):
             raise OptionError("--engine openai and --base-url go together; give both or neither")
         if self.tokenizer is not None and self.engine != "openai":

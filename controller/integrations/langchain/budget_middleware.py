@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.messages.utils import count_tokens_approximately
 from langgraph.types import Command
 
-from ....errors import OptionError, unknown
+from ....errors import OptionError, check_known
 from .chat_model import effort_settings, get_effort
 
 SHARES: Mapping[str, float] = {"normal": 0.5, "easy": 0.75, "none": 0.9}
@@ -165,9 +165,7 @@ class BudgetMiddleware(AgentMiddleware):
         self.limits = AgentLimits(tokens, dollars, seconds, dict(prices or {}))
         if repeats is not None and repeats < 2:
             raise OptionError(f"repeats is {repeats}; accepted: 2 or more, or None for any number")
-        for effort in shares:
-            if effort not in SHARES:
-                raise unknown("effort in shares", effort, SHARES)
+        check_known("effort in shares", shares, SHARES)
         self.repeats, self.last_call, self.answer_tokens = repeats, last_call, answer_tokens
         self.shares, self.settings, self.clock = dict(shares), settings, clock
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ....errors import OptionError, unknown
+from ....errors import OptionError, check_known
 from ...types import Capability
 from ..base import AskHelper, Close, Inject, Note, Policy, PolicyView, Wait, Watching
 
@@ -95,8 +95,7 @@ class PlanAndBudget(Policy):
     template: str = "Next: {question}"
 
     def __post_init__(self) -> None:
-        if self.schedule not in (known := (*SCHEDULES, "bam", *ABLATIONS)):
-            raise unknown("schedule", self.schedule, known)
+        check_known("schedule", self.schedule, (*SCHEDULES, "bam", *ABLATIONS))
         if self.exponent <= 0:
             raise OptionError(f"exponent is {self.exponent}; accepted: above 0")
         if "{question}" not in self.template:
