@@ -27,10 +27,7 @@ class ThinksAgain(Enum):
 
 
 class AnswerWatch:
-    """The answer of one sequence, token by token.
-
-    After a closing that was `forced`, a second closing marker and sentences that go on thinking are noticed as well.
-    """
+    """The answer of one sequence; after a `forced` closing, a second one and thinking on are noticed too."""
 
     def __init__(self, codec: TokenizerAdapter, markers: Markers, forced: bool) -> None:
         self.codec, self.forced = codec, forced

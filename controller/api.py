@@ -204,10 +204,7 @@ def _load_cached(name: str) -> Engine:
 
 
 class CustomGenerate:
-    """A callable for `model.generate(custom_generate=...)`; made by `custom_generate`.
-
-    After a call, `results` has a `GenerationResult` with trace and usage for each of its sequences.
-    """
+    """A callable for `model.generate(custom_generate=...)`, with the `results` of its last call."""
 
     def __init__(
         self,
@@ -229,7 +226,6 @@ class CustomGenerate:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Decode what `generate` has prepared, and return what it would."""
         self._sequences = []
         return self._generate(*args, **kwargs)
 

@@ -120,10 +120,7 @@ class DelegationManager:
         self._prefix_key = PrefixKey()
 
     def begin(self, task: PolicyTask, action: HelperAction, position: int, room: int) -> Directive:
-        """Send a request, and suspend the sequence until it is answered.
-
-        `position` counts output tokens so far; the thinking may still grow by `room` tokens.
-        """
+        """Send a request after `position` output tokens, and suspend; the thinking may grow by `room` tokens."""
         if isinstance(action, ReviewDraft):
             return self._review(task, action, position, room)
         thinking = self.thinking

@@ -150,10 +150,7 @@ class OptionsDict(TypedDict, total=False):
 
 
 def make_options(options: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
-    """Build options, or replace some of `options`; takes the keywords of `OptionsDict`.
-
-    Raises OptionError for an unknown option or a value that is not accepted.
-    """
+    """Build options, or replace some, by the keywords of `OptionsDict`; raises OptionError for what is not accepted."""
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
     check_known("option", overrides, [*OPTION_NAMES, *SAMPLING_OPTIONS])
     options = options or GenerationOptions()
@@ -205,10 +202,7 @@ class ConfigError(TerselyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TunedConfig:
-    """How to answer; `found` tells people where it comes from and what it was worth there.
-
-    Raises OptionError for what is unknown.
-    """
+    """How to answer; `found` tells where it comes from. Raises OptionError for what is unknown."""
 
     effort: str = "normal"
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by name, in order of precedence
@@ -290,8 +284,5 @@ def read_config(path: Path) -> TunedConfig:
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """Keyword arguments for `tersely.generate` from a configuration file, as in `generate(m, **load_config("t.json"))`.
-
-    Raises ConfigError, OptionError.
-    """
+    """Keyword arguments for `tersely.generate` from a configuration file; raises ConfigError, OptionError."""
     return read_config(Path(path)).options()

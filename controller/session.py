@@ -254,10 +254,7 @@ def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdap
 
 
 class BatchRow(CancellableWatcher):
-    """One row of a batch.
-
-    `stops` end the answer, but not the thinking; the answer is not streamed from `hide` on. `emit` receives new text.
-    """
+    """One row of a batch: `stops` end the answer, which is not streamed from `hide` on; `emit` receives new text."""
 
     def __init__(
         self,

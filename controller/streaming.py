@@ -74,7 +74,6 @@ class StreamEmitter:
             self._emit(row, self._feed_pending(row))
 
     def finish(self) -> None:
-        """Emit what is held back of all rows."""
         for row in range(len(self.rows)):
             self.finish_row(row)
 

@@ -85,7 +85,6 @@ class TrialDecoder:
         return self._start_sampling(answer, self.sampling)
 
     def answer(self) -> TrialAnswer:
-        """The result."""
         if self._greedy is not None and self.sampling is not None:
             return replace(self._greedy, sampled=self.sampling.answer_prefix + self._text)
         answer = self._read_answer()
@@ -129,10 +128,7 @@ def read_boxed(text: str) -> str:
 def start_trial(
     codec: TokenizerAdapter, markers: Markers, tail: str, reserve: int, asked: Trial
 ) -> tuple[tuple[int, ...], TrialDecoder]:
-    """Start a trial after a text that ends in `tail`; return the ids that open it, and the trial.
-
-    A sampled answer has at most `reserve` tokens.
-    """
+    """The ids that open a trial after a text that ends in `tail`, and the trial; a sampled answer fits `reserve`."""
     prompt = asked.prompt or TrialPrompt(ANSWER_PREFIX, MAX_TRIAL_TOKENS, closes=True)
     close = f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}" if prompt.closes else ""
     forced = codec.encode(f"{close}{prompt.opening}")

@@ -228,10 +228,7 @@ class BindContext:
 
 
 class StepHook:
-    """Follows the decoding of a batch. Every method may be left as it is.
-
-    `slot` is a sequence's place in the batch, which moves up as others end.
-    """
+    """Follows the decoding of a batch. `slot` is a sequence's place in the batch, which moves up as others end."""
 
     def start(self, sequences: Sequence[SequenceView]) -> None:
         """The prompts have been read; these sequences are decoded now, in the order of their slots."""

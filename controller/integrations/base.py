@@ -73,7 +73,6 @@ class TerselyModel(BaseModel):
 
     @property
     def model_name(self) -> str:
-        """The model's name."""
         if isinstance(self.model, (str, os.PathLike)):
             return os.fspath(self.model)
         return str(getattr(self.model, "engine", self.model).name)
@@ -149,7 +148,6 @@ class BatchRunner:
         self.lock = threading.Lock()
 
     def generate(self, call: Call) -> GenerationResult:
-        """Answer one call, in this thread."""
         future: Future[GenerationResult] = Future()
         self._run([call], [future])
         return future.result()

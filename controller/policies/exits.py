@@ -53,10 +53,7 @@ class BudgetForcing(Policy):
         yield Close(reason, phrase=self.phrase(view, limit - view.tokens))
 
     def phrase(self, view: PolicyView, room: int) -> str | None:
-        """The closing sentence with the best answer so far; None is the plain one, and "" leaves it out.
-
-        The best answer must fit in `room` tokens, and a budget of a few dozen has no use for a sentence.
-        """
+        """The closing sentence with the best answer, if it fits in `room` tokens; None is the plain one, "" is none."""
         if view.budget.thinking < 2 * view.closing_cost:
             return ""
         encode, thinking = view.thinking.codec.encode, view.thinking

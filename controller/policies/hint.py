@@ -137,10 +137,7 @@ class ConciseHint(BlockHint):
 
 
 def find_turn(tokenizer: Any) -> tuple[str, str] | None:
-    """What opens and what closes a user's turn in a chat template: text from a special token on, and a special token.
-
-    None if the template has no such tokens there.
-    """
+    """What opens and closes a user's turn in a chat template, from and to a special token; None without these."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     text = str(tokenizer.apply_chat_template([{"role": "user", "content": _PROBE}], tokenize=False))

@@ -111,10 +111,7 @@ class BatchDriftTracker:
 
 @dataclass(frozen=True, slots=True)
 class StopRulePolicy(Policy):
-    """A policy that reads the readiness probe.
-
-    It does not act on questions unlike those that the probe knows, and says so.
-    """
+    """A policy that reads the readiness probe; questions unlike those that it knows are left alone, with a note."""
 
     probes: str | None = None  # folder of `tersely calibrate`; None uses the pretrained probes of the model
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
@@ -170,7 +167,6 @@ class Readiness(StopRulePolicy):
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError if this model has no probe."""
         if self.rule is not None:
             return self
         rule = load_stop_rule(context.engine, self.probes or context.probes, self.trials)
@@ -210,7 +206,6 @@ class Readiness(StopRulePolicy):
 
 
 def _explain(score: float, hopeless: float) -> str:
-    """Why the thinking ends here."""
     if hopeless > score / 2:
         return f"hopeless: thinking on repairs nothing ({score:.4f}), the answer is out of reach ({hopeless:.2f})"
     return f"ready: thinking on adds nothing ({score:.4f})"

@@ -54,7 +54,6 @@ class ReflectionBudget:
     count: int = 0
 
     def exceeded(self) -> bool:
-        """Whether there were too many."""
         return self.count >= self.limit
 
     def spend(self) -> int:

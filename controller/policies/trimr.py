@@ -95,7 +95,6 @@ class TrimR(Policy):
                 return
 
     def ending(self, thinking: ThinkingState, start: int, end: int) -> str:
-        """The last sentences of a segment."""
         text = thinking.codec.decode(thinking.ids[max(start, end - _ENDING_TOKENS) : end])
         return " ".join([part for part in _SENTENCE.split(text) if part.strip()][-self.sentences :])
 

@@ -102,11 +102,9 @@ class VoteState:
         return self.k - self.started + len(self.running - self.stopped.keys())
 
     def tally(self) -> dict[str, float]:
-        """See `tally`; ties go to the sample that started first."""
         return tally(sorted(self.votes, key=lambda vote: vote.sample))
 
     def explain(self) -> str:
-        """Why the answer is what it is."""
         weights = self.tally()
         if self.decision or not weights:
             return self.decision or "no sample gave an answer"

@@ -84,7 +84,6 @@ class _Question:
     results: list[GenerationResult] = field(default_factory=list)
 
     def summarize(self) -> SampleResult:
-        """The result of all samples."""
         kinds = [kind.name for kind in fields(Usage)]
         usage = Usage(**{kind: sum(getattr(result.usage, kind) for result in self.results) for kind in kinds})
         trace = [
@@ -129,7 +128,6 @@ def sample_all(
 def _start_batch(
     session: Session, options: GenerationOptions, branches: Sequence[tuple[_Question, Branch]]
 ) -> list[_Sample]:
-    """Make samples ready for the engine, in order."""
     roots: dict[str | None, list[Prompt]] = {}
     for question, branch in branches:
         if branch.parent is None:

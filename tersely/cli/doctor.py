@@ -219,7 +219,6 @@ def _cutting() -> GenerationOptions:
 
 
 def _hint_appears(session: Session) -> DoctorCheck:
-    """Run with an early hint."""
     hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
     done = session.run([QUESTION], replace(_cutting(), policies=(hint,), max_new_tokens=160))[0]
     forced = [span.text for span in done.spans if span.kind == "forced"]

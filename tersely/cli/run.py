@@ -67,7 +67,6 @@ class TerminalRenderer:
         self.sign, self.arrow = ("◆", "→") if encoding.startswith("utf") else ("*", "->")
 
     def __call__(self, event: TextDeltaEvent) -> None:
-        """Show an event; see `streaming.EventSink`."""
         if event.decision is None:
             self._show(event.text, event.channel)
         else:
@@ -277,7 +276,6 @@ def _notes(done: GenerationResult) -> list[str]:
 
 
 def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
-    """Print what a reader must know beyond the text."""
     show.finish()
     if (line := format_outcome(done)) is not None:
         show.mark(line)

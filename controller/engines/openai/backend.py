@@ -28,10 +28,7 @@ class Chunk:
 
 
 class StreamError(Exception):
-    """A stream broke, or could not start, for a reason that may be temporary.
-
-    `retry_after` is how many seconds the server wants to be left alone.
-    """
+    """A stream failed for a reason that may be temporary; the server asks for `retry_after` seconds of rest."""
 
     def __init__(self, message: str = "", retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -83,10 +80,7 @@ def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signal
 
 
 def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:
-    """A tokenizer object as it is, or the one of a folder or name; None tries the names of the model.
-
-    Templates, markers and policies need the tokenizer of a model that runs elsewhere; without one it is a ModelError.
-    """
+    """A tokenizer as it is, of a folder or a name; None tries the names of the model. Raises ModelError without one."""
     if tokenizer is not None:
         return _load_by_name(str(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer
     reasons = []

@@ -135,7 +135,6 @@ class OpenAIClient:
             raise self._error_from_transport(error) from error
 
     async def close(self) -> None:
-        """Close all connections."""
         if self._client is not None:
             await self._client.aclose()
 
@@ -166,7 +165,6 @@ class OpenAIClient:
         return self._error_from_status(reply.status_code, path, text, reply.headers.get("retry-after", ""))
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
-        """The error for a status of 400 or more."""
         message = _extract_message(text)
         if status in (401, 403):
             refused = "the API key" if self._key else "a request without an API key"
@@ -181,10 +179,7 @@ class OpenAIClient:
 
 
 def find_key(url: str) -> str | None:
-    """The API key of the environment for a server.
-
-    TERSELY_API_KEY goes to every server; OPENAI_API_KEY to OpenAI's own, and to that of OPENAI_BASE_URL.
-    """
+    """The API key of the environment: ours for every server, OpenAI's for its own and that of OPENAI_BASE_URL."""
     ours, openai = (os.environ.get(name) for name in KEYS)
     named = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname
     return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
@@ -222,10 +217,7 @@ async def _read_events(reply: httpx.Response) -> AsyncGenerator[str, None]:
 
 
 class EventDecoder:
-    """Splits bytes, however they arrive, into server-sent events (HTML standard, section 9.2), within limits.
-
-    Only line feeds and carriage returns end a line.
-    """
+    """Splits bytes, however they arrive, into server-sent events (HTML standard, section 9.2), within limits."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []  # of the line that is not over

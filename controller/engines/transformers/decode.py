@@ -61,10 +61,7 @@ class BatchDecoder:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor:
-        """Decode input_ids [sequences, length] to the end of the last sequence; returns them as they are.
-
-        Stopping criteria are asked after sampled tokens, not after forced ones.
-        """
+        """Decode input_ids [sequences, length]; criteria are asked after sampled tokens, not after forced ones."""
         watched = self.watchers is not None and any(watcher is not None for watcher in self.watchers)
         refuse_unsupported(model, generation_config, model_kwargs, watched)
         as_generate = not watched and self.max_new_tokens is None

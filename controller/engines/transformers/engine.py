@@ -113,7 +113,6 @@ class TransformersEngine:
         return self._fingerprint
 
     def close(self) -> None:
-        """Free the model."""
         self.model = None
         gc.collect()
         if torch.cuda.is_available():

@@ -127,7 +127,6 @@ class HiddenStates(StepHook):
         return partial(_read, self._last.copy(), slot)
 
     def close(self) -> None:
-        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 

@@ -154,10 +154,7 @@ class Sampler:
         return both[0], [bool(stop) for stop in both[1]]
 
     def _draw(self, probabilities: Tensor) -> Tensor:
-        """Draw a token per remaining row.
-
-        Rows that have left draw as well, so that each row gets the random numbers it would get in the full batch.
-        """
+        """Draw a token per row; rows that have left draw too, so that each row gets the numbers of the full batch."""
         if self.inverse and probabilities.device.type != "mps":  # which has no 64-bit floats
             numbers = torch.rand(len(self.prompt), 1, dtype=torch.float64, device=probabilities.device)
             return inverse_cdf(probabilities, numbers if self._rows is None else numbers[self._rows])

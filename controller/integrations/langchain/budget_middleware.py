@@ -48,10 +48,7 @@ def min_effort(effort: str, ceiling: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AgentLimits:
-    """What an agent may spend on a question; None means no limit.
-
-    Prices are dollars per million tokens (input, output) by model; "*" stands for any other model.
-    """
+    """What an agent may spend on a question; prices are dollars per million (input, output) tokens by model, or "*"."""
 
     tokens: int | None = None
     dollars: float | None = None
@@ -89,7 +86,6 @@ class AgentLimits:
         return max(shares, default=(0.0, "no limit"))
 
     def add_call(self, spent: Mapping[str, Any], prompt: Sequence[BaseMessage], message: AIMessage) -> dict[str, Any]:
-        """What has been spent after one more model call."""
         read, written = count_tokens(prompt, message)
         dollars = spent["dollars"]
         if self.dollars is not None:
@@ -170,7 +166,6 @@ class BudgetMiddleware(AgentMiddleware):
         self.shares, self.settings, self.clock = dict(shares), settings, clock
 
     def before_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """Start counting."""
         return {SPENT: {"tokens": 0, "dollars": 0.0, "started": self.clock(), "ceiling": None, "over": None}}
 
     @hook_config(can_jump_to=["end"])
@@ -230,7 +225,6 @@ class _Turn:
         return request.override(model_settings=settings)
 
     def last_request(self) -> ModelRequest[Any]:
-        """The request for an answer without tools."""
         request = self.request
         max_tokens = _get_max_tokens(request.model, request.model_settings)
         limit = self.budget.answer_tokens if max_tokens is None else min(max_tokens, self.budget.answer_tokens)
@@ -286,6 +280,5 @@ def _final_message(answer: AIMessage, reason: str, messages: Sequence[BaseMessag
 
 
 def _get_max_tokens(model: BaseChatModel, settings: Mapping[str, Any]) -> int | None:
-    """The model's output limit; None if unknown."""
     limit: int | None = settings.get("max_tokens") or getattr(model, "max_tokens", None)
     return limit or (model.profile or {}).get("max_output_tokens")

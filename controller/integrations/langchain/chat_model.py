@@ -68,7 +68,6 @@ class ChatTersely(BaseChatModel, TerselyModel):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """See `Serializable`; a model given as an object is left out."""
         return True
 
     @property
@@ -109,7 +108,6 @@ class ChatTersely(BaseChatModel, TerselyModel):
         return profile
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Tokenize a text with the model's own tokenizer."""
         return list(self.session().codec.encode(text))
 
     def _prepare(
@@ -241,10 +239,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable:
-        """A runnable that returns output of the schema, always checked, or raises OutputParserException.
-
-        By default the method is a function call if the model can call tools, and otherwise JSON by schema.
-        """
+        """A runnable of checked output, by a function call or else by JSON; it raises OutputParserException."""
         if method is None:
             method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"
         check_known("method", method, conversion.METHODS)

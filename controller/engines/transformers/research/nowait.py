@@ -45,11 +45,7 @@ class NoWait(ForwardModifier):
     tokens: tuple[int, ...] = field(default=(), repr=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> NoWait:
-        """See `ForwardModifier.bind`.
-
-        Raises CapabilityError on an engine that does not let us change the logits, for recorded output, and where no
-        token is one of the words.
-        """
+        """Raises CapabilityError where logits cannot be changed, and where no token is one of the words."""
         engine = context.engine
         if engine is None or Capability.FORWARD_MODIFIERS not in engine.capabilities:
             name = "recorded output" if engine is None else f"engine {engine.name!r}"
@@ -87,10 +83,7 @@ class _BanHook(ModifierHook):
         self._banned: Tensor | None = None  # [vocabulary]
 
     def after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A hook on the model: lowers the logits [sequences, positions, vocabulary] of banned tokens to the least.
-
-        They stay finite, so that entropies can be computed from them.
-        """
+        """Lower logits [sequences, positions, vocabulary] of banned tokens to the least, finite for the entropies."""
         if not any(active := self.find_active()):
             return
         logits: Tensor = output.logits

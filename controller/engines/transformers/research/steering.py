@@ -43,11 +43,7 @@ class Steer(ForwardModifier):
         return frozenset() if self.direction is None else self.direction.learned_from
 
     def bind(self, context: BindContext) -> Steer:
-        """See `ForwardModifier.bind`.
-
-        Raises ProbeError without a direction for this model, ArtifactError for another model's, and OptionError where
-        none of its strengths was useful and none is given.
-        """
+        """Raises ProbeError without a direction, ArtifactError for a foreign one, OptionError without a strength."""
         remedy = "find one with `tersely steer`, and pass its folder (probes)"
         direction = load_learned(context, self.direction, self.probes, Direction, remedy)
         layer, strength = direction.chosen(self.layer, self.strength)
