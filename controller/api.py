@@ -14,14 +14,15 @@ from .delegation import Helper
 from .options import GenerationOptions, OptionsDict, make_options
 from .policies import make_policies
 from .policies.base import Policy
-from .prompts import as_messages, thinking_state_after
+from .prompts import RenderedPrompt, as_messages, thinking_state_after
 from .replay import bind_for_replay
+from .request_builder import PreparedRequest
 from .session import Session, build_result
 from .streaming import EventSink
 from .text.markers import Markers, choose_markers, resolve_markers
 from .text.tokenizer_adapter import get_adapter
 from .trace import GenerationResult
-from .types import Capability, Engine, Prompt, Watcher
+from .types import Capability, Engine, Prompt, Request, Watcher
 from .verification import RuleVerifier, Verifier
 
 if TYPE_CHECKING:
@@ -220,40 +221,30 @@ class CustomGenerate:
         self.results: list[GenerationResult] = []
         self._codec, self._markers = get_adapter(tokenizer), markers
         self._policies, self._make_budget, self._shadow = policies, make_budget, shadow
-        self._sequences: list[tuple[list[int], str, Budget, Controller | None]] = []
+        self._prepared: list[PreparedRequest] = []
         self._generate = as_custom_generate(
             self._make_watcher, tokenizer=tokenizer, on_decoded=self._keep_results, **streaming
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._sequences = []
+        self._prepared = []
         return self._generate(*args, **kwargs)
 
     def _make_watcher(self, prompt_ids: list[int]) -> Watcher | None:
-        codec = self._codec
-        state = thinking_state_after(codec.decode(prompt_ids[-32:]), self._markers)
-        budget = self._make_budget(codec.decode(prompt_ids))
+        codec, text = self._codec, self._codec.decode(prompt_ids)
+        rendered = RenderedPrompt(tuple(prompt_ids), text, thinking_state_after(text, self._markers))
+        budget, opened = self._make_budget(text), rendered.state == "thinking"
         controller = None
-        if self._policies and state != "answer":
-            opened = state == "thinking"
+        if self._policies and rendered.state != "answer":
             controller = Controller(self._policies, codec, self._markers, budget, opened=opened, shadow=self._shadow)
-        self._sequences.append((prompt_ids, state, budget, controller))
+        request = Request(rendered.ids, budget.thinking + budget.reserve, controller)
+        self._prepared.append(PreparedRequest(rendered, budget, controller, request))
         return controller
 
     def _keep_results(self, decoder: BatchDecoder) -> None:
         self.results = [
-            build_result(
-                sequence.completion(),
-                controller,
-                self._codec,
-                self._markers,
-                state=state,
-                tier=budget.tier,
-                prompt_tokens=len(prompt_ids),
-            )
-            for sequence, (prompt_ids, state, budget, controller) in zip(
-                decoder.sequences, self._sequences, strict=True
-            )
+            build_result(sequence.completion(), prepared, self._codec, self._markers)
+            for sequence, prepared in zip(decoder.sequences, self._prepared, strict=True)
         ]
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, OptionError
 from .budgets import DIFFADAPT, canonical_effort
-from .controller import Controller
 from .delegation import Helper
 from .options import GenerationOptions
 from .policies import make_policies, make_policy
@@ -133,18 +132,7 @@ class Session:
 
     def finish(self, prepared: PreparedRequest, done: Completion) -> GenerationResult:
         """Make the result of a request from the engine's completion."""
-        return build_result(
-            done,
-            prepared.controller,
-            self.codec,
-            self.markers,
-            state=prepared.rendered.state,
-            tier=prepared.budget.tier,
-            prompt_tokens=len(prepared.rendered.ids),
-            recomputed=prepared.recomputed,
-            notes_before=prepared.notes,
-            notes_after=prepared.final_notes(),
-        )
+        return build_result(done, prepared, self.codec, self.markers)
 
     def _prepare(
         self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...]
@@ -199,28 +187,19 @@ class Session:
 
 
 def build_result(
-    done: Completion,
-    controller: Controller | None,
-    codec: TokenizerAdapter,
-    markers: Markers,
-    *,
-    state: str,
-    tier: str,
-    prompt_tokens: int,
-    recomputed: int = 0,
-    notes_before: Sequence[Decision] = (),
-    notes_after: Sequence[Decision] = (),
+    done: Completion, prepared: PreparedRequest, codec: TokenizerAdapter, markers: Markers
 ) -> GenerationResult:
-    """The result of one sequence; `state` is where its prompt left the model (see `RenderedPrompt`)."""
-    parts = split_reasoning(done.token_ids, codec, markers, state, closed_by_force(done, codec, markers))
+    """The result of one request from the engine's completion."""
+    controller = prepared.controller
+    parts = split_reasoning(done.token_ids, codec, markers, prepared.state, closed_by_force(done, codec, markers))
     return GenerationResult(
         text=codec.decode(done.token_ids),
         thinking=parts.thinking,
         answer=parts.answer,
         finish_reason=done.finish_reason,
-        tier=tier,
+        tier=prepared.budget.tier,
         usage=Usage(
-            prompt=prompt_tokens,
+            prompt=len(prepared.rendered.ids),
             thinking=parts.thinking_tokens,
             answer=parts.answer_tokens,
             injected=sum(done.forced),
@@ -229,9 +208,9 @@ def build_result(
             verifier=controller.verifier_tokens if controller else 0,
             helper_completion=controller.delegations.tokens if controller else 0,
             helper_prompt=controller.delegations.read if controller else 0,
-            recomputed=done.recomputed + recomputed,
+            recomputed=done.recomputed + prepared.recomputed,
         ),
-        trace=(*notes_before, *(controller.decisions if controller else ()), *notes_after),
+        trace=(*prepared.notes, *(controller.decisions if controller else ()), *prepared.final_notes()),
         spans=build_spans(done.token_ids, done.forced, codec),
         token_ids=done.token_ids,
         signals=done.signals,
