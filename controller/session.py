@@ -85,12 +85,13 @@ class Session:
         """Answer all prompts as one batch, in order; `emit` receives text as it is generated."""
         recorder = self._make_recorder(options)
         requests = self._prepare(prompts, options, () if recorder is None else (recorder.policy(),))
-        emitter = None if emit is None else StreamEmitter(self.codec, self.markers, requests, emit)
-        completions = self.engine.generate([r.request for r in requests], options.sampling, emitter)
-        if emitter is not None:
-            emitter.finish()
+        rows = [BatchRow(self, request, None, emit=emit, number=number) for number, request in enumerate(requests)]
+        completions = self.engine.generate([row.request for row in rows], options.sampling, make_sink(rows))
+        if emit is not None:
+            for row in rows:
+                row.emitter.finish()
         self.end_batch(requests)
-        results = [self.finish(request, done) for request, done in zip(requests, completions, strict=True)]
+        results = [row.result(done) for row, done in zip(rows, completions, strict=True)]
         if recorder is not None:
             recorder.keep(prompts, results, [request.controller is not None for request in requests])
         return results
@@ -242,29 +243,29 @@ class BatchRow(CancellableWatcher):
         is_cancelled: Callable[[], bool] | None,
         stops: Sequence[str] = (),
         hide: str = "",
-        emit: Callable[[TextDeltaEvent], None] | None = None,
+        emit: EventSink | None = None,
+        number: int = 0,
     ) -> None:
         parser = ReasoningParser(session.markers, prepared.state, stops, hide, session.codec)
         super().__init__(lambda: parser.stopped or (is_cancelled is not None and is_cancelled()))
         self.session, self.prepared, self.stops = session, prepared, stops
         self.streams = emit is not None or bool(stops)
         self.request = self.wrap(prepared.request) if is_cancelled or stops else prepared.request
-
-        def send(event: TextDeltaEvent) -> None:
-            if emit is not None and event.text:
-                emit(event)
-
-        self.emitter = StreamEmitter(session.codec, session.markers, [prepared], send, [parser])
+        self.emitter = StreamEmitter(session.codec, parser, emit or _ignore, prepared.controller, number)
 
     def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
         """Stream what the engine wrote; see `types.TokenSink`."""
-        self.emitter(0, tokens, forced)
+        self.emitter(tokens, forced)
 
     def result(self, completion: Completion) -> GenerationResult:
         """The result, cut at the first stop string."""
         result = self.session.finish(self.prepared, completion)
         answer, stopped = truncate_at_stop(result.answer, self.stops)
         return replace(result, answer=answer, finish_reason="stop") if stopped else result
+
+
+def _ignore(event: TextDeltaEvent) -> None:
+    """Drop new text, of rows that are parsed for their stop strings only."""
 
 
 def make_sink(rows: Sequence[BatchRow]) -> TokenSink | None:

@@ -207,7 +207,7 @@ class BatchRunner:
         """
 
         def send(event: TextDeltaEvent) -> None:
-            if emit is not None and not futures[0].cancelled():
+            if emit is not None and event.text and not futures[0].cancelled():
                 emit(TextDelta(event.channel, event.text))
 
         rows: dict[Future[GenerationResult], BatchRow] = {}
@@ -231,7 +231,7 @@ class BatchRunner:
                 session.end_batch([row.prepared for row in rows.values()])
             for (future, row), completion in zip(rows.items(), completions, strict=True):
                 result = row.result(completion)
-                row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [hide])[0])
+                row.emitter.finish(result.thinking, truncate_at_stop(result.answer, [hide])[0])
                 _resolve(future, result)
         except BaseException as error:
             for future in futures:
