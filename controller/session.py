@@ -15,10 +15,9 @@ from ..errors import CapabilityError, OptionError
 from .budgets import DIFFADAPT, canonical_effort
 from .delegation import Helper
 from .options import GenerationOptions
-from .policies import make_policies, make_policy
+from .policies import make_policies, make_policy, resolve_modifier
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
-from .registry import resolve_modifier
 from .request_builder import PreparedRequest, RequestBuilder, distinct_policies
 from .streaming import CancellableWatcher, EventSink, StreamEmitter, TextDeltaEvent
 from .text.markers import Markers, choose_markers

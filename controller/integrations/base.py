@@ -19,8 +19,7 @@ from ...errors import TerselyError, check_known
 from ..api import open_session, resolve_engine
 from ..budgets import canonical_effort
 from ..options import OPTION_NAMES, SAMPLING_OPTIONS, GenerationOptions, make_options, option_field
-from ..policies import make_policies
-from ..registry import resolve_modifier
+from ..policies import make_policies, resolve_modifier
 from ..session import BatchRow, Session, make_sink
 from ..streaming import TextDeltaEvent
 from ..text.reasoning_parser import TextDelta, truncate_at_stop

@@ -1,17 +1,24 @@
-"""Policies and presets by name, those of installed add-ons included."""
+"""Policies, presets and modifiers by name, with the add-ons that installed packages register as entry points.
+
+The `research` folders are such add-ons; forward modifiers come from add-ons only (`tersely.forward_modifiers`).
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, cast
 
 from ...errors import OptionError, check_known
-from ..registry import load_add_ons
+from ..types import ForwardModifier
 from .base import BOUND, Policy
 
 _BUILT_IN = {
@@ -63,6 +70,40 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "repetition": {"vocabulary": 0},
     },
 }
+
+
+@cache
+def load_add_ons(group: str) -> Mapping[str, Any]:
+    """Load what is registered under an entry-point group; what cannot be imported is left out."""
+    loaded = {}
+    for name, entry in find_entry_points(group).items():
+        with suppress(ImportError, AttributeError):
+            loaded[name] = entry.load()
+    return loaded
+
+
+def find_entry_points(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, without importing them; those whose module does not exist are skipped."""
+    return {point.name: point for point in sorted(entry_points(group=group)) if _find_source(point.module) is not None}
+
+
+def read_help(point: EntryPoint) -> str:
+    """The first line of the docstring of what an entry point names, without importing it."""
+    path = _find_source(point.module)
+    if path is None:
+        return point.value
+    tree: Any = ast.parse(path.read_text(encoding="utf-8"))
+    if point.attr:
+        tree = next((node for node in tree.body if getattr(node, "name", None) == point.attr), tree)
+    return (ast.get_docstring(tree) or point.value).splitlines()[0]
+
+
+def _find_source(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # its package is missing
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 def list_policies() -> list[str]:
@@ -149,3 +190,14 @@ def make_policies(
     presets, name = get_presets(), preset or "off"
     check_known("preset", name, presets)
     return tuple(make_policy(policy, settings) for policy, settings in presets[name].items())
+
+
+def resolve_modifier(modifier: ForwardModifier | str) -> ForwardModifier:
+    """A modifier object as it is, or one by name."""
+    if not isinstance(modifier, str):
+        if not hasattr(modifier, "install"):
+            raise OptionError(f"modifier {modifier!r} is a {type(modifier).__name__}; accepted: a name or a modifier")
+        return modifier
+    add_ons = load_add_ons("tersely.forward_modifiers")
+    check_known("modifier", modifier, add_ons)
+    return cast(ForwardModifier, add_ons[modifier]())

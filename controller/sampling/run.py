@@ -11,7 +11,7 @@ from typing import cast
 from ...errors import CapabilityError, OptionError, check_known
 from ..controller import Controller, ControllerState
 from ..options import GenerationOptions, with_seed
-from ..registry import load_add_ons
+from ..policies import load_add_ons
 from ..request_builder import PreparedRequest
 from ..session import Session, closed_by_force
 from ..streaming import CancellableWatcher

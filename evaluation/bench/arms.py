@@ -16,9 +16,8 @@ from typing import Any
 
 from ...controller.budgets import DIFFADAPT, STRATEGIES
 from ...controller.options import GenerationOptions, TunedConfig, with_seed
-from ...controller.policies import get_presets, list_policies, load_policy
+from ...controller.policies import get_presets, list_policies, load_add_ons, load_policy
 from ...controller.policies.base import Policy
-from ...controller.registry import load_add_ons
 from ...controller.session import Session
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown

@@ -14,8 +14,7 @@ import typer
 from ..errors import OptionError, TerselyError, check_known
 from .doctor import doctor
 from .lazy_commands import Command, RootGroup, format_examples, train_app
-from .loading import silence_libraries
-from .options import Json
+from .options import Json, silence_libraries
 from .run import run
 
 OK, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 2, 130, 141

@@ -20,7 +20,7 @@ from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from . import options as o
-from .loading import ModelSource, load
+from .options import ModelSource, load
 
 if TYPE_CHECKING:
     from ..controller.session import Session

@@ -140,7 +140,7 @@ class TrainGroup(_FlagsWithoutType, TyperGroup):
 
 def _find_plugins(prefix: str) -> dict[str, LazyCommand]:
     """The commands of entry points whose name is this prefix and one more word."""
-    from ..controller.registry import find_entry_points, read_help
+    from ..controller.policies import find_entry_points, read_help
 
     commands = {}
     for dotted, point in find_entry_points(ENTRY_POINTS).items():
@@ -167,7 +167,7 @@ def _make_command(
 def _make_serve(arguments: list[str]) -> Any:
     """The command of the engine that the arguments name with --engine, which is removed from them."""
     from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve, serve_vllm
-    from .loading import ENGINES
+    from .options import ENGINES
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--engine", nargs="?", const="", default=ENGINES[0])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError, check_known
-from .loading import spinner
+from .options import spinner
 
 SCHEMES = ("w4a8-dgq",)
 

@@ -14,14 +14,13 @@ import typer
 
 from ..controller.api import open_session
 from ..controller.options import GenerationOptions, check_budget, load_config, make_options
-from ..controller.policies import make_policies
-from ..controller.registry import resolve_modifier
+from ..controller.policies import make_policies, resolve_modifier
 from ..controller.streaming import TextDeltaEvent
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .loading import Interruptible, ModelSource, load, spinner
+from .options import Interruptible, ModelSource, load, spinner
 
 if TYPE_CHECKING:
     from ..controller.session import Session
