@@ -10,9 +10,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ..checkpoint_log import CheckpointLog
 from ..errors import OptionError, unknown
-from ..io import WriteError
+from ..io import CheckpointLog, WriteError
 
 T = TypeVar("T", str, int, float)
 

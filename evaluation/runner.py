@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..controller.engines import EngineWrapper
 from ..controller.engines.sequence import check_max_new_tokens
-from ..controller.engines.wrapper import EngineWrapper
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer

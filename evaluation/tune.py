@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checkpoint_log import CheckpointLog
 from ..controller.options import GenerationOptions, TunedConfig
 from ..controller.types import Capability
 from ..errors import OptionError, unknown
-from ..io import check_writable
+from ..io import CheckpointLog, check_writable
 from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
 from .bench.costs import load_cost_model

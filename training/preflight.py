@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from ..controller.engines.checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
@@ -20,6 +18,7 @@ from ..errors import OptionError, PromptError
 from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from ..evaluation.tasks.questions import Question, load
+from ..models import load_config, load_tokenizer
 from .config import Data, Optimiser, Recipe, RecipeError
 from .memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
 from .processes import check_launcher, world_size
@@ -196,13 +195,10 @@ def check_trackers(names: Sequence[str]) -> None:
 def load_meta_engine(name: str) -> TransformersEngine:
     """The engine of a model without its weights, for prompts, markers and shapes."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    path = resolve_checkpoint(name)
-    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(path))
-    check_causal(name, config)
-    check_tokenizer(name, Path(path))
-    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path))
+    path, config = load_config(name)
+    tokenizer = load_tokenizer(name, path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return TransformersEngine(model, tokenizer, name)

@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn.config
 
 from ...errors import CapabilityError, MarkerError, ModelError, OptionError
-from ..engines.checkpoints import resolve_checkpoint
+from ...models import resolve_checkpoint
 from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
 from ..vllm.engine import PROCESSOR
