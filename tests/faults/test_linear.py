@@ -99,7 +99,6 @@ TRUSTED = {
     "evaluation/replay/tokenizer.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
-    "evaluation/trace_analysis.py": "recorded outputs, read once by their owner",
     "evaluation/view/page.py": "a trace that its owner looks at",
     "training/run.py": "names of files in a run's folder",
 }
