@@ -95,7 +95,7 @@ TRUSTED = {
     "controller/engines/checkpoints.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
-    "evaluation/replay/markers.py": "recorded outputs, read once by their owner",
+    "evaluation/replay/result.py": "recorded outputs, read once by their owner",
     "evaluation/replay/tokenizer.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
