@@ -20,8 +20,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
 from ...errors import OptionError, TerselyError
 from ...validation import FrozenModel, parse_json, read_text
 from ..stats import Array
-from .flops import load_config
-from .roofline import STORAGE
+from .flops import STORAGE, load_config
 
 _COSTS = 3  # fitted costs, and thus the fewest timings
 _TIMING_FORM = '{"prompt": ..., "output": ..., "seconds": ...} with an optional "cached"'

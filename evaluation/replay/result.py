@@ -20,10 +20,10 @@ from ...controller.trace import Usage
 from ...errors import OptionError
 from ...io import check_writable
 from ...probes.stats import binomial_upper_bound
-from ..html_page import is_page_by
+from ..cli_utils import is_page_by
 from ..stats import ratio_bootstrap
-from ..view.page import GENERATOR, trace_page
-from ..view.record import RunView, SegmentView, TraceRecord
+from ..trace_page import GENERATOR, trace_page
+from ..trace_record import RunView, SegmentView, TraceRecord
 from .run import ReplayedRow, Stop
 
 _WORDS = {

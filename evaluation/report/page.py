@@ -13,14 +13,12 @@ import typer
 
 from ...controller.options import MAX_OUTPUT_TOKENS
 from ...io import write
-from ..cli_utils import make_folder
-from ..html_page import make_environment, render_page
+from ..cli_utils import make_folder, render_page
 from . import formatting
 from .charts import CHARTS, DARK, LIGHT, draw_charts, is_our_picture, require_matplotlib
 from .formatting import NamedResults, arms_csv, rows_csv
 from .schema import BenchmarkResult, load_result
 
-_PACKAGE = "tersely.evaluation.report"
 _VERDICT_SIGNS: Mapping[str, tuple[str, str]] = {
     "non-inferior and saving": ("good", "✓"),
     "inferior": ("bad", "✕"),
@@ -32,15 +30,13 @@ _VERDICT_SIGNS: Mapping[str, tuple[str, str]] = {
 
 def report_page(results: NamedResults, version: str) -> str:
     """Build the page of named results; the names tell the results apart."""
-    environment = make_environment(_PACKAGE)
-    environment.filters.update({name: value for name, value in vars(formatting).items() if callable(value)})
-    environment.filters["command_line"] = shlex.join
-    environment.globals.update(formatting=formatting, signs=_VERDICT_SIGNS, most_tokens=MAX_OUTPUT_TOKENS)
+    filters = {name: value for name, value in vars(formatting).items() if callable(value)}
     return render_page(
-        environment,
-        "report.html",
-        package=_PACKAGE,
-        style="report.css",
+        "report",
+        {**filters, "command_line": shlex.join},
+        formatting=formatting,
+        signs=_VERDICT_SIGNS,
+        most_tokens=MAX_OUTPUT_TOKENS,
         generator="tersely report",
         title=results[0][1].title if len(results) == 1 else f"{len(results)} benchmark results",
         results=[(name, result, draw_pictures(result)) for name, result in results],

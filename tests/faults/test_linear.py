@@ -99,7 +99,7 @@ TRUSTED = {
     "evaluation/replay/reader.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
-    "evaluation/view/page.py": "a trace that its owner looks at",
+    "evaluation/trace_page.py": "a trace that its owner looks at",
     "training/run.py": "names of files in a run's folder",
 }
 """Files whose patterns see no text of models or clients."""

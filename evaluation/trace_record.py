@@ -13,12 +13,12 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ...controller.text.answers import extract_answer, normalize_answer
-from ...controller.text.tokenizer_adapter import TokenizerAdapter
-from ...controller.trace import Decision, GenerationResult, Span, Usage
-from ...errors import TerselyError
-from ...io import append_line, check_writable
-from ...validation import FrozenModel, format_validation_error, read_lines
+from ..controller.text.answers import extract_answer, normalize_answer
+from ..controller.text.tokenizer_adapter import TokenizerAdapter
+from ..controller.trace import Decision, GenerationResult, Span, Usage
+from ..errors import TerselyError
+from ..io import append_line, check_writable
+from ..validation import FrozenModel, format_validation_error, read_lines
 
 VERSION: Literal[1] = 1
 SegmentKind = Literal["kept", "forced", "trimmed", "delegated"]
