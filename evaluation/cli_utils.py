@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ..errors import OptionError, unknown
 from ..io import CheckpointLog, WriteError
@@ -110,3 +114,37 @@ def announce_resume(checkpoints: CheckpointLog) -> Iterator[None]:
         if checkpoints.path is not None and checkpoints.completed:
             print(f"stopped; run the same command again to resume from {checkpoints.path}", file=sys.stderr)
         raise
+
+
+# -- HTML pages ------------------------------------------------------------------------------------------------------
+
+
+_FOLDER = Path(__file__).parent / "pages"
+_HEAD_BYTES = 2048
+
+
+def render_page(name: str, filters: Mapping[str, Any] | None = None, **context: Any) -> str:
+    """Render `name`.html, which extends base.html, with its style sheet `name`.css and, if there is one, `name`.js."""
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(filters or {})
+    css = _read("base.css") + _read(f"{name}.css")
+    code = _read(f"{name}.js") if (_FOLDER / f"{name}.js").exists() else ""
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(css)}'; "
+    policy += f"script-src '{_hash(code)}'; " if code else ""
+    policy += "base-uri 'none'; form-action 'none'"
+    page = environment.get_template(f"{name}.html")
+    return page.render(policy=policy, style=Markup(css), script=Markup(code), **context)
+
+
+def is_page_by(path: Path, generator: str) -> bool:
+    """Return whether a file is a page that a command of ours wrote, such as `tersely view`."""
+    with path.open("rb") as file:
+        return f'<meta name="generator" content="{generator}">'.encode() in file.read(_HEAD_BYTES)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

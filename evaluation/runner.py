@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.markers import Markers, resolve_markers
+from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import unknown
@@ -109,6 +111,11 @@ def answer_all(
         if advance is not None:
             advance(len(indices))
     return [results[i] for i in range(len(questions))]
+
+
+def tokens_until(ids: Sequence[int], codec: TokenizerAdapter, characters: int) -> int:
+    """The smallest number of leading tokens whose text has at least this many characters."""
+    return bisect_left(range(len(ids)), characters, key=lambda n: len(codec.decode(ids[:n])))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ class Interval:
     low: float
     high: float
 
+    def named(self, name: str) -> dict[str, Any]:
+        """The estimate and the interval as two figures of a result: `name` and `name_ci`."""
+        return {name: self.estimate, f"{name}_ci": [self.low, self.high]}
+
 
 def question_means(values: ArrayLike) -> Array:
     """Means over rollouts: [questions, rollouts] (or [questions]) -> [questions]."""

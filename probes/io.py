@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from .artifact import ABOUT, NUMBERS, Artifact, ArtifactError, load, require_fingerprint, save
-from .certificate import Certificate
-from .drift import Region
-from .features import FEATURES, TRIAL_FEATURES
-from .known_questions import KnownQuestions
+from .drift import KnownQuestions, Region
 from .network import Network
-from .rule import Evidence, StopRule
+from .risk_control import Certificate
+from .rule import FEATURES, TRIAL_FEATURES, Evidence, StopRule
 from .tier_selector import TierProbe, TierTable
 
 DIFFICULTY, READINESS, MODE = "difficulty", "readiness", "mode"

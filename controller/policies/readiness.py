@@ -19,11 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CapabilityError, OptionError
-from ...probes.drift import DriftMonitor, DriftState, Region
-from ...probes.features import GrowingFeatures, ThoughtReading
+from ...probes.drift import LENGTHS, DriftMonitor, DriftState, Region
 from ...probes.io import StoredRule
-from ...probes.known_questions import LENGTHS
-from ...probes.rule import RuleState
+from ...probes.rule import GrowingFeatures, RuleState, ThoughtReading
 from ..probe_registry import ProbeError, load_stop_rule
 from ..text.answers import extract_stated_answer
 from ..text.thoughts import ThinkingState, Thought

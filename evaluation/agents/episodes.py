@@ -135,8 +135,7 @@ def _summarize(episodes: Sequence[Episode], price: Price | None, seed: int) -> d
     modes = sorted({e.mode for e in episodes if e.mode is not None})
     kinds = list(dict.fromkeys(e.kind for e in episodes))
     return {
-        "solved": rate.estimate,
-        "solved_ci": [rate.low, rate.high],
+        **rate.named("solved"),
         "written": fmean(written),
         "read": fmean(e.read for e in episodes),
         "thinking": fmean(e.thinking for e in episodes),
@@ -171,8 +170,7 @@ def _summarize_group(episodes: Sequence[Episode], price: Price | None) -> dict[s
 def _differences(episodes: Sequence[Episode], base: Sequence[Episode], seed: int) -> dict[str, Any]:
     """Differences from the baseline: success as a share of 1, and the saving of tokens per solved task."""
     (solved, written), (was_solved, was_written) = _columns(episodes), _columns(base)
-    gain = paired_bootstrap(np.subtract(solved, was_solved), seed=seed)
-    success = {"delta_solved": gain.estimate, "delta_solved_ci": [gain.low, gain.high]}
+    success = paired_bootstrap(np.subtract(solved, was_solved), seed=seed).named("delta_solved")
     if not sum(solved) or not sum(was_solved):
         return {**success, "saved": None, "saved_ci": None}
     saved = 1 - cost_of_pass(written, solved) / cost_of_pass(was_written, was_solved)

@@ -31,8 +31,8 @@ from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
 from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, as_text
-from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, TRUNCATION_WORK, WORK
+from .economics import CostModel, load_cost_model
 from .result import BenchPlan, environment, measure
 
 _LONGEST = 20

@@ -89,8 +89,7 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
         "kind": "cut" if ours.truncated else "run",
         "setting": ours.setting,
         "n": len(right),
-        "accuracy": float(right.mean()),
-        "accuracy_ci": _ends(stats.rate_interval(ours.column("right"))),
+        **stats.rate_interval(ours.column("right")).named("accuracy"),
         "tokens": {kind: ours.mean(kind) for kind in KINDS},
         "overhead": {kind: ours.mean(kind) for kind in OVERHEADS},
         "forced": ours.mean("forced"),
@@ -107,24 +106,18 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
 def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
     right, was_right = ours.column("right"), base.column("right")
     total, was_total = ours.column("total"), base.column("total")
-    accuracy = stats.paired_bootstrap(right - was_right, seed=seed)
-    tokens = stats.studentized_bootstrap(total - was_total, seed=seed)
-    saving = stats.ratio_bootstrap(total, was_total, seed=seed)
     harms, helps = (both.mean(axis=1) for both in (was_right * (1 - right), right * (1 - was_right)))
-    values = (
-        accuracy.estimate,
-        _ends(accuracy),
-        tokens.estimate,
-        _ends(tokens),
-        float(harms.mean()),
-        binomial_upper_bound(float(harms.sum()), len(harms), 1 - stats.LEVEL),
-        float(helps.mean()),
-        binomial_lower_bound(float(helps.sum()), len(helps), 1 - stats.LEVEL),
-        stats.mcnemar(right - was_right),
-        saving.estimate,
-        _ends(saving),
-    )
-    return dict(zip(_PAIRED, values, strict=True))
+    n, delta = len(harms), 1 - stats.LEVEL
+    return {
+        **stats.paired_bootstrap(right - was_right, seed=seed).named("delta_accuracy"),
+        **stats.studentized_bootstrap(total - was_total, seed=seed).named("delta_total"),
+        "harm": float(harms.mean()),
+        "harm_upper": binomial_upper_bound(float(harms.sum()), n, delta),
+        "help": float(helps.mean()),
+        "help_lower": binomial_lower_bound(float(helps.sum()), n, delta),
+        "mcnemar_p": stats.mcnemar(right - was_right),
+        **stats.ratio_bootstrap(total, was_total, seed=seed).named("saving"),
+    }
 
 
 def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> dict[str, dict[str, float]]:
@@ -139,10 +132,6 @@ def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> 
             "total": sum(row.total for row in rows) / len(rows),
         }
     return groups
-
-
-def _ends(interval: Interval) -> list[float]:
-    return [interval.low, interval.high]
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------

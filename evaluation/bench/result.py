@@ -20,9 +20,8 @@ from ..stats import area, common_range, iso_saving, reliability
 from ..tasks.questions import Question, fingerprint
 from .arms import Arm, Bench, check_comparable, run_arm
 from .compare import compare
-from .costs import CostModel
 from .counterfactual import Counterfactual
-from .economics import measure_economics
+from .economics import CostModel, measure_economics
 from .records import ArmRecords, Weights
 from .truncation import Recording
 

@@ -8,10 +8,11 @@ its configuration alone; no weights are loaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ModelError
+from ...errors import ModelError, unknown
 from ...models import load_config
 
 _UNSUPPORTED = {
@@ -52,6 +53,32 @@ class ModelShape:
     def kv_cache_values(self, context: int) -> float:
         """Return the numbers in the key-value cache of one sequence of this length."""
         return 2 * self.kv_heads * self.head_dim * self.attended_positions(context)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes of a stored weight, and the dtype that it is computed in."""
+
+    bytes: float
+    compute: str
+
+
+STORAGE: Mapping[str, Storage] = {
+    "float32": Storage(4, "float32"),
+    "bfloat16": Storage(2, "bfloat16"),
+    "float16": Storage(2, "float16"),
+    "int8": Storage(1, "bfloat16"),
+    # Groups of 128 with a scale and a zero point of 16 bits each: 4.25 bits per weight.
+    "int4": Storage(4.25 / 8, "bfloat16"),
+}
+"""The dtypes of weights. All weights are stored in them, the head included."""
+
+
+def get_storage(dtype: str) -> Storage:
+    """Return how weights of a dtype are stored; raises OptionError for an unknown dtype."""
+    if dtype not in STORAGE:
+        raise unknown("dtype", dtype, STORAGE)
+    return STORAGE[dtype]
 
 
 def load_shape(model: str) -> ModelShape:

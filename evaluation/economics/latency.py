@@ -21,7 +21,7 @@ from ...errors import OptionError, TerselyError
 from ...models import load_config
 from ...validation import FrozenModel, parse_json, read_text
 from ..stats import Array
-from .roofline import STORAGE
+from .flops import STORAGE
 
 _COSTS = 3  # fitted costs, and thus the fewest timings
 _TIMING_FORM = '{"prompt": ..., "output": ..., "seconds": ...} with an optional "cached"'

@@ -18,6 +18,7 @@ from .. import cli_utils as cli
 from ..tasks.equality import AnswerChecker
 from .formats import Fields
 from .logs import RecordedSet, load_set
+from .reader import ModelReader, load_tokenizer
 from .result import check_page, replay_page, show, summarize
 from .run import (
     EQUAL_BUDGET,
@@ -30,7 +31,6 @@ from .run import (
     replay_rows,
     stop_at_first_correct,
 )
-from .tokenizer import load_tokenizer
 
 ABOVE_MARGIN = 1
 POLICY = "policy"
@@ -85,11 +85,7 @@ def replay(
     fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
     codec = load_tokenizer(tokenizer)
     sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
-    loaded: Reader | None = None
-    if reader is not None:
-        from .reader import ModelReader
-
-        loaded = ModelReader(reader)
+    loaded: Reader | None = None if reader is None else ModelReader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
         for one in sets:

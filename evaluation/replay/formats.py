@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ...controller.text.markers import KNOWN, Markers
 from ...controller.text.reasoning_parser import split_text
-from ..view.record import TraceRecord
+from ..trace_record import TraceRecord
 
 _WRAPPERS = ("standard_logging_object", "payload")
 _REQUESTS = ("request", "request_body", "input", "inputs", "kwargs")

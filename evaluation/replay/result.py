@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from rich.console import Console
@@ -19,12 +20,42 @@ from ...controller.trace import Usage
 from ...errors import OptionError
 from ...io import check_writable
 from ...probes.stats import binomial_upper_bound
-from ..html_page import is_page_by
+from ..cli_utils import is_page_by
 from ..stats import ratio_bootstrap
-from ..view.page import GENERATOR, trace_page
-from ..view.record import RunView, SegmentView, TraceRecord
-from .markers import compare_markers
+from ..trace_page import GENERATOR, trace_page
+from ..trace_record import RunView, SegmentView, TraceRecord
 from .run import ReplayedRow, Stop
+
+_WORDS = {
+    "hedging": "maybe perhaps possibly probably might likely seems unsure uncertain guess|not sure|i think|could be",
+    "thinking": "wait hmm hm alternatively actually|hold on|let me think|let me check|let me see|on second thought",
+    "discourse": "first second next then therefore thus hence so because since finally however|for example",
+}
+MARKERS: Mapping[str, re.Pattern[str]] = {
+    kind: re.compile(rf"\b(?:{'|'.join([*words.split('|')[0].split(), *words.split('|')[1:]])})\b", re.IGNORECASE)
+    for kind, words in _WORDS.items()
+}
+
+
+def compare_markers(found: Sequence[ReplayedRow]) -> dict[str, dict[str, float]] | None:
+    """Mean words of thinking, and markers per 1,000 of them by kind, of right and of wrong rows.
+
+    Only rows with a right answer to compare with count; None unless some are right and some are wrong.
+    """
+    groups = {
+        name: [one.row.thinking for one in found if one.row.gold is not None and one.right_full is right]
+        for name, right in (("right", True), ("wrong", False))
+    }
+    if not all(groups.values()):
+        return None
+    figures = {"words": {name: fmean(len(text.split()) for text in texts) for name, texts in groups.items()}}
+    for kind, pattern in MARKERS.items():
+        figures[kind] = {
+            name: fmean(1000 * len(pattern.findall(text)) / max(1, len(text.split())) for text in texts)
+            for name, texts in groups.items()
+        }
+    return figures
+
 
 EXAMPLES = 12  # examples of one set and arm
 DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
@@ -57,8 +88,7 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
         "lost": _share(lost, len(right)),
         "lost_upper": binomial_upper_bound(lost, len(right), DELTA),
         "repaired": _share(repaired, len(found) - len(right)),
-        "thinking_saved": saved.estimate,
-        "thinking_saved_ci": [saved.low, saved.high],
+        **saved.named("thinking_saved"),
         "trial_tokens": sum(one.trial_tokens for one in found) / sum(one.tokens for one in found),
         "control_us_per_token": 1e6 * sum(one.seconds for one in found) / sum(one.used for one in found),
         "stops": stops,

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
+from ...errors import CapabilityError, OptionError
+from ...io import check_writable, write
 from ..artifact import to_json
 from ..io import DIFFICULTY, READINESS
+
+FORMATS = ("png", "svg")
 
 
 def calibrate(
@@ -41,7 +48,6 @@ def calibrate(
 
     A single collection is split by question: half for training, the rest for certificates and the report.
     """
-    from .entropy_curve import check_picture, draw_entropy_curve
     from .run import CalibrationSettings, calibrate_into, split_questions
 
     settings = CalibrationSettings(alpha, delta, margin, layer, labels, seed)
@@ -51,6 +57,39 @@ def calibrate(
     if curve is not None:
         draw_entropy_curve(report, curve)
     typer.echo(json.dumps(to_json("report", report, nonfinite=True)) if as_json else format_report(report))
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be drawn; raises OptionError, CapabilityError or WriteError."""
+    if path.suffix.lstrip(".").lower() not in FORMATS:
+        raise OptionError(f"--curve {path} ends in {path.suffix!r}; accepted: .png or .svg", code="unknown_format")
+    if find_spec("matplotlib") is None:
+        raise CapabilityError("--curve needs matplotlib, which is not installed; pip install 'tersely[bench]'")
+    check_writable(path, "--curve")
+
+
+def draw_entropy_curve(report: Mapping[str, Any], path: Path) -> None:
+    """Draw the entropy curve of a calibration report; raises OptionError if there is none."""
+    from matplotlib.figure import Figure
+
+    difficulty = report["difficulty"]
+    if "entropy curve" not in difficulty:
+        raise OptionError(f"the report has no entropy curve: {difficulty['skipped']}; leave out --curve")
+    levels = difficulty["entropy curve"]["levels"]
+    at, entropy, low, high, accuracy = (
+        np.array([level[name] for level in levels]) for name in ("difficulty", "entropy", "low", "high", "accuracy")
+    )
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    left = figure.subplots()
+    left.errorbar(at, entropy, yerr=[entropy - low, high - entropy], marker="o", capsize=3, label="entropy")
+    left.set(xlabel="difficulty", ylabel="mean token entropy, nats (95 %)")
+    left.set_ylim(bottom=0)
+    right = left.twinx()
+    right.plot(at, accuracy, color="tab:gray", linestyle="--", marker="s", label="accuracy")
+    right.set(ylabel="accuracy", ylim=(0, 1))
+    buffer = BytesIO()
+    figure.savefig(buffer, format=path.suffix.lstrip(".").lower())
+    write(path, buffer.getvalue())
 
 
 def format_report(report: Mapping[str, Any]) -> str:

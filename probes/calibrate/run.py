@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
-from ..certificate import needed_questions
-from ..drift import Region
+from ..drift import KnownQuestions, Region
 from ..estimator import held_out_log_loss
-from ..features import FEATURES
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
-from ..known_questions import KnownQuestions
 from ..records import UNKNOWN, RecordsError, RecordTable, read_records
-from ..rule import StopRule
+from ..risk_control import needed_questions
+from ..rule import FEATURES, StopRule
 from . import difficulty, readiness
 from .data import BASE, ENOUGH, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
 

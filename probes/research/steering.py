@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, TerselyError, unknown
-from ..arrays import check_arrays
 from ..artifact import ArtifactError, StoredValue
+from ..network import check_arrays
 
 KIND = "steering"
 PLACES = ("ends", "tokens")

@@ -24,10 +24,10 @@ COMMANDS = {
     "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
     "replay": ("evaluation.replay.cli", "Show what policies would have done on recorded outputs of any model."),
     "report": ("evaluation.report.page", "Make tables, pictures and a page of benchmark results."),
-    "roofline": ("evaluation.economics.cli", "Estimate what bounds a model on a device, and its highest speed."),
+    "roofline": ("evaluation.economics.roofline", "Estimate what bounds a model on a device, and its highest speed."),
     "serve": ("controller.serving.cli", "Serve a model to clients of the OpenAI API."),
     "tune": ("evaluation.tune", "Search for the cheapest settings that lose no accuracy."),
-    "view": ("evaluation.view.page", "Show a trace file as one HTML page."),
+    "view": ("evaluation.trace_page", "Show a trace file as one HTML page."),
 }
 """The function of the command's name in a module of the package, and its line in the list of commands."""
 

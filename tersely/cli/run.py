@@ -211,7 +211,7 @@ def _check(chosen: GenerationOptions, trace: Path | None) -> None:
     for modifier in chosen.modifiers:
         resolve_modifier(modifier)
     if trace is not None:
-        from ..evaluation.view.record import check_appendable
+        from ..evaluation.trace_record import check_appendable
 
         check_appendable(trace)
 
@@ -261,7 +261,7 @@ def _answer(
     elif plain is not None:
         print(comparison(done, plain))
     if trace is not None:
-        from ..evaluation.view.record import append_record, build_record
+        from ..evaluation.trace_record import append_record, build_record
 
         append_record(trace, build_record(done, prompt, plain, codec=session.codec))
     if engine.interrupted:

@@ -27,7 +27,7 @@ from tersely.evaluation.bench.arms import (
 )
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.bench.compare import EXIT_CODES, GOOD, INFERIOR, OPEN, as_text, compare
-from tersely.evaluation.bench.costs import CostModel
+from tersely.evaluation.bench.economics import CostModel
 from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.economics.costs import Price
 from tersely.evaluation.runner import batch_seed, batches

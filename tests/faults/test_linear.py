@@ -82,7 +82,7 @@ UNITS = [
 ]
 MODULES = (
     "controller.answer_watch controller.text.answers controller.text.endings controller.text.reasoning_parser "
-    "controller.text.value_reader controller.engines.openai.client probes.known_questions controller.text.evidence "
+    "controller.text.value_reader controller.engines.openai.client probes.drift controller.text.evidence "
     "controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
@@ -95,12 +95,11 @@ TRUSTED = {
     "tersely/models/__init__.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
-    "evaluation/replay/markers.py": "recorded outputs, read once by their owner",
-    "evaluation/replay/tokenizer.py": "recorded outputs, read once by their owner",
+    "evaluation/replay/result.py": "recorded outputs, read once by their owner",
+    "evaluation/replay/reader.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
-    "evaluation/trace_analysis.py": "recorded outputs, read once by their owner",
-    "evaluation/view/page.py": "a trace that its owner looks at",
+    "evaluation/trace_page.py": "a trace that its owner looks at",
     "training/run.py": "names of files in a run's folder",
 }
 """Files whose patterns see no text of models or clients."""

@@ -15,7 +15,7 @@ from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.questions import read_question
 from tersely.controller.trace import Decision
-from tersely.evaluation.replay.tokenizer import PieceTokenizer
+from tersely.evaluation.replay.reader import PieceTokenizer
 
 QUESTION = "How many eggs are left?"
 UNFINISHED = [

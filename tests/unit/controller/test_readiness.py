@@ -30,9 +30,8 @@ from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
-from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.network import Network
-from tersely.probes.rule import HOPEFUL, READY, Evidence, StopRule
+from tersely.probes.rule import FEATURES, HOPEFUL, READY, TRIAL_FEATURES, Evidence, StopRule
 
 from ...support.planted_records import linear
 from ...support.planted_rules import FREE, PAID, store, stored_rule, sure

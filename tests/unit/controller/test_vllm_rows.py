@@ -23,7 +23,7 @@ from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapt
 from tersely.controller.types import KEEP, Capability, Signals, StepInfo
 from tersely.controller.vllm.request_controller import FENCE, LOUD, QUIET, SENTENCE, RequestController, kind_of
 from tersely.controller.vllm.row_table import ControlledRow, RowTable
-from tersely.evaluation.replay.tokenizer import PieceTokenizer
+from tersely.evaluation.replay.reader import PieceTokenizer
 
 FOLDER = Path(vllm.__file__).parent
 ON_DEVICE = ("step.py", "draft_step.py", "token_history.py", "transfers.py", "logits_processor.py")

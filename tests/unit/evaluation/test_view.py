@@ -14,8 +14,8 @@ import tersely
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import Decision, GenerationResult, Span, Usage
 from tersely.controller.types import Signals
-from tersely.evaluation.view.page import RunDisplay, display_record
-from tersely.evaluation.view.record import (
+from tersely.evaluation.trace_page import RunDisplay, display_record
+from tersely.evaluation.trace_record import (
     RunView,
     TokenView,
     TraceError,

@@ -19,8 +19,8 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.controller.trace import Decision, Usage
-from tersely.evaluation.view.page import describe_ending, trace_page
-from tersely.evaluation.view.record import SegmentView, TraceRecord, append_record, load_records
+from tersely.evaluation.trace_page import describe_ending, trace_page
+from tersely.evaluation.trace_record import SegmentView, TraceRecord, append_record, load_records
 from tersely.models import get_model_path
 
 from ...support.commands import refused

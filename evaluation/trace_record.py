@@ -13,12 +13,12 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ...controller.text.tokenizer_adapter import TokenizerAdapter
-from ...controller.trace import Decision, GenerationResult, Span, Usage
-from ...errors import TerselyError
-from ...io import append_line, check_writable
-from ...validation import FrozenModel, format_validation_error, read_lines
-from ..trace_analysis import final_answer
+from ..controller.text.answers import extract_answer, normalize_answer
+from ..controller.text.tokenizer_adapter import TokenizerAdapter
+from ..controller.trace import Decision, GenerationResult, Span, Usage
+from ..errors import TerselyError
+from ..io import append_line, check_writable
+from ..validation import FrozenModel, format_validation_error, read_lines
 
 VERSION: Literal[1] = 1
 SegmentKind = Literal["kept", "forced", "trimmed", "delegated"]
@@ -107,7 +107,7 @@ def _build_run(generation: GenerationResult, codec: TokenizerAdapter | None) -> 
     texts = [] if codec is None else _token_texts(generation, codec)
     entropies = [None if signal is None else signal.entropy for signal in generation.signals] or [None] * len(texts)
     return RunView(
-        answer=final_answer(generation),
+        answer=normalize_answer(extract_answer(generation.answer)),
         tier=generation.tier,
         finish_reason=generation.finish_reason,
         usage=generation.usage,

@@ -1,6 +1,6 @@
 """Acceptance check of the embedded models, and the text of docs/MODEL_CARD.md.
 
-    python -m tersely.evaluation.acceptance MODEL_DIR... --n 1200 --seed S
+    python benchmarks/acceptance.py MODEL_DIR... --n 1200 --seed S
 
 It measures what thinking is worth, per level and effort, on fresh problems. With two models, the small one first, the
 criteria of the pair are checked too.
@@ -9,29 +9,31 @@ criteria of the pair are checked too.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import typer
 
-from ..controller.options import GenerationOptions
-from ..controller.policies.base import Inject, Policy, PolicyView, Wait, Watching
-from ..controller.text.tokenizer_adapter import TokenizerAdapter
-from ..controller.trace import GenerationResult
-from ..controller.types import SamplingParams
-from ..errors import TerselyError
-from ..probes.stats import auroc
-from .cli_utils import BatchSize, Engine, Json, format_table, show_progress
-from .runner import ENGINES, answer_all, load_runner
-from .stats import paired_bootstrap
-from .tasks.questions import TINY, Question, load
-from .tasks.toy_programs import HARD_HALF, LEVELS
-from .trace_analysis import TraceReading, read
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.base import Inject, Policy, PolicyView, Wait, Watching
+from tersely.controller.text.answers import extract_answer, extract_stated_answer, normalize_answer
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import SamplingParams
+from tersely.errors import TerselyError
+from tersely.evaluation.cli_utils import BatchSize, Engine, Json, format_table, show_progress
+from tersely.evaluation.runner import ENGINES, answer_all, load_runner, tokens_until
+from tersely.evaluation.stats import paired_bootstrap
+from tersely.evaluation.tasks.questions import TINY, Question, load
+from tersely.evaluation.tasks.toy_programs import HARD_HALF, LEVELS
+from tersely.probes.stats import auroc
 
 MODES = ("none", "easy", "normal", "hard")
 GREEDY = "normal (greedy)"
@@ -41,10 +43,72 @@ PREDICTION_FACTOR = 4
 """How many times as many problems are used to predict success, because mistakes are few."""
 _OPTIONS = GenerationOptions(preset="off", max_new_tokens=MAX_NEW_TOKENS)
 
+_LINE = re.compile(r"[^\n]+")
+_VERDICT = re.compile(r"\bNow (\d+), before (\d+): (?:the )?(same|different)\b")
+
 Answer = Callable[[Sequence[Question], GenerationOptions], list[GenerationResult]]
 """Answers questions under options, in order: the model under test."""
 Card = dict[str, Any]
 """The measurements of one model."""
+
+
+# -- reading generations -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StatedLine:
+    """An answer stated in the thinking; `end` is the end of its line, in thinking tokens."""
+
+    answer: str
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceReading:
+    """One analysed generation: its normalized final answer ("" for none) and its tokens of thinking.
+
+    `verdicts` say, for each re-check in the embedded models' form, whether it fits the two numbers that it names.
+    """
+
+    final: str
+    tokens: int
+    statements: tuple[StatedLine, ...] = ()
+    verdicts: tuple[bool, ...] = ()
+
+    @property
+    def first(self) -> str:
+        """The first stated answer; the final one if the thinking states none."""
+        return self.statements[0].answer if self.statements else self.final
+
+    @property
+    def after(self) -> int:
+        """Thinking tokens after the answer last changed: after the final one was stated for good."""
+        at = self.tokens
+        for statement in reversed(self.statements):
+            if statement.answer != self.final:
+                break
+            at = statement.end
+        return self.tokens - at
+
+    def changes(self, gold: str) -> tuple[int, int]:
+        """How often a statement corrected a wrong answer, and how often it broke a right one."""
+        right = [s.answer == gold for s in self.statements]
+        pairs = list(pairwise(right))
+        return pairs.count((False, True)), pairs.count((True, False))
+
+
+def read(generation: GenerationResult, codec: TokenizerAdapter) -> TraceReading:
+    """Analyse one generation."""
+    tokens = generation.usage.thinking
+    ids = generation.token_ids[:tokens]
+    text = codec.decode(ids)
+    stated = [(extract_stated_answer(line.group()), line.end()) for line in _LINE.finditer(text)]
+    statements = [StatedLine(answer, tokens_until(ids, codec, end)) for answer, end in stated if answer is not None]
+    verdicts = [(now == before) == (word == "same") for now, before, word in _VERDICT.findall(text)]
+    return TraceReading(normalize_answer(extract_answer(generation.answer)), tokens, tuple(statements), tuple(verdicts))
+
+
+# -- measurements ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

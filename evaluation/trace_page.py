@@ -16,16 +16,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from ...controller.text.answers import normalize_answer
-from ...controller.trace import Decision
-from ...errors import OptionError
-from ...io import check_writable, write
-from ..html_page import is_page_by, make_environment, render_page
-from ..tasks.questions import is_right
-from .record import RunView, SegmentKind, TraceRecord, load_records
+from ..controller.text.answers import normalize_answer
+from ..controller.trace import Decision
+from ..errors import OptionError
+from ..io import check_writable, write
+from .cli_utils import is_page_by, render_page
+from .tasks.questions import is_right
+from .trace_record import RunView, SegmentKind, TraceRecord, load_records
 
 GENERATOR = "tersely view"
-_PACKAGE = "tersely.evaluation.view"
 _TELLING = ("note", "tier", "error")  # actions that change no text
 _ENDINGS: Mapping[str, str] = {"stop": "ended by itself", "length": "cut off at the token limit"}
 _WORD_END = re.compile(r"\s|$")
@@ -106,11 +105,7 @@ class RecordDisplay:
 def trace_page(records: Sequence[TraceRecord], name: str) -> str:
     """Build the page of records; `name` is usually the trace file's name."""
     return render_page(
-        make_environment(_PACKAGE),
-        "view.html",
-        package=_PACKAGE,
-        style="view.css",
-        script="view.js",
+        "view",
         generator=GENERATOR,
         title=name.encode(errors="replace").decode(),  # file names may contain invalid UTF-8
         records=[display_record(record) for record in records],
