@@ -21,8 +21,7 @@ from ...evaluation.runner import batch_seed
 from ...evaluation.trace_analysis import tokens_until
 from ...io import write
 from ..config import AlwaysThinks, Recipe, Section
-from ..memory import ONE_MODEL, ResidentModels
-from ..preflight import CheckedRecipe, check_recipe
+from ..preflight import ONE_MODEL, CheckedRecipe, ResidentModels, check_recipe
 from ..processes import rank0_only
 from ..rewards import NO_THINK, Correctness
 from ..rollouts import GroupRollouts
@@ -195,14 +194,13 @@ def _train(run: TrainingRun[VsrmRecipe]) -> None:
                 f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
             )
             return
-        trainer = run.build_grpo_trainer(
+        run.train_grpo(
             StepRollouts(prober, recipe.rollouts.generations, recipe.seed),
             [correct],
             credit="tokens",
             alarm=recipe.alarm,
             loss_type="dapo",
         )
-        run.run_trainer(trainer)
 
 
 def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:

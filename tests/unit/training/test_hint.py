@@ -19,9 +19,9 @@ from tersely.kernels.quantization.calibration_text import CalibrationText
 from tersely.kernels.quantization.run import quantize_checkpoint
 from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
-from tersely.training.methods.hint import add_hint_tokens, replace_forced_words
+from tersely.training.methods.sft import add_hint_tokens, replace_forced_words
+from tersely.training.offline import SampledTrace
 from tersely.training.sampling import CompletionRequest, RolloutSampler
-from tersely.training.traces import SampledTrace
 from tersely.training.training_run import MODEL, write_model
 
 from ...support.trainings import train
