@@ -156,10 +156,8 @@ def _choose_traces(
     modes, samples = recipe.modes, settings.samples
 
     def is_right(episode: TrainingEpisode) -> bool:
-        row = episode.row
-        if runner.tasks is not None:
-            return runner.tasks[row["id"]].solved_by(episode.answer)
-        return correct.is_right(row["answer"], episode.answer, row["gym_entry"])
+        row, solved = episode.row, runner.judge(episode)
+        return correct.is_right(row["answer"], episode.answer, row["gym_entry"]) if solved is None else solved
 
     def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
         starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]

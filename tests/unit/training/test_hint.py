@@ -15,7 +15,7 @@ from tersely.controller.policies.hint import BrevityHint, find_learned_hint
 from tersely.controller.text.markers import Markers
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
-from tersely.kernels.quantization.calibration_text import CalibrationText
+from tersely.kernels.quantization.calibration import CalibrationText
 from tersely.kernels.quantization.run import quantize_checkpoint
 from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
