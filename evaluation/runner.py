@@ -171,7 +171,7 @@ class AccuracyCheck:
     def _prepare(self, model: Any, tokenizer: Any) -> tuple[Engine, list[Request]]:
         """The engine, and each question in the chat template, or as plain text if there is none."""
         from ..controller.engines.transformers.engine import TransformersEngine
-        from ..kernels.quantization.calibration_text import render_question
+        from ..kernels.quantization.calibration import render_question
 
         templated = getattr(tokenizer, "chat_template", None)
         prompts = [

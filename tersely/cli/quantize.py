@@ -61,7 +61,7 @@ def quantize(
     """
     from ..controller.engines.transformers.engine import load_engine
     from ..evaluation.runner import AccuracyCheck
-    from ..kernels.quantization.calibration_text import CalibrationText
+    from ..kernels.quantization.calibration import CalibrationText
     from ..kernels.quantization.linear import ScaleSearch, Scheme
     from ..kernels.quantization.run import check_out, format_report, quantize_checkpoint
 
