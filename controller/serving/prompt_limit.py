@@ -28,7 +28,8 @@ class PromptLimit:
     async def check(self, messages: Any, rendered: Any, field: str, times: int = 1) -> None:
         """Raise RequestError where messages, and what else is rendered, have more tokens than so many times the limit.
 
-        Both are JSON. Templates add to these texts, so a prompt that passes may still turn out to be too long.
+        Both are JSON. Templates add to these texts, so a prompt that passes may still turn out to be too long; the few
+        that trim white space would leave less of a prompt that is padded with more of it than the model can read.
         """
         if self.limit is None:
             return
@@ -55,10 +56,10 @@ class PromptLimit:
 
 
 def _list_texts(value: Any, names: tuple[str, ...] | None = None, role: str = "", name: str = "") -> Iterator[str]:
-    """The texts of a JSON value, or those of its fields with such names, as short as a template may write them."""
+    """The texts of a JSON value, or those of its fields with such names, without what templates leave out."""
     if isinstance(value, str):
         text = _answer_of(value) if role == "assistant" else value
-        yield _compact(text) if name == "arguments" else text.strip()
+        yield _compact(text) if name == "arguments" else text
     elif isinstance(value, Mapping) and value.get("type") != "reasoning":
         for key, one in value.items():
             if names is None or key in names:
@@ -80,4 +81,4 @@ def _compact(arguments: str) -> str:
     try:
         return json.dumps(json.loads(arguments), ensure_ascii=False, separators=(",", ":"))
     except (ValueError, RecursionError):
-        return arguments.strip()
+        return arguments
