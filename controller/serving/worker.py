@@ -174,12 +174,14 @@ class SessionWorker(RequestWorker):
         super().__init__(limits, metrics, ModelInfo(thinks, tools="tools" in template, context=context))
         self.session = session
         self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
-        self._prompt_limit = PromptLimit(session.engine, limits.prompt)
+        self._prompt_limit = PromptLimit(
+            session.engine.tokenizer, min((size for size in (limits.prompt, context) if size is not None), default=None)
+        )
         self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
 
     async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
         """See `RequestWorker.admit`."""
-        await self._prompt_limit.check(request)
+        await self._prompt_limit.check(request.messages, request.options.tools, request.prompt_field)
         return request if special_tokens else await asyncio.to_thread(self._without_special_tokens, request)
 
     def check(self, rules: RequestRules, of_key: bool = False) -> None:
