@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .... import models
+from ....models import load_tokenizer, resolve_checkpoint
 from ....errors import CapabilityError, ModelError
 from ...types import TOP, Completion, SamplingParams, Signals
 
@@ -96,8 +96,8 @@ def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:
 
 def _load_by_name(name: str) -> Any:
     folder = Path(name).expanduser()
-    path = str(folder) if folder.is_dir() else models.resolve_checkpoint(name)
-    return models.load_tokenizer(name, path)
+    path = str(folder) if folder.is_dir() else resolve_checkpoint(name)
+    return load_tokenizer(name, path)
 
 
 class StreamingTokenizer:
