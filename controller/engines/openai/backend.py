@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ....models import load_tokenizer, resolve_checkpoint
 from ....errors import CapabilityError, ModelError
+from ....models import load_tokenizer as load_files
+from ....models import resolve_checkpoint
 from ...types import TOP, Completion, SamplingParams, Signals
 
 _MAX_TOKENS = 256
@@ -97,7 +98,7 @@ def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:
 def _load_by_name(name: str) -> Any:
     folder = Path(name).expanduser()
     path = str(folder) if folder.is_dir() else resolve_checkpoint(name)
-    return load_tokenizer(name, path)
+    return load_files(name, path)
 
 
 class StreamingTokenizer:
