@@ -15,7 +15,7 @@ from ..controller.api import open_session
 from ..controller.budgets import TIERS
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
-from ..controller.prompts import render
+from ..controller.prompts import count_common, render
 from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
@@ -167,7 +167,7 @@ def _off_is_off(session: Session) -> DoctorCheck:
     theirs = _plain_generate(engine, rendered.ids)
     if mine == theirs:
         return DoctorCheck("off", "ok", f"identical to model.generate over {len(mine)} tokens")
-    same = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+    same = count_common(mine, theirs)
     remedy = "report the model's name; until then compare results with preset off, not with model.generate"
     return DoctorCheck("off", "fail", f"differs from model.generate at token {same}", remedy)
 
