@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
-from .backend import StreamError
+from . import StreamError
 
 if TYPE_CHECKING:
     import httpx

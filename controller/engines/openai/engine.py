@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from ....errors import CapabilityError, ModelError, OptionError
 from ...types import TOP, Capability, Completion, Request, SamplingParams, State, StepInfo, TokenSink
 from ..sequence import WAIT, SequenceState, check_max_new_tokens
-from .backend import Chunk, CompletionBackend, ServerLostError, StreamError
+from . import Chunk, CompletionBackend, ServerLostError, StreamError
 
 _T = TypeVar("_T")
 _CLOSE_TIMEOUT = 5.0  # seconds that streams have to end
