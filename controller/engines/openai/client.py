@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -94,14 +94,10 @@ class OpenAIClient:
     async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return its reply; raises what `stream_events` does."""
         try:
-            async with self._open().stream(method, self.url + path, json=body) as reply:
-                if reply.status_code >= 400:
-                    raise await self._error_from_reply(reply, path)
+            async with self._send(method, path, body) as reply:
                 value = json.loads(await _read(reply, _MAX_REPLY, self.timeout))
         except TimeoutError:
             raise self._timed_out() from None
-        except self._httpx.TransportError as error:
-            raise self._error_from_transport(error) from error
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -117,26 +113,36 @@ class OpenAIClient:
         Raises StreamError for a reason that may be temporary, RefusedError for a request that the server will not
         serve, and ModelError for any other trouble.
         """
-        try:
-            async with self._open().stream("POST", self.url + path, json=body) as reply:
-                if reply.status_code >= 400:
-                    raise await self._error_from_reply(reply, path)
-                async for data in _read_events(reply):
-                    if data.strip() == "[DONE]":
-                        return
-                    event = parse_event(data)
-                    if error := event.get("error"):
-                        status = error.get("code") if isinstance(error, dict) else None
-                        if not isinstance(status, int) or not 400 <= status < 600:
-                            status = 500
-                        raise self._error_from_status(status, path, json.dumps(error))
-                    yield event
-        except self._httpx.TransportError as error:
-            raise self._error_from_transport(error) from error
+        async with self._send("POST", path, body) as reply:
+            async for data in _read_events(reply):
+                if data.strip() == "[DONE]":
+                    return
+                event = parse_event(data)
+                if error := event.get("error"):
+                    status = error.get("code") if isinstance(error, dict) else None
+                    if not isinstance(status, int) or not 400 <= status < 600:
+                        status = 500
+                    raise self._error_from_status(status, path, json.dumps(error))
+                yield event
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.aclose()
+
+    @asynccontextmanager
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """The reply to a request, whose errors are ours; leaving it closes the connection."""
+        try:
+            async with self._open().stream(method, self.url + path, json=body) as reply:
+                if reply.status_code >= 400:
+                    text = await _read(reply, _MAX_ERROR, self.timeout, cut=True)
+                    retry_after = reply.headers.get("retry-after", "")
+                    raise self._error_from_status(reply.status_code, path, text.decode("utf-8", "replace"), retry_after)
+                yield reply
+        except self._httpx.TransportError as error:
+            raise self._error_from_transport(error) from error
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -159,10 +165,6 @@ class OpenAIClient:
         return ModelError(
             f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server", code="server_timeout"
         )
-
-    async def _error_from_reply(self, reply: httpx.Response, path: str) -> Exception:
-        text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
-        return self._error_from_status(reply.status_code, path, text, reply.headers.get("retry-after", ""))
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
         message = _extract_message(text)
