@@ -156,7 +156,7 @@ def test_a_stream_that_breaks_for_good_is_an_error_of_that_request(local: Transf
     broken: set[int] = set()
     with TextServer(local, breaks=lambda number: 3 if number in broken else None).serve() as server:
         engine = connect(server.url, tokenizer=MODEL, api_key="")
-        engine._state = type(engine._state)(engine.backend, engine._state.slots, engine._state.waiter, retries=0)
+        engine.retries = 0
         with served(engine) as gateway:
             broken.update(range(len(server.requests), 10_000))
             error = error_of(gateway.chat(**GREEDY), 502)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ....errors import OptionError
-from ...types import DecodeStep, State, StepHook, StepInfo
+from ...types import State, StepInfo
 from ..sequence import WAIT, CacheEdit, SequenceState
+from .hooks import DecodeStep, StepHook
 from .model_runner import ModelRunner, RaggedRunner
 from .sampler import Sampler
 

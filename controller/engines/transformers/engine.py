@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
 from ....models import load_config, load_or_raise, load_tokenizer
-from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
+from ...types import Capability, Completion, Request, SamplingParams, State, TokenSink
 from ..sequence import check_max_new_tokens
 from .decode import BatchDecoder
-from .hooks import HiddenStates, SignalsHook
+from .hooks import HiddenStates, SignalsHook, StepHook
 from .model_runner import can_be_ragged
 
 

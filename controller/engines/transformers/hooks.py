@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,42 @@ from torch import Tensor, nn
 
 from ....errors import CapabilityError, OptionError
 from ....kernels.signals import logit_signals
-from ...types import TOP, DecodeStep, ForwardModifier, SequenceView, Signals, State, StepHook
+from ...types import TOP, ForwardModifier, Signals, State
+from ..sequence import CacheEdit, SequenceState
+
+
+@dataclass(slots=True)
+class DecodeStep:
+    """One step of the decode loop as hooks see it."""
+
+    logits: Tensor  # [slots, vocabulary], the model's own
+    tokens: Tensor  # [slots], sampled or queued
+    signals: Sequence[Signals | None] | None = None  # by slot, set by a hook
+    state_reader: Callable[[int], Callable[[int], State]] | None = None
+    """By slot, reads a hidden layer; set by a hook."""
+    sampled: Sequence[int] = ()
+    edits: Mapping[int, CacheEdit] = field(default_factory=dict)  # by slot, what watchers asked for
+    hidden_slots: frozenset[int] = frozenset()
+    """Slots whose sampled token is not part of the output (queued for, or in a trial)."""
+
+
+class StepHook:
+    """Follows the decoding of a batch. `slot` is a sequence's place in the batch, which moves up as others end."""
+
+    def start(self, sequences: Sequence[SequenceState]) -> None:
+        """The prompts have been read; these sequences are decoded now, in the order of their slots."""
+
+    def after_sample(self, step: DecodeStep) -> None:
+        """Tokens have been sampled; add to `step` what watchers may read."""
+
+    def after_step(self, step: DecodeStep) -> None:
+        """Watchers have spoken and their edits are known; nothing has been fed yet."""
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Only the sequences in these slots, in rising order, stay in the batch."""
+
+    def finish(self) -> None:
+        """The last sequence has ended."""
 
 
 class SignalsHook(StepHook):
@@ -42,9 +77,9 @@ class StreamerHook(StepHook):
 
     def __init__(self, streamer: Any, pad: int) -> None:
         self.streamer, self.pad = streamer, pad
-        self._sequences: Sequence[SequenceView] = ()
+        self._sequences: Sequence[SequenceState] = ()
 
-    def start(self, sequences: Sequence[SequenceView]) -> None:
+    def start(self, sequences: Sequence[SequenceState]) -> None:
         self._sequences = sequences
 
     def after_step(self, step: DecodeStep) -> None:
@@ -55,8 +90,7 @@ class StreamerHook(StepHook):
             () if slot in step.hidden_slots else (token,) for slot, token in enumerate(step.sampled)
         ]
         for slot, edit in step.edits.items():
-            in_trial = getattr(self._sequences[slot], "trial", False)
-            columns[slot] = (*columns[slot][edit.drop :], *(() if in_trial else edit.add))
+            columns[slot] = (*columns[slot][edit.drop :], *(() if self._sequences[slot].trial else edit.add))
         for place in range(max(map(len, columns))):
             self.streamer.put(torch.tensor([column[place] if place < len(column) else self.pad for column in columns]))
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tersely.cli.app import main
-from tersely.controller import registry
+from tersely.controller import policies
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
 from tersely.models import get_model_path
@@ -286,7 +286,7 @@ def test_methods_of_entry_points_that_cannot_be_found_are_skipped(monkeypatch: p
         modules = {"ours": "tests.support.trainings", "gone": "nowhere.at_all", "lost": "tersely.training.nowhere"}
         return [EntryPoint(name, module, group) for name, module in modules.items()]
 
-    monkeypatch.setattr(registry, "entry_points", points)
+    monkeypatch.setattr(policies, "entry_points", points)
     assert list_methods() == {**METHODS, "ours": "Small training runs of an embedded model, for tests."}
     with pytest.raises(OptionError) as error:
         load_method("gone")

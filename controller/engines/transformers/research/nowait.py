@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .....errors import CapabilityError
 from ....policies.base import BOUND
 from ....text.tokenizer_adapter import get_adapter
-from ....types import BindContext, Capability, ForwardModifier, SequenceModifier, StepHook
-from ..hooks import ModifiedSequence, ModifierHook
+from ....types import BindContext, Capability, ForwardModifier, SequenceModifier
+from ..hooks import ModifiedSequence, ModifierHook, StepHook
 
 WORDS = (
     "wait", "alternatively", "hmm", "but", "however", "alternative", "another", "check", "double-check", "oh", "maybe",

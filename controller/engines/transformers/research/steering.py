@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .....errors import OptionError
 from .....probes.research.steering import Direction
 from ....probe_registry import load_learned
-from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
-from ..hooks import ModifiedSequence, ModifierHook, find_decoder_layers
+from ....types import BindContext, ForwardModifier, SequenceModifier, State
+from ..hooks import ModifiedSequence, ModifierHook, StepHook, find_decoder_layers
 
 AddStates = Callable[[Tensor], Tensor | None]
 """Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""
