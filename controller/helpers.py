@@ -1,10 +1,7 @@
-"""Larger models that write or review parts of another model's thinking.
+"""Larger models that write or review parts of another model's thinking, for the policies of `policies.speculative`.
 
-Speculative Thinking (arXiv 2504.12329) has a larger model write the hard parts. Sirius (arXiv 2409.03856) has a full
-model check what a sparse one wrote, and rewrite it from the first token on that it finds too unlikely. SpecReason
-(arXiv 2504.07891) has a larger model grade each step from 0 to 9. Only text goes from one model to the other, so they
-need not share a tokenizer; drafts are judged with one prefill. The words of the prompt for grades are ours, but what it
-asks for is what the authors' does, and the likeliest digit is the grade, which is their default.
+Only text goes from one model to the other, so they need not share a tokenizer; drafts are judged with one prefill. The
+words of the prompt for grades are ours; the likeliest digit is the grade, as SpecReason (arXiv 2504.07891) has it.
 """
 
 from __future__ import annotations

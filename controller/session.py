@@ -53,13 +53,9 @@ class ResolvedOptions:
 
 
 class Session:
-    """Answers prompts on one engine. Raises MarkerError where the model's markers cannot be found.
+    """Answers prompts on one engine; for the arguments see `api.generate`.
 
-    Args:
-        markers: None finds them.
-        think_prompt: make a model without markers think between <think> and </think>.
-        verifier: answers the policies' questions; None decides by rules only.
-        helper: writes what policies delegate.
+    Raises MarkerError where the model's markers cannot be found. Without a verifier, rules decide.
     """
 
     def __init__(

@@ -2,12 +2,9 @@ r"""Trial answers in the middle of thinking: what the model would answer if it h
 
 As in DEER (arXiv 2504.15895): the beginning of an answer is forced, and the confidence is the geometric mean
 probability of what the model writes greedily into ``\boxed{``. All of it is dropped afterwards. Unless a `TrialPrompt`
-says how to ask, the thinking is closed first.
-
-Collections for probes also record what a policy that closes here would get: an answer in the model's own words, sampled
-like the rest of the output. Where nothing has been worked out yet a model guesses, and how often a sampled guess is
-right differs from whether the most likely one is. Where the greedy answer is all but certain, sampling gives the same
-answer and is skipped, as it would be most of the work of a collection.
+says how to ask, the thinking is closed first. Collections for probes also record an answer in the model's own words,
+sampled like the rest of the output: where nothing has been worked out yet, how often a sampled guess is right differs
+from whether the most likely one is. Where the greedy answer is all but certain, sampling is skipped.
 """
 
 from __future__ import annotations

@@ -119,13 +119,8 @@ class EndpointVerifier:
     """Asks a chat model behind an OpenAI-compatible server, from a thread of its own; implements `Verifier`.
 
     The verdict is read off the 20 likeliest first tokens of the reply where the server reports them, which generates
-    one token; otherwise the reply's first yes or no is the verdict. Verdicts count for `timeout` seconds.
-
-    Args:
-        model: its name there; None takes the server's only one.
-        api_key: None takes it from the environment, "" sends none.
-        min_probability: see `LLMVerifier`.
-        streams: most questions that are asked at the same time.
+    one token; otherwise the reply's first yes or no is the verdict. At most `streams` questions are asked at the same
+    time. For `model` and `api_key` see `connect`, for the rest `LLMVerifier`.
     """
 
     def __init__(

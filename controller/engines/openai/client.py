@@ -43,11 +43,8 @@ class RefusedError(ModelError):
 class OpenAIClient:
     """The server at a base URL, with or without /v1; used in one event loop.
 
+    `api_key` is found by `find_key` if it is None, and "" sends none; the server may be silent for `timeout` seconds.
     Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
-
-    Args:
-        api_key: None takes it from the environment, see `find_key`; "" sends none.
-        timeout: seconds that the server may be silent, or write nothing but comments.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
