@@ -79,7 +79,7 @@ class Session:
     ) -> list[GenerationResult]:
         """Answer all prompts as one batch, in order; `emit` receives text as it is generated."""
         recorder = self._make_recorder(options)
-        requests = self._prepare(prompts, options, () if recorder is None else (recorder.policy(),))
+        requests = self.prepare(prompts, options, () if recorder is None else (recorder.policy(),))
         rows = [BatchRow(self, request, None, emit=emit, number=number) for number, request in enumerate(requests)]
         completions = self.engine.generate([row.request for row in rows], options.sampling, make_sink(rows))
         if emit is not None:
@@ -91,13 +91,25 @@ class Session:
             recorder.keep(prompts, results, [request.controller is not None for request in requests])
         return results
 
-    def prepare(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[PreparedRequest]:
-        """Make prompts ready for the engine.
+    def prepare(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...] = ()
+    ) -> list[PreparedRequest]:
+        """Make prompts ready for the engine; `more` policies follow those of the options.
 
         Raises OptionError for an option that is not accepted, PromptError for a prompt that is empty or too long, and
         CapabilityError where the engine or the session lacks what a policy requires.
         """
-        return self._prepare(prompts, options, ())
+        resolved = self.resolve(options)
+        policies = (*resolved.policies, *more)
+        required = {need for policy in policies for need in policy.requires}
+        required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
+        required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
+        required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
+        self._check(required)
+        builder = RequestBuilder(
+            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
+        )
+        return builder.build(prompts, resolved.tier_probe)
 
     def resolve(self, options: GenerationOptions) -> ResolvedOptions:
         """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
@@ -129,21 +141,6 @@ class Session:
     def finish(self, prepared: PreparedRequest, done: Completion) -> GenerationResult:
         """Make the result of a request from the engine's completion."""
         return build_result(done, prepared, self.codec, self.markers)
-
-    def _prepare(
-        self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...]
-    ) -> list[PreparedRequest]:
-        resolved = self.resolve(options)
-        policies = (*resolved.policies, *more)
-        required = {need for policy in policies for need in policy.requires}
-        required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
-        required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
-        required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
-        self._check(required)
-        builder = RequestBuilder(
-            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
-        )
-        return builder.build(prompts, resolved.tier_probe)
 
     def _check(self, required: set[Capability]) -> None:
         """Raise CapabilityError for what is required and missing; without a verifier, rules verify."""
