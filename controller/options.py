@@ -154,9 +154,11 @@ def make_options(options: GenerationOptions | None = None, **overrides: Any) -> 
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
     check_known("option", overrides, [*OPTION_NAMES, *SAMPLING_OPTIONS])
     options = options or GenerationOptions()
+    for name, value in sampling.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
     if sampling:
-        base = overrides.get("sampling", options.sampling)
-        overrides["sampling"] = replace(base, **{name: _as_number(name, value) for name, value in sampling.items()})
+        overrides["sampling"] = replace(overrides.get("sampling", options.sampling), **sampling)
     try:
         return replace(options, **overrides)
     except ValidationError as error:
@@ -179,12 +181,6 @@ def check_budget(options: GenerationOptions) -> None:
 def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions:
     """The same options with another seed."""
     return replace(options, sampling=replace(options.sampling, seed=seed))
-
-
-def _as_number(name: str, value: object) -> object:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
-    return value
 
 
 FORMAT = 1

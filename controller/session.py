@@ -19,7 +19,7 @@ from .policies import make_policies, make_policy, resolve_modifier
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
 from .request_builder import PreparedRequest, RequestBuilder, distinct_policies
-from .streaming import CancellableWatcher, EventSink, StreamEmitter, TextDeltaEvent
+from .streaming import CancellableWatcher, EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
 from .text.reasoning_parser import ReasoningParser, split_reasoning, truncate_at_stop
 from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
@@ -243,7 +243,7 @@ class BatchRow(CancellableWatcher):
         self.session, self.prepared, self.stops = session, prepared, stops
         self.streams = emit is not None or bool(stops)
         self.request = self.wrap(prepared.request) if is_cancelled or stops else prepared.request
-        self.emitter = StreamEmitter(session.codec, parser, emit or _ignore, prepared.controller, number)
+        self.emitter = StreamEmitter(session.codec, parser, emit or (lambda event: None), prepared.controller, number)
 
     def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
         """Stream what the engine wrote; see `types.TokenSink`."""
@@ -254,10 +254,6 @@ class BatchRow(CancellableWatcher):
         result = self.session.finish(self.prepared, completion)
         answer, stopped = truncate_at_stop(result.answer, self.stops)
         return replace(result, answer=answer, finish_reason="stop") if stopped else result
-
-
-def _ignore(event: TextDeltaEvent) -> None:
-    """Drop new text, of rows that are parsed for their stop strings only."""
 
 
 def make_sink(rows: Sequence[BatchRow]) -> TokenSink | None:

@@ -79,7 +79,8 @@ class TrialDecoder:
         answer = self._read_answer()
         if self.sampling is None or answer.confidence >= CERTAIN:
             return None
-        return self._start_sampling(answer, self.sampling)
+        retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(self.sampling.closing)
+        return Directive(self.sampling.closing, retract=retract, trial=True, sampled=True)
 
     def answer(self) -> TrialAnswer:
         if self._greedy is not None and self.sampling is not None:
@@ -90,10 +91,6 @@ class TrialDecoder:
     def _read_answer(self) -> TrialAnswer:
         confidence = math.exp(fmean(self._log_probabilities))
         return TrialAnswer(read_boxed(self._text), confidence, self.tokens, text=self._text, entropy=self._entropy)
-
-    def _start_sampling(self, answer: TrialAnswer, sampling: SampledTrial) -> Directive:
-        retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(sampling.closing)
-        return Directive(sampling.closing, retract=retract, trial=True, sampled=True)
 
     def _sampled_is_complete(self, token: int) -> bool:
         """Whether the sampled answer has ended, is full, or has said what counts."""

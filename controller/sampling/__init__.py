@@ -10,7 +10,7 @@ from typing import cast
 
 from ...errors import CapabilityError, OptionError, check_known
 from ..controller import Controller, ControllerState
-from ..options import GenerationOptions, with_seed
+from ..options import GenerationOptions
 from ..policies import load_add_ons
 from ..request_builder import PreparedRequest
 from ..session import Session, closed_by_force
@@ -113,10 +113,11 @@ def sample_all(
             "transformers engine, vLLM by `load_async_llm`, or a server that reports them"
         )
     questions = [_Question(prompt, rule, rule.start_vote(k)) for prompt in prompts]
-    batch = 0
+    batch, sampling, seed = 0, options.sampling, options.sampling.seed
     while branches := [(question, branch) for question in questions for branch in question.vote.start_samples()]:
         started = _start_batch(session, options, branches)
-        sampling = with_seed(options, _batch_seed(options.sampling.seed, batch)).sampling
+        if seed is not None and batch:
+            sampling = replace(sampling, seed=random.Random(f"{seed}:{batch}").getrandbits(31))
         completions = session.engine.generate([sample.request for sample in started], sampling)
         session.end_batch([sample.prepared for sample in started])
         for (question, _), sample, completion in zip(branches, started, completions, strict=True):
@@ -206,11 +207,6 @@ def _join(head: Completion, rest: Completion) -> Completion:
         signals=(*head.signals, *rest.signals),
         recomputed=rest.recomputed + len(head.token_ids),
     )
-
-
-def _batch_seed(seed: int | None, batch: int) -> int | None:
-    """The seed of a batch: the caller's for the first, derived ones for the next."""
-    return seed if seed is None or batch == 0 else random.Random(f"{seed}:{batch}").getrandbits(31)
 
 
 class SampleWatcher(CancellableWatcher):

@@ -67,7 +67,11 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
     markers = session.markers
     yield DoctorCheck("markers", "ok", f"{markers.open} ... {markers.close} ({markers.source})")
     off = _off_is_off if wanted.engine == "transformers" else _off_next_to_control
-    checks = {"probes": _probes, "kernels": _kernels, "off": off, "cut": _cut_fires, "hint": _hint_appears}
+
+    def cut(session: Session) -> DoctorCheck:
+        return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
+
+    checks = {"probes": _probes, "kernels": _kernels, "off": off, "cut": cut, "hint": _hint_appears}
     for name, check in checks.items():
         try:
             yield check(session)
@@ -227,10 +231,6 @@ def _hint_appears(session: Session) -> DoctorCheck:
     if not done.trace:
         return DoctorCheck("hint", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
     return DoctorCheck("hint", "fail", "was decided, but is not in the output", "report this with the model's name")
-
-
-def _cut_fires(session: Session) -> DoctorCheck:
-    return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
 
 
 def _judge_cut(done: GenerationResult, close: str) -> DoctorCheck:
