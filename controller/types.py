@@ -226,15 +226,16 @@ class BindContext:
     trials: bool = False  # whether something answers trials of recorded output
 
 
-class SequenceModifier(Protocol):
-    """A `ForwardModifier` at work on one sequence."""
+@dataclass(eq=False, slots=True)
+class SequenceModifier:
+    """A `ForwardModifier` at work on one sequence, whose forward pass it changes while `active()`."""
 
-    @property
-    def modifier(self) -> ForwardModifier:
-        """What made it; the engine installs each modifier of a batch once."""
+    modifier: ForwardModifier
+    active: Callable[[], bool]
 
     def summary(self) -> tuple[str, str] | None:
         """The action and reason for the trace once the sequence has ended; None for nothing."""
+        return None
 
 
 class ForwardModifier(Protocol):

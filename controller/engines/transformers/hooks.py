@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ....errors import CapabilityError, OptionError
 from ....kernels.signals import logit_signals
-from ...types import TOP, ForwardModifier, Signals, State
+from ...types import TOP, Signals, State
 from ..sequence import CacheEdit, SequenceState
 
 
@@ -98,17 +98,6 @@ class StreamerHook(StepHook):
         self.streamer.end()
 
 
-@dataclass(eq=False, slots=True)
-class ModifiedSequence:
-    """One sequence whose forward pass is changed while `active()`; implements `types.SequenceModifier`."""
-
-    modifier: ForwardModifier
-    active: Callable[[], bool]
-
-    def summary(self) -> tuple[str, str] | None:
-        return None
-
-
 class ModifierHook(StepHook):
     """What changes the forward pass of each sequence of a batch, by slot; None for those left alone."""
 
@@ -133,10 +122,10 @@ class HiddenStates(StepHook):
     def __init__(self, model: Any, layers: Collection[int]) -> None:
         self._last: dict[int, Tensor] = {}
         # All or none, so that no hook is left behind.
-        points = {layer: find_decoder_layers(model, layer) for layer in layers}
-        self._handles = [self._hook(point, layer) for layer, point in points.items()]
+        places = {layer: find_decoder_layer(model, layer) for layer in layers}
+        self._handles = [self._hook(*place, layer) for layer, place in places.items()]
 
-    def _hook(self, point: HookPoint, layer: int) -> Any:
+    def _hook(self, place: nn.Module, at_input: bool, layer: int) -> Any:
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             value = output if isinstance(output, Tensor) else output[0]
             self._last[layer] = value[:, -1]
@@ -145,9 +134,9 @@ class HiddenStates(StepHook):
             value = inputs[0] if inputs else named["hidden_states"]
             self._last[layer] = value[:, -1]
 
-        if point.before:
-            return point.module.register_forward_pre_hook(before, with_kwargs=True)
-        return point.module.register_forward_hook(after)
+        if at_input:
+            return place.register_forward_pre_hook(before, with_kwargs=True)
+        return place.register_forward_hook(after)
 
     def after_sample(self, step: DecodeStep) -> None:
         step.state_reader = self.reader
@@ -179,25 +168,18 @@ def find_decoder_blocks(model: Any) -> nn.ModuleList | None:
     return next(lists, None)
 
 
-class HookPoint(NamedTuple):
-    """Where a hidden state appears: the output of a module, or its input."""
-
-    module: nn.Module
-    before: bool = False
-
-
-def find_decoder_layers(model: Any, layer: int) -> HookPoint:
-    """Where the hidden state of a layer appears; raises OptionError, or CapabilityError if it cannot be found."""
+def find_decoder_layer(model: Any, layer: int) -> tuple[nn.Module, bool]:
+    """The module whose output, or (True) input, is a layer's hidden state; raises OptionError or CapabilityError."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     index = layer + count + 1 if layer < 0 else layer
     if not 0 <= index <= count:
         raise OptionError(f"hidden layer {layer} does not exist; accepted: 0 to {count}, or -1 to {-count - 1}")
     if index == count:
-        return HookPoint(model.get_decoder())
+        return model.get_decoder(), False
     blocks = find_decoder_blocks(model)
     if index == 0:
         # Learned positions are added after the embedding's module, so the first block's input is the better place.
-        return HookPoint(model.get_input_embeddings()) if blocks is None else HookPoint(blocks[0], before=True)
+        return (model.get_input_embeddings(), False) if blocks is None else (blocks[0], True)
     if blocks is None:
         raise CapabilityError(f"no list of {count} layers found in {type(model).__name__}; use layer -1")
-    return HookPoint(blocks[index - 1])
+    return blocks[index - 1], False

@@ -24,7 +24,7 @@ from .....probes.research.shortcut import Shortcut
 from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier
 from ...sequence import SequenceState
-from ..hooks import ModifiedSequence, ModifierHook, StepHook, find_decoder_blocks
+from ..hooks import ModifierHook, StepHook, find_decoder_blocks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks compute keys and values as `_fill` does; a test compares them."""
@@ -183,7 +183,7 @@ class DepthShortcut(ForwardModifier):
 
 
 @dataclass(eq=False, slots=True)
-class LeavingSequence(ModifiedSequence):
+class LeavingSequence(SequenceModifier):
     """One sequence whose tokens may leave while `active()`, with the counts of those that left and stayed."""
 
     modifier: DepthShortcut
