@@ -56,9 +56,7 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
         yield _failed("model", error)
         return
     yield DoctorCheck("model", "ok", f"{engine.name} loads")
-    yield _context(engine)
-    yield _capabilities(engine, wanted.engine)
-    yield _template(engine)
+    yield from _facts(engine, wanted.engine)
     try:
         session = open_session(engine, None, wanted.markers, wanted.think_prompt)
     except Exception as error:
@@ -115,31 +113,29 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _context(engine: Engine) -> DoctorCheck:
+def _facts(engine: Engine, kind: str) -> Iterator[DoctorCheck]:
+    """What an engine of this kind says about its model."""
     if engine.context_length is None:
         remedy = "keep prompt and --max-new-tokens within the length that the model was trained for"
-        return DoctorCheck("context", "warn", "the model's context length is unknown", remedy)
-    return DoctorCheck("context", "ok", f"{engine.context_length} tokens")
-
-
-def _capabilities(engine: Engine, kind: str) -> DoctorCheck:
+        yield DoctorCheck("context", "warn", "the model's context length is unknown", remedy)
+    else:
+        yield DoctorCheck("context", "ok", f"{engine.context_length} tokens")
     missing = sorted({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH} - engine.capabilities)
-    has = ", ".join(sorted(engine.capabilities)) or "none"
-    if not missing or kind != "transformers":  # elsewhere it does not depend on the model
-        return DoctorCheck("engine", "ok", f"{kind}: {has}")
-    lacks = f"transformers: {has}; lacks {', '.join(missing)}"
-    remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
-    return DoctorCheck("engine", "warn", lacks, remedy)
-
-
-def _template(engine: Engine) -> DoctorCheck:
+    has = f"{kind}: {', '.join(sorted(engine.capabilities)) or 'none'}"
+    if missing and kind == "transformers":  # elsewhere it does not depend on the model
+        remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
+        yield DoctorCheck("engine", "warn", f"{has}; lacks {', '.join(missing)}", remedy)
+    else:
+        yield DoctorCheck("engine", "ok", has)
     template = getattr(engine.tokenizer, "chat_template", None)
     if not template:
         remedy = "set tokenizer.chat_template and save it, or use a chat model"
-        return DoctorCheck("chat template", "fail", "none", remedy)
-    if "reasoning_effort" in str(template):
-        return DoctorCheck("chat template", "ok", "supports efforts")
-    return DoctorCheck("chat template", "ok", "does not support efforts, so they are written into the prompt")
+        yield DoctorCheck("chat template", "fail", "none", remedy)
+    elif "reasoning_effort" in str(template):
+        yield DoctorCheck("chat template", "ok", "supports efforts")
+    else:
+        what = "does not support efforts, so they are written into the prompt"
+        yield DoctorCheck("chat template", "ok", what)
 
 
 def _probes(session: Session) -> DoctorCheck:
