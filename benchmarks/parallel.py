@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.sampling import SampleResult
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.research.rules import Tree
 from tersely.controller.sampling.rules import AggregationRule, Majority, ShortMofK, VoteFirst
-from tersely.controller.sampling.run import SampleResult
 from tersely.evaluation.runner import batch_seed
 from tersely.evaluation.tasks.questions import is_right, load
 

@@ -39,17 +39,7 @@ class PolicyTask:
     that every request would show.
     """
 
-    __slots__ = (
-        "_on_side_effect",
-        "at",
-        "close_at",
-        "deadline",
-        "generator",
-        "policy",
-        "protected",
-        "rank",
-        "sentence_at",
-    )
+    __slots__ = "_on_side_effect at close_at deadline generator policy protected rank sentence_at".split()
 
     def __init__(self, policy: Policy, view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.policy, self._on_side_effect = policy, on_side_effect

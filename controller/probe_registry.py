@@ -35,12 +35,9 @@ def load_tier_probe(engine: ModelHandle, folder: str | None) -> TierProbe | None
 
 
 def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool | None) -> probe_io.StoredRule:
-    """The readiness probe with its certified threshold.
+    """The readiness probe with its certified threshold, with `trials`, without, or (None) whichever saves more.
 
     Raises ProbeError if there is none for this model, CapabilityError if the engine does not show what it reads.
-
-    Args:
-        trials: with trial answers, without, or (None) whichever saves more; without where the engine cannot drop them.
     """
     if engine is None or Capability.HIDDEN_STATES not in engine.capabilities:
         name = "recorded output" if engine is None else repr(engine.name)

@@ -2,12 +2,9 @@ r"""Trial answers in the middle of thinking: what the model would answer if it h
 
 As in DEER (arXiv 2504.15895): the beginning of an answer is forced, and the confidence is the geometric mean
 probability of what the model writes greedily into ``\boxed{``. All of it is dropped afterwards. Unless a `TrialPrompt`
-says how to ask, the thinking is closed first.
-
-Collections for probes also record what a policy that closes here would get: an answer in the model's own words, sampled
-like the rest of the output. Where nothing has been worked out yet a model guesses, and how often a sampled guess is
-right differs from whether the most likely one is. Where the greedy answer is all but certain, sampling gives the same
-answer and is skipped, as it would be most of the work of a collection.
+says how to ask, the thinking is closed first. Collections for probes also record an answer in the model's own words,
+sampled like the rest of the output: where nothing has been worked out yet, how often a sampled guess is right differs
+from whether the most likely one is. Where the greedy answer is all but certain, sampling is skipped.
 """
 
 from __future__ import annotations
@@ -82,7 +79,8 @@ class TrialDecoder:
         answer = self._read_answer()
         if self.sampling is None or answer.confidence >= CERTAIN:
             return None
-        return self._start_sampling(answer, self.sampling)
+        retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(self.sampling.closing)
+        return Directive(self.sampling.closing, retract=retract, trial=True, sampled=True)
 
     def answer(self) -> TrialAnswer:
         if self._greedy is not None and self.sampling is not None:
@@ -93,10 +91,6 @@ class TrialDecoder:
     def _read_answer(self) -> TrialAnswer:
         confidence = math.exp(fmean(self._log_probabilities))
         return TrialAnswer(read_boxed(self._text), confidence, self.tokens, text=self._text, entropy=self._entropy)
-
-    def _start_sampling(self, answer: TrialAnswer, sampling: SampledTrial) -> Directive:
-        retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(sampling.closing)
-        return Directive(sampling.closing, retract=retract, trial=True, sampled=True)
 
     def _sampled_is_complete(self, token: int) -> bool:
         """Whether the sampled answer has ended, is full, or has said what counts."""

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import copy
 import math
-import queue
 import re
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import InvalidStateError
+from concurrent.futures import InvalidStateError, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -61,47 +61,43 @@ class LLMVerifier:
         self.model = clone_sharing_weights(model)
         self.timeout, self.min_probability, self.batch_size = timeout, min_probability, batch_size
         self._ids = reply_ids(self.tokenizer)
-        self._queue: queue.SimpleQueue[tuple[list[int], VerdictFuture] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="tersely verifier", daemon=True)
-        self._thread.start()
+        self._waiting: deque[tuple[list[int], VerdictFuture]] = deque()
+        self._pool = ThreadPoolExecutor(1, "tersely verifier")
 
     def submit(self, question: Question) -> VerdictFuture:
-        if not self._thread.is_alive():
-            stopped = VerdictFuture()
-            stopped.set_exception(NoVerdictError("the verifier has stopped"))
-            return stopped
         ids = encode_chat(self.tokenizer, format_question(question))
         future = VerdictFuture(len(ids))
-        self._queue.put((ids, future))
+        self._waiting.append((ids, future))
+        try:
+            self._pool.submit(self._judge_waiting)
+        except RuntimeError:  # it was closed
+            self._give_up_waiting()
         return future
 
     def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join(self.timeout)
+        self._pool.shutdown(cancel_futures=True)
+        self._give_up_waiting()
 
-    def _run(self) -> None:
-        while batch := self._next_batch():
-            self._judge(batch)
+    def _give_up_waiting(self) -> None:
+        while self._waiting:
+            _, future = self._waiting.popleft()
+            future.tokens = 0
+            _settle(future, NoVerdictError("the verifier was closed"))
 
-    def _next_batch(self) -> list[tuple[list[int], VerdictFuture]]:
-        """The next questions, at least one; empty once the verifier is closed."""
+    def _judge_waiting(self) -> None:
+        """Judge questions that wait, at most a batch; it is called once for each, so later calls may find none."""
         batch: list[tuple[list[int], VerdictFuture]] = []
-        while not batch or (len(batch) < self.batch_size and not self._queue.empty()):
-            item = self._queue.get()
-            if item is None:
-                for _, future in batch:
-                    _settle(future, NoVerdictError("the verifier was closed"))
-                return []
-            if item[1].done():
-                item[1].tokens = 0  # cancelled before it was read
+        while self._waiting and len(batch) < self.batch_size:
+            ids, future = self._waiting.popleft()
+            if future.done():
+                future.tokens = 0  # cancelled before it was read
             else:
-                batch.append(item)
-        return batch
-
-    def _judge(self, batch: list[tuple[list[int], VerdictFuture]]) -> None:
+                batch.append((ids, future))
+        if not batch:
+            return
         try:
             probabilities = next_token_probs(self.model, [ids for ids, _ in batch], self._ids)
-        except Exception as error:  # a broken verifier must not disturb the sequences that are decoded
+        except BaseException as error:  # a broken verifier must not disturb the sequences that are decoded
             for _, future in batch:
                 _settle(future, error)
             return
@@ -123,13 +119,8 @@ class EndpointVerifier:
     """Asks a chat model behind an OpenAI-compatible server, from a thread of its own; implements `Verifier`.
 
     The verdict is read off the 20 likeliest first tokens of the reply where the server reports them, which generates
-    one token; otherwise the reply's first yes or no is the verdict. Verdicts count for `timeout` seconds.
-
-    Args:
-        model: its name there; None takes the server's only one.
-        api_key: None takes it from the environment, "" sends none.
-        min_probability: see `LLMVerifier`.
-        streams: most questions that are asked at the same time.
+    one token; otherwise the reply's first yes or no is the verdict. At most `streams` questions are asked at the same
+    time. For `model` and `api_key` see `connect`, for the rest `LLMVerifier`.
     """
 
     def __init__(
@@ -224,10 +215,10 @@ def weigh_reply(yes: float, no: float, min_probability: float) -> float | Except
     return NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability")
 
 
-def _settle(future: VerdictFuture, outcome: float | Exception) -> None:
+def _settle(future: VerdictFuture, outcome: float | BaseException) -> None:
     """Set a result or an exception, unless the future was cancelled meanwhile."""
     with contextlib.suppress(InvalidStateError):
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)

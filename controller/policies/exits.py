@@ -31,11 +31,9 @@ EAT_PROMPT = TrialPrompt("", 1, closes=True)
 
 @dataclass(frozen=True, slots=True)
 class BudgetForcing(Policy):
-    """Close the thinking so that it never exceeds `budget.thinking`, the closing itself counted.
+    """Close the thinking so that it never exceeds `budget.thinking`: budget forcing (s1, arXiv 2501.19393; Qwen3, 4.3).
 
     Code and math are cut only where the budget ends; a tool call may take half of the answer's reserve.
-
-    Budget forcing of s1 (arXiv 2501.19393) and the Qwen3 report (4.3).
     """
 
     name: ClassVar[str] = "budget"

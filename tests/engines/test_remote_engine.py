@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.openai.backend import Chunk, ServerLostError, StreamError
+from tersely.controller.engines.openai import Chunk, ServerLostError, StreamError
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.types import (

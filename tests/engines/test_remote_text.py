@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tersely.controller.engines.openai.backend import ServerLostError, StreamingTokenizer
+from tersely.controller.engines.openai import ServerLostError, StreamingTokenizer
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions

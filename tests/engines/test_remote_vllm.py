@@ -14,7 +14,7 @@ from typing import ClassVar
 import pytest
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
-from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai import ServerLostError
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
