@@ -185,7 +185,6 @@ def _scale(rows: Floats, mean: Floats, gain: Floats) -> Floats:
 
 
 def _fit_linear(scaled: Floats, data: _Data, strength: float, hidden: int, seed: int) -> list[Single]:
-    """Fit logistic regression, as two layers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # harmless: the held-out questions decide
         linear = LogisticRegression(C=strength, max_iter=300).fit(scaled, data.codes, data.weights)

@@ -48,7 +48,6 @@ class Device:
 
 
 def _from_data_sheet(name: str, single: float, half: float, bandwidth: float, memory: float, source: str) -> Device:
-    """Build a device from TFLOP/s, GB/s and GB."""
     flops = {"float32": single * 1e12, "bfloat16": half * 1e12, "float16": half * 1e12}
     return Device(name, flops, bandwidth * 1e9, memory * 1e9, source)
 
@@ -88,7 +87,6 @@ def measure_device(compute: str, footprint: float) -> Device:
 
 
 def _time_fastest(call: Callable[[], object], place: str) -> float:
-    """Return the seconds of the fastest call after a warm-up."""
     import torch
 
     seconds = []
@@ -241,7 +239,6 @@ def roofline(
 def _format(
     result: dict[str, Any], device: Device, bounds: Roofline, runtime: RuntimeModel | None, step: StepPrediction | None
 ) -> str:
-    """Format a result for the terminal."""
     batch_size, dtype = result["batch_size"], result["dtype"]
     peak = device.peak(get_storage(dtype).compute) / 1e12
     lines = [

@@ -141,7 +141,6 @@ def _make_report(
 
 
 def _load_parts(plan: SteerPlan) -> dict[str, Sequence[Question]]:
-    """Disjoint questions to sample, to search and to validate on."""
     sizes = {"sample": plan.questions, "dev": plan.dev, "proof": plan.proof}
     pools = load_pools(
         cli.parse_list("--tasks", plan.task, str),

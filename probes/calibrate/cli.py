@@ -121,7 +121,6 @@ def _format_difficulty(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _format_target(name: str, row: Mapping[str, Any]) -> Iterator[str]:
-    """Format the quality of the difficulty probe on one target, compared with its baselines."""
     probe, baselines = row["probe"], {key: row[key]["auroc"] for key in ("length", "words")}
     best = max(baselines, key=lambda key: baselines[key])
     yield (
