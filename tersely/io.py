@@ -1,13 +1,13 @@
-"""Writing and appending whole or not at all."""
+"""Writing and appending whole or not at all, and texts from templates."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -157,3 +157,13 @@ def _lock(file: BinaryIO) -> None:
     except ImportError:  # Windows
         return
     fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def render_text(template: Path, **values: Any) -> str:
+    """Render a template of a text for the terminal, in which the filter `f` formats: `{{ share | f(".1%") }}`."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    filters: dict[str, Callable[..., Any]] = environment.filters
+    filters["f"] = format
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values).strip("\n")
