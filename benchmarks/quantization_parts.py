@@ -23,8 +23,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
-from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
-from tersely.kernels.quantization.calibration_text import tokenize_rows
+from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference, tokenize_rows
 from tersely.kernels.quantization.linear import ScaleSearch
 
 PLAIN = ScaleSearch(ranges=False, compensate=False)

@@ -24,8 +24,13 @@ from transformers import AutoModelForCausalLM
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.kernels.grouped_attention import use_grouped
-from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
-from tersely.kernels.quantization.calibration_text import read_questions, sample_answers, tokenize_rows
+from tersely.kernels.quantization.calibration import (
+    cache_reference,
+    kl_to_reference,
+    read_questions,
+    sample_answers,
+    tokenize_rows,
+)
 from tersely.kernels.quantization.linear import W4A8Linear
 
 

@@ -132,7 +132,7 @@ def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats:
 
 def perplexities(sides: dict[str, VLLMSide], file: Path, rows: int, length: int) -> dict[str, Any]:
     """Perplexities on a text not used for calibration, and the relative increase of the first over the others."""
-    from tersely.kernels.quantization.calibration_text import tokenize_rows
+    from tersely.kernels.quantization.calibration import tokenize_rows
 
     first, *others = sides
     text = tokenize_rows(file, sides[first].llm.get_tokenizer(), rows, length).tolist()
@@ -164,8 +164,12 @@ def accuracies(sides: dict[str, VLLMSide], questions: Sequence[Question], tokens
 
 def divergences(sides: dict[str, TransformersSide], file: Path, rows: int, length: int) -> dict[str, Any]:
     """Divergences of all from the last on its own answers, and the relative increase of the first over the others."""
-    from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
-    from tersely.kernels.quantization.calibration_text import read_questions, sample_answers
+    from tersely.kernels.quantization.calibration import (
+        cache_reference,
+        kl_to_reference,
+        read_questions,
+        sample_answers,
+    )
 
     *others, last = sides
     own = sides[last].engine

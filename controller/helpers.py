@@ -10,7 +10,7 @@ asks for is what the authors' does, and the likeliest digit is the grade, which 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +19,7 @@ import torch
 from transformers import DynamicCache
 
 from .budgets import TIERS, fit_budget
-from .controller import ControllerState
+from .controller import Controller, ControllerState
 from .delegation import HelperError, HelperFuture, HelperRequest, HelperText, PrefixKey
 from .engines.transformers.model_runner import can_be_ragged
 from .options import GenerationOptions
@@ -27,16 +27,14 @@ from .prompts import get_question, render
 from .session import Session
 from .text.markers import MarkerMatcher
 from .text.tokenizer_adapter import TokenFlags
-from .types import KEEP, Directive, Prompt, Request, SamplingParams, StepInfo, Watcher
+from .types import KEEP, Directive, Prompt, Request, SamplingParams, StepInfo
 from .verifiers import encode_chat, next_token_probs
 
 _Pending = tuple[HelperRequest, HelperFuture]
 _STOP = Directive(stop=True)
 _UNLIMITED = 1 << 20
-_BATCH_SIZE = 16
-"""Most drafts that are graded in one forward pass."""
-_MIN_PROBABILITY = 0.1
-"""All digits together must be more likely than this, or the reply is not a grade."""
+_BATCH_SIZE = 16  # most drafts that are graded in one forward pass
+_MIN_PROBABILITY = 0.1  # all digits together must be more likely than this, or the reply is not a grade
 _GRADE = """Question:
 {question}
 
@@ -76,7 +74,6 @@ class EngineHelper:
         self._reviewer: DraftReviewer | None = None
 
     def write(self, request: HelperRequest) -> HelperFuture:
-        """See `Helper.write`."""
         future = HelperFuture(self._write_pending)
         self._pending.append((request, future))
         return future
@@ -145,30 +142,25 @@ class EngineHelper:
 class StopAfter:
     """Ends a sequence after `tokens` tokens, at the end of a thought or of the thinking, or once it is `late`.
 
-    A sequence that `inner` controls ends where `thinking_ended()`.
+    A sequence that has a `controller` ends where that has ended its thinking.
     """
 
     def __init__(
-        self,
-        session: Session,
-        request: HelperRequest,
-        deadline: float,
-        inner: Watcher | None = None,
-        thinking_ended: Callable[[], bool] = lambda: False,
+        self, session: Session, request: HelperRequest, deadline: float, controller: Controller | None = None
     ) -> None:
         self.tokens_left, self.deadline, self.late = request.tokens, deadline, False
         self._codec, self._one_thought = session.codec, request.one_thought
         self._close = MarkerMatcher(session.codec, session.markers.close)
-        self._inner, self._thinking_ended = inner, thinking_ended
+        self._controller = controller
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         self.tokens_left -= 1
         self.late = time.monotonic() > self.deadline
         if self.tokens_left <= 0 or self.late:
             return _STOP
-        if self._inner is not None:
-            return _STOP if self._thinking_ended() else self._inner.observe(token, step)
+        if self._controller is not None:
+            ended = self._controller.state is ControllerState.ANSWER
+            return _STOP if ended else self._controller.observe(token, step)
         thought_ended = self._one_thought and bool(self._codec.flags[token] & TokenFlags.BLANK)
         return _STOP if self._close.completes(token) or thought_ended else KEEP
 
@@ -178,19 +170,11 @@ def make_request(session: Session, request: HelperRequest, deadline: float, pres
     if request.whole:
         limit = request.tokens + TIERS["normal"].reserve
         (prepared,) = session.prepare([request.prompt], GenerationOptions(preset=preset, max_new_tokens=limit))
-        controller = prepared.controller
-        watcher = StopAfter(
-            session,
-            request,
-            deadline,
-            controller,
-            lambda: controller is not None and controller.state is ControllerState.ANSWER,
-        )
+        watcher = StopAfter(session, request, deadline, prepared.controller)
         return replace(prepared.request, watcher=watcher), watcher
     if request.reply:
-        prompt_ids = render(
-            session.engine.tokenizer, request.prompt, fit_budget("none", _UNLIMITED), session.markers
-        ).ids
+        budget = fit_budget("none", _UNLIMITED)
+        prompt_ids = render(session.engine.tokenizer, request.prompt, budget, session.markers).ids
     else:
         (prompt_ids,) = encode_thinking(session, request.prompt, request.thinking)
     limit, context = request.tokens + 1, session.engine.context_length

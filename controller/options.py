@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, TypeAda
 from pydantic import dataclasses as pydantic_dataclasses
 from pydantic.errors import PydanticSchemaGenerationError
 
-from ..errors import OptionError, TerselyError, unknown
+from ..errors import OptionError, TerselyError, check_known
 from ..io import write
 from ..validation import format_validation_error
 from .budgets import STRATEGIES, Budget, Strategy, canonical_effort, fit_budget
@@ -24,8 +24,7 @@ from .policies import get_policy_class, make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
 
-MAX_OUTPUT_TOKENS = 32768
-"""Output tokens where a caller sets no limit and the model's context leaves as many."""
+MAX_OUTPUT_TOKENS = 32768  # output tokens where a caller sets no limit and the model's context leaves as many
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "seed")
 
 
@@ -151,14 +150,9 @@ class OptionsDict(TypedDict, total=False):
 
 
 def make_options(options: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
-    """Build options, or replace some of `options`; takes the keywords of `OptionsDict`.
-
-    Raises OptionError for an unknown option or a value that is not accepted.
-    """
+    """Build options, or replace some, by the keywords of `OptionsDict`; raises OptionError for what is not accepted."""
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
-    for name in overrides:
-        if name not in OPTION_NAMES:
-            raise unknown("option", name, [*OPTION_NAMES, *SAMPLING_OPTIONS])
+    check_known("option", overrides, [*OPTION_NAMES, *SAMPLING_OPTIONS])
     options = options or GenerationOptions()
     if sampling:
         base = overrides.get("sampling", options.sampling)
@@ -208,10 +202,7 @@ class ConfigError(TerselyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TunedConfig:
-    """How to answer; `found` tells people where it comes from and what it was worth there.
-
-    Raises OptionError for what is unknown.
-    """
+    """How to answer; `found` tells where it comes from. Raises OptionError for what is unknown."""
 
     effort: str = "normal"
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by name, in order of precedence
@@ -239,17 +230,13 @@ class TunedConfig:
 def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
     """What tiers mean: a name as it is, changes of tiers as budgets; raises OptionError for an unknown one."""
     if isinstance(described, str):
-        if described not in STRATEGIES:
-            raise unknown("strategy", described, STRATEGIES)
+        check_known("strategy", described, STRATEGIES)
         return described
     made = dict(STRATEGIES["tiers"])
     known = [f.name for f in fields(Budget) if f.name != "tier"]
+    check_known("tier", described, made)
     for tier, changes in described.items():
-        if tier not in made:
-            raise unknown("tier", tier, made)
-        for key in changes:
-            if key not in known:
-                raise unknown(f"field of tier {tier!r}:", key, known)
+        check_known(f"field of tier {tier!r}:", changes, known)
         made[tier] = _make_budget({**asdict(made[tier]), **changes})
     return made
 
@@ -289,9 +276,7 @@ def read_config(path: Path) -> TunedConfig:
             f"{path} is not a configuration of format {FORMAT}; accepted: an object with {', '.join(_KEYS[1:])}, by "
             "hand or of `tersely tune`"
         )
-    for key in about:
-        if key not in _KEYS:
-            raise unknown(f"key in {path}:", key, _KEYS)
+    check_known(f"key in {path}:", about, _KEYS)
     try:
         return TunedConfig(**{key: value for key, value in about.items() if key != "format"})
     except (TypeError, AttributeError) as error:
@@ -299,8 +284,5 @@ def read_config(path: Path) -> TunedConfig:
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """Keyword arguments for `tersely.generate` from a configuration file, as in `generate(m, **load_config("t.json"))`.
-
-    Raises ConfigError, OptionError.
-    """
+    """Keyword arguments for `tersely.generate` from a configuration file; raises ConfigError, OptionError."""
     return read_config(Path(path)).options()

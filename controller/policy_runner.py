@@ -86,7 +86,6 @@ class PolicyTask:
         self.disable(TypeError("a policy must wait between two actions"))
 
     def disable(self, error: Exception) -> None:
-        """Continue without this policy."""
         self._stop()
         self._on_side_effect(self.policy.name, error)
 
@@ -112,10 +111,7 @@ class PolicyTask:
 
 
 class PolicyScheduler:
-    """The policies of one sequence.
-
-    `next_wakeup` is, per boundary kind, the first token count at which any policy must run.
-    """
+    """The policies of one sequence; `next_wakeup` is the first token count, per boundary, at which any must run."""
 
     def __init__(self, policies: Sequence[Policy], view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.tasks = [PolicyTask(policy, view, on_side_effect) for policy in policies]
@@ -133,7 +129,6 @@ class PolicyScheduler:
             self.next_wakeup[boundary] = first
 
     def due(self, tokens: int, boundary: str) -> list[PolicyTask]:
-        """The tasks that run after this many tokens, at this boundary."""
         rank = BOUNDARY_RANK[boundary]
         return [
             task

@@ -68,10 +68,7 @@ def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> Arti
 
 
 def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | None:
-    """The folder of a model's probe: in `folder`, or pretrained; None without a pretrained one.
-
-    Raises ProbeError for a folder without a probe of this kind.
-    """
+    """The folder of a model's probe; None without a pretrained one. Raises ProbeError for a folder without one."""
     if folder is None:
         fingerprint = engine.fingerprint()
         return None if fingerprint is None else find_pretrained(fingerprint, kind)

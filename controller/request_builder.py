@@ -28,8 +28,7 @@ from .verification import Verifier
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
 
-_SEAM = 8
-"""Characters at the end of a question that may share a token with what follows it."""
+_SEAM = 8  # characters at the end of a question that may share a token with what follows it
 
 
 @dataclass(frozen=True, slots=True)

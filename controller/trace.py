@@ -51,7 +51,6 @@ class Usage:
         return self.thinking + self.answer + self.overhead
 
     def as_dict(self) -> dict[str, int]:
-        """All kinds, with the two sums."""
         return {**asdict(self), "overhead": self.overhead, "total": self.total}
 
 

@@ -24,13 +24,10 @@ from .text.tokenizer_adapter import TokenizerAdapter
 from .types import KEEP, Directive
 
 ANSWER_PREFIX = "The answer is \\boxed{"
-MAX_TRIAL_TOKENS = 24
-"""Longest trial answer of a trial without a prompt of its own; a longer one is cut here."""
-CERTAIN = 0.999
-"""From this confidence on, the greedy answer is used as the sampled one."""
+MAX_TRIAL_TOKENS = 24  # longest trial answer of a trial without a prompt of its own; a longer one is cut here
+CERTAIN = 0.999  # from this confidence on, the greedy answer is used as the sampled one
 
-AnswerTrial = Callable[[str, Trial], TrialAnswer]
-"""Answers a trial after the thinking so far."""
+AnswerTrial = Callable[[str, Trial], TrialAnswer]  # answers a trial after the thinking so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,6 @@ class TrialDecoder:
         return self._start_sampling(answer, self.sampling)
 
     def answer(self) -> TrialAnswer:
-        """The result."""
         if self._greedy is not None and self.sampling is not None:
             return replace(self._greedy, sampled=self.sampling.answer_prefix + self._text)
         answer = self._read_answer()
@@ -132,10 +128,7 @@ def read_boxed(text: str) -> str:
 def start_trial(
     codec: TokenizerAdapter, markers: Markers, tail: str, reserve: int, asked: Trial
 ) -> tuple[tuple[int, ...], TrialDecoder]:
-    """Start a trial after a text that ends in `tail`; return the ids that open it, and the trial.
-
-    A sampled answer has at most `reserve` tokens.
-    """
+    """The ids that open a trial after a text that ends in `tail`, and the trial; a sampled answer fits `reserve`."""
     prompt = asked.prompt or TrialPrompt(ANSWER_PREFIX, MAX_TRIAL_TOKENS, closes=True)
     close = f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}" if prompt.closes else ""
     forced = codec.encode(f"{close}{prompt.opening}")

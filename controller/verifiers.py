@@ -66,7 +66,6 @@ class LLMVerifier:
         self._thread.start()
 
     def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
         if not self._thread.is_alive():
             stopped = VerdictFuture()
             stopped.set_exception(NoVerdictError("the verifier has stopped"))
@@ -77,7 +76,6 @@ class LLMVerifier:
         return future
 
     def close(self) -> None:
-        """See `Verifier.close`."""
         self._queue.put(None)
         self._thread.join(self.timeout)
 
@@ -153,7 +151,6 @@ class EndpointVerifier:
         self._thread.start()
 
     def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
         future = VerdictFuture()
         if self._loop.is_closed():
             future.set_exception(NoVerdictError("the verifier has stopped"))
@@ -162,7 +159,6 @@ class EndpointVerifier:
         return future
 
     def close(self) -> None:
-        """See `Verifier.close`."""
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result(self.timeout)
             self._loop.call_soon_threadsafe(self._loop.stop)

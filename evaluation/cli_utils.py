@@ -14,9 +14,8 @@ import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..checkpoint_log import CheckpointLog
 from ..errors import OptionError, unknown
-from ..io import WriteError
+from ..io import CheckpointLog, WriteError
 
 T = TypeVar("T", str, int, float)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..controller.engines import EngineWrapper
 from ..controller.engines.sequence import check_max_new_tokens
-from ..controller.engines.wrapper import EngineWrapper
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
@@ -168,7 +168,7 @@ class AccuracyCheck:
     def _prepare(self, model: Any, tokenizer: Any) -> tuple[Engine, list[Request]]:
         """The engine, and each question in the chat template, or as plain text if there is none."""
         from ..controller.engines.transformers.engine import TransformersEngine
-        from ..kernels.quantization.calibration_text import render_question
+        from ..kernels.quantization.calibration import render_question
 
         templated = getattr(tokenizer, "chat_template", None)
         prompts = [

@@ -13,11 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..checkpoint_log import CheckpointLog
 from ..controller.options import GenerationOptions, TunedConfig
 from ..controller.types import Capability
 from ..errors import OptionError, unknown
-from ..io import check_writable
+from ..io import CheckpointLog, check_writable
 from ..validation import FrozenModel, parse_json, read_text
 from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm

@@ -1,52 +1,117 @@
-"""Training on sampled completions with TRL's SFT and DPO trainers."""
+"""Completions sampled once, graded, kept in a resumable file, and learned by TRL's SFT and DPO trainers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from random import Random
-from typing import Any, ClassVar
-
-from torch import tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..controller.engines.transformers.engine import TransformersEngine
 from .config import Recipe
-from .memory import make_lora_config
-from .traces import PreferencePair, SampledTrace
-from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, WithoutTelemetry
+from .preflight import make_lora_config
+from .processes import resumable_map
+from .rewards import Correctness
+from .rollouts import Row
+from .sampling import FREE, CompletionRequest, RolloutSampler
 from .training_run import Finish, TrainingRun
 
-LOSS_MASK = "loss_mask"  # column of preference pairs: the masks of the chosen and the rejected completion
+if TYPE_CHECKING:
+    from .trainer import TokenDPOTrainer
+
+T = TypeVar("T")
 
 
-class TokenSFTTrainer(WithoutTelemetry, SFTTrainer):  # type: ignore[misc]
-    """SFT on token ids."""
+@dataclass(frozen=True, slots=True)
+class SampledTrace:
+    """A completion to learn, under its own prompt or under that of another tier."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    loss_mask: list[int]  # 1 for each token that counts in the loss
+    right: bool
+    finished: bool  # whether the model ended the completion itself
+
+    @property
+    def length(self) -> int:
+        """Tokens of the completion."""
+        return len(self.ids)
 
 
-class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
-    """Masks the forced tokens of pairs from the loss."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """See TRL."""
-        batch: dict[str, Any] = super().torch_call(examples)
-        for half in (0, 1):  # all chosen, then all rejected completions
-            for row, example in enumerate(examples, half * len(examples)):
-                mask, start = example[LOSS_MASK][half], len(example["prompt_ids"])
-                batch["completion_mask"][row, start : start + len(mask)] = tensor(mask)
-        return batch
+def collect_traces(
+    run: TrainingRun[Recipe], sampler: RolloutSampler, name: str, samples: int, effort: str | None = None
+) -> list[list[SampledTrace]]:
+    """The completions of each question, see `map_samples`; `effort` is the tier to sample in, None for its own."""
+    stored = map_samples(run, sampler, lambda traces: [asdict(one) for one in traces], name, samples, effort=effort)
+    return [[SampledTrace(**values) for values in group] for group in stored]
 
 
-class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
-    """DPO on token ids, since retokenizing could give others, for words in unusual pieces or where a prompt ends."""
+def map_samples(
+    run: TrainingRun[Recipe],
+    sampler: RolloutSampler,
+    keep: Callable[[list[SampledTrace]], T],
+    name: str,
+    samples: int,
+    *,
+    effort: str | None = None,
+    start_mode: str = FREE,
+) -> list[T]:
+    """What `keep` makes of graded completions of each question, resumed from the file `name`.jsonl of the run.
 
-    collator: ClassVar[type[TokenCollator]] = TokenCollator
-    extra_columns: ClassVar[tuple[str, ...]] = (LOSS_MASK,)
+    Traces have the prompt of the question's own tier, so that it can learn what another tier writes. Raises
+    CheckpointLogError if the file belongs to other settings.
+    """
+    rows, seed = run.checked.rows, run.recipe.seed
+    identity = {
+        "fingerprint": sampler.engine.fingerprint(),
+        "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+        "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
+        "samples": samples,
+        "seed": seed,
+        "effort": effort,
+    }
+    with Correctness(run.checked.markers.close) as correct:
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        return dataset
+        def sample(part: Sequence[Row], start: int) -> list[T]:
+            repeated = [row for row in part for _ in range(samples)]
+            requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
+            prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in part}
+            traces = [
+                SampledTrace(
+                    prompt_ids=prompts[row["id"]],
+                    ids=list(rollout.ids),
+                    loss_mask=[int(not forced) for forced in rollout.forced],
+                    right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
+                    finished=rollout.finish_reason == "stop",
+                )
+                for row, rollout in zip(repeated, sampler(requests, seed + start), strict=True)
+            ]
+            return [keep(traces[at : at + samples]) for at in range(0, len(traces), samples)]
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self.extra_columns if name not in self._signature_columns]
+        path, size = run.folder / f"{name}.jsonl", max(1, sampler.settings.batch // samples)
+        progress = f"{name}: {{}}/{len(rows)} questions"
+        return resumable_map(path, identity, rows, size, sample, lambda done: run.log(progress.format(done)))
+
+
+def shortest_right(traces: Sequence[SampledTrace], keep: int) -> list[SampledTrace]:
+    """The shortest right completions of a question that the model ended itself."""
+    return sorted((t for t in traces if t.right and t.finished), key=lambda t: t.length)[:keep]
+
+
+def split_by_mask(trace: SampledTrace) -> list[tuple[int, list[int]]]:
+    """The completion in runs of tokens with the same mask value."""
+    runs = groupby(zip(trace.ids, trace.loss_mask, strict=True), key=lambda pair: pair[1])
+    return [(mask, [token for token, _ in run]) for mask, run in runs]
+
+
+def to_sft(trace: SampledTrace, close: int) -> SampledTrace:
+    """The completion as if the model had done by itself what a controller made it do.
+
+    Forced text that closes the thinking (with the token `close`) is learned; all other, such as hints, is removed.
+    """
+    ids = [token for mask, tokens in split_by_mask(trace) if mask or close in tokens for token in tokens]
+    return replace(trace, ids=ids, loss_mask=[1] * len(ids))
 
 
 def train_sft(
@@ -54,6 +119,8 @@ def train_sft(
 ) -> None:
     """Learn to write these completions, except for masked tokens, and write the model."""
     from datasets import Dataset
+
+    from .trainer import SFTConfig, TokenSFTTrainer
 
     rows = [
         {
@@ -70,10 +137,28 @@ def train_sft(
         args=SFTConfig(**_offline_arguments(run), max_length=None, packing=False),
         train_dataset=Dataset.from_list(schedule_examples(rows, run.recipe)),
         processing_class=engine.tokenizer,
-        peft_config=make_lora_config(run.recipe),
+        peft_config=make_lora_config(run.recipe.optimiser.lora),
         callbacks=run.make_callbacks(),
     )
     run.run_trainer(trainer, finish)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two completions of one question; `level` names what they were compared by."""
+
+    level: str
+    chosen: SampledTrace
+    rejected: SampledTrace
+
+    def to_example(self) -> dict[str, Any]:
+        """The pair in the format of TRL's collator, with the masks of both completions."""
+        return {
+            "prompt_ids": self.chosen.prompt_ids,
+            "chosen_ids": self.chosen.ids,
+            "rejected_ids": self.rejected.ids,
+            "loss_mask": [self.chosen.loss_mask, self.rejected.loss_mask],
+        }
 
 
 def build_dpo_trainer(
@@ -84,40 +169,32 @@ def build_dpo_trainer(
     *,
     beta: float,
     nll_weight: float,
-    trainer_class: type[TokenDPOTrainer] = TokenDPOTrainer,
+    trainer_class: type[TokenDPOTrainer] | None = None,
     **options: Any,
 ) -> TokenDPOTrainer:
-    """Build a DPO trainer on the examples of all steps in order, see `to_dpo_example`.
+    """Build a DPO trainer on the examples of all steps in order, see `PreferencePair.to_example`.
 
     `nll_weight` weighs the negative log-likelihood of the chosen completions, which DPO alone may lower; `options` are
     further arguments of `DPOConfig`.
     """
     from datasets import Dataset
 
-    arguments = {**_offline_arguments(run), **options}
+    from .trainer import DPOConfig, TokenDPOTrainer
+
+    arguments, kind = {**_offline_arguments(run), **options}, trainer_class or TokenDPOTrainer
     if nll_weight:
         arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]}
     # Padding is masked, so any token will do.
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return trainer_class(
+    return kind(
         model=model,
         args=DPOConfig(**arguments, max_length=None, beta=beta),
         train_dataset=Dataset.from_list(list(examples)),
         processing_class=tokenizer,
-        data_collator=trainer_class.collator(pad_token_id=padding),
-        peft_config=make_lora_config(run.recipe),
+        data_collator=kind.collator(pad_token_id=padding),
+        peft_config=make_lora_config(run.recipe.optimiser.lora),
         callbacks=run.make_callbacks(),
     )
-
-
-def to_dpo_example(pair: PreferencePair) -> dict[str, Any]:
-    """A pair in the format of TRL's collator, with its loss masks."""
-    return {
-        "prompt_ids": pair.chosen.prompt_ids,
-        "chosen_ids": pair.chosen.ids,
-        "rejected_ids": pair.rejected.ids,
-        LOSS_MASK: [pair.chosen.loss_mask, pair.rejected.loss_mask],
-    }
 
 
 def schedule_examples(examples: list[Any], recipe: Recipe) -> list[Any]:

@@ -1,77 +1,50 @@
-"""The questions of a training run, and its pre-flight checks: data, chat template, markers, lengths, memory.
+"""Checks of a recipe before any work is done: data, chat template, markers, lengths, adapters, memory.
 
 No weights are loaded; the tokenizer and the configuration of the model are enough.
 """
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ..controller.engines.checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.integrations import get_reporting_integration_callbacks
+
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
-from ..errors import OptionError, PromptError
-from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
+from ..errors import OptionError, PromptError, did_you_mean
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
-from ..evaluation.tasks.questions import Question, load
-from .config import Data, Optimiser, Recipe, RecipeError
-from .memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
+from ..models import load_config, load_tokenizer
+from .config import Lora, Optimiser, Recipe, RecipeError
 from .processes import check_launcher, world_size
+from .rollouts import Row, load_rows, load_tasks
 from .sampling import CompletionRequest, RolloutSampler
 
-Row = dict[str, Any]
-"""A question. Columns: id, prompt (messages), answer, gym_entry (name, seed and index in reasoning-gym), tier, level
-(the kind, for agent tasks). Methods add columns of their own."""
-
-AGENTS = "agents"
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
-def load_tasks(data: Data) -> list[Task] | None:
-    """The tasks named by `agents` or `agents:KIND,KIND`; None for questions without tools. Raises OptionError."""
-    name, _, kinds = data.task.partition(":")
-    if name != AGENTS:
-        return None
-    chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
-    return draw_tasks(data.split, data.seed, data.questions, chosen)
+@dataclass(frozen=True, slots=True)
+class ResidentModels:
+    """The models and heads that a method keeps in memory. With adapters, a reference model costs nothing extra."""
+
+    models: int = 1  # full models in memory while completions are sampled
+    reference: bool = False  # whether the model before training is needed as a reference
+    sequences: int = 1  # per training example; two for a preference pair
+    heads: int = 0  # output heads trained in place of the model's own
+    # the trained part, unless adapters are trained; below heads nothing is saved for the backward pass
+    trained: Literal["model", "embeddings", "heads", "nothing"] = "model"
 
 
-def load_rows(data: Data, model: str = "") -> list[Row]:
-    """One row per question, with efforts assigned in turn, and the system prompt of the model; raises TaskError."""
-    tasks, system = load_tasks(data), None
-    if tasks is None:
-        questions = load(data.task, data.split, data.questions, data.seed)
-    else:
-        system = get_system_prompt(model)
-        questions = [Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind) for task in tasks]
-    head = [] if system is None else [{"role": "system", "content": system}]
-    return [
-        {
-            "id": question.id,
-            "prompt": [*head, {"role": "user", "content": question.problem}],
-            "answer": question.answer,
-            "gym_entry": None if question.drawn is None else asdict(question.drawn),
-            "tier": data.efforts[i % len(data.efforts)],
-            "level": question.kind if question.level is None else question.level,
-        }
-        for i, question in enumerate(questions)
-    ]
-
-
-def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
-    """The rows of all steps, `size` distinct ones each, in shuffled passes; written out, so a resumed run agrees."""
-    rng, order = Random(f"schedule:{seed}"), list(range(len(rows)))
-    usable = len(rows) - len(rows) % size
-    scheduled: list[Row] = []
-    while len(scheduled) < steps * size:
-        rng.shuffle(order)
-        scheduled += [rows[i] for i in order[:usable]]
-    return scheduled[: steps * size]
+ONE_MODEL = ResidentModels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,41 +71,32 @@ def check_recipe(
     _check_environment(recipe)
     agentic = load_tasks(recipe.data) is not None
     if agentic and not tools:
-        raise RecipeError(
-            f"data.task is {recipe.data.task!r}, but method {recipe.method!r} does not train on tasks with tools; "
-            "choose another task or method",
-            code="no_tools",
-        )
-    rows = load_rows(recipe.data, recipe.model)
-    engine = load_meta_engine(recipe.model)
+        message = f"data.task is {recipe.data.task!r}, but method {recipe.method!r} does not train on tasks with tools"
+        raise RecipeError(f"{message}; choose another task or method", code="no_tools")
+    rows, engine = load_rows(recipe.data, recipe.model), load_meta_engine(recipe.model)
     if agentic:
         check_tools(engine)
     markers = None if recipe.markers is None else parse_markers(recipe.markers)
+    offered = TOOL_SCHEMAS if agentic else ()
     sampler = RolloutSampler(
-        engine,
-        recipe.rollouts,
-        markers,
-        no_think_tokens=no_think_tokens,
-        start=start,
-        tools=TOOL_SCHEMAS if agentic else (),
+        engine, recipe.rollouts, markers, no_think_tokens=no_think_tokens, start=start, tools=offered
     )
-    completions = completions or recipe.rollouts.generations
-    optimisers = {"optimiser": recipe.optimiser, **(stages or {})}
-    dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
     try:
         longest = max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
     except (PromptError, OptionError) as error:
         raise RecipeError(str(error), code=error.code) from None
+    completions = completions or recipe.rollouts.generations
+    optimisers = {"optimiser": recipe.optimiser, **(stages or {})}
     problems = list(_check_questions(recipe, sampler, rows, longest, no_think_tokens))
-    for key, settings in optimisers.items():
-        if resident.trained != "nothing":
+    if resident.trained != "nothing":
+        for key, settings in optimisers.items():
             size = recipe.rollouts.prompts * (completions if settings is recipe.optimiser else 1)
-            problems += _check_optimiser(recipe, key, settings, size, dtype)
+            problems += _check_optimiser(recipe, key, settings, size, engine.model.dtype)
     if problems:
         raise RecipeError("; ".join(problems), code="inconsistent_recipe")
-    longest += recipe.rollouts.max_new_tokens
+    total = longest + recipe.rollouts.max_new_tokens
     all_stages = [recipe.model_copy(update={"optimiser": settings}) for settings in optimisers.values()]
-    estimates = [estimate_memory(engine.model, stage, longest, resident) for stage in all_stages]
+    estimates = [estimate_memory(engine.model, stage, total, resident) for stage in all_stages]
     passes = recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
     content = step_content or f"questions with {completions} completions each, {passes:.3g} passes over the questions"
     findings = _describe(recipe, sampler, rows, longest, content, max(estimates, key=lambda each: each.total))
@@ -151,8 +115,8 @@ def _describe(
         f"{', '.join(dict.fromkeys(recipe.data.efforts))}",
         f"template: thinking is {opened}; the first token of a completion decides whether it thinks, "
         f"{sampler.session.markers.close!r} closes the thinking{tools}",
-        f"lengths: prompts up to {longest - settings.max_new_tokens} tokens, completions up to "
-        f"{settings.max_new_tokens}, context {sampler.engine.context_length or 'unlimited'}",
+        f"lengths: prompts up to {longest} tokens, completions up to {settings.max_new_tokens}, context "
+        f"{sampler.engine.context_length or 'unlimited'}",
         f"steps: {recipe.optimiser.steps} of {settings.prompts} {content}",
         f"memory: {memory}" + ("" if settings.engine == "transformers" else ", plus vLLM's own besides its weights"),
     ]
@@ -165,7 +129,12 @@ def _check_environment(recipe: Recipe) -> None:
             f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`", code="missing_library"
         )
     check_launcher(recipe.rollouts.engine, recipe.optimiser.autocast)
-    check_trackers(recipe.saving.report_to)
+    trackers = list(recipe.saving.report_to)
+    try:
+        for tracker in get_reporting_integration_callbacks(trackers):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"saving.report_to is {', '.join(trackers)}: {error}", code="unusable_tracker") from None
     if recipe.rollouts.engine == "vllm":
         from .vllm_sampler import check_arguments
 
@@ -182,43 +151,29 @@ def check_frozen(recipe: Recipe) -> None:
         )
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that transformers does not know, or that are not installed; raises RecipeError."""
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        for tracker in get_reporting_integration_callbacks(list(names)):
-            tracker()
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"saving.report_to is {', '.join(names)}: {error}", code="unusable_tracker") from None
-
-
 def load_meta_engine(name: str) -> TransformersEngine:
     """The engine of a model without its weights, for prompts, markers and shapes."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    path = resolve_checkpoint(name)
-    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(path))
-    check_causal(name, config)
-    check_tokenizer(name, Path(path))
-    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path))
+    path, config = load_config(name)
+    tokenizer = load_tokenizer(name, path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return TransformersEngine(model, tokenizer, name)
 
 
-def _check_optimiser(recipe: Recipe, key: str, settings: Optimiser, completions: int, dtype: Any) -> Iterator[str]:
+def _check_optimiser(
+    recipe: Recipe, key: str, settings: Optimiser, completions: int, model_dtype: Any
+) -> Iterator[str]:
     if completions % (settings.micro_batch * world_size()):
         each = f" in each of {world_size()} processes" if world_size() > 1 else ""
         yield (
             f"a step has {completions} completions, which is not a multiple of {key}.micro_batch, "
             f"{settings.micro_batch}{each}; choose one that divides it"
         )
-    if settings.lora is None and str(dtype) in ("torch.bfloat16", "torch.float16"):
+    dtype = (str(model_dtype) if recipe.optimiser.dtype == "auto" else recipe.optimiser.dtype).removeprefix("torch.")
+    if settings.lora is None and dtype in ("bfloat16", "float16"):
         yield (
-            f"all weights would be trained in {str(dtype).removeprefix('torch.')}, which rounds small updates away; "
-            f"set optimiser.dtype to float32, and {key}.autocast to true for speed, or train adapters ({key}.lora)"
+            f"all weights would be trained in {dtype}, which rounds small updates away; set optimiser.dtype to "
+            f"float32, and {key}.autocast to true for speed, or train adapters ({key}.lora)"
         )
     if settings is recipe.optimiser:
         # The completions of a question are compared, so one process has them all.
@@ -234,11 +189,11 @@ def _check_optimiser(recipe: Recipe, key: str, settings: Optimiser, completions:
 def _check_questions(
     recipe: Recipe, sampler: RolloutSampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
 ) -> Iterator[str]:
-    if len(rows) < recipe.rollouts.prompts:
-        yield f"there are {len(rows)} questions, but a step needs {recipe.rollouts.prompts}; lower rollouts.prompts"
+    rollouts, context = recipe.rollouts, sampler.engine.context_length
+    if len(rows) < rollouts.prompts:
+        yield f"there are {len(rows)} questions, but a step needs {rollouts.prompts}; lower rollouts.prompts"
     if empty := [row["id"] for row in rows if not row["answer"].strip() and row["gym_entry"] is None]:
         yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; add answers or remove them"
-    rollouts, context = recipe.rollouts, sampler.engine.context_length
     if context is not None and longest + rollouts.max_new_tokens > context:
         yield (
             f"the longest prompt has {longest} tokens and rollouts.max_new_tokens is {rollouts.max_new_tokens}, more "
@@ -251,8 +206,116 @@ def _check_questions(
             f"rollouts.answer_reserve, {reserve}: completions would end without an answer; raise it to "
             f"{budget + reserve}"
         )
-    codec = sampler.session.codec
-    answer = max(len(codec.encode(row["answer"])) for row in rows)
+    answer = max(len(sampler.session.codec.encode(row["answer"])) for row in rows)
     limit = min(reserve, no_think_tokens or reserve)
     if answer >= limit:
         yield f"the longest gold answer has {answer} tokens, answers may have {limit}; raise rollouts.answer_reserve"
+
+
+def make_lora_config(lora: Lora | None, target: str | list[str] | None = None) -> LoraConfig | None:
+    """The PEFT configuration of an adapter, perhaps for other targets than its own; None without an adapter."""
+    if lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_parse_targets(lora) if target is None else target,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _parse_targets(lora: Lora) -> str | list[str]:
+    """Targets for PEFT, which matches a string against full names; a single word becomes a list of one name."""
+    if not isinstance(lora.targets, str):
+        return list(lora.targets)
+    return [lora.targets] if lora.targets.isidentifier() else lora.targets
+
+
+def count_adapter_parameters(model: Any, lora: Lora) -> int:
+    """Parameters that PEFT would add to a model, perhaps on the meta device; raises RecipeError for wrong targets."""
+    from peft import get_peft_model
+
+    # The method that `tersely quantize` writes into a checkpoint.
+    if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == "tersely_w4a8":
+        raise RecipeError(
+            "optimiser.lora needs plain linear layers, but this model is quantized; train it before quantizing",
+            code="quantized_model",
+        )
+    targets, count = _parse_targets(lora), 0
+    # One by one, because PEFT silently ignores those of several that match nothing.
+    for target in [targets] if isinstance(targets, str) else [[name] for name in targets] or [[]]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are shown when training starts
+                adapted = get_peft_model(deepcopy(model), make_lora_config(lora, target))
+        except (re.error, ValueError) as error:
+            ends = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
+            raise RecipeError(
+                f"optimiser.lora.targets is {target!r}, which is not a valid expression, or matches no layers, or some "
+                f"that cannot have adapters ({error}); {did_you_mean(''.join(target), ['all-linear', *ends])}",
+                code="invalid_lora_targets",
+            ) from None
+        count += sum(part.numel() for name, part in adapted.named_parameters() if "lora_" in name)
+    return count
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes by purpose."""
+
+    weights: float
+    training: float
+    activations: float
+    cache: float
+
+    @property
+    def total(self) -> float:
+        """Peak memory. Sampling and training alternate, so only the larger of cache and activations counts."""
+        return self.weights + self.training + max(self.activations, self.cache)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / 2**30:.2g}" for name, size in self._asdict().items())
+        return f"about {self.total / 2**30:.2g} GiB ({parts})"
+
+
+_ADAM_STATES = 2
+_SAVED_HIDDEN, _SAVED_MLP, _SAVED_CHECKPOINTED = 12, 4, 2
+"""Numbers saved for the backward pass, per token and layer: multiples of the hidden size and of the MLP's inner size.
+With activation checkpointing, only a layer's input and output are saved."""
+_SAVED_BYTES = {2: 3, 4: 4}
+"""Bytes of a saved number by those of a weight: adapters, norms and autocast keep copies in the other precision."""
+
+
+def estimate_memory(model: Any, recipe: Recipe, longest: int, resident: ResidentModels = ONE_MODEL) -> MemoryEstimate:
+    """Estimate the memory of a recipe on a model, perhaps on the meta device; of vLLM only the weights are counted.
+
+    `longest` is in tokens, of a prompt with its completion.
+    """
+    config, optimiser = model.config.get_text_config(decoder=True), recipe.optimiser
+    plain = sum(weight.numel() for weight in model.parameters())
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    size = {"auto": table.element_size(), "float32": 4, "bfloat16": 2}[optimiser.dtype]  # of a weight
+    heads = resident.heads * head.numel()
+    with_heads = plain + heads - (head.numel() if heads and head is not table else 0)
+    sizes = {"model": with_heads, "embeddings": table.numel(), "heads": heads, "nothing": 0}
+    lora = optimiser.lora
+    trained = sizes[resident.trained] if lora is None else count_adapter_parameters(model, lora)
+    own_engine = recipe.rollouts.engine == "transformers"
+    more_models = max(resident.models - 1, int(resident.reference and lora is None)) + (not own_engine)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    one_layer = _SAVED_HIDDEN * config.hidden_size + _SAVED_MLP * config.intermediate_size
+    saved = _SAVED_CHECKPOINTED * config.hidden_size if optimiser.checkpoint_activations else one_layer
+    layers = 0 if resident.trained == "heads" else config.num_hidden_layers
+    tokens = optimiser.micro_batch * resident.sequences * longest
+    cached = 2 * kv_heads * head_dim * config.num_hidden_layers
+    # With several processes, each holds the gradients a second time, in its communication buffers.
+    copies = 1 + _ADAM_STATES + (world_size() > 1)
+    return MemoryEstimate(
+        weights=(with_heads + more_models * plain) * size,
+        training=trained * copies * (size if lora is None else 4),
+        activations=tokens * (saved * layers + one_layer) * _SAVED_BYTES.get(size, size),
+        cache=recipe.rollouts.batch * longest * cached * size if own_engine else 0,
+    )

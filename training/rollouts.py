@@ -1,12 +1,17 @@
-"""Rollouts for TRL's GRPOTrainer, with a loss mask, and the statistics that are logged about them."""
+"""The questions of a training run, rollouts for TRL's GRPOTrainer, and the statistics that are logged about them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from random import Random
 from statistics import fmean
 from typing import Any
 
+from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
 from ..evaluation.runner import batch_seed
+from ..evaluation.tasks.questions import Question, load
+from .config import Data
 from .rewards import AGENTIC, NO_THINK, THINK
 from .sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
@@ -17,6 +22,51 @@ COLUMNS = (
 """Fields of `Rollout` that rewards and statistics get as columns."""
 
 Columns = Mapping[str, Any]
+Row = dict[str, Any]
+"""A question. Columns: id, prompt (messages), answer, gym_entry (name, seed and index in reasoning-gym), tier, level
+(the kind, for agent tasks). Methods add columns of their own."""
+
+
+def load_tasks(data: Data) -> list[Task] | None:
+    """The tasks named by `agents` or `agents:KIND,KIND`; None for questions without tools. Raises OptionError."""
+    name, _, kinds = data.task.partition(":")
+    if name != "agents":
+        return None
+    chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
+    return draw_tasks(data.split, data.seed, data.questions, chosen)
+
+
+def load_rows(data: Data, model: str = "") -> list[Row]:
+    """One row per question, with efforts assigned in turn, and the system prompt of the model; raises TaskError."""
+    tasks, system = load_tasks(data), None
+    if tasks is None:
+        questions = load(data.task, data.split, data.questions, data.seed)
+    else:
+        system = get_system_prompt(model)
+        questions = [Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind) for task in tasks]
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return [
+        {
+            "id": question.id,
+            "prompt": [*head, {"role": "user", "content": question.problem}],
+            "answer": question.answer,
+            "gym_entry": None if question.drawn is None else asdict(question.drawn),
+            "tier": data.efforts[i % len(data.efforts)],
+            "level": question.kind if question.level is None else question.level,
+        }
+        for i, question in enumerate(questions)
+    ]
+
+
+def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
+    """The rows of all steps, `size` distinct ones each, in shuffled passes; written out, so a resumed run agrees."""
+    rng, order = Random(f"schedule:{seed}"), list(range(len(rows)))
+    usable = len(rows) - len(rows) % size
+    scheduled: list[Row] = []
+    while len(scheduled) < steps * size:
+        rng.shuffle(order)
+        scheduled += [rows[i] for i in order[:usable]]
+    return scheduled[: steps * size]
 
 
 class GroupRollouts:
@@ -80,23 +130,21 @@ def rollout_statistics(rows: Sequence[Columns], empty_tokens: int) -> dict[str, 
     Forced completions do not show how often the policy would choose their mode; weighted by the probability of the
     first token, they do. `rows` have the columns of a completion and `right`.
     """
-    stats: dict[str, float] = {"unfinished": _mean(rows, lambda r: r["finish_reason"] == "length")}
+    stats = {"unfinished": _mean(rows, lambda r: r["finish_reason"] == "length")}
     for mode in (THINK, NO_THINK, AGENTIC):
-        of_mode = [row for row in rows if row["mode"] == mode and row["weight"]]
-        if of_mode:
-            stats[f"modes/{mode}/accuracy"] = _mean(of_mode, lambda r: r["right"])
+        if of_mode := [row for row in rows if row["mode"] == mode and row["weight"]]:
+            stats[f"modes/{mode}/accuracy"] = _mean(of_mode, _right)
             stats[f"modes/{mode}/tokens"] = _mean(of_mode, _tokens)
             if mode == THINK:
                 stats["modes/think/empty"] = _mean(of_mode, lambda r: r["thinking_tokens"] < empty_tokens)
-    stats["policy/no_think"] = _mean(rows, lambda r: r["p_no_think"])
-    stats["policy/accuracy"] = policy_mean(rows, lambda r: float(r["right"]))
-    stats["policy/tokens"] = policy_mean(rows, _tokens)
+    groups = {"policy": rows}
     for kind in ("tier", "level"):
         for value in sorted({row[kind] for row in rows if row.get(kind) is not None}):
-            part = [row for row in rows if row[kind] == value]
-            stats[f"{kind}/{value}/accuracy"] = policy_mean(part, lambda r: float(r["right"]))
-            stats[f"{kind}/{value}/tokens"] = policy_mean(part, _tokens)
-            stats[f"{kind}/{value}/no_think"] = _mean(part, lambda r: r["p_no_think"])
+            groups[f"{kind}/{value}"] = [row for row in rows if row[kind] == value]
+    for name, group in groups.items():
+        stats[f"{name}/accuracy"] = policy_mean(group, _right)
+        stats[f"{name}/tokens"] = policy_mean(group, _tokens)
+        stats[f"{name}/no_think"] = _mean(group, lambda r: r["p_no_think"])
     return stats
 
 
@@ -113,11 +161,15 @@ def policy_mean(rows: Sequence[Columns], value: Callable[[Columns], float]) -> f
 
 def _question_mean(rows: Sequence[Columns], value: Callable[[Columns], float]) -> float:
     free = [row for row in rows if row["start_mode"] == FREE]
-    forced = {mode: [row for row in rows if row["start_mode"] == mode] for mode in (THINK, NO_THINK)}
-    if free or not all(forced.values()):
-        return fmean(map(value, free or rows))
-    p_no_think = fmean(row["p_no_think"] for row in rows)
-    return (1 - p_no_think) * fmean(map(value, forced[THINK])) + p_no_think * fmean(map(value, forced[NO_THINK]))
+    think, no_think = ([row for row in rows if row["start_mode"] == mode] for mode in (THINK, NO_THINK))
+    if free or not think or not no_think:
+        return _mean(free or rows, value)
+    share = fmean(row["p_no_think"] for row in rows)
+    return (1 - share) * _mean(think, value) + share * _mean(no_think, value)
+
+
+def _right(row: Columns) -> float:
+    return float(row["right"])
 
 
 def _tokens(row: Columns) -> float:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..io import write
-from .callbacks import list_good_checkpoints, prune_checkpoints
 from .config import CHANGEABLE, Recipe, RecipeError, read_recipe
 from .methods import Method, load_method
 from .processes import is_rank0, rank0_only, shutdown
-from .training_run import ADAPTER, MODEL, TrainingRun
+from .training_run import ADAPTER, MODEL, TrainingRun, list_good_checkpoints, prune_checkpoints
 
 RECIPE = "recipe.json"
 _DTYPE = "optimiser.dtype"

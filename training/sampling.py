@@ -1,4 +1,4 @@
-"""Sampling of completions for training: through the controller, with the first token sampled or forced.
+"""Sampling of completions for training, through the controller, with the first token sampled or forced.
 
 The prompt opens the thinking, so the first token of a completion decides between thinking and answering at once.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..controller.budgets import canonical_effort
 from ..controller.controller import ControllerState
@@ -112,7 +113,6 @@ class RolloutSampler:
         no_think_tokens: int | None = None,  # limit of completions forced not to think
         tools: Sequence[Tool] = (),
     ) -> None:
-        """Prepare a sampler; `tools` are described in the prompts."""
         self.engine, self.settings, self.share = engine, settings, share
         self._vllm: VllmSampler | None = None
         self.session = Session(engine, markers)
@@ -125,10 +125,10 @@ class RolloutSampler:
     def __call__(self, requests: Sequence[CompletionRequest], seed: int) -> list[Rollout]:
         """Complete all prompts, `settings.batch` at a time."""
         rollouts: list[Rollout] = []
-        size = self.settings.batch
         with plain_sampling(self.engine.model):
-            for number, at in enumerate(range(0, len(requests), size)):
-                rollouts += self._sample_batch(requests[at : at + size], batch_seed("rollouts", seed, number))
+            for number, at in enumerate(range(0, len(requests), self.settings.batch)):
+                part = requests[at : at + self.settings.batch]
+                rollouts += self._sample_batch(part, batch_seed("rollouts", seed, number))
         return rollouts
 
     def sampling(self, seed: int) -> SamplingParams:
@@ -161,13 +161,12 @@ class RolloutSampler:
 
     def prepare(self, requests: Sequence[CompletionRequest]) -> list[PreparedRequest]:
         """Render the prompts, in order; each tier has its own options."""
-        prepared: dict[int, PreparedRequest] = {}
+        rows: dict[str, Iterator[PreparedRequest]] = {}
         for effort in dict.fromkeys(request.effort for request in requests):
-            indices = [i for i, request in enumerate(requests) if request.effort == effort]
             options = replace(self._options, effort=canonical_effort(effort))
-            rows = self.session.prepare([requests[i].prompt for i in indices], options)
-            prepared.update(zip(indices, rows, strict=True))
-        return [prepared[i] for i in range(len(requests))]
+            prompts = [request.prompt for request in requests if request.effort == effort]
+            rows[effort] = iter(self.session.prepare(prompts, options))
+        return [next(rows[request.effort]) for request in requests]
 
     def _sample_batch(self, requests: Sequence[CompletionRequest], seed: int) -> list[Rollout]:
         rows = self.prepare(requests)
@@ -221,18 +220,13 @@ class RolloutSampler:
     @torch.no_grad()
     def _first_token_logprobs(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """Log-probabilities of the first token, [rows, vocabulary], at the sampling temperature."""
-        distinct = list(dict.fromkeys(prompts))
-        width = max(map(len, distinct))
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct])
-        device, positions = self.engine.model.device, (mask.cumsum(1) - 1).clamp(min=0)
-        logits = self.engine.model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            logits_to_keep=1,
-        ).logits[:, -1]
-        logprobs = torch.log_softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
+        distinct, model = list(dict.fromkeys(prompts)), self.engine.model
+        rows = [torch.tensor(prompt, device=model.device) for prompt in distinct]
+        ids = pad_sequence(rows, batch_first=True, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+        logprobs = torch.log_softmax(output.logits[:, -1].float() / self.settings.temperature, dim=-1).cpu()
         if not bool(logprobs.isfinite().all()):
             raise DivergedError(
                 "the model's probabilities are not finite: training has diverged; resume from the last good "
@@ -245,9 +239,8 @@ class RolloutSampler:
         self, requests: Sequence[CompletionRequest], logprobs: Tensor, generator: torch.Generator
     ) -> list[tuple[int | None, float | None]]:
         """The first token of each completion and the log-probability it is drawn with; None if left to the engine."""
-        thinking = logprobs.clone()
-        thinking[:, [self.close, self.end]] = -math.inf
-        thinking = torch.log_softmax(thinking, dim=-1)
+        allowed = logprobs.index_fill(1, torch.tensor([self.close, self.end]), -math.inf)
+        thinking = torch.log_softmax(allowed, dim=-1)
         sampled = torch.multinomial(thinking.exp(), 1, generator=generator)[:, 0].tolist()
         firsts: list[tuple[int | None, float | None]] = []
         for row, request in enumerate(requests):

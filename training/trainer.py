@@ -1,19 +1,18 @@
-"""TRL's GRPOTrainer with other advantages, first tokens not drawn from the policy, and statistics by mode and tier.
+"""TRL's trainers, adapted: GRPO with other advantages, forced first tokens and statistics, and SFT and DPO on tokens.
 
-It overrides methods that TRL may change; `tests/integrations/test_trl_trainer.py` notices when one does.
+They override methods that TRL may change; `tests/integrations/` notices when one does.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from .callbacks import CollapseAlarm
 from .rollouts import rollout_statistics
 
 with warnings.catch_warnings():
@@ -21,17 +20,7 @@ with warnings.catch_warnings():
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-__all__ = [
-    "AdaptiveTrainer",
-    "Credit",
-    "DPOConfig",
-    "DPOTrainer",
-    "DataCollatorForPreference",
-    "GRPOConfig",
-    "SFTConfig",
-    "SFTTrainer",
-    "WithoutTelemetry",
-]
+__all__ = ["AdaptiveTrainer", "DPOConfig", "GRPOConfig", "SFTConfig", "TokenDPOTrainer", "TokenSFTTrainer"]
 
 Credit = Literal["group", "reward", "tokens"]
 """Advantages: rewards relative to their group, plain rewards, or the return of each token."""
@@ -45,14 +34,14 @@ class WithoutTelemetry:
 
 
 class AdaptiveTrainer(WithoutTelemetry, GRPOTrainer):  # type: ignore[misc]
-    """See the module. One of the reward functions has to be `correctness`."""
+    """GRPO on the completions of a `GroupRollouts`. One of the reward functions has to be `correctness`."""
 
     _buffered_inputs: Any
 
-    def __init__(self, *args: Any, credit: Credit, alarm: CollapseAlarm, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, credit: Credit = "group", empty_tokens: int, **kwargs: Any) -> None:
+        """`empty_tokens`: thinking with fewer tokens is logged as empty."""
         super().__init__(*args, **kwargs)
-        self.credit, self.alarm = credit, alarm
-        self.add_callback(alarm)
+        self.credit, self.empty_tokens = credit, empty_tokens
         self.rollout_inputs: list[dict[str, Any]] = []
         self._rewards: Tensor | None = None
         self._loss_inputs: dict[str, Any] | None = None  # of the current loss, while it has no old log-probabilities
@@ -83,7 +72,7 @@ class AdaptiveTrainer(WithoutTelemetry, GRPOTrainer):  # type: ignore[misc]
         self._rewards = rewards
         right = self._local(rewards)[:, self.reward_func_names.index("correctness")].tolist()
         rows = [{**row, "right": value} for row, value in zip(inputs, right, strict=True)]
-        for name, value in rollout_statistics(gather_object(rows), self.alarm.settings.empty_tokens).items():
+        for name, value in rollout_statistics(gather_object(rows), self.empty_tokens).items():
             self._log_metric(name, value)
         # TRL leaves NaN out of the mean of a group, where completions of weight 0 have no part either.
         rewards[unweighted] = torch.nan
@@ -179,3 +168,34 @@ def _sort_by_length(batches: Sequence[dict[str, Any]], size: int) -> Iterator[di
             if value.ndim == 2 and value.size(1) == width and not key.startswith("prompt"):
                 part[key] = value[:, :longest]
         yield part
+
+
+class TokenSFTTrainer(WithoutTelemetry, SFTTrainer):  # type: ignore[misc]
+    """SFT on token ids."""
+
+
+class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """Masks the forced tokens of pairs from the loss, by the column `loss_mask`."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """See TRL."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        for half in (0, 1):  # all chosen, then all rejected completions
+            for row, example in enumerate(examples, half * len(examples)):
+                mask, start = example["loss_mask"][half], len(example["prompt_ids"])
+                batch["completion_mask"][row, start : start + len(mask)] = torch.tensor(mask)
+        return batch
+
+
+class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
+    """DPO on token ids, since retokenizing could give others, for words in unusual pieces or where a prompt ends."""
+
+    collator: ClassVar[type[TokenCollator]] = TokenCollator
+    extra_columns: ClassVar[tuple[str, ...]] = ("loss_mask",)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in self.extra_columns if name not in self._signature_columns]

@@ -15,22 +15,13 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, PrivateAttr
 
-from ...errors import TerselyError, unknown
-from ..api import resolve_engine, resolve_helper, resolve_verifier
-from ..batch import BatchRow, decode
+from ...errors import TerselyError, check_known
+from ..api import open_session, resolve_engine
 from ..budgets import canonical_effort
-from ..options import (
-    OPTION_NAMES,
-    SAMPLING_OPTIONS,
-    GenerationOptions,
-    make_options,
-    option_field,
-)
-from ..policies import make_policies
-from ..registry import resolve_modifier
-from ..session import Session
+from ..options import OPTION_NAMES, SAMPLING_OPTIONS, GenerationOptions, make_options, option_field
+from ..policies import make_policies, resolve_modifier
+from ..session import BatchRow, Session, make_sink
 from ..streaming import TextDeltaEvent
-from ..text.markers import resolve_markers
 from ..text.reasoning_parser import TextDelta, truncate_at_stop
 from ..trace import GenerationResult
 from ..types import Engine, Prompt
@@ -70,7 +61,7 @@ class TerselyModel(BaseModel):
     def _check_arguments(cls, names: Iterable[str], framework: type[BaseModel], ignored: Collection[str] = ()) -> None:
         """Raise OptionError for an argument that is neither ours nor the framework's."""
         ours = sorted(set(cls.model_fields) - set(framework.model_fields))
-        check_names("argument", [n for n in names if n not in framework.model_fields and n not in ignored], ours)
+        check_known("argument", [n for n in names if n not in framework.model_fields and n not in ignored], ours)
 
     def _check_values(self) -> None:
         """Raise OptionError for an unknown effort, preset, policy or modifier."""
@@ -81,7 +72,6 @@ class TerselyModel(BaseModel):
 
     @property
     def model_name(self) -> str:
-        """The model's name."""
         if isinstance(self.model, (str, os.PathLike)):
             return os.fspath(self.model)
         return str(getattr(self.model, "engine", self.model).name)
@@ -93,12 +83,9 @@ class TerselyModel(BaseModel):
             return model
         name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
         if name not in self._sessions:
-            self._sessions[name] = Session(
-                shared_engine(model),
-                resolve_markers(self.markers),
-                self.think_prompt,
-                verifier=resolve_verifier(self.verifier),
-                helper=resolve_helper(self.helper),
+            engine = shared_engine(model)
+            self._sessions[name] = open_session(
+                engine, None, self.markers, self.think_prompt, self.verifier, self.helper
             )
         return self._sessions[name]
 
@@ -124,13 +111,6 @@ class TerselyModel(BaseModel):
 
 _OPTIONS = tuple(name for name in (*OPTION_NAMES, *SAMPLING_OPTIONS) if name in TerselyModel.model_fields)
 CALL_SETTINGS = ("reasoning_effort", "max_tokens", *_OPTIONS)  # settings that may be given with each call
-
-
-def check_names(what: str, names: Iterable[str], accepted: Collection[str]) -> None:
-    """Raise OptionError for a name that is not accepted; `what` says what it names."""
-    for name in names:
-        if name not in accepted:
-            raise unknown(what, name, accepted)
 
 
 def shared_engine(model: Any) -> Engine:
@@ -167,7 +147,6 @@ class BatchRunner:
         self.lock = threading.Lock()
 
     def generate(self, call: Call) -> GenerationResult:
-        """Answer one call, in this thread."""
         future: Future[GenerationResult] = Future()
         self._run([call], [future])
         return future.result()
@@ -185,8 +164,7 @@ class BatchRunner:
         future: Future[GenerationResult] = Future()
         thread = self._start([call], [future], queue.put, True)
         try:
-            while (delta := queue.get()) is not None:
-                yield delta
+            yield from iter(queue.get, None)
             yield future.result()
         finally:
             future.cancel()
@@ -228,31 +206,31 @@ class BatchRunner:
         """
 
         def send(event: TextDeltaEvent) -> None:
-            if emit is not None and not futures[0].cancelled():
+            if emit is not None and event.text and not futures[0].cancelled():
                 emit(TextDelta(event.channel, event.text))
 
-        rows: list[tuple[Future[GenerationResult], BatchRow]] = []
-        call = calls[0]
+        rows: dict[Future[GenerationResult], BatchRow] = {}
+        session, hide = calls[0].session, calls[0].hide
         try:
             with self.lock:
-                for one, future in zip(calls, futures, strict=True):
-                    if future.cancelled():
-                        continue
+                for call, future in zip(calls, futures, strict=True):
+                    is_cancelled = future.cancelled if cancellable else None
                     try:
-                        (prepared,) = call.session.prepare([one.prompt], one.options)
+                        if not future.cancelled():
+                            (prepared,) = session.prepare([call.prompt], call.options)
+                            rows[future] = BatchRow(
+                                session, prepared, is_cancelled, call.stops, hide, send if emit else None
+                            )
                     except TerselyError as error:
                         _resolve(future, error)
-                        continue
-                    is_cancelled = future.cancelled if cancellable else None
-                    row = BatchRow(call.session, prepared, is_cancelled, call.stops, call.hide, send if emit else None)
-                    rows.append((future, row))
                 if not rows:
                     return
-                completions = decode([row for _, row in rows], call.options.sampling)
-                call.session.end_batch([row.prepared for _, row in rows])
-            for (future, row), completion in zip(rows, completions, strict=True):
+                requests, sampling = [row.request for row in rows.values()], calls[0].options.sampling
+                completions = session.engine.generate(requests, sampling, make_sink(list(rows.values())))
+                session.end_batch([row.prepared for row in rows.values()])
+            for (future, row), completion in zip(rows.items(), completions, strict=True):
                 result = row.result(completion)
-                row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [call.hide])[0])
+                row.emitter.finish(result.thinking, truncate_at_stop(result.answer, [hide])[0])
                 _resolve(future, result)
         except BaseException as error:
             for future in futures:

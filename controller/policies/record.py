@@ -54,11 +54,9 @@ class PassiveRecorder(Policy):
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """See `Policy`."""
         return self.layers
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         report, tracker = self.begin(), FeatureTracker()
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")

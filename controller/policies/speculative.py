@@ -54,7 +54,6 @@ class ReflectionBudget:
     count: int = 0
 
     def exceeded(self) -> bool:
-        """Whether there were too many."""
         return self.count >= self.limit
 
     def spend(self) -> int:
@@ -81,7 +80,6 @@ class SpeculativeThinking(Policy):
     prefix: str = "Let me look for the step that went wrong."  # what its text then begins with
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         reflections = ReflectionBudget(limit=self.excess)
         if self.begin:
             yield Wait(at=1, boundary="token")
@@ -122,13 +120,11 @@ class Sirius(Policy):
     every: int = 16
     min_probability: float = 0.1
     """Rewrite from the first token on that the helper gives less. The authors' value is 0.1."""
-    temperature: float = 0.6
-    """The helper's, at which the authors' code compares probabilities."""
+    temperature: float = 0.6  # the helper's, at which the authors' code compares probabilities
     tokens: int = 1
     """How many it then writes, the first in place of the rejected one. The authors' value is 1."""
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         checked = 0
         while True:
             yield Wait(at=checked + self.every, boundary="token")
@@ -147,7 +143,6 @@ class SpecReason(Policy):
     tokens: int = 512  # most that the helper writes in place of a thought, as there
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         graded = 0
         while True:
             yield Wait(at=graded + 1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..types import Capability
-from .vote import ROOT, Branch, Vote, VoteState, tally
+from .rules import ROOT, Branch, Vote, VoteState, tally
 
 WARMUP = 16
 WINDOW = 2048
@@ -67,7 +67,6 @@ class DeepConfOffline:
     window: int = WINDOW
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         if self.measure not in get_args(Measure):
             raise OptionError(f"measure is {self.measure!r}; accepted: {', '.join(get_args(Measure))}")
         _check(self.keep, self.window)
@@ -121,7 +120,6 @@ class DeepConf:
     consensus: float = 0.95  # share of the votes that ends the vote, after the warm-up and each later sample
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         warmup = min(WARMUP, (k + 1) // 2) if self.warmup is None else self.warmup
         if not 1 <= warmup < k:
             raise OptionError(f"warmup is {warmup} of {k} samples; accepted: at least 1 and fewer than all")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from ...errors import OptionError
 
 MAX_ATTEMPTS = 10_000
-FEWEST = 10
-"""Right answers, and as many wrong ones, from which the rates of a verifier are estimated."""
+FEWEST = 10  # right answers, and as many wrong ones, from which the rates of a verifier are estimated
 
 
 @dataclass(frozen=True, slots=True)

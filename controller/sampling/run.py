@@ -1,15 +1,17 @@
-"""Running votes on an engine: the samples of all prompts that start together are one batch, then the next ones."""
+"""Running votes on an engine: the samples of all prompts that start together are one batch; and rules by name."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
+from typing import cast
 
-from ...errors import CapabilityError, OptionError
+from ...errors import CapabilityError, OptionError, check_known
 from ..controller import Controller, ControllerState
 from ..options import GenerationOptions, with_seed
+from ..policies import load_add_ons
 from ..request_builder import PreparedRequest
 from ..session import Session, closed_by_force
 from ..streaming import CancellableWatcher
@@ -17,7 +19,24 @@ from ..text.answers import extract_answer, extract_boxed
 from ..text.reasoning_parser import split_reasoning
 from ..trace import Decision, GenerationResult, Usage
 from ..types import Capability, Completion, Directive, Prompt, Request, StepInfo
-from .vote import AggregationRule, Branch, VoteState
+from .deepconf import DeepConf, DeepConfOffline
+from .rules import AggregationRule, Branch, Majority, ShortMofK, VoteFirst, VoteState
+
+ENTRY_POINTS = "tersely.sampling_rules"
+RULES: Mapping[str, AggregationRule] = {
+    rule.name: rule for rule in (Majority(), ShortMofK(), VoteFirst(), DeepConf(), DeepConfOffline())
+}
+
+
+def resolve_rule(rule: str | AggregationRule) -> AggregationRule:
+    """A rule by its name, also of the entry points, or as it is; raises OptionError for an unknown name."""
+    if not isinstance(rule, str):
+        return rule
+    if rule in RULES:
+        return RULES[rule]
+    add_ons = load_add_ons(ENTRY_POINTS)
+    check_known("rule", rule, [*RULES, *add_ons])
+    return cast(AggregationRule, add_ons[rule]())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +84,6 @@ class _Question:
     results: list[GenerationResult] = field(default_factory=list)
 
     def summarize(self) -> SampleResult:
-        """The result of all samples."""
         kinds = [kind.name for kind in fields(Usage)]
         usage = Usage(**{kind: sum(getattr(result.usage, kind) for result in self.results) for kind in kinds})
         trace = [
@@ -110,7 +128,6 @@ def sample_all(
 def _start_batch(
     session: Session, options: GenerationOptions, branches: Sequence[tuple[_Question, Branch]]
 ) -> list[_Sample]:
-    """Make samples ready for the engine, in order."""
     roots: dict[str | None, list[Prompt]] = {}
     for question, branch in branches:
         if branch.parent is None:
@@ -220,7 +237,6 @@ class SampleWatcher(CancellableWatcher):
             controller.thinking.add(token, of_token)
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         cancelled, was_trial = self.is_cancelled(), self._trial_tokens > 0
         before = self.controller.state is ControllerState.BEFORE
         directive = super().observe(token, step)
@@ -239,7 +255,6 @@ class SampleWatcher(CancellableWatcher):
         return directive
 
     def on_finish(self, completion: Completion) -> None:
-        """See `CompletionListener.on_finish`."""
         answer = None if completion.finish_reason == "stopped" else self._extract_answer(completion)
         self.vote.finish(self.sample, answer, self._thought_confidences())
 

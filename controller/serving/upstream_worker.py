@@ -10,11 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
-from ..batch import decode_async
 from ..engines.openai.backend import ServerLostError
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
-from ..session import Session
+from ..session import Session, make_sink
 from .chat_upstream import ChatUpstream
 from .errors import RequestError
 from .metrics import Metrics
@@ -197,7 +196,8 @@ class UpstreamWorker(SessionWorker, LoopWorker):
     async def _decode(self, pending: PendingResponse, rows: Sequence[ServedRow]) -> None:
         for row in rows:
             row.has_fallback = self.fallback is not None
-        completions = await decode_async(self.engine, rows, pending.request.options.sampling)
+        sampling = pending.request.options.sampling
+        completions = await self.engine.agenerate([row.request for row in rows], sampling, make_sink(rows))
         self.note_drift(rows)
         for row, completion in zip(rows, completions, strict=True):
             row.on_finish(completion)

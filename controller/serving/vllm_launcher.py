@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn.config
 
 from ...errors import CapabilityError, MarkerError, ModelError, OptionError
-from ..engines.checkpoints import resolve_checkpoint
+from ...models import resolve_checkpoint
 from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
 from ..vllm.engine import PROCESSOR
@@ -64,8 +64,7 @@ def run_vllm_server(
     settings["hosts"] = LOCAL if host in LOCAL and not live.keys else None
     if live.path is not None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the middleware listens, and in a parent of several servers
-    if not settings.pop("special_tokens", False):
-        settings["tokenizer"] = [checkpoint, {name: getattr(arguments, name) for name in OPTIONS}]
+    settings["tokenizer"] = [checkpoint, {name: getattr(arguments, name) for name in OPTIONS}]
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.

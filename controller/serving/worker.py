@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...errors import CapabilityError, PromptError, TerselyError
-from ..batch import BatchRow
 from ..options import GenerationOptions, make_options
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
-from ..session import Session
+from ..session import BatchRow, Session
 from ..streaming import TextDeltaEvent
 from ..text.sanitizer import get_sanitizer
 from ..text.tool_calls import OPEN
@@ -42,8 +41,9 @@ class ServedRow(BatchRow):
         request = pending.request
 
         def emit(event: TextDeltaEvent) -> None:
-            self.sent = True
-            pending.send(replace(event, row=number))
+            if event.text:
+                self.sent = True
+                pending.send(event)
 
         super().__init__(
             session,
@@ -52,6 +52,7 @@ class ServedRow(BatchRow):
             request.stops,
             OPEN if request.options.tools else "",
             emit if pending.streams else None,
+            number,
         )
         self.pending, self.number, self.metrics = pending, number, metrics
         self.has_fallback = False
@@ -114,7 +115,7 @@ class ServedRow(BatchRow):
         result = self.result(completion)
         result = replace(result, trace=(*request.notes, *result.trace))
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
-        self.emitter.finish_row(0, result.thinking, content)
+        self.emitter.finish(result.thinking, content)
         budget = self.prepared.budget.thinking
         self.metrics.add_result(result, budget, request.options.shadow, request.billing)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
@@ -173,12 +174,14 @@ class SessionWorker(RequestWorker):
         super().__init__(limits, metrics, ModelInfo(thinks, tools="tools" in template, context=context))
         self.session = session
         self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
-        self._prompt_limit = PromptLimit(session.engine, limits.prompt)
+        self._prompt_limit = PromptLimit(
+            session.engine.tokenizer, min((size for size in (limits.prompt, context) if size is not None), default=None)
+        )
         self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
 
     async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
         """See `RequestWorker.admit`."""
-        await self._prompt_limit.check(request)
+        await self._prompt_limit.check(request.messages, request.options.tools, request.prompt_field)
         return request if special_tokens else await asyncio.to_thread(self._without_special_tokens, request)
 
     def check(self, rules: RequestRules, of_key: bool = False) -> None:

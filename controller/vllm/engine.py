@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import CapabilityError, ModelError, OptionError
-from ..engines.checkpoints import resolve_checkpoint
+from ...models import resolve_checkpoint
 from ..engines.sequence import check_max_new_tokens
 from ..types import (
     KEEP,

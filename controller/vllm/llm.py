@@ -50,7 +50,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         markers: Markers | None = None,
         **options: Any,
     ) -> None:
-        from ..engines.checkpoints import resolve_checkpoint
+        from ...models import resolve_checkpoint
 
         place = resolve_checkpoint(model)
         refuse_speculation({"model": place, **options})

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ...checkpoint_log import CheckpointLog
 from ...errors import OptionError
-from ...io import check_writable, write
+from ...io import CheckpointLog, check_writable, write
 from .. import cli_utils as cli
 
 DEFAULT_ARMS = "always-think,agentic"

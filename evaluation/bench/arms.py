@@ -14,15 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint_log import CheckpointLog
 from ...controller.budgets import DIFFADAPT, STRATEGIES
 from ...controller.options import GenerationOptions, TunedConfig, with_seed
-from ...controller.policies import get_presets, list_policies, load_policy
+from ...controller.policies import get_presets, list_policies, load_add_ons, load_policy
 from ...controller.policies.base import Policy
-from ...controller.registry import load_add_ons
 from ...controller.session import Session
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
+from ...io import CheckpointLog
 from ...probes.tier_selector import TierProbe
 from ..economics.latency import Timing
 from ..runner import SessionRunner, batch_seed, batches

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ...checkpoint_log import CheckpointLog
 from ...controller.api import resolve_verifier
 from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.options import GenerationOptions, read_config
@@ -22,7 +21,7 @@ from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...controller.types import Capability
 from ...errors import OptionError, unknown
-from ...io import check_writable, write
+from ...io import CheckpointLog, check_writable, write
 from .. import cli_utils as cli
 from ..economics.costs import load_prices
 from ..economics.latency import fit_runtime, read_timings

@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...controller.engines.checkpoints import resolve_checkpoint
 from ...controller.options import GenerationOptions
 from ...controller.policies import make_policies
+from ...models import resolve_checkpoint
 from ..stats import area, common_range, iso_saving, reliability
 from ..tasks.questions import Question, fingerprint
 from .arms import Arm, Bench, check_comparable, run_arm

@@ -115,7 +115,8 @@ def costs_of_pass(costs: ArrayLike, passes: ArrayLike) -> Array:
         raise EconomicsError(message, code="shape_mismatch")
     cost, right = cost.reshape(len(cost), -1), right.reshape(len(right), -1)
     rate = right.mean(axis=1)
-    return np.divide(cost.mean(axis=1), rate, out=np.full(len(cost), math.inf), where=rate > 0)
+    passed: Array = np.divide(cost.mean(axis=1), rate, out=np.full(len(cost), math.inf), where=rate > 0)
+    return passed
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ModelError, unknown
+from ...models import load_config
 
 _UNSUPPORTED = {
     "num_experts": "a mixture of experts",
@@ -80,21 +81,9 @@ def get_storage(dtype: str) -> Storage:
     return STORAGE[dtype]
 
 
-def load_config(model: str) -> Any:
-    """Load the configuration of an embedded model, a folder or a model of the hub; raises ModelError."""
-    from transformers import AutoConfig
-
-    from ...controller.engines.checkpoints import check_causal, load_or_raise, resolve_checkpoint
-
-    path = resolve_checkpoint(model)
-    config = load_or_raise(model, "configuration", lambda: AutoConfig.from_pretrained(path))
-    check_causal(model, config)
-    return config
-
-
 def load_shape(model: str) -> ModelShape:
     """Load the shape of an embedded model, a folder or a model of the hub; raises ModelError."""
-    return read_shape(load_config(model), model)
+    return read_shape(load_config(model)[1], model)
 
 
 def read_shape(config: Any, name: str = "the model") -> ModelShape:

@@ -18,9 +18,10 @@ import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
 
 from ...errors import OptionError, TerselyError
+from ...models import load_config
 from ...validation import FrozenModel, parse_json, read_text
 from ..stats import Array
-from .flops import STORAGE, load_config
+from .flops import STORAGE
 
 _COSTS = 3  # fitted costs, and thus the fewest timings
 _TIMING_FORM = '{"prompt": ..., "output": ..., "seconds": ...} with an optional "cached"'
@@ -145,7 +146,7 @@ def predict_step(
     if STORAGE[dtype].compute != dtype:
         message = f"steps with {dtype} weights cannot be predicted; accepted: float32, bfloat16, float16 (--dtype)"
         raise OptionError(message)
-    config = load_config(model)
+    _, config = load_config(model)
     layers = config.get_text_config(decoder=True).num_hidden_layers
     seconds = [_time_copy(config, dtype, min(n, layers), batch_size, context, clock) for n in SAMPLE_LAYERS]
     return extrapolate(seconds, layers, dtype, batch_size, context)

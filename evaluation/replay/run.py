@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ...controller.budgets import Budget
-from ...controller.policies import make_policies, resolve_policy
+from ...controller.policies import find_entry_points, make_policies, resolve_policy
 from ...controller.policies.base import Policy, Trial, TrialAnswer
-from ...controller.registry import find_entry_points
 from ...controller.replay import bind_for_replay, replay
 from ...controller.text.answers import extract_answer, extract_stated_answer, find_statements
 from ...controller.text.markers import Markers

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ...checkpoint_log import CheckpointLog
 from ...controller.budgets import canonical_effort
 from ...controller.engines.transformers.engine import load_engine
 from ...controller.options import GenerationOptions
 from ...controller.types import SamplingParams
 from ...errors import OptionError, unknown
-from ...io import render_text
+from ...io import CheckpointLog, render_text
 from ...probes.artifact import save
 from ...probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
 from .. import cli_utils as cli

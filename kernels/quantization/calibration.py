@@ -1,22 +1,200 @@
-"""Statistics of a model on text: inputs of its layers, perplexity, and KL divergence from the unquantized model."""
+"""Calibration: text from a file or from the model itself, and statistics of a model on text.
+
+The statistics are inputs of its layers, perplexity, and KL divergence from the unquantized model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
-from math import exp
+from math import ceil, exp
+from pathlib import Path
+from random import Random
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, RootModel, StringConstraints
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from ...errors import OptionError
+from ...validation import parse_json, read_lines, read_text
+
+_ANSWERED = 32  # questions answered at once
+_HELD_OUT = 4  # one in so many rows is held out for measuring
 _BATCH = 8  # rows of text per forward pass
 _STRIPE = 512  # inputs whose products with later inputs are computed at once
 _TOP_TOKENS = 64  # tokens per position whose probabilities are stored; the rest count as one
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationText:
+    """Where the text for calibration and measuring comes from: a file, or else the model itself."""
+
+    file: Path | None = None  # a text file, or a JSONL
+    questions: Path | None = None
+    """A JSONL of questions for the model to answer; without any text, it continues a random token."""
+    rows: int = 40
+    length: int = 512  # tokens per row
+    seed: int = 0
+
+    @property
+    def source(self) -> str:
+        """The source in words."""
+        if self.file is not None:
+            return str(self.file)
+        return f"its own answers to {self.questions}" if self.questions is not None else "text written by the model"
+
+    def split(self, model: Any, tokenizer: Any, progress: Callable[[str], None]) -> dict[str, Tensor]:
+        """Rows for calibration, and others for measuring; raises OptionError if there is too little text."""
+        if self.file is not None:
+            rows = tokenize_rows(self.file, tokenizer, self.rows, self.length)
+        elif self.questions is not None:
+            questions = read_questions(self.questions)
+            Random(self.seed).shuffle(questions)
+            progress("answering questions to calibrate on")
+            rows = sample_answers(model, tokenizer, questions, self.rows, self.length, self.seed)
+        else:
+            progress(f"writing {self.rows} texts to calibrate on")
+            rows = sample_texts(model, self.rows, self.length, self.seed)
+        held_out = torch.arange(len(rows)) % _HELD_OUT == 1
+        return {"calibrating": rows[~held_out], "measured": rows[held_out]}
+
+
+class _Question(BaseModel):
+    problem: Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class _AnyObject(RootModel[dict[str, Any]]):
+    pass
+
+
+def tokenize_rows(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
+    """Up to `count` rows of `length` tokens, evenly spread over a text file or all strings of a JSONL.
+
+    Returns int64 [rows, length]; raises OptionError if the file cannot be read, or is too short for two rows.
+    """
+    text = read_text(file, OptionError)
+    if file.suffix == ".jsonl":
+        parsed = (parse_json(_AnyObject, line, at, OptionError).root for at, line in read_lines(file, OptionError))
+        text = "\n\n".join("\n".join(v for v in values.values() if isinstance(v, str)) for values in parsed)
+    rows = _split_rows(tokenizer(text, verbose=False)["input_ids"], length, str(file))
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
+
+
+def read_questions(file: Path) -> list[str]:
+    """Read the field `problem` of each line of a JSONL; raises OptionError."""
+    return [parse_json(_Question, line, at, OptionError).problem for at, line in read_lines(file, OptionError)]
+
+
+def _split_rows(ids: Sequence[int], length: int, source: str) -> Tensor:
+    """All rows of `length` tokens, int64 [rows, length]; raises OptionError if there are less than two."""
+    available = len(ids) // length
+    if available < 2:
+        raise OptionError(
+            f"{source}: {len(ids)} tokens; accepted: at least {2 * length}, two rows of {length}; give more text, or "
+            "a smaller --length",
+            code="too_little_text",
+        )
+    return torch.tensor(ids[: available * length], dtype=torch.int64).view(available, length)
+
+
+@torch.inference_mode()
+def sample_texts(model: Any, count: int, length: int, seed: int) -> Tensor:
+    """Sample rows from a model, each from a random first token; int64 [count, length]."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        first = torch.randint(model.get_input_embeddings().num_embeddings, (count, 1))
+        return _generate(model, first.tolist(), length - 1, ends=())[1]
+
+
+@torch.inference_mode()
+def sample_answers(model: Any, tokenizer: Any, questions: Sequence[str], count: int, length: int, seed: int) -> Tensor:
+    """Up to `count` rows of `length` tokens of conversations in which a model answers questions; int64 [rows, length].
+
+    Answers are sampled at the model's own temperature until there are enough, and cut off after `length` tokens. Raises
+    OptionError if the tokenizer has no chat template, or if there is too little text for two rows.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise OptionError(
+            "the tokenizer has no chat template, so questions cannot be asked; give a text (--calib)",
+            code="no_chat_template",
+        )
+    ids: list[int] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        done, needed = 0, count * length
+        while len(ids) < needed and done < len(questions):
+            # No larger batches than needed: the longest answer of a batch determines its duration.
+            size = _ANSWERED if not ids else min(_ANSWERED, ceil((needed - len(ids)) * done / len(ids)))
+            ids += _sample_conversations(model, tokenizer, questions[done : done + size], length)
+            done += size
+    return _split_rows(ids, length, f"{len(questions)} questions with answers")[:count]
+
+
+def _sample_conversations(model: Any, tokenizer: Any, questions: Sequence[str], max_new_tokens: int) -> list[int]:
+    """Questions in the chat template followed by sampled answers, concatenated."""
+    rendered = [render_question(tokenizer, question) for question in questions]
+    ends = model.generation_config.eos_token_id or tokenizer.eos_token_id or ()
+    ends = [ends] if isinstance(ends, int) else list(ends)
+    width, output = _generate(model, rendered, max_new_tokens, ends, model.generation_config.temperature or 1.0)
+    ids: list[int] = []
+    for prompt, answer in zip(rendered, output[:, width:].tolist(), strict=True):
+        end = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
+        ids += [*prompt, *answer[:end]]
+    return ids
+
+
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[int], temperature: float = 1.0
+) -> tuple[int, Tensor]:
+    """The width of the prompts, padded on the left, and the prompts with what the model samples after them."""
+    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    ids, mask = (
+        pad_sequence(list(part), batch_first=True, padding_side="left") for part in (rows, map(torch.ones_like, rows))
+    )
+    output: Tensor = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        logits_processor=[partial(_mask_all_but_drawn, temperature)],
+        do_sample=False,
+        repetition_penalty=1.0,
+        num_return_sequences=1,
+        eos_token_id=list(ends) or None,
+        pad_token_id=min(ends, default=0),
+    )
+    return ids.shape[1], output
+
+
+def _mask_all_but_drawn(temperature: float, ids: Tensor, scores: Tensor) -> Tensor:
+    """Draw a token for each row of scores [rows, vocabulary] and mask all others; `multinomial` is slower on CPUs."""
+    cumulative = (scores / temperature).float().softmax(dim=-1).cumsum(dim=-1)
+    target = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[1] - 1)
+    return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def render_question(tokenizer: Any, question: str) -> list[int]:
+    """Tokens of a question in the chat template, up to the start of the answer; raises OptionError."""
+    from jinja2 import TemplateError
+
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        return ids
+    except TemplateError as error:
+        raise OptionError(
+            f"the chat template rejects a single user message: {error}; accepted: a template that allows it, or a text "
+            "(--calib)",
+            code="chat_template_failed",
+        ) from None
 
 
 class Inputs:

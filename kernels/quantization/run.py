@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 
 from ...io import WriteError, check_new_folder, share_files, write
 from ..grouped_attention import use_grouped
-from .calibration import cache_reference, kl_to_reference
-from .calibration_text import CalibrationText
+from .calibration import CalibrationText, cache_reference, kl_to_reference
 from .linear import ScaleSearch, Scheme, resolve_scheme
 from .model import LayerCheckpoints, check_model, quantize_model
 
@@ -63,16 +62,16 @@ def quantize_checkpoint(
     check_model(model, scheme)
     scheme = resolve_scheme(model, scheme)
     use_grouped(model)  # for the text that it generates
-    if test is not None:
+    if test:
         test.check(model, tokenizer)
-    where = {"file": str(text.file), "questions": str(text.questions)}
-    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": asdict(text) | where}
+    origin = asdict(text) | {"file": str(text.file), "questions": str(text.questions)}
+    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": origin}
     checkpoints = LayerCheckpoints(out.with_name(f"{out.name}.part"), plan)
     rows, _ = checkpoints.load_or_make("text", lambda: (text.split(model, tokenizer, progress), {}))
     calibrating, measured = rows["calibrating"], rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
     reference, before = checkpoints.load_or_make("before", lambda: cache_reference(model, measured))
-    right = _run_test(test, "right", model, tokenizer, checkpoints, progress)
+    right = _run_test(test, "right", model, tokenizer, checkpoints, progress) if test else []
     result = quantize_model(model, calibrating, scheme, search, checkpoints, progress)
     progress("measuring again")
     divergences, losses = kl_to_reference(model, measured, reference)
@@ -85,9 +84,8 @@ def quantize_checkpoint(
         "perplexity": {"before": before["perplexity"], "after": exp(fmean(losses))},
         "divergence": fmean(divergences),
     }
-    if test is not None:
-        right_again = _run_test(test, "right-again", model, tokenizer, checkpoints, progress)
-        report["task"] = test.compare(right, right_again)
+    if test:
+        report["task"] = test.compare(right, _run_test(test, "right-again", model, tokenizer, checkpoints, progress))
     report["bytes"] = {"before": result.bytes_before, "after": result.bytes_after}
     report["layers"] = result.layers
     progress("saving")
@@ -96,7 +94,7 @@ def quantize_checkpoint(
 
 
 def _run_test(
-    test: QuantizationCheck | None,
+    test: QuantizationCheck,
     name: str,
     model: Any,
     tokenizer: Any,
@@ -104,8 +102,6 @@ def _run_test(
     progress: Callable[[str], None],
 ) -> list[bool]:
     """Run the test, unless its result is already saved. A resumed run may use another test: no layer depends on it."""
-    if test is None:
-        return []
     progress("answering questions")
     right: list[bool] = checkpoints.log.get_or_compute(f"{name}-{test.digest}", lambda: test.run(model, tokenizer))
     return right

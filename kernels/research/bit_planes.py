@@ -61,15 +61,10 @@ def pack(codes: Tensor, bits: int) -> BitPlanes:
 
 def unpack(planes: BitPlanes) -> Tensor:
     """The integers that the codes represent, int16 [rows, inputs]."""
-    parts = [_signs(planes, i).to(torch.int16) << i for i in range(planes.bits)]
-    return torch.stack(parts).sum(dim=0, dtype=torch.int16)
-
-
-def _signs(planes: BitPlanes, i: int) -> Tensor:
-    """Plane i as float32 [rows, inputs] of +1 and -1."""
     shifts = torch.arange(64, device=planes.words.device)
-    bit_of = (planes.words[:, i, :, None] >> shifts & 1).flatten(1)[:, : planes.inputs]
-    return (2 * bit_of - 1).float()
+    signs = 2 * (planes.words[..., None] >> shifts & 1).flatten(2)[..., : planes.inputs] - 1  # [rows, bits, inputs]
+    weights = 1 << torch.arange(planes.bits, device=planes.words.device)
+    return (signs * weights[:, None]).sum(dim=1).to(torch.int16)
 
 
 def check_codes(codes: Tensor, bits: int, accepted: Sequence[int]) -> None:
@@ -105,7 +100,8 @@ def bit_plane_linear(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
 
 
 def reference(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
-    """The definition of `bit_plane_linear` on rows; exact in float64."""
+    """The definition of `bit_plane_linear` on rows, and its implementation without C; exact in float64."""
+    check_codes(codes, bits, BITS)
     values = 2 * codes.double() - ((1 << bits) - 1)
     return (values @ unpack(weight).double().T).to(torch.int32)
 
@@ -113,19 +109,7 @@ def reference(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
 @cache
 def _implementation(device: str) -> Callable[[Tensor, int, BitPlanes], Tensor]:
     """The fastest implementation for a type of device."""
-    return in_c if device == "cpu" and hasattr(library(), "tersely_planes_rows") else in_torch
-
-
-def in_torch(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
-    """The product in plain torch: each pair of planes is a product of signs, exact in float32."""
-    planes = pack(codes, bits)
-    left = [_signs(planes, i) for i in range(bits)]
-    out = torch.zeros(len(codes), len(weight.words), dtype=torch.int32, device=codes.device)
-    for j in range(weight.bits):
-        right = _signs(weight, j).T
-        for i in range(bits):
-            out += (left[i] @ right).to(torch.int32) << (i + j)
-    return out
+    return in_c if device == "cpu" and hasattr(library(), "tersely_planes_rows") else reference
 
 
 def in_c(codes: Tensor, bits: int, weight: BitPlanes, level: int | None = None) -> Tensor:

@@ -72,18 +72,13 @@ def pack(codes: Tensor, bits: int) -> LutWeight:
 
 def unpack(weight: LutWeight) -> Tensor:
     """The integer weights, int8 [outputs, inputs]."""
-    halves = _halves(weight.lines)  # [outputs, groups, bits]
+    halves: Tensor = torch.stack((weight.lines & 15, weight.lines >> 4), dim=-1).unflatten(3, (TILE, 2))
+    halves = halves.permute(0, 3, 1, 4, 5, 2).flatten(2, 4).flatten(0, 1)  # [outputs, groups, bits]
     last = halves >> 3
     bit_of = torch.stack([*((halves >> k & 1) ^ last for k in range(3)), last], dim=2).to(torch.int8)
     powers = 1 << torch.arange(weight.bits, dtype=torch.int8, device=halves.device)
     integers: Tensor = ((2 * bit_of - 1) * powers).sum(dim=-1, dtype=torch.int8).flatten(1)
     return integers[: weight.outputs, : weight.inputs]
-
-
-def _halves(lines: Tensor) -> Tensor:
-    """The halves of bytes in the order of groups, uint8 [outputs, groups, bits], including padding."""
-    halves: Tensor = torch.stack((lines & 15, lines >> 4), dim=-1).unflatten(3, (TILE, 2))
-    return halves.permute(0, 3, 1, 4, 5, 2).flatten(2, 4).flatten(0, 1)
 
 
 def lut_linear(x: Tensor, weight: LutWeight) -> Tensor:
@@ -101,30 +96,14 @@ def lut_linear(x: Tensor, weight: LutWeight) -> Tensor:
 
 
 def reference(x: Tensor, weight: LutWeight) -> Tensor:
-    """The definition of `lut_linear` on rows; exact in float64."""
+    """The definition of `lut_linear` on rows, and its implementation without C; exact in float64."""
     return (x.double() @ unpack(weight).double().T).to(torch.int32)
 
 
 @cache
 def _implementation(device: str) -> Callable[[Tensor, LutWeight], Tensor]:
     """The fastest implementation for a type of device."""
-    return in_c if device == "cpu" and hasattr(library(), "tersely_lut_tiles") else in_torch
-
-
-def in_torch(x: Tensor, weight: LutWeight) -> Tensor:
-    """The product in plain torch: the same tables, one tile of outputs at a time."""
-    groups = F.pad(x, (0, -weight.inputs % CHUNK)).unflatten(1, (-1, GROUP)).to(torch.int16)
-    index = torch.arange(8, device=x.device)
-    signs = torch.stack([2 * (index >> k & 1) - 1 for k in range(3)] + [torch.full_like(index, -1)]).to(torch.int16)
-    sums = (groups[..., None] * signs).sum(dim=2, dtype=torch.int16)  # [rows, groups, 8]
-    tables = torch.cat((sums, -sums), dim=2)
-    each = torch.arange(tables.shape[1], device=x.device)
-    out = torch.zeros(len(x), len(weight.lines) * TILE, dtype=torch.int32, device=x.device)
-    for tile in range(len(weight.lines)):
-        total, indices = out[:, tile * TILE : (tile + 1) * TILE], _halves(weight.lines[tile : tile + 1]).long()
-        for part in range(weight.bits):
-            total += tables[:, each, indices[..., part]].sum(dim=-1, dtype=torch.int32) << part
-    return out[:, : weight.outputs].contiguous()
+    return in_c if device == "cpu" and hasattr(library(), "tersely_lut_tiles") else reference
 
 
 def in_c(x: Tensor, weight: LutWeight, level: int | None = None) -> Tensor:

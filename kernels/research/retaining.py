@@ -5,22 +5,20 @@ the token's projections [q, k, v]: score = silu([q, k, v] W1 + b1) W2 + b2, one 
 biases. After each forward pass a head keeps the `budget` units with the highest scores; the newest, the stabilizers,
 always stay.
 
-Saved heads are a folder: `heads.safetensors` holds the weights, and `heads.json` names the base model. No code.
+Saved heads are one file, `heads.safetensors`, whose metadata names the base model.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -28,11 +26,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ...errors import CapabilityError, ModelError, OptionError
 from ...io import make_folder, write
-from ...validation import parse_json, read_text
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 STABILIZERS = 5 / 12  # share of the budget for the newest units, as in the paper: 2500 of 6000
-WEIGHTS_FILE, METADATA_FILE = "heads.safetensors", "heads.json"
+FILE = "heads.safetensors"
 
 Scorer = Callable[[int, Tensor], Tensor]
 """From a layer's index and its projections [rows, tokens, width] to scores [rows, tokens, kv_heads or 1]."""
@@ -203,56 +200,40 @@ class _AttentionHooks:
         self._layer.evict(scores)
 
 
-class _Metadata(BaseModel):
-    """What the JSON file holds."""
-
-    format: Literal[1] = 1
-    shape: tuple[int, int, int, int]
-    bias: bool = True
-    base: dict[str, str]
-    metrics: dict[str, Any]
-    sha256: str
-
-
 def save_heads(
     heads: RetainingHeads, folder: Path | str, base: Mapping[str, str], metrics: Mapping[str, Any] | None = None
 ) -> None:
-    """Write both files, the JSON one last; raises WriteError.
+    """Write `heads.safetensors`; raises WriteError.
 
-    `base` has the `name` and `fingerprint` of the model, `metrics` is any JSON to keep with the heads.
+    `base` has the `name` and `fingerprint` of the model, `metrics` is any JSON to keep with the heads. Both are in the
+    metadata of the file.
     """
-    folder = Path(folder)
-    weights = to_bytes({name: tensor.contiguous() for name, tensor in heads.state_dict().items()})
-    digest = hashlib.sha256(weights).hexdigest()
-    metadata = _Metadata(
-        shape=heads.shape, bias=heads.bias, base=dict(base), metrics=dict(metrics or {}), sha256=digest
-    )
-    make_folder(folder)
-    write(folder / WEIGHTS_FILE, weights)
-    write(folder / METADATA_FILE, metadata.model_dump_json(indent=1) + "\n")
+    facts = {"shape": heads.shape, "bias": heads.bias, "base": dict(base), "metrics": dict(metrics or {})}
+    weights = {name: tensor.contiguous() for name, tensor in heads.state_dict().items()}
+    make_folder(Path(folder))
+    write(Path(folder) / FILE, to_bytes(weights, {"heads": json.dumps(facts)}))
 
 
 def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
     """Load heads for the model with this fingerprint (`probes.fingerprint`); raises ModelError for unusable ones."""
-    folder = Path(folder)
-    about, weights_file = folder / METADATA_FILE, folder / WEIGHTS_FILE
-    metadata = parse_json(_Metadata, read_text(about, ModelError), str(about), ModelError)
-    weights = weights_file.read_bytes() if weights_file.is_file() else b""
-    if hashlib.sha256(weights).hexdigest() != metadata.sha256:
-        raise ModelError(f"{weights_file} does not match {about}; save or download both again", code="heads_changed")
-    base = metadata.base
-    if base.get("fingerprint") != fingerprint:
-        raise ModelError(
-            f"the heads in {folder} were trained for {base.get('name')} ({str(base.get('fingerprint'))[:12]}), but "
-            f"this model is another one ({fingerprint[:12]}); train heads for it",
-            code="heads_of_another_model",
-        )
+    path = Path(folder) / FILE
     try:
-        heads = RetainingHeads(*metadata.shape, metadata.bias)
-        heads.load_state_dict(from_bytes(weights))
-    except (SafetensorError, RuntimeError) as error:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["heads"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        layers, width, hidden, kv_heads = facts["shape"]
+        heads = RetainingHeads(layers, width, hidden, kv_heads, facts["bias"])
+        heads.load_state_dict(weights)
+        name, trained_for = facts["base"]["name"], str(facts["base"]["fingerprint"])
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"the heads in {folder} cannot be loaded: {reason}; save or download them again", code="heads_unusable"
+            f"{path} cannot be loaded: {reason}; save or download it again", code="heads_unusable"
         ) from None
+    if trained_for != fingerprint:
+        raise ModelError(
+            f"{path} was trained for {name} ({trained_for[:12]}), but this model is another one ({fingerprint[:12]}); "
+            "train heads for it",
+            code="heads_of_another_model",
+        )
     return heads.eval().requires_grad_(False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from ..controller.api import open_session
 from ..controller.budgets import TIERS
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
@@ -19,7 +20,7 @@ from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from . import options as o
-from .loading import ModelSource, load, open_session
+from .options import ModelSource, load
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -59,7 +60,7 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
     yield _capabilities(engine, wanted.engine)
     yield _template(engine)
     try:
-        session = open_session(engine, wanted)
+        session = open_session(engine, None, wanted.markers, wanted.think_prompt)
     except Exception as error:
         yield _failed("markers", error)
         return
@@ -218,7 +219,6 @@ def _cutting() -> GenerationOptions:
 
 
 def _hint_appears(session: Session) -> DoctorCheck:
-    """Run with an early hint."""
     hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
     done = session.run([QUESTION], replace(_cutting(), policies=(hint,), max_new_tokens=160))[0]
     forced = [span.text for span in done.spans if span.kind == "forced"]

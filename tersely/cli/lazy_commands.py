@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 
 ENTRY_POINTS = "tersely.commands"
 """Entry-point group of further commands: the name is `steer` or, below a group, `train.blend`; the value a function."""
@@ -73,7 +73,6 @@ class _FlagsWithoutType:
     """Shows no type for flags, which take no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, as the help shows them."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the command that this is mixed into
         for param in params:
             if getattr(param, "is_flag", False):
@@ -94,7 +93,6 @@ class LazyCommand(TyperCommand):
         self._make = make
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """The context of the command itself, which is what the caller invokes."""
         return self._make(args).make_context(info_name, args, parent, **extra)
 
 
@@ -102,7 +100,6 @@ class RootGroup(_FlagsWithoutType, TyperGroup):
     """The commands of `tersely`: its own, then those of entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the help."""
         grouped = [name for names in GROUPS.values() for name in names]
         own = [*grouped, *sorted({*super().list_commands(ctx), *COMMANDS} - {*grouped})]
         return [*own, *(name for name in _find_plugins("") if name not in own)]
@@ -127,13 +124,11 @@ class TrainGroup(_FlagsWithoutType, TyperGroup):
     """The commands of `tersely train`: the training methods, and those of entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the help."""
         from ..training.methods import list_methods
 
         return [*list_methods(), *_find_plugins("train."), *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name; None if there is none."""
         from ..training.methods import list_methods
 
         if (command := super().get_command(ctx, cmd_name)) is not None:
@@ -145,7 +140,7 @@ class TrainGroup(_FlagsWithoutType, TyperGroup):
 
 def _find_plugins(prefix: str) -> dict[str, LazyCommand]:
     """The commands of entry points whose name is this prefix and one more word."""
-    from ..controller.registry import find_entry_points, read_help
+    from ..controller.policies import find_entry_points, read_help
 
     commands = {}
     for dotted, point in find_entry_points(ENTRY_POINTS).items():
@@ -172,13 +167,12 @@ def _make_command(
 def _make_serve(arguments: list[str]) -> Any:
     """The command of the engine that the arguments name with --engine, which is removed from them."""
     from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve, serve_vllm
-    from .loading import ENGINES
+    from .options import ENGINES
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--engine", nargs="?", const="", default=ENGINES[0])
     found, arguments[:] = parser.parse_known_args(arguments)
-    if found.engine not in ENGINES:
-        raise unknown("engine", found.engine, ENGINES)
+    check_known("engine", found.engine, ENGINES)
     if found.engine != "vllm":
         return _make_command("serve", serve)
     if not arguments or (arguments[0].startswith("-") and "--help" not in arguments):
@@ -187,8 +181,6 @@ def _make_serve(arguments: list[str]) -> Any:
 
 
 def _make_train_command(name: str, summary: str) -> Any:
-    """The command of a training method."""
-
     def command(
         config: Annotated[
             Path, typer.Option("--config", metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..controller.api import open_session
 from ..controller.options import GenerationOptions, check_budget, load_config, make_options
-from ..controller.policies import make_policies
-from ..controller.registry import resolve_modifier
+from ..controller.policies import make_policies, resolve_modifier
 from ..controller.streaming import TextDeltaEvent
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .loading import Interruptible, ModelSource, load, open_session, spinner
+from .options import Interruptible, ModelSource, load, spinner
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -66,7 +66,6 @@ class TerminalRenderer:
         self.sign, self.arrow = ("◆", "→") if encoding.startswith("utf") else ("*", "->")
 
     def __call__(self, event: TextDeltaEvent) -> None:
-        """Show an event; see `streaming.EventSink`."""
         if event.decision is None:
             self._show(event.text, event.channel)
         else:
@@ -189,7 +188,7 @@ def run(
     _check(chosen, trace)
     text = _prompt_text(prompt)
     with closing(Interruptible(load(origin))) as running:
-        session = open_session(running, origin, helper, verifier)
+        session = open_session(running, None, markers, think_prompt, verifier, helper)
         comparing = not (as_json or quiet) if compare is None else compare
         _answer(session, running, text, chosen, "json" if as_json else "quiet" if quiet else "full", comparing, trace)
 
@@ -276,7 +275,6 @@ def _notes(done: GenerationResult) -> list[str]:
 
 
 def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
-    """Print what a reader must know beyond the text."""
     show.finish()
     if (line := format_outcome(done)) is not None:
         show.mark(line)

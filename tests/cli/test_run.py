@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.engines.wrapper import EngineWrapper
+from tersely.controller.engines import EngineWrapper
 from tersely.controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from tersely.models import get_model_path
 

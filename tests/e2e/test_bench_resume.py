@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import typer
 
-from tersely.checkpoint_log import CheckpointLogError
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trace import GenerationResult
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.runner import SessionRunner
+from tersely.io import CheckpointLogError
 
 from ..support.forked import fork
 

@@ -26,6 +26,7 @@ from tersely.controller.serving.settings import ServerLimits
 from tersely.controller.session import Session
 from tersely.errors import ModelError, OptionError
 
+from ..support.conversation import CLIENTS, Address, check_conversation
 from ..support.refusals import refused
 from ..support.remote_servers import TextServer, serve_http
 from ..support.serving import (
@@ -156,7 +157,7 @@ def test_a_stream_that_breaks_for_good_is_an_error_of_that_request(local: Transf
     broken: set[int] = set()
     with TextServer(local, breaks=lambda number: 3 if number in broken else None).serve() as server:
         engine = connect(server.url, tokenizer=MODEL, api_key="")
-        engine._state = type(engine._state)(engine.backend, engine._state.slots, engine._state.waiter, retries=0)
+        engine.retries = 0
         with served(engine) as gateway:
             broken.update(range(len(server.requests), 10_000))
             error = error_of(gateway.chat(**GREEDY), 502)
@@ -257,3 +258,8 @@ def test_a_request_leaves_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert [(line["status"], line["path"]) for line in lines] == [(s, "/v1/chat/completions") for s in (200, 400)]
     assert lines[0]["id"] == "r-1" and lines[0]["thinking"] == usage["thinking"] and lines[0]["exit"]
     assert QUESTION not in json.dumps(lines)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_clients_hold_the_same_conversation(client: str, gateway: Served) -> None:
+    check_conversation(client, Address(f"{gateway.url}/v1", MODEL, QUESTION))

@@ -20,7 +20,8 @@ import pytest
 
 from tersely.evaluation.tasks.questions import load
 
-from ..support.readme import readme_blocks
+from ..support.conversation import CLIENTS, Address, check_conversation
+from ..support.readme import README, code_blocks
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
 pytestmark = pytest.mark.vllm
@@ -87,7 +88,7 @@ def test_replies_have_control_metadata(http: httpx.Client) -> None:
 
 
 def test_the_request_of_readme_is_answered(server: VllmServer) -> None:
-    shown = next(block for block in readme_blocks("console") if "curl" in block).partition("$ curl ")[2]
+    shown = next(block for block in code_blocks(README, "console") if "curl" in block).partition("$ curl ")[2]
     arguments = shlex.split(shown.replace("\\\n", " ").replace("Qwen3-4B", NAME))
     assert arguments[0] == "localhost:8000/v1/chat/completions"
     arguments[0] = arguments[0].replace("localhost:8000", server.url)
@@ -300,6 +301,11 @@ def test_a_key_has_rules_of_its_own_which_a_signal_reloads(server: VllmServer, h
             time.sleep(0.1)
         assert spent() <= most
     assert 'tersely_cost_total{key="team",model="tiny"}' in http.get("/metrics").text
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_clients_hold_the_same_conversation(client: str, server: VllmServer) -> None:
+    check_conversation(client, Address(f"{server.url}/v1", NAME, PROBLEMS[0], KEY))
 
 
 def test_clients_do_not_hang_when_the_engine_dies(server: VllmServer, http: httpx.Client) -> None:

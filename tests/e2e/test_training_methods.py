@@ -15,7 +15,7 @@ import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.training import training_run as running
 from tersely.training.methods import adar1
-from tersely.training.methods.vsrm import CutProber, StepRollouts
+from tersely.training.methods.vsrm import StepRollouts
 from tersely.training.preflight import check_recipe
 from tersely.training.rewards import Correctness
 from tersely.training.sampling import CompletionRequest, RolloutSampler
@@ -97,7 +97,7 @@ def test_vsrm_rewards_steps_and_penalises_unfinished_completions(tmp_path: Path)
     rows = check_recipe(made).rows
     sampler = RolloutSampler(load_engine(made.model), made.rollouts)
     with Correctness(sampler.session.markers.close) as correct:
-        rollouts = StepRollouts(CutProber(sampler, made.vsrm, correct), 4, made.seed)
+        rollouts = StepRollouts(sampler, made.vsrm, correct, 4, made.seed)
         asked = [row for row in rows for _ in range(4)]
         done = rollouts.sample([CompletionRequest(row["prompt"], row["tier"]) for row in asked], asked, 0)
         more = rollouts.extra_columns(done, asked, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tersely.checkpoint_log import CheckpointLogError
+from tersely.io import CheckpointLogError
 from tersely.training.config import RecipeError
 from tersely.training.processes import rank0_only, resumable_map
 from tersely.training.run import train as run

@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 
-from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, RunRecorder, prune_checkpoints
 from tersely.training.config import Alarm, Recipe, RecipeError
 from tersely.training.methods import load_method
 from tersely.training.rewards import Correctness
 from tersely.training.run import prepare_folder
 from tersely.training.sampling import DivergedError
+from tersely.training.training_run import (
+    COMPLETE,
+    CollapseAlarm,
+    CollapseError,
+    RunRecorder,
+    prune_checkpoints,
+)
 
 from ..support.forked import fork
 from ..support.refusals import refused

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai.backend import ServerLostError, StreamingTokenizer
 from tersely.controller.engines.openai.completions import connect
-from tersely.controller.engines.openai.streaming_tokenizer import StreamingTokenizer
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session

@@ -82,7 +82,7 @@ UNITS = [
 ]
 MODULES = (
     "controller.answer_watch controller.text.answers controller.text.endings controller.text.reasoning_parser "
-    "controller.text.value_reader controller.engines.openai.events probes.drift controller.text.evidence "
+    "controller.text.value_reader controller.engines.openai.client probes.drift controller.text.evidence "
     "controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
@@ -92,7 +92,7 @@ MODULES = (
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {
-    "controller/engines/checkpoints.py": "names of models, given by the user",
+    "tersely/models/__init__.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
     "evaluation/replay/result.py": "recorded outputs, read once by their owner",

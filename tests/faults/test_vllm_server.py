@@ -37,6 +37,9 @@ def http(server: VllmServer) -> Iterator[httpx.Client]:
         yield client
 
 
+LONG = "hello " * 5_000
+
+
 def body(content: str = "1 + 1", **fields: Any) -> dict[str, Any]:
     return {"model": NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 4, **fields}
 
@@ -83,6 +86,35 @@ def test_hostile_bodies_are_refused_at_once(http: httpx.Client) -> None:
         began = time.monotonic()
         response = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
         assert response.status_code in (400, 413) and time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", body(LONG)),
+        ("/v1/chat/completions", body(LONG, truncate_prompt_tokens=10)),
+        ("/v1/responses", {"model": NAME, "input": LONG}),
+        ("/v1/completions", {"model": NAME, "prompt": ["1 + 1", LONG]}),
+        ("/v1/messages", body(system=LONG)),
+        ("/v1/messages/count_tokens", body(LONG)),
+    ],
+    ids=lambda given: str(given)[-30:],
+)
+def test_a_prompt_that_is_too_long_never_reaches_vllm(http: httpx.Client, path: str, fields: dict[str, Any]) -> None:
+    reply = http.post(path, json=fields)
+    assert reply.status_code == 400 and reply.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_prompts_that_fit_reach_vllm(http: httpx.Client) -> None:
+    assert http.post("/v1/completions", json={"model": NAME, "prompt": [5, 6], "max_tokens": 1}).status_code == 200
+    assert http.post("/v1/messages/count_tokens", json=body("a " * 1_000)).json()["input_tokens"] > 1_000
+    cut = body("hello " * 900, truncate_prompt_tokens=10)
+    assert http.post("/v1/chat/completions", json=cut).json()["usage"]["prompt_tokens"] == 10
+
+
+def test_what_only_refers_to_itself_is_refused(http: httpx.Client) -> None:
+    for outputs in ({"json": {"$ref": "#"}}, {"grammar": 'root ::= root "a"'}, {"grammar": "root ::= "}):
+        assert http.post("/v1/chat/completions", json=body(structured_outputs=outputs)).status_code == 400
 
 
 def test_texts_of_users_and_tools_hold_no_special_tokens(http: httpx.Client) -> None:

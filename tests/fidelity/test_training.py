@@ -9,11 +9,10 @@ import pytest
 
 from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
-from tersely.training.methods.dler import Dler, Truncation, trainer_options
-from tersely.training.methods.lcpo import Lcpo, LengthControl, with_limits
+from tersely.training.methods.length import Dler, Lcpo, LengthControl, Truncation, grpo_options, with_limits
 from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
+from tersely.training.offline import SampledTrace
 from tersely.training.rewards import NO_THINK, THINK, Correctness
-from tersely.training.traces import SampledTrace
 
 
 def sample(length: int, right: bool) -> SampledTrace:
@@ -89,7 +88,7 @@ def test_dler_rewards_only_what_ends_within_the_limit() -> None:
 
 
 def test_dler_constants() -> None:
-    assert trainer_options(Dler()) == {"scale_rewards": "batch", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0}
+    assert grpo_options(Dler()) == {"scale_rewards": "batch", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0}
 
 
 # -- LCPO-Max: right, times clip(alpha (limit - tokens) + delta, 0, 1) -----------------------------------------------

@@ -16,8 +16,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import OptionError
 from tersely.models import get_model_path
 from tersely.training.methods.adaptthink import ReferenceBaseline
-from tersely.training.rewards import Correctness, GroupBrevity, TierAdherence
-from tersely.training.rewards.framework_adapters import compute_score, reward_func
+from tersely.training.rewards import Correctness, GroupBrevity, TierAdherence, compute_score, reward_func
 from tersely.training.sampling import CompletionRequest, RolloutSampler
 
 from ..support.trainings import make_recipe
@@ -62,7 +61,7 @@ def test_invalid_gold_answers_are_refused(gold: Any) -> None:
         for source, call in (
             ("row 1 of", lambda: batch(Correctness(), [RIGHT, completion], answer=["4", gold])),  # noqa: B023
             ("ground_truth", lambda: compute_score("tiny", completion, gold)),  # noqa: B023
-            ("label 0", lambda: reward_func(["q" + completion], ["q"], [gold])),  # noqa: B023
+            ("row 0 of", lambda: reward_func(["q" + completion], ["q"], [gold])),  # noqa: B023
         ):
             with pytest.raises(OptionError) as error:
                 call()

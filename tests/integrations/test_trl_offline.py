@@ -13,9 +13,9 @@ import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.training.methods.adar1 import make_pairs
+from tersely.training.offline import PreferencePair, SampledTrace
 from tersely.training.research.mahdpo import build_headed_trainer
 from tersely.training.sampling import RolloutSampler
-from tersely.training.traces import PreferencePair, SampledTrace
 
 from ..support.trainings import make_recipe, make_run
 
@@ -53,7 +53,7 @@ def batch(
     request: pytest.FixtureRequest, pairs: list[PreferencePair], engine: TransformersEngine, tmp_path: Path
 ) -> dict[str, torch.Tensor]:
     """The first batch of a trainer for these pairs, whose tokenizer has no padding."""
-    from tersely.training.offline import build_dpo_trainer, schedule_examples, to_dpo_example
+    from tersely.training.offline import build_dpo_trainer, schedule_examples
 
     tokenizer = deepcopy(engine.tokenizer)
     tokenizer.pad_token = None
@@ -61,7 +61,7 @@ def batch(
     recipe = make_recipe(name, tmp_path, optimiser={"micro_batch": 2, "steps": 1})
     run = make_run(recipe, RolloutSampler(engine, recipe.rollouts))
     if name == "adar1":
-        examples = schedule_examples([to_dpo_example(pair) for pair in pairs], recipe)
+        examples = schedule_examples([pair.to_example() for pair in pairs], recipe)
         trainer = build_dpo_trainer(run, engine.model, tokenizer, examples, beta=0.1, nll_weight=1.0)
     else:
         trainer = build_headed_trainer(run, engine.model, tokenizer, [pairs], Mock())

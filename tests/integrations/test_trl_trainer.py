@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from tersely.training.preflight import load_rows
 from tersely.training.rewards import NO_THINK, THINK
-from tersely.training.rollouts import GroupRollouts
+from tersely.training.rollouts import GroupRollouts, load_rows
 from tersely.training.sampling import FREE, CompletionRequest
 
 from ..support.trainings import build_trainer, make_recipe

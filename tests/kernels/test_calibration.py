@@ -13,10 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tersely.errors import OptionError
-from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference, perplexity
-from tersely.kernels.quantization.calibration_text import (
+from tersely.kernels.quantization.calibration import (
     _mask_all_but_drawn,
-    draw_tokens,
+    cache_reference,
+    kl_to_reference,
+    perplexity,
     sample_answers,
     sample_texts,
     tokenize_rows,
@@ -61,13 +62,13 @@ def test_sampled_texts_are_reproducible_and_likely() -> None:
 
 def test_tokens_are_drawn_by_their_probabilities() -> None:
     torch.manual_seed(0)
-    chances = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
-    found = torch.bincount(draw_tokens(chances.log().expand(20_000, 6))[:, 0], minlength=6) / 20_000
-    assert torch.allclose(found, chances, atol=0.015) and not found[chances == 0].any()
-    ids, cooler = torch.zeros(20_000, 1, dtype=torch.int64), (chances**2 / (chances**2).sum())
-    left = _mask_all_but_drawn(0.5, ids, chances.log().expand(20_000, 6))
-    assert (left == 0).sum() == 20_000 and torch.allclose((left == 0).float().mean(0), cooler, atol=0.015)
-    assert draw_tokens(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).bfloat16()).tolist() == [[0], [1]]
+    chances, ids = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0]), torch.zeros(20_000, 1, dtype=torch.int64)
+    for temperature, expected in ((1.0, chances), (0.5, chances**2 / (chances**2).sum())):
+        left = _mask_all_but_drawn(temperature, ids, chances.log().expand(20_000, 6)) == 0
+        assert left.sum() == 20_000 and not left[:, chances == 0].any()
+        assert torch.allclose(left.float().mean(0), expected, atol=0.015)
+    sure = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).bfloat16()
+    assert torch.equal(_mask_all_but_drawn(1.0, ids[:2], sure), sure)
 
 
 def test_a_model_answers_questions_in_its_template() -> None:

@@ -29,16 +29,16 @@ SHAPES = ((1, 1), (3, 5), (31, 16), (32, 63), (33, 64), (65, 240), (40, 515), (7
 Rows = Callable[..., Tensor]
 
 
-def implementations(name: str, in_torch: Rows, in_c: Rows) -> dict[str, Rows]:
+def implementations(name: str, reference: Rows, in_c: Rows) -> dict[str, Rows]:
     levels = {word: level for level, word in enumerate(LEVELS) if level <= BEST[name]}
-    return {"torch": in_torch} | {
+    return {"torch": reference} | {
         word: lambda *given, level=level: in_c(*given, level=level)  # type: ignore[misc]
         for word, level in levels.items()
     }
 
 
-LUT = implementations("lut", lut_gemv.in_torch, lut_gemv.in_c)
-PLANES = implementations("planes", bit_planes.in_torch, bit_planes.in_c)
+LUT = implementations("lut", lut_gemv.reference, lut_gemv.in_c)
+PLANES = implementations("planes", bit_planes.reference, bit_planes.in_c)
 each_lut = pytest.mark.parametrize("implementation", LUT.values(), ids=LUT)
 each_planes = pytest.mark.parametrize("implementation", PLANES.values(), ids=PLANES)
 LUT_BITS = pytest.mark.parametrize("bits", lut_gemv.BITS)
@@ -91,7 +91,7 @@ def test_the_library_is_used() -> None:
     assert min(BEST.values()) >= 0, "the shelf's C is not in the library: see `pip install -v -e .`"
     for module in (lut_gemv, bit_planes):
         assert module._implementation("cpu") is module.in_c
-        assert module._implementation("cuda") is module.in_torch
+        assert module._implementation("cuda") is module.reference
 
 
 def test_research_is_imported_by_nothing_else() -> None:
@@ -106,8 +106,8 @@ def test_research_is_imported_by_nothing_else() -> None:
 @pytest.mark.usefixtures("fresh")
 def test_fallback_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERSELY_KERNELS", "torch")
-    assert lut_gemv._implementation("cpu") is lut_gemv.in_torch
-    assert bit_planes._implementation("cpu") is bit_planes.in_torch
+    assert lut_gemv._implementation("cpu") is lut_gemv.reference
+    assert bit_planes._implementation("cpu") is bit_planes.reference
 
 
 def test_tables_by_hand() -> None:

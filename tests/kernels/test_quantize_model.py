@@ -19,8 +19,7 @@ from transformers import (
 
 from tersely.errors import ModelError, OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
-from tersely.kernels.quantization.calibration import capture_inputs, perplexity
-from tersely.kernels.quantization.calibration_text import sample_texts
+from tersely.kernels.quantization.calibration import capture_inputs, perplexity, sample_texts
 from tersely.kernels.w4a8_layout import PackedLayout
 from tersely.models import get_model_path
 

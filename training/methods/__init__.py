@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ...controller.registry import find_entry_points, read_help
+from ...controller.policies import find_entry_points, read_help
 from ...errors import CapabilityError, unknown
 from ..config import Recipe
 
@@ -23,16 +23,19 @@ R = TypeVar("R", bound=Recipe)
 
 ENTRY_POINTS = "tersely.training_methods"
 METHODS = {
-    "adaptthink": "Learn by RL to answer at once where thinking does not help (AdaptThink).",
-    "adar1": "Merge a long and a short thinker, then learn by DPO when to think (AdaR1).",
-    "dler": "Learn by RL to be right within a hard limit of tokens (DLER).",
-    "hint": "Learn the embeddings of a hint, with the model frozen (ConciseHint-T).",
-    "lcpo": "Learn by RL to keep to a number of tokens that the prompt states (LCPO-Max).",
-    "ser": "Learn by RL to be right and brief, relative to the model's own answers (SER-RL).",
-    "sft": "Learn the model's own shortest right completions, or those a controller shortened.",
-    "vsrm": "Learn by RL with a reward for every thinking step, or analyse where thinking is wasted (VSRM).",
+    "adaptthink": ("adaptthink:METHOD", "Learn by RL to answer at once where thinking does not help (AdaptThink)."),
+    "adar1": ("adar1:METHOD", "Merge a long and a short thinker, then learn by DPO when to think (AdaR1)."),
+    "dler": ("length:DLER", "Learn by RL to be right within a hard limit of tokens (DLER)."),
+    "hint": ("sft:HINT", "Learn the embeddings of a hint, with the model frozen (ConciseHint-T)."),
+    "lcpo": ("length:LCPO_MAX", "Learn by RL to keep to a number of tokens that the prompt states (LCPO-Max)."),
+    "ser": ("length:SER", "Learn by RL to be right and brief, relative to the model's own answers (SER-RL)."),
+    "sft": ("sft:SFT", "Learn the model's own shortest right completions, or those a controller shortened."),
+    "vsrm": (
+        "vsrm:METHOD",
+        "Learn by RL with a reward for every thinking step, or analyse where thinking is wasted (VSRM).",
+    ),
 }
-"""Name -> help text of the methods in this folder; the module has the method's name."""
+"""Name -> (module of this folder and its `Method`, help text)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +51,21 @@ class Method(Generic[R]):
 
 def list_methods() -> dict[str, str]:
     """All methods by name, each with its help text."""
+    own = {name: text for name, (_, text) in METHODS.items()}
     plugins = find_entry_points(ENTRY_POINTS)
-    return METHODS | {name: read_help(point) for name, point in plugins.items() if name not in METHODS}
+    return own | {name: read_help(point) for name, point in plugins.items() if name not in own}
 
 
 def load_method(name: str) -> Method[Any]:
     """Load a method; raises OptionError for an unknown one, CapabilityError if it lacks a dependency."""
-    modules = {own: f"{__name__}.{own}" for own in METHODS}
-    if name not in modules:
-        modules |= {plugin: point.module for plugin, point in find_entry_points(ENTRY_POINTS).items()}
-    if name not in modules:
-        raise unknown("method", name, modules)
+    targets = {own: f"{__name__}.{target}" for own, (target, _) in METHODS.items()}
+    if name not in targets:
+        targets |= {plugin: f"{point.module}:METHOD" for plugin, point in find_entry_points(ENTRY_POINTS).items()}
+    if name not in targets:
+        raise unknown("method", name, targets)
+    module, _, attribute = targets[name].partition(":")
     try:
-        method: Method[Any] = import_module(modules[name]).METHOD
+        method: Method[Any] = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise CapabilityError(f"method {name!r} cannot be imported: {error}; install what is missing") from None
     return method

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ..config import Alarm, Recipe, Section
+from ..offline import map_samples
 from ..preflight import CheckedRecipe, check_recipe
 from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, number_column
 from ..rollouts import GroupRollouts
-from ..traces import map_samples
 from ..training_run import TrainingRun
 from . import Method
 
@@ -97,7 +97,7 @@ def _train(run: TrainingRun[AdaptThinkRecipe]) -> None:
         rewards: list[Reward] = [correct, NoThinkBonus(settings.delta, close), ReferenceBaseline()]
         if settings.brevity:
             rewards.append(GroupBrevity(correct, settings.brevity, thinking_only=True))
-        trainer = run.build_grpo_trainer(
+        run.train_grpo(
             GroupRollouts(sampler, plan, recipe.seed),
             rewards,
             credit="reward",
@@ -108,7 +108,6 @@ def _train(run: TrainingRun[AdaptThinkRecipe]) -> None:
             loss_type="grpo",
             scale_rewards="none",
         )
-        run.run_trainer(trainer)
 
 
 METHOD = Method(recipe=AdaptThinkRecipe, validate=_validate, train=_train)

@@ -15,10 +15,17 @@ from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..config import Optimiser, Recipe, RecipeError, Section, ThinkingEffort
-from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check_recipe
+from ..offline import (
+    PreferencePair,
+    SampledTrace,
+    build_dpo_trainer,
+    collect_traces,
+    schedule_examples,
+    shortest_right,
+    train_sft,
+)
+from ..preflight import CheckedRecipe, ResidentModels, check_recipe
 from ..processes import rank0_only
-from ..traces import PreferencePair, SampledTrace, collect_traces, shortest_right
 from ..training_run import MODEL, TrainingRun, write_model
 from . import Method
 
@@ -54,8 +61,6 @@ def _validate(recipe: AdaR1Recipe) -> CheckedRecipe:
 
 
 def _train(run: TrainingRun[AdaR1Recipe]) -> None:
-    from ..offline import build_dpo_trainer, schedule_examples, to_dpo_example
-
     recipe, settings, merged_folder = run.recipe, run.recipe.adar1, run.folder / "merged" / MODEL
     with closing(run.load_model()) as long, closing(_train_short_parent(run, long)) as short:
         long_traces, short_traces = (
@@ -81,7 +86,7 @@ def _train(run: TrainingRun[AdaR1Recipe]) -> None:
         run,
         merged.model,
         merged.tokenizer,
-        schedule_examples([to_dpo_example(pair) for pair in pairs], recipe),
+        schedule_examples([pair.to_example() for pair in pairs], recipe),
         beta=settings.beta,
         nll_weight=settings.nll_weight,
     )
@@ -90,8 +95,6 @@ def _train(run: TrainingRun[AdaR1Recipe]) -> None:
 
 def _train_short_parent(run: TrainingRun[AdaR1Recipe], long: TransformersEngine) -> TransformersEngine:
     """The model after learning its own short right completions."""
-    from ..offline import train_sft
-
     settings, folder = run.recipe.adar1, run.folder / "short" / MODEL
     if not rank0_only(folder.is_dir):
         sampled = collect_traces(run, run.make_sampler(long), "short-traces", 1, settings.short_effort)

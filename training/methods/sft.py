@@ -1,19 +1,25 @@
-"""Supervised fine-tuning on the model's own completions: the shortest right ones, or those a controller shortened.
-
-The controller's closings of the thinking are learned, and its hints removed from the completions they made short.
-"""
+"""SFT on the model's own shortest right completions: plain, those a controller shortened, or to learn a hint."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+import torch
 from pydantic import Field
 
+from ...controller.policies.base import PARAGRAPH
+from ...controller.policies.hint import HINT_TOKEN, BrevityHint, find_learned_hint
 from ..config import Recipe, RecipeError, Section, ThinkingEffort
-from ..preflight import CheckedRecipe, check_recipe
-from ..traces import collect_traces, shortest_right, to_sft
+from ..offline import SampledTrace, collect_traces, shortest_right, split_by_mask, to_sft, train_sft
+from ..preflight import CheckedRecipe, ResidentModels, check_frozen, check_recipe
 from ..training_run import TrainingRun
 from . import Method
+
+POLICY = "hint"
 
 
 class Sft(Section):
@@ -22,26 +28,24 @@ class Sft(Section):
     samples: int = Field(default=8, ge=1)  # per question; the `keep` shortest right ones are learned
     keep: int = Field(default=1, ge=1)
     effort: ThinkingEffort | None = None  # the tier to sample in; by default the tier that is trained
-    # learn what the controller did, see `traces.to_sft`. If False, its text is only masked from the loss, and the model
-    # learns to wait for the controller.
+    # learn what the controller did, see `to_sft`. If False, its text is only masked from the loss, and the model learns
+    # to wait for the controller.
     imitate: bool = True
 
 
 class SftRecipe(Recipe):
-    """The recipe of this method."""
+    """The recipe of SFT. The controller's closings of the thinking are learned, and its hints removed."""
 
     sft: Sft = Sft()
 
 
-def _validate(recipe: SftRecipe) -> CheckedRecipe:
+def _check_sft(recipe: SftRecipe) -> CheckedRecipe:
     settings = recipe.sft
     content = f"completions, the {settings.keep} shortest right of {settings.samples} for each question"
     return check_recipe(recipe, completions=1, step_content=content)
 
 
-def _train(run: TrainingRun[SftRecipe]) -> None:
-    from ..offline import train_sft
-
+def _train_sft(run: TrainingRun[SftRecipe]) -> None:
     sampler, settings = run.make_sampler(), run.recipe.sft
     sampled = collect_traces(run, sampler, "traces", settings.samples, settings.effort)
     traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
@@ -58,4 +62,136 @@ def _train(run: TrainingRun[SftRecipe]) -> None:
     train_sft(run, sampler.engine, kept)
 
 
-METHOD = Method(recipe=SftRecipe, validate=_validate, train=_train)
+SFT = Method(recipe=SftRecipe, validate=_check_sft, train=_train_sft)
+
+
+class Hint(Section):
+    """Settings."""
+
+    samples: int = Field(default=8, ge=1)  # per question; the `keep` shortest right ones with a hint are learned
+    keep: int = Field(default=1, ge=1)
+    strength: float = Field(default=1.0, gt=0, le=2)  # of the learned change, the paper's gamma; above 1 extrapolates
+
+
+class HintRecipe(Recipe):
+    """The recipe of ConciseHint-T (arXiv 2506.18810): learn a hint as embeddings of new tokens; the model is frozen.
+
+    In the shortest right completions with the hint of `rollouts.policies`, its words are replaced by new tokens, which
+    start with the embeddings of the words and are all that is trained. On a quantized model this is a soft prompt that
+    regains accuracy (Compress, Then Prompt, arXiv 2305.11186).
+    """
+
+    hint: Hint = Hint()
+
+
+def _check_hint(recipe: HintRecipe) -> CheckedRecipe:
+    _make_policy(recipe)
+    check_frozen(recipe)
+    settings = recipe.hint
+    content = f"completions with a hint, the {settings.keep} shortest right of {settings.samples} for each question"
+    return check_recipe(recipe, completions=1, resident=ResidentModels(trained="embeddings"), step_content=content)
+
+
+def _make_policy(recipe: HintRecipe) -> BrevityHint:
+    """The policy that gives the hint in words; raises RecipeError."""
+    settings = recipe.rollouts.policies.get(POLICY)
+    if settings is None:
+        raise RecipeError(
+            "rollouts.policies has no hint to learn; add `policies: {hint: {}}`, with settings of the policy if needed",
+            code="no_hint_policy",
+        )
+    return BrevityHint(**settings)
+
+
+def _train_hint(run: TrainingRun[HintRecipe]) -> None:
+    engine, settings, words = run.load_model(), run.recipe.hint, _make_policy(run.recipe).text + PARAGRAPH
+    if find_learned_hint(engine.tokenizer):
+        raise RecipeError(
+            f"{run.recipe.model} already has a learned hint; train from the model without it", code="hint_exists"
+        )
+    _check_free_rows(engine.model, engine.tokenizer, words)
+    sampled = collect_traces(run, run.make_sampler(engine), "traces", settings.samples)
+    ids = add_hint_tokens(engine.model, engine.tokenizer, words)
+    before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), find_learned_hint(engine.tokenizer)
+    _freeze_except(engine.model, ids)
+    kept: list[SampledTrace] = []
+    for group in sampled:
+        rewritten = (replace_forced_words(trace, engine.tokenizer, words, hint) for trace in group)
+        kept += shortest_right([trace for trace in rewritten if trace is not None], settings.keep)
+    if not kept:
+        raise RecipeError(
+            f"none of {settings.samples} completions of {len(sampled)} questions is right, was ended by the model and "
+            "has a hint; give the hint earlier, use easier questions, or raise rollouts.max_new_tokens",
+            code="nothing_to_learn",
+        )
+
+    @torch.no_grad()
+    def scale_change(model: Any, folder: Path) -> None:
+        table = model.get_input_embeddings().weight
+        table[ids] = before + settings.strength * (table[ids] - before)
+
+    run.log(f"learning {len(ids)} embeddings from {len(kept)} completions with a hint")
+    train_sft(run, engine, kept, finish=scale_change)
+
+
+def replace_forced_words(trace: SampledTrace, tokenizer: Any, words: str, new: str) -> SampledTrace | None:
+    """The completion with `words` replaced in the text that a policy wrote; None if they are not in it."""
+    ids: list[int] = []
+    loss_mask: list[int] = []
+    replaced = False
+    for mask, tokens in split_by_mask(trace):
+        if not mask:
+            text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if words in text:
+                replaced = True
+                tokens = tokenizer.encode(text.replace(words, new), add_special_tokens=False)
+        ids += tokens
+        loss_mask += [mask] * len(tokens)
+    return replace(trace, ids=ids, loss_mask=loss_mask) if replaced else None
+
+
+@torch.no_grad()
+def add_hint_tokens(model: Any, tokenizer: Any, words: str) -> list[int]:
+    """Add one token per token of the words, with their embeddings, and return the new ids.
+
+    In a separate output head the new tokens get zero weights. If the head is tied to the embeddings, they start as
+    likely as the words, and the model learns not to write them along with everything else.
+    """
+    from tokenizers import AddedToken
+
+    ids = tokenizer.encode(words, add_special_tokens=False)
+    names = [HINT_TOKEN.format(number) for number in range(len(ids))]
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+    added: list[int] = tokenizer.convert_tokens_to_ids(names)
+    if max(added) >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(added) + 1, mean_resizing=False)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    table[added] = table[ids]
+    if isinstance(head, torch.nn.Linear) and head.weight is not table:
+        head.weight[added] = 0
+    return added
+
+
+def _check_free_rows(model: Any, tokenizer: Any, words: str) -> None:
+    """Raise RecipeError if the embedding table would have to grow and the quantized head cannot grow with it."""
+    needed = len(tokenizer) + len(tokenizer.encode(words, add_special_tokens=False))
+    head, rows = model.get_output_embeddings(), model.get_input_embeddings().weight.shape[0]
+    if needed > rows and head is not None and not isinstance(head, torch.nn.Linear):
+        raise RecipeError(
+            f"the embedding table has no free rows ({rows} in all), and the quantized head cannot grow; quantize the "
+            "model with --head keep",
+            code="quantized_head",
+        )
+
+
+def _freeze_except(model: Any, ids: Sequence[int]) -> None:
+    """Train only the embeddings of these tokens; the other rows get neither gradient nor weight decay."""
+    model.requires_grad_(False)
+    table = model.get_input_embeddings().weight
+    chosen = torch.zeros(table.shape[0], 1, dtype=table.dtype)
+    chosen[list(ids)] = 1
+    table.requires_grad_(True)
+    table.register_hook(lambda gradient: gradient * chosen.to(gradient.device))
+
+
+HINT = Method(recipe=HintRecipe, validate=_check_hint, train=_train_hint)

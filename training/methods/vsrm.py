@@ -20,8 +20,7 @@ from ...controller.types import Request, SamplingParams
 from ...evaluation.runner import batch_seed, tokens_until
 from ...io import write
 from ..config import AlwaysThinks, Recipe, Section
-from ..memory import ONE_MODEL, ResidentModels
-from ..preflight import CheckedRecipe, check_recipe
+from ..preflight import ONE_MODEL, CheckedRecipe, ResidentModels, check_recipe
 from ..processes import rank0_only
 from ..rewards import NO_THINK, Correctness
 from ..rollouts import GroupRollouts
@@ -112,17 +111,33 @@ class AccuracyCurve(NamedTuple):
         return self.positions[find_settled(self.accuracies)]
 
 
-class CutProber:
-    """Measures accuracy curves by sampling answers at the cuts of completions."""
+class StepRollouts(GroupRollouts):
+    """Free completions with the rewards of their steps and the accuracies at their cuts."""
 
-    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness) -> None:
-        self.sampler, self.settings, self.correct = sampler, settings, correct
+    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness, size: int, seed: int) -> None:
+        super().__init__(sampler, [FREE] * size, seed)
+        self.settings, self.correct = settings, correct
         self.codec, self.markers = sampler.session.codec, sampler.session.markers
 
-    def __call__(
+    def extra_columns(
         self, rollouts: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int
-    ) -> list[AccuracyCurve]:
-        """One curve per completion; empty for one that did not think, or did not finish its thinking."""
+    ) -> dict[str, list[Any]]:
+        """See `GroupRollouts.extra_columns` and `AdaptiveTrainer._token_advantages`."""
+        settings, curves, rewards = self.settings, self.measure(rollouts, rows, seed), []
+        for rollout, curve in zip(rollouts, curves, strict=True):
+            worth = step_rewards(curve.accuracies, settings.look_ahead, settings.ineffective_penalty)
+            # At the last token of each step.
+            steps = [(position - 1, reward) for position, reward in zip(curve.positions[1:], worth, strict=True)]
+            if rollout.finish_reason == "length" or not rollout.response:
+                steps.append((len(rollout.ids) - 1, -settings.unfinished_penalty))
+            rewards.append(steps)
+        return {"token_rewards": rewards, "token_values": [list(zip(*curve, strict=True)) for curve in curves]}
+
+    def measure(self, rollouts: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> list[AccuracyCurve]:
+        """The accuracy curve of each completion, by answers sampled at its cuts.
+
+        It is empty for a completion that did not think, or did not finish its thinking.
+        """
         repeats = self.settings.answers
         positions = [self._find_positions(rollout) for rollout in rollouts]
         closing = self.codec.encode(f"{self.markers.close}{self.markers.close_suffix}")
@@ -157,28 +172,6 @@ class CutProber:
         return list(dict.fromkeys(tokens_until(rollout.ids, self.codec, cut) for cut in cuts))
 
 
-class StepRollouts(GroupRollouts):
-    """Free completions with the rewards of their steps and the accuracies at their cuts."""
-
-    def __init__(self, prober: CutProber, size: int, seed: int) -> None:
-        super().__init__(prober.sampler, [FREE] * size, seed)
-        self.prober = prober
-
-    def extra_columns(
-        self, rollouts: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int
-    ) -> dict[str, list[Any]]:
-        """See `GroupRollouts.extra_columns` and `AdaptiveTrainer._token_advantages`."""
-        settings, curves, rewards = self.prober.settings, self.prober(rollouts, rows, seed), []
-        for rollout, curve in zip(rollouts, curves, strict=True):
-            worth = step_rewards(curve.accuracies, settings.look_ahead, settings.ineffective_penalty)
-            # At the last token of each step.
-            steps = [(position - 1, reward) for position, reward in zip(curve.positions[1:], worth, strict=True)]
-            if rollout.finish_reason == "length" or not rollout.response:
-                steps.append((len(rollout.ids) - 1, -settings.unfinished_penalty))
-            rewards.append(steps)
-        return {"token_rewards": rewards, "token_values": [list(zip(*curve, strict=True)) for curve in curves]}
-
-
 def _validate(recipe: VsrmRecipe) -> CheckedRecipe:
     return check_recipe(recipe, resident=ONE_MODEL if recipe.vsrm.train else ResidentModels(trained="nothing"))
 
@@ -186,29 +179,22 @@ def _validate(recipe: VsrmRecipe) -> CheckedRecipe:
 def _train(run: TrainingRun[VsrmRecipe]) -> None:
     recipe = run.recipe
     with Correctness(run.checked.markers.close) as correct:
-        prober = CutProber(run.make_sampler(), recipe.vsrm, correct)
+        rollouts = StepRollouts(run.make_sampler(), recipe.vsrm, correct, recipe.rollouts.generations, recipe.seed)
         if not recipe.vsrm.train:
-            found = rank0_only(lambda: analyse(prober, run.checked.rows, recipe))
+            found = rank0_only(lambda: analyse(rollouts, run.checked.rows, recipe))
             run.log(
                 f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
                 f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
             )
             return
-        trainer = run.build_grpo_trainer(
-            StepRollouts(prober, recipe.rollouts.generations, recipe.seed),
-            [correct],
-            credit="tokens",
-            alarm=recipe.alarm,
-            loss_type="dapo",
-        )
-        run.run_trainer(trainer)
+        run.train_grpo(rollouts, [correct], credit="tokens", alarm=recipe.alarm, loss_type="dapo")
 
 
-def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:
+def analyse(sampled: StepRollouts, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:
     """Find where the thinking was settled, over all completions that thought and answered; write analysis.json."""
     repeated = [row for row in rows for _ in range(recipe.vsrm.samples)]
-    rollouts = prober.sampler([CompletionRequest(row["prompt"], row["tier"]) for row in repeated], recipe.seed)
-    all_curves = zip(repeated, prober(rollouts, repeated, recipe.seed), strict=True)
+    rollouts = sampled.sampler([CompletionRequest(row["prompt"], row["tier"]) for row in repeated], recipe.seed)
+    all_curves = zip(repeated, sampled.measure(rollouts, repeated, recipe.seed), strict=True)
     curves = [(row, curve) for row, curve in all_curves if curve.positions]
     tokens = sum(curve.positions[-1] for _, curve in curves)
     found = {

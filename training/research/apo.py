@@ -19,13 +19,13 @@ from pydantic import Field
 from ...controller.engines.transformers.engine import load_engine
 from ...evaluation.agents.tools import TOOL_SCHEMAS
 from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section, ThinkingEffort
-from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, Row, check_recipe, load_tasks
+from ..offline import SampledTrace, train_sft
+from ..preflight import CheckedRecipe, ResidentModels, check_recipe
 from ..processes import rank0_only, resumable_map
 from ..rewards import AGENTIC, NO_THINK, THINK, Correctness, Reward, get_modes, group_by_prompt, require_column
+from ..rollouts import Row, load_tasks
 from ..sampling import FREE, CompletionRequest
-from ..traces import SampledTrace
 from ..training_run import MODEL, TrainingRun
 from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode
 
@@ -124,22 +124,18 @@ def _train(run: TrainingRun[ApoRecipe]) -> None:
         runner = EpisodeRunner(sampler, by_id, settings.followup_effort, settings.max_steps)
         if settings.align is not None:
             _align(run, settings.align, runner, correct)
-        trainer = run.build_grpo_trainer(
+        run.train_grpo(
             EpisodeRollouts(runner, plan, recipe.seed),
             [correct, AdaptiveDiscount(correct, settings.alpha, settings.easy, close)],
-            credit="group",
             alarm=recipe.alarm,
             # The discounted reward includes correctness, which is only logged.
             reward_weights=[0.0, 1.0],
             beta=settings.kl,
         )
-        run.run_trainer(trainer)
 
 
 def _align(run: TrainingRun[ApoRecipe], settings: Align, runner: EpisodeRunner, correct: Correctness) -> None:
     """Learn by SFT, for each question, its cheapest sufficient mode; or load what an earlier run has learned."""
-    from ..offline import train_sft
-
     engine, folder = runner.sampler.engine, run.folder / "aligned" / MODEL
     if not rank0_only(folder.is_dir):
         traces = _choose_traces(run, settings, runner, correct)
@@ -160,10 +156,8 @@ def _choose_traces(
     modes, samples = recipe.modes, settings.samples
 
     def is_right(episode: TrainingEpisode) -> bool:
-        row = episode.row
-        if runner.tasks is not None:
-            return runner.tasks[row["id"]].solved_by(episode.answer)
-        return correct.is_right(row["answer"], episode.answer, row["gym_entry"])
+        row, solved = episode.row, runner.judge(episode)
+        return correct.is_right(row["answer"], episode.answer, row["gym_entry"]) if solved is None else solved
 
     def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
         starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]

@@ -135,6 +135,12 @@ class EpisodeRunner:
                 episode.steps.append(rollout)
         return episodes
 
+    def judge(self, episode: TrainingEpisode) -> bool | None:
+        """Whether the task is solved as it was started; None if `Correctness` decides."""
+        if self.tasks is None:
+            return None
+        return episode.followed_start and self.tasks[episode.row["id"]].solved_by(episode.answer)
+
     def _advance(self, episodes: Sequence[TrainingEpisode]) -> Iterator[TrainingEpisode]:
         """Execute the pending calls; yields the episodes that take another step."""
         if self.tasks is None:
@@ -194,16 +200,9 @@ class EpisodeRollouts(GroupRollouts):
         """See `GroupRollouts`."""
         rng = Random(f"steps:{seed}")
         return [
-            episode.to_rollout(rng.randrange(len(episode.steps)), self._judge(episode))
+            episode.to_rollout(rng.randrange(len(episode.steps)), self.runner.judge(episode))
             for episode in self.runner(requests, rows, seed)
         ]
-
-    def _judge(self, episode: TrainingEpisode) -> bool | None:
-        """Whether the task is solved; None if `Correctness` decides."""
-        tasks = self.runner.tasks
-        if tasks is None:
-            return None
-        return episode.followed_start and tasks[episode.row["id"]].solved_by(episode.answer)
 
     def loss_mask(self, rollout: Rollout) -> list[int]:
         """See `GroupRollouts`."""

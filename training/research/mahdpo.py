@@ -24,22 +24,17 @@ from torch import Tensor, nn
 from ...errors import ModelError, OptionError, unknown
 from ...io import check_new_folder
 from ..config import Recipe, RecipeError, Section
-from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, check_recipe
-from ..traces import PreferencePair, SampledTrace, collect_traces
+from ..offline import PreferencePair, SampledTrace, build_dpo_trainer, collect_traces, schedule_examples
+from ..preflight import CheckedRecipe, ResidentModels, check_recipe
 from ..training_run import TrainingRun, write_model
 
 if TYPE_CHECKING:
-    from ..offline import TokenDPOTrainer
+    from ..trainer import TokenDPOTrainer
 
 FILE = "heads.safetensors"
 Objective = Literal["accuracy", "brevity", "format"]
 OBJECTIVE = "objective"  # column of the training examples: the index of the head that learns them
-_ACCEPTED = (
-    "accepted: the model in the folder `model` that `tersely train mahdpo` wrote, loaded by "
-    "AutoModelForCausalLM.from_pretrained(folder)"
-)
 
 
 class Heads(nn.Module):
@@ -86,6 +81,13 @@ def save_heads(model: Any, heads: Heads, folder: Path) -> None:
     _replace_head(model, head)
 
 
+def _replace_head(model: Any, head: nn.Module) -> None:
+    """Replace a model's head by one that is not tied to the embeddings."""
+    model.set_output_embeddings(head)
+    config = model.config.get_text_config(decoder=True)
+    config.tie_word_embeddings = model.config.tie_word_embeddings = False
+
+
 def load_heads(folder: Path | str) -> dict[str, Tensor]:
     """Load the heads of a model that `tersely train mahdpo` wrote; raises ModelError."""
     try:
@@ -97,24 +99,34 @@ def load_heads(folder: Path | str) -> dict[str, Tensor]:
         ) from None
 
 
+def check_weights(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+    """Raise OptionError unless these weights of heads can be scaled to a sum of 1."""
+    if unheard := [name for name in weights if name not in heads]:
+        raise unknown("objective", unheard[0], sorted(heads))
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not sum(weights.values()):
+        raise OptionError(
+            f"the weights of objectives are {dict(weights)}; accepted: numbers of at least 0, of which one is positive",
+            code="invalid_weight",
+        )
+
+
 def mix_heads(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The weighted mean of heads, [vocabulary, hidden], with weight 0 where none is given; raises OptionError."""
-    shares = _normalise_weights(heads, weights)
-    mixed = sum((heads[name].float() * share for name, share in shares.items()), torch.zeros(()))
+    check_weights(heads, weights)
+    total = sum(weights.values())
+    mixed = sum((heads[name].float() * (weight / total) for name, weight in weights.items()), torch.zeros(()))
     return mixed.to(next(iter(heads.values())).dtype)
 
 
 def set_head_weights(model: Any, heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
     """Set the head of a loaded model to a mixture of these heads, in place; raises ModelError if they do not fit."""
-    weight = _get_head_weight(model)
-    for name, head in heads.items():
-        if head.shape != weight.shape:
-            sizes = (" x ".join(map(str, w.shape)) for w in (head, weight))
-            raise ModelError(
-                f"the head of {name!r} is {next(sizes)} and that of the model {next(sizes)} (vocabulary x hidden), so "
-                f"they belong to different models; {_ACCEPTED}",
-                code="other_model",
-            )
+    weight, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if weight.data_ptr() == table.data_ptr() or any(head.shape != weight.shape for head in heads.values()):
+        raise ModelError(
+            f"the model's head is {list(weight.shape)}{' and tied to its embeddings' * (weight is table)}, which these "
+            "heads do not fit; accepted: the model in the folder `model` that `tersely train mahdpo` wrote",
+            code="other_model",
+        )
     with torch.no_grad():
         weight.copy_(mix_heads(heads, weights))
 
@@ -137,55 +149,12 @@ def blend(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     heads = load_heads(model)
-    _normalise_weights(heads, weights)
+    check_weights(heads, weights)
     check_new_folder(out)
     mixed: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     set_head_weights(mixed, heads, weights)
     write_model(mixed, AutoTokenizer.from_pretrained(model), out)
     print(f"saved to {out}")
-
-
-def _normalise_weights(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
-    """Scale weights to a sum of 1."""
-    for name, weight in weights.items():
-        if name not in heads:
-            raise unknown("objective", name, sorted(heads))
-        if not 0 <= weight < math.inf:
-            raise OptionError(
-                f"the weight of objective {name!r} is {weight!r}; accepted: a number of at least 0",
-                code="invalid_weight",
-            )
-    total = sum(weights.values())
-    if not total > 0:
-        raise OptionError(
-            f"all weights are 0; accepted: a positive weight for at least one of {', '.join(sorted(heads))}",
-            code="invalid_weight",
-        )
-    return {name: weight / total for name, weight in weights.items()}
-
-
-def _get_head_weight(model: Any) -> Tensor:
-    """The head's weights, [vocabulary, hidden]; raises ModelError if the embeddings share them."""
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    if not isinstance(weight, Tensor):
-        raise ModelError(
-            f"{type(model).__name__} does not have a single matrix as its head; {_ACCEPTED}", code="unsupported_head"
-        )
-    embeddings = getattr(model.get_input_embeddings(), "weight", None)
-    if isinstance(embeddings, Tensor) and embeddings.data_ptr() == weight.data_ptr():
-        raise ModelError(
-            "the model's head is tied to its input embeddings, which changing its weights would change as well; "
-            f"{_ACCEPTED}",
-            code="tied_head",
-        )
-    return weight
-
-
-def _replace_head(model: Any, head: nn.Module) -> None:
-    """Replace a model's head by one that is not tied to the embeddings."""
-    model.set_output_embeddings(head)
-    config = model.config.get_text_config(decoder=True)
-    config.tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 class MahDpo(Section):
@@ -258,7 +227,7 @@ def build_headed_trainer(
     heads: Heads,
 ) -> TokenDPOTrainer:
     """Build a DPO trainer for the pairs of each head; micro batches have one objective each, in turn."""
-    from ..offline import TokenCollator, TokenDPOTrainer, build_dpo_trainer, schedule_examples, to_dpo_example
+    from ..trainer import TokenCollator, TokenDPOTrainer
 
     class HeadedCollator(TokenCollator):
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -274,7 +243,7 @@ def build_headed_trainer(
             return super()._compute_loss(model, rest, return_outputs)
 
     recipe, size = run.recipe, run.recipe.optimiser.micro_batch
-    scheduled = [schedule_examples([to_dpo_example(pair) for pair in same], recipe) for same in pairs]
+    scheduled = [schedule_examples([pair.to_example() for pair in same], recipe) for same in pairs]
     examples: list[dict[str, Any]] = []
     for number in range(recipe.optimiser.steps * recipe.rollouts.prompts // size):
         turn, objective = divmod(number, len(scheduled))

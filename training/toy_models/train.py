@@ -124,7 +124,6 @@ def train(
     if size.base is not None:
         load_base_weights(size.base, model)
     opts = build_optimizers(model, size)
-    base_rates = [[group["lr"] for group in opt.param_groups] for opt in opts]
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
     done = _load_checkpoint(checkpoint, model, opts)
@@ -139,9 +138,8 @@ def train(
         seen += batch.ids.numel()
         if step <= done:
             continue
-        for opt, rates in zip(opts, base_rates, strict=True):
-            for group, lr in zip(opt.param_groups, rates, strict=True):
-                group["lr"] = lr * rate_factor(progress[0])
+        for opt, rate in zip(opts, (size.matrix_lr, size.other_lr), strict=True):
+            opt.param_groups[0]["lr"] = rate * rate_factor(progress[0])
         loss = _take_step(model, opts, batch, half)
         minutes = (time.monotonic() - start) / 60
         if step % 50 == 0:

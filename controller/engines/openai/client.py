@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
 from .backend import StreamError
-from .events import EventDecoder, parse_event
 
 if TYPE_CHECKING:
     import httpx
@@ -25,6 +25,8 @@ _MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
 _MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
 _MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
+MAX_EVENT = 1 << 20  # bytes of one line, and of the data of one event; those of servers have some hundreds
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
 
 
@@ -133,16 +135,15 @@ class OpenAIClient:
             raise self._error_from_transport(error) from error
 
     async def close(self) -> None:
-        """Close all connections."""
         if self._client is not None:
             await self._client.aclose()
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
             httpx = self._httpx
+            key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             self._client = httpx.AsyncClient(
-                headers={"Accept-Encoding": "identity"}
-                | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+                headers={"Accept-Encoding": "identity", **key},
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
                 timeout=httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
             )
@@ -155,15 +156,15 @@ class OpenAIClient:
         return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
     def _timed_out(self) -> ModelError:
-        message = f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server"
-        return ModelError(message, code="server_timeout")
+        return ModelError(
+            f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server", code="server_timeout"
+        )
 
     async def _error_from_reply(self, reply: httpx.Response, path: str) -> Exception:
         text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
         return self._error_from_status(reply.status_code, path, text, reply.headers.get("retry-after", ""))
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
-        """The error for a status of 400 or more."""
         message = _extract_message(text)
         if status in (401, 403):
             refused = "the API key" if self._key else "a request without an API key"
@@ -178,10 +179,7 @@ class OpenAIClient:
 
 
 def find_key(url: str) -> str | None:
-    """The API key of the environment for a server.
-
-    TERSELY_API_KEY goes to every server; OPENAI_API_KEY to OpenAI's own, and to that of OPENAI_BASE_URL.
-    """
+    """The API key of the environment: ours for every server, OpenAI's for its own and that of OPENAI_BASE_URL."""
     ours, openai = (os.environ.get(name) for name in KEYS)
     named = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname
     return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
@@ -190,17 +188,14 @@ def find_key(url: str) -> str | None:
 async def _read(reply: httpx.Response, limit: int, seconds: float, cut: bool = False) -> bytes:
     """A body of at most `limit` bytes; a longer or slower one is cut, or a ValueError or TimeoutError."""
     body = bytearray()
-    try:
+    with suppress(TimeoutError) if cut else nullcontext():
         async with asyncio.timeout(seconds):
             async for chunk in _read_raw(reply):
                 body += chunk
-                if len(body) > limit and not cut:
-                    raise ValueError(f"more than {limit} bytes")
                 if len(body) > limit:
-                    break
-    except TimeoutError:
-        if not cut:
-            raise
+                    if cut:
+                        break
+                    raise ValueError(f"more than {limit} bytes")
     return bytes(body[:limit])
 
 
@@ -219,6 +214,59 @@ async def _read_events(reply: httpx.Response) -> AsyncGenerator[str, None]:
             yield data
     for data in decoder.finish():
         yield data
+
+
+class EventDecoder:
+    """Splits bytes, however they arrive, into server-sent events (HTML standard, section 9.2), within limits."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []  # of the line that is not over
+        self._data: list[bytes] = []
+        self._line_size = self._event_size = 0  # of the pieces, and of the lines of the data
+        self._after_return = False
+
+    def feed(self, chunk: bytes) -> list[str]:
+        """Add bytes and return the data of events that are complete; raises StreamError for one that is too long."""
+        if self._after_return and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        if chunk:
+            self._after_return = chunk.endswith(b"\r")
+        *lines, rest = _LINE_END.split(chunk)
+        events = []
+        for line in lines:
+            events.append(self._take(b"".join([*self._pieces, line])))
+            self._pieces.clear()
+            self._line_size = 0
+        self._pieces.append(rest)
+        self._line_size += len(rest)
+        if self._line_size + self._event_size > MAX_EVENT:
+            raise StreamError(f"an event has more than {MAX_EVENT} bytes")
+        return [event for event in events if event is not None]
+
+    def finish(self) -> list[str]:
+        """What is left when the stream ends, which some servers do without a blank line."""
+        return [event for event in (self._take(b"".join(self._pieces)), self._take(b"")) if event is not None]
+
+    def _take(self, line: bytes) -> str | None:
+        if line:
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                self._data.append(value.removeprefix(b" "))
+                self._event_size += len(line) + 1
+            return None
+        data, self._data, self._event_size = self._data, [], 0
+        return b"\n".join(data).decode("utf-8", "replace") if data else None
+
+
+def parse_event(data: str) -> dict[str, Any]:
+    """The JSON object of an event; raises StreamError for anything else."""
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StreamError(f"an event is not valid JSON: {error}") from error
+    if not isinstance(event, dict):
+        raise StreamError("an event is not a JSON object")
+    return event
 
 
 async def explain_not_found(client: OpenAIClient, model: str, error: RefusedError) -> ModelError:

@@ -17,16 +17,20 @@ from ....errors import CapabilityError, ModelError
 from ...text.markers import KNOWN
 from ...text.tokenizer_adapter import get_adapter
 from ...types import SamplingParams, Signals
-from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
+from .backend import (
+    Chunk,
+    StreamError,
+    StreamingTokenizer,
+    check_offsets,
+    load_tokenizer,
+    signals_from_logprobs,
+)
 from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
 from .engine import RemoteEngine
-from .streaming_tokenizer import StreamingTokenizer, check_offsets
 
 _TOKEN_IDS_END = 1 << 31
-_LONGEST_STREAM = 3600.0
-"""Seconds that one stream may take."""
-_MAX_TEXT = 1 << 15
-"""Characters of one event's text; more than any server collects before it sends."""
+_LONGEST_STREAM = 3600.0  # seconds that one stream may take
+_MAX_TEXT = 1 << 15  # characters of one event's text; more than any server collects before it sends
 _MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 """What reading an event of another form raises."""
 _TEST_PROMPT = "The answer is 42."
@@ -129,7 +133,6 @@ class CompletionsBackend:
     async def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
-        """See `CompletionBackend.stream`."""
         body = {
             "model": self.model,
             "prompt": list(ids) if self.takes_ids else self._decode_prompt(ids),
@@ -168,7 +171,6 @@ class CompletionsBackend:
             raise ModelError(message, code="server_timeout") from None
 
     async def close(self) -> None:
-        """See `CompletionBackend.close`."""
         await self.client.close()
 
     def _read_chunk(self, choice: dict[str, Any], tokenizer: StreamingTokenizer | None) -> Chunk:

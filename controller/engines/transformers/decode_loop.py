@@ -27,12 +27,10 @@ class IdHistory:
         self._padding: list[int] | None = None
 
     def append(self, tokens: Tensor) -> None:
-        """Add one token per sequence."""
         if self.tensor is not None:
             self.tensor = torch.cat([self.tensor, tokens[:, None]], dim=-1)
 
     def replace_last(self, tokens: Tensor) -> None:
-        """Replace the last column."""
         if self.tensor is not None:
             self.tensor[:, -1] = tokens
 
@@ -233,7 +231,6 @@ class DecodeLoop:
 
 
 def _step_info(step: DecodeStep, slot: int) -> StepInfo:
-    """What the watcher of a slot may know about this step."""
     signals = None if step.signals is None else step.signals[slot]
     return StepInfo(signals, _unread if step.state_reader is None else step.state_reader(slot))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ....errors import CapabilityError, OptionError
 from ....kernels.signals import logit_signals
-from ...types import TOP, DecodeStep, SequenceView, Signals, State, StepHook
+from ...types import TOP, DecodeStep, ForwardModifier, SequenceView, Signals, State, StepHook
 
 
 class SignalsHook(StepHook):
@@ -21,7 +22,6 @@ class SignalsHook(StepHook):
         self.confidence = confidence
 
     def after_sample(self, step: DecodeStep) -> None:
-        """See `StepHook.after_sample`."""
         step.signals = compute_signals(step.logits, step.tokens, self.confidence)
 
 
@@ -45,11 +45,9 @@ class StreamerHook(StepHook):
         self._sequences: Sequence[SequenceView] = ()
 
     def start(self, sequences: Sequence[SequenceView]) -> None:
-        """See `StepHook.start`."""
         self._sequences = sequences
 
     def after_step(self, step: DecodeStep) -> None:
-        """See `StepHook.after_step`."""
         if not step.edits and not step.hidden_slots:
             self.streamer.put(step.tokens.cpu())
             return
@@ -63,8 +61,32 @@ class StreamerHook(StepHook):
             self.streamer.put(torch.tensor([column[place] if place < len(column) else self.pad for column in columns]))
 
     def finish(self) -> None:
-        """See `StepHook.finish`."""
         self.streamer.end()
+
+
+@dataclass(eq=False, slots=True)
+class ModifiedSequence:
+    """One sequence whose forward pass is changed while `active()`; implements `types.SequenceModifier`."""
+
+    modifier: ForwardModifier
+    active: Callable[[], bool]
+
+    def summary(self) -> tuple[str, str] | None:
+        return None
+
+
+class ModifierHook(StepHook):
+    """What changes the forward pass of each sequence of a batch, by slot; None for those left alone."""
+
+    def __init__(self, sequences: Sequence[Any]) -> None:
+        self.sequences = list(sequences)
+
+    def select(self, slots: Sequence[int]) -> None:
+        self.sequences = [self.sequences[slot] for slot in slots]
+
+    def find_active(self) -> list[bool]:
+        """Which sequences are changed at this step; `active()` of each says so."""
+        return [sequence is not None and sequence.active() for sequence in self.sequences]
 
 
 class HiddenStates(StepHook):
@@ -94,7 +116,6 @@ class HiddenStates(StepHook):
         return point.module.register_forward_hook(after)
 
     def after_sample(self, step: DecodeStep) -> None:
-        """See `StepHook.after_sample`."""
         step.state_reader = self.reader
 
     def read(self, layer: int, slot: int) -> State:
@@ -106,7 +127,6 @@ class HiddenStates(StepHook):
         return partial(_read, self._last.copy(), slot)
 
     def close(self) -> None:
-        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 

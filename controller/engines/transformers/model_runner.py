@@ -116,7 +116,6 @@ class HFInputsRunner:
 
     @property
     def cache(self) -> Any:
-        """The model's cache, or None."""
         return find_cache(self.kwargs)[1]
 
 
@@ -142,10 +141,7 @@ class RaggedRunner:
         self.holes: list[int] = []
 
     def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
-        """Read the prompts, ids [rows, length], and return the logits after them, [rows, vocabulary].
-
-        Equal rows may `share` one reading, whose cache is copied.
-        """
+        """Read prompts, ids [rows, length]; return logits [rows, vocabulary]. Equal rows may `share` one reading."""
         self.rows, self.device = ids.shape[0], ids.device
         first, kinds = self._distinct(ids) if share else ([], [])
         shared = len(first) < len(kinds)
@@ -275,10 +271,7 @@ class RaggedRunner:
         self.holes = [old + more for old, more in zip(self.holes or [0] * self.rows, new, strict=True)]
 
     def _compact(self, pending: int) -> None:
-        """Remove holes from the cache once every row has many, as attention pays for each column.
-
-        The last `pending` columns are in the mask but not yet in the cache.
-        """
+        """Remove holes of the cache once every row has many; the last `pending` columns are not in the cache yet."""
         waste = min(self.holes)
         past = self.width - pending
         if waste < max(_MIN_WASTE, past // 8):

@@ -12,15 +12,18 @@ import pytest
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.rules import Tree, Verified
-from tersely.controller.sampling.rules import Majority, ShortMofK, VoteFirst, resolve_rule
-from tersely.controller.sampling.vote import (
+from tersely.controller.sampling.rules import (
     ROOT,
     AggregationRule,
     Branch,
+    Majority,
+    ShortMofK,
     Vote,
+    VoteFirst,
     VoteState,
     tally,
 )
+from tersely.controller.sampling.run import resolve_rule
 from tersely.errors import OptionError
 
 from ...support.refusals import refused

@@ -171,7 +171,7 @@ def measured() -> dict[str, Any]:
     problems = list(islice(stream("fit", 2), 96))
     questions = [Question(p.id, p.problem, p.answer, p.level, p.kind) for p in problems]
     model = WrittenModel(problems)
-    figures = card.measure(model, codec(), questions[:72], questions[72:], greedy=False)
+    figures: dict[str, Any] = card.measure(model, codec(), questions[:72], questions[72:], greedy=False)
     assert [a[:2] for a in model.calls[:6]] == [
         *((mode, None) for mode in card.MODES),
         ("normal", 0.0),

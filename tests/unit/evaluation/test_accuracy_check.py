@@ -14,7 +14,7 @@ from tersely.errors import OptionError, PromptError
 from tersely.evaluation.runner import AccuracyCheck
 from tersely.kernels.quantization import Scheme
 from tersely.kernels.quantization import run as module_of_run
-from tersely.kernels.quantization.calibration_text import CalibrationText
+from tersely.kernels.quantization.calibration import CalibrationText
 from tersely.kernels.quantization.run import REPORT, quantize_checkpoint
 from tersely.models import get_model_path
 

@@ -15,7 +15,6 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from tersely.checkpoint_log import CheckpointLog
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.integrations.langchain.middleware import ModeMiddleware
 from tersely.controller.integrations.langchain.routing import ModeRouter, prompt_hidden_states
@@ -25,6 +24,7 @@ from tersely.evaluation.agents.episodes import Episode, as_text, compare_arms, j
 from tersely.evaluation.agents.run import make_agents, run_all, train_router
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, draw_tasks
 from tersely.evaluation.agents.tools import langchain_tools
+from tersely.io import CheckpointLog
 from tersely.probes.artifact import ArtifactError, save
 
 TASKS = draw_tasks("test", 0, 60)

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from tersely.controller.policies import get_presets, list_policies
-from tersely.controller.registry import resolve_modifier
+from tersely.controller.policies import get_presets, list_policies, resolve_modifier
 from tersely.errors import OptionError
 
 HIDDEN = """

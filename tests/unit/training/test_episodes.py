@@ -16,11 +16,11 @@ from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.agents.tools import TOOL_SCHEMAS, World
 from tersely.training.config import Data, RecipeError, Rollouts
 from tersely.training.methods import load_method
-from tersely.training.preflight import load_rows, load_tasks
 from tersely.training.research import episodes
 from tersely.training.research.apo import choose_cheapest, to_alignment_trace
 from tersely.training.research.episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode, run_calls
 from tersely.training.rewards import AGENTIC, NO_THINK, THINK
+from tersely.training.rollouts import load_rows, load_tasks
 from tersely.training.sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 from tersely.training.training_run import MODEL
 

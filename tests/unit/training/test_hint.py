@@ -15,13 +15,13 @@ from tersely.controller.policies.hint import BrevityHint, find_learned_hint
 from tersely.controller.text.markers import Markers
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
-from tersely.kernels.quantization.calibration_text import CalibrationText
+from tersely.kernels.quantization.calibration import CalibrationText
 from tersely.kernels.quantization.run import quantize_checkpoint
 from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
-from tersely.training.methods.hint import add_hint_tokens, replace_forced_words
+from tersely.training.methods.sft import add_hint_tokens, replace_forced_words
+from tersely.training.offline import SampledTrace
 from tersely.training.sampling import CompletionRequest, RolloutSampler
-from tersely.training.traces import SampledTrace
 from tersely.training.training_run import MODEL, write_model
 
 from ...support.trainings import train

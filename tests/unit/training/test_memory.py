@@ -13,9 +13,14 @@ import yaml
 
 from tersely.models import get_model_path
 from tersely.training.config import read_recipe
-from tersely.training.memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
 from tersely.training.methods import load_method
-from tersely.training.preflight import load_meta_engine
+from tersely.training.preflight import (
+    ONE_MODEL,
+    MemoryEstimate,
+    ResidentModels,
+    estimate_memory,
+    load_meta_engine,
+)
 from tersely.training.research.mahdpo import install_heads
 
 from ...support.trainings import make_recipe

@@ -12,14 +12,13 @@ import pytest
 import yaml
 
 from tersely.cli.app import main
-from tersely.controller import registry
+from tersely.controller import policies
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
 from tersely.models import get_model_path
 from tersely.training.config import Recipe, RecipeError, read_recipe
-from tersely.training.memory import count_adapter_parameters
 from tersely.training.methods import METHODS, list_methods, load_method
-from tersely.training.preflight import load_meta_engine
+from tersely.training.preflight import count_adapter_parameters, load_meta_engine
 from tersely.training.run import train
 
 from ...support.trainings import make_recipe, recipe_values
@@ -286,8 +285,9 @@ def test_methods_of_entry_points_that_cannot_be_found_are_skipped(monkeypatch: p
         modules = {"ours": "tests.support.trainings", "gone": "nowhere.at_all", "lost": "tersely.training.nowhere"}
         return [EntryPoint(name, module, group) for name, module in modules.items()]
 
-    monkeypatch.setattr(registry, "entry_points", points)
-    assert list_methods() == {**METHODS, "ours": "Small training runs of an embedded model, for tests."}
+    monkeypatch.setattr(policies, "entry_points", points)
+    own = {name: text for name, (_, text) in METHODS.items()}
+    assert list_methods() == {**own, "ours": "Small training runs of an embedded model, for tests."}
     with pytest.raises(OptionError) as error:
         load_method("gone")
     check_error(error.value, "unknown_name: 'gone' ours")

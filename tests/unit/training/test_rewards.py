@@ -10,10 +10,17 @@ import torch
 
 from tersely.errors import OptionError
 from tersely.training.methods.adaptthink import NoThinkBonus, ReferenceBaseline
+from tersely.training.methods.length import HintBudget
 from tersely.training.methods.vsrm import find_cuts, find_settled, step_rewards
 from tersely.training.research.apo import AdaptiveDiscount
-from tersely.training.rewards import Correctness, GroupBrevity, HintBudget, Reward, TierAdherence
-from tersely.training.rewards.framework_adapters import compute_score, reward_func
+from tersely.training.rewards import (
+    Correctness,
+    GroupBrevity,
+    Reward,
+    TierAdherence,
+    compute_score,
+    reward_func,
+)
 from tersely.training.rollouts import rollout_statistics
 
 RIGHT, WRONG, OPEN = "Two.</think>\n\nThe answer is \\boxed{4}.", "Two.</think>\n\n\\boxed{5}", "It may be \\boxed{4}."

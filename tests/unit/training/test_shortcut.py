@@ -15,15 +15,16 @@ from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.probes.artifact import ArtifactError, save
 from tersely.probes.research.shortcut import Shortcut
 from tersely.training.config import Optimiser, RecipeError, validate_recipe_values
+from tersely.training.offline import SampledTrace
 from tersely.training.research import shortcut as method
-from tersely.training.research.early_exit_training import (
+from tersely.training.research.shortcut import (
+    ShortcutSettings,
     choose_threshold,
     collect_states,
     find_thinking_tokens,
     train_adapter,
 )
 from tersely.training.run import train as run
-from tersely.training.traces import SampledTrace
 
 from ...support.shortcuts import NEVER, PROBLEMS, arrays, shortcut
 from ...support.shortcuts import engine as engine  # the fixture
@@ -119,12 +120,16 @@ def test_without_agreement_no_tokens_leave(engine: TransformersEngine) -> None:
     states = collect_states(engine.model, traces, 1, close=2)
     assert states.early.shape == states.final.shape == (120, 128)
     optimiser = Optimiser(steps=1, learning_rate=1e-4)
-    arrays = train_adapter(engine.model, states, optimiser, width=8, gate=4, tokens=32, seed=0, log=print)
-    chosen = choose_threshold(engine.model, arrays, traces, 1, 2, agreement=1.0)
+    settings = ShortcutSettings(layer=1, width=8, gate=4, tokens=32, agreement=1.0)
+    arrays = train_adapter(engine.model, states, settings, optimiser, 0, print)
+    chosen = choose_threshold(engine.model, arrays, traces, settings, 2)
     assert chosen.threshold is None or chosen.agreement_left == chosen.agreement_stayed == 1.0
     wrong = {name: array.clone() for name, array in arrays.items()}
     wrong["up_bias"] = 1000 * torch.randn(128)
-    assert choose_threshold(engine.model, wrong, traces, 1, 2, agreement=0.9).threshold is None
+    assert (
+        choose_threshold(engine.model, wrong, traces, settings.model_copy(update={"agreement": 0.9}), 2).threshold
+        is None
+    )
 
 
 @pytest.mark.slow

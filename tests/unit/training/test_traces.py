@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Data, Rollouts
-from tersely.training.preflight import load_rows
+from tersely.training.offline import SampledTrace, collect_traces, to_sft
+from tersely.training.rollouts import load_rows
 from tersely.training.sampling import RolloutSampler
-from tersely.training.traces import SampledTrace, collect_traces, to_sft
 
 from ...support.trainings import make_recipe, make_run
 

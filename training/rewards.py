@@ -1,28 +1,31 @@
-"""Rewards that several methods share, for right answers and for length, and helpers to read completions and columns.
+"""Rewards that several methods share, and helpers to read completions and columns.
 
 TRL calls `reward(prompts=, completions=, completion_ids=, **columns)`, with columns of the dataset and the rollouts,
-and gets one number per completion, or None. `framework_adapters` has rewards for verl and OpenRLHF.
+and gets one number per completion, or None. verl: set `reward.custom_reward_function.path=pkg://tersely.training.rewards`
+and its `name` to `compute_score`. OpenRLHF: `--reward.remote_url` takes a file; import `reward_func` in it from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import cache
 from itertools import groupby
 from numbers import Real
 from typing import Any, ClassVar
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from ...controller.text.answers import extract_answer
-from ...controller.text.markers import Markers
-from ...controller.text.reasoning_parser import split_text
-from ...errors import OptionError, did_you_mean, unknown
-from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
-from ...evaluation.tasks.questions import Drawn, Question, TaskError
-from ...evaluation.tasks.sandbox import Closing
+from ..controller.text.answers import extract_answer
+from ..controller.text.markers import Markers
+from ..controller.text.reasoning_parser import split_text
+from ..errors import OptionError, did_you_mean, shorten, unknown
+from ..evaluation.tasks.equality import DEADLINE, AnswerChecker
+from ..evaluation.tasks.questions import Drawn, Question, TaskError
+from ..evaluation.tasks.sandbox import Closing
 
-_NUMBER = TypeAdapter(FiniteFloat)
+CLOSE = "</think>"
+_NUMBERS = TypeAdapter(list[FiniteFloat])
 THINK, NO_THINK, AGENTIC = "think", "no_think", "agentic"
 """Modes of a completion: it thinks, it answers at once, or it calls tools (with or without thinking)."""
 
@@ -51,7 +54,7 @@ class Correctness(Reward, Closing):
 
     name = "correctness"
 
-    def __init__(self, marker: str | None = "</think>", deadline: float = DEADLINE) -> None:
+    def __init__(self, marker: str | None = CLOSE, deadline: float = DEADLINE) -> None:
         """`marker` ends the thinking, None if completions contain none; `deadline` is in seconds for a comparison."""
         self.marker, self.deadline = marker, deadline
         self._checker = AnswerChecker(deadline)
@@ -76,18 +79,16 @@ class Correctness(Reward, Closing):
         """Whether a response gives the gold answer, or solves a problem of reasoning-gym; raises TaskError."""
         if not response:
             return False
-        question = Question("", "", gold, drawn=_parse_gym_entry(gym_entry) if gym_entry else None)
+        try:
+            question = Question("", "", gold, drawn=Drawn(**gym_entry) if gym_entry else None)
+        except TypeError:
+            accepted = "{'name': ..., 'seed': ..., 'index': ...}"
+            raise TaskError(f"column 'gym_entry' is {shorten(gym_entry)}; accepted: {accepted}") from None
         return self._checker.grade(question, response if gym_entry else extract_answer(response)).equal
 
     def close(self) -> None:
         """End the helper process, if there is one."""
         self._checker.close()
-
-
-def _parse_gym_entry(entry: Any) -> Drawn:
-    if not isinstance(entry, Mapping) or entry.keys() != {"name", "seed", "index"}:
-        raise TaskError("column 'gym_entry' is not understood; accepted: {'name': ..., 'seed': ..., 'index': ...}")
-    return Drawn(**entry)
 
 
 def get_text(completion: Any) -> str:
@@ -114,8 +115,16 @@ def require_column(columns: Mapping[str, Any], name: str, reward: str) -> Sequen
 
 def number_column(columns: Mapping[str, Any], name: str, reward: str) -> list[float]:
     """A column of finite numbers that a reward needs; raises OptionError."""
-    values = require_column(columns, name, reward)
-    return [parse_number(value, f"row {i} of this batch's column {name!r}") for i, value in enumerate(values)]
+    values = list(require_column(columns, name, reward))
+    try:
+        return _NUMBERS.validate_python(values)
+    except ValidationError as error:
+        row = int(error.errors()[0]["loc"][0])
+        raise OptionError(
+            f"row {row} of this batch's column {name!r} is {values[row]!r}; accepted: a finite number; add it, or "
+            "remove the row",
+            code="invalid_number",
+        ) from None
 
 
 def gold_text(gold: Any, source: str) -> str:
@@ -129,16 +138,6 @@ def gold_text(gold: Any, source: str) -> str:
             code="invalid_gold_answer",
         )
     return format(Decimal(text), "f") if "e" in text else text  # answers are not compared in 1e-05 notation
-
-
-def parse_number(value: Any, source: str) -> float:
-    """A value as a finite number; raises OptionError, naming its source."""
-    try:
-        return _NUMBER.validate_python(value)
-    except ValidationError:
-        raise OptionError(
-            f"{source} is {value!r}; accepted: a finite number; add it, or remove the row", code="invalid_number"
-        ) from None
 
 
 def get_modes(completions: Sequence[Any], columns: Mapping[str, Any], close: str) -> list[str]:
@@ -254,18 +253,45 @@ def count_thinking_tokens(ids: Sequence[int], marker: int) -> int:
     return 0 if len(ids) and ids[0] == marker else len(ids)
 
 
-class HintBudget(Reward):
-    """0 if thinking ends within `tokens` after its first hint, down to -1 at twice that; None without a hint.
+@cache
+def _correctness() -> Correctness:
+    return Correctness()
 
-    Column `after_hint`: the model's own thinking tokens after the hint, None without one.
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str | float,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    delta: float = 0.0,
+    adherence: float = 0.0,
+    **_: Any,
+) -> dict[str, float]:
+    """Verl's reward function: the sum as `score`, and its parts; raises OptionError for missing or invalid data.
+
+    `delta` rewards not thinking. `adherence` weighs keeping to the tier's budget, by `tier` and `thinking_tokens` in
+    `extra_info`; a `reference` there is subtracted.
     """
+    columns = {name: [value] for name, value in (extra_info or {}).items() if value is not None}
+    right = float(_correctness().is_right(gold_text(ground_truth, "ground_truth"), answer_part(solution_str, CLOSE)))
+    bonus = delta * solution_str.lstrip().startswith(CLOSE)
+    kept = adherence * (TierAdherence()([""], [""], **columns)[0] or 0.0) if adherence else 0.0
+    baseline = number_column(columns, "reference", "compute_score")[0] if "reference" in columns else 0.0
+    return {
+        "score": right + bonus + kept - baseline,
+        "correctness": right,
+        "no_think_bonus": bonus,
+        "tier_adherence": kept,
+    }
 
-    name = "hint_budget"
 
-    def __init__(self, tokens: int = 128) -> None:
-        self.tokens = tokens
+def reward_func(
+    queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str | float], **_: Any
+) -> dict[str, Any]:
+    """OpenRLHF's reward function: `queries` are prompts with their completions; raises OptionError for bad labels."""
+    import torch
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
-        counts = require_column(columns, "after_hint", self.name)
-        return [None if count is None else excess_penalty(count, self.tokens) for count in counts]
+    completions = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]
+    right = torch.tensor(_correctness()(prompts, completions, answer=labels), dtype=torch.float32)
+    return {"rewards": right, "scores": right, "extra_logs": {}}
