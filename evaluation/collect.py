@@ -183,7 +183,6 @@ class Collector:
     def _answer(
         self, questions: Sequence[Question], tier: str, seed: int
     ) -> list[tuple[GenerationResult, list[ThoughtRecord]]]:
-        """The result of each question, and its thoughts."""
         rows: list[list[ThoughtRecord]] = []
 
         def start_row() -> Callable[[ThoughtRecord], None]:

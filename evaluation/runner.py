@@ -66,10 +66,7 @@ class SessionRunner:
 
 
 def load_runner(model: str, engine: str, *, think_prompt: bool = False, markers: str | None = None) -> SessionRunner:
-    """Load a model; raises OptionError for an unknown engine, ModelError, CapabilityError.
-
-    `markers` are OPEN,CLOSE as in `parse_markers`; None finds them.
-    """
+    """Load a model; `markers` are OPEN,CLOSE, None finds them. Raises OptionError, ModelError, CapabilityError."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     parsed = resolve_markers(markers)

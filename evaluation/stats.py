@@ -151,9 +151,9 @@ def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
 
 
 def needed_questions(deviation: float, distance: float, level: float = LEVEL, power: float = 0.8) -> int | None:
-    """Number of questions at which the interval excludes a threshold `distance` away from the mean, with this power.
+    """Number of questions at which the interval excludes a threshold, with this power; None at a distance of 0.
 
-    `deviation` is that of the per-question differences. At a distance of 0 no number suffices, and None is returned.
+    `deviation` is that of the per-question differences, `distance` that of their mean from the threshold.
     """
     if distance <= 0:
         return None

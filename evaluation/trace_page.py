@@ -207,7 +207,6 @@ def view(
 
 
 def _check_target(target: Path, trace: Path, force: bool) -> None:
-    """Refuse a place where a page cannot or should not be written."""
     check_writable(target)
     if not target.exists():
         return

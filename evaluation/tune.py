@@ -96,10 +96,7 @@ class _Space(FrozenModel):
 
 
 def read_space(path: Path) -> list[Candidate]:
-    """Every combination of a JSON file {effort: [...], policies: [{name: settings}, ...], strategy: [...]}.
-
-    Keys are optional. Raises SpaceError if the file is not such an object, or is empty.
-    """
+    """Every combination of a JSON file {effort, policies: [{name: settings}, ...], strategy}; raises SpaceError."""
     space = parse_json(_Space, read_text(path, SpaceError), str(path), SpaceError)
     combinations = product(space.effort, space.policies, space.strategy)
     candidates = [named_candidate(TunedConfig(*values)) for values in combinations]
@@ -132,10 +129,7 @@ class Finding:
 
 
 def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, margin: float) -> list[Candidate]:
-    """The best few candidates after `limit` questions, the cheapest first.
-
-    Candidates whose observed loss is within the margin rank first, then cheaper ones.
-    """
+    """The best few candidates after `limit` questions: first those that lose at most the margin, then the cheapest."""
     if limit < FIRST_ROUND:
         raise OptionError(
             f"got {limit} questions to search on; accepted: {FIRST_ROUND} or more", code="too_few_questions"
@@ -265,7 +259,6 @@ def tune(
 
 
 def _load_parts(tasks: Sequence[str], limit: int, validation: int, seed: int) -> dict[str, Sequence[Question]]:
-    """Disjoint questions to search on and to validate on; a pool from files is divided."""
     pools = load_pools(tasks, {"fit": limit, "calibrate": validation}, seed)
     if len(pools) == 1:
         (pool,) = pools
@@ -291,7 +284,6 @@ def _has_probes(runner: SessionRunner, common: GenerationOptions) -> bool:
 
 
 def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Finding], made_from: dict[str, Any]) -> None:
-    """Print the findings, and write the chosen configuration if there is one."""
     best = choose(findings)
     for finding in findings:
         saving, change = (

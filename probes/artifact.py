@@ -109,10 +109,7 @@ def save(value: StoredValue, folder: Path | str) -> None:
 
 
 def read_artifact(kind: type[Value], folder: Path | str, fingerprint: str | None, model: str = "this model") -> Value:
-    """Read a value of a kind from the files of `save`, for the model with this fingerprint (None: any), called `model`.
-
-    Raises ArtifactError if the files are missing, damaged, of another model, or do not hold such a value.
-    """
+    """Read a value for the model with this fingerprint (None: any), called `model`; raises ArtifactError otherwise."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as decode_arrays
 

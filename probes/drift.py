@@ -235,19 +235,16 @@ class KnownQuestions(ArrayRecord):
         return None
 
     def _find_new(self, text: str) -> list[str]:
-        """The distinct words of a text that are not known."""
         words = _find_words(text)
         known = np.isin([_hash(word) for word in words], self.words)
         return [word for word, seen in zip(words, known, strict=True) if not seen]
 
 
 def _find_words(text: str) -> list[str]:
-    """The distinct words of a text in lower case, in order."""
     return list(dict.fromkeys(_WORD.findall(text.lower())))
 
 
 def _measure(text: str) -> int:
-    """The length of a text in words and digits."""
     return len(_WORD.findall(text)) + sum(map(str.isdigit, text))
 
 

@@ -18,10 +18,7 @@ from ..errors import OptionError, TerselyError
 def check_arrays(
     arrays: Mapping[str, Any], shapes: Mapping[str, str], dtype: DTypeLike, error: type[TerselyError] = OptionError
 ) -> dict[str, NDArray[Any]]:
-    """Copy arrays to read-only ones of a type; raises `error` unless all are given, finite and of fitting shapes.
-
-    Shapes have a letter for each dimension and the same letter for equal sizes, such as "dh".
-    """
+    """Copy arrays to read-only ones; raises `error` unless all fit `shapes`, with a letter per dimension: "dh"."""
     if set(arrays) != set(shapes):
         raise error(f"arrays are {', '.join(sorted(arrays))}; accepted: {', '.join(shapes)}")
     sizes: dict[str, int] = {}
@@ -168,28 +165,27 @@ def forward(inputs: Array, layers: Sequence[Array]) -> Array:
     return np.asarray(np.maximum(inputs @ w1 + b1, 0) @ w2 + b2)
 
 
-def gradient(inputs: Array, targets: Array, weights: Array, layers: Sequence[Array]) -> list[Array]:
-    """Gradient of the weighted sum of cross-entropies by each layer; targets: [n, classes], weights: [n]."""
+def gradient(inputs: Array, targets: Array, layers: Sequence[Array]) -> list[Array]:
+    """Gradient of the mean cross-entropy by each layer; targets: [n, classes]."""
     w1, b1, w2, b2 = layers
     hidden = np.maximum(inputs @ w1 + b1, 0)
-    error = (softmax(hidden @ w2 + b2) - targets) * weights[:, None]
+    error = (softmax(hidden @ w2 + b2) - targets) / np.float32(len(inputs))
     back = (error @ w2.T) * (hidden > 0)
     return [inputs.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
 
 
 def train_adamw(
-    inputs: Array, targets: Array, weights: Array, start: Sequence[Array], decay: float, epochs: int, seed: int
+    inputs: Array, targets: Array, start: Sequence[Array], decay: float, epochs: int, seed: int
 ) -> Iterator[list[Array]]:
     """Yield the layers, updated in place, after each epoch of AdamW (Loshchilov and Hutter 2019) without bias decay."""
     layers, order, step = [layer.copy() for layer in start], np.random.default_rng(seed), 0
     means, squares = [np.zeros_like(layer) for layer in layers], [np.zeros_like(layer) for layer in layers]
-    relative = weights / weights.mean()
     size = max(MIN_BATCH, -(-len(inputs) // MAX_STEPS))
     for _ in range(epochs):
         shuffled = order.permutation(len(inputs))
         for batch in np.split(shuffled, range(size, len(inputs), size)):
             step += 1
-            slopes = gradient(inputs[batch], targets[batch], relative[batch] / np.float32(len(batch)), layers)
+            slopes = gradient(inputs[batch], targets[batch], layers)
             rate, unbiased = LEARNING_RATE / (1 - BETA1**step), 1 - BETA2**step
             for layer, slope, mean, square in zip(layers, slopes, means, squares, strict=True):
                 mean += np.float32(1 - BETA1) * (slope - mean)

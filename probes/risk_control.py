@@ -218,10 +218,7 @@ def risk_curve(outcomes: Outcomes, thresholds: Sequence[float] | Floats) -> tupl
 
 
 def oracle_threshold(outcomes: Outcomes, alpha: float) -> tuple[float | None, float, float]:
-    """Find the most lenient threshold whose harm in this very split is within alpha; its harm rate and share saved.
-
-    A yardstick in hindsight, not a way to choose a threshold for other data.
-    """
+    """Find the most lenient threshold within alpha in this very split, in hindsight; its harm rate and share saved."""
     check_share("alpha", alpha)
     scores = np.unique(outcomes.score)
     harm, saved = risk_curve(outcomes, scores)
@@ -252,7 +249,6 @@ def _check_falling(thresholds: Sequence[float] | Floats) -> Floats:
 
 
 def _count_passed(harms: Ints, most: int) -> int:
-    """Count the thresholds that pass before the first that fails."""
     fails = harms > most
     return int(fails.argmax()) if fails.any() else len(fails)
 

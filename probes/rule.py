@@ -104,7 +104,6 @@ def features(thoughts: Iterable[ThoughtReading]) -> NDArray[np.float32]:
 
 
 def _count_agreeing(answers: Sequence[object]) -> int:
-    """Count how many of the latest answers are equal."""
     count = 0
     for answer in reversed(answers):
         if answer != answers[-1]:

@@ -38,6 +38,15 @@ def write(path: Path, content: str | bytes) -> None:
         raise WriteError(f"{path} cannot be written: {error.strerror}; choose another place with --out") from None
 
 
+def render_text(template: Path, **values: Any) -> str:
+    """Render a template of a text for the terminal, in which the filter `f` formats: `{{ share | f(".1%") }}`."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["f"] = format
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values).strip("\n")
+
+
 def check_writable(path: Path, option: str = "--out") -> None:
     """Refuse, before any work is done, a place where a file cannot go; raises WriteError."""
     folder = path.absolute().parent

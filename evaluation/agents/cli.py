@@ -94,7 +94,6 @@ def agents(
 
 
 def _check_remote(presets: list[str | None], needs_router: bool) -> None:
-    """Refuse what an endpoint cannot do."""
     if any(preset is not None for preset in presets):
         raise OptionError(
             "an endpoint uses its own preset; leave out --url, or +PRESET in --arms", code="preset_needs_local"
@@ -107,7 +106,6 @@ def _check_remote(presets: list[str | None], needs_router: bool) -> None:
 
 
 def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, seed: int) -> tuple[Any, Any]:
-    """The chat model, and its session if it runs locally."""
     if url is not None:
         from langchain_openai import ChatOpenAI
 

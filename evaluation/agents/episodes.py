@@ -46,10 +46,7 @@ class Episode:
 def run_episode(
     task: Task, agent: Any, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
 ) -> Episode:
-    """Run an agent of LangChain's `create_agent` on a task, for at most `recursion_limit` graph steps.
-
-    Errors of the model are raised, because they are not a result.
-    """
+    """Run an agent of LangChain's `create_agent` on a task; raises the model's errors, as they are not a result."""
     started = clock()
     state: dict[str, Any] = {}
     error = None

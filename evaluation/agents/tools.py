@@ -94,7 +94,6 @@ def _facts(**values: str | int | tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _firm(name: str, town: str, towns: list[str], people: Iterator[str], rng: Random) -> list[Page]:
-    """The pages of a firm, its teams and its people."""
     crafts = rng.sample(CRAFTS, rng.randint(2, 3))
     teams = {f"{craft} at {name}": [next(people) for _ in range(rng.randint(2, 4))] for craft in crafts}
     staff = [person for members in teams.values() for person in members]

@@ -117,10 +117,9 @@ def make_arms(
     config: TunedConfig | None = None,
     own: Mapping[str, Arm] | None = None,
 ) -> list[Arm]:
-    """Make arms from a comma-separated list: the baseline, the arm to judge, then any others.
+    """Make arms from a comma-separated list: the baseline, the arm to judge, any others, and those of `own` not listed.
 
-    Arms in `own` that are not listed follow the listed ones. `no-think` is added, and the helper if there is one.
-    Raises OptionError if there are fewer than two arms, an arm is repeated, or the first is not the baseline.
+    `no-think` is added, and the helper if there is one. Raises OptionError for fewer than two arms or another baseline.
     """
     listed = [name.strip() for name in names.split(",") if name.strip()]
     listed += [name for name in own or () if name not in listed]
@@ -225,10 +224,7 @@ Advance = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all arms share.
-
-    `rollouts` are generations of each question, and `helper` is the model of the arm `helper`.
-    """
+    """What all arms share: `rollouts` are generations of each question, `helper` is the model of the arm `helper`."""
 
     runner: SessionRunner
     questions: Sequence[Question]

@@ -170,7 +170,6 @@ def _load_splits(tasks: Sequence[str], split: str, limit: int | None, seed: int)
 
 
 def _run(plan: BenchPlan, checkpoints: CheckpointLog, costs: CostModel) -> dict[str, Any]:
-    """Run the plan; the result without its environment."""
     runner, helper = _load_runners(plan)
     # The longest questions are prepared with every arm, so that errors appear now and not in the last batch.
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
@@ -221,7 +220,6 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
 
 @contextmanager
 def _progress(plan: BenchPlan) -> Iterator[Any]:
-    """Show progress in units of one generation."""
     cuts = TOTAL_WORK + TRUNCATION_WORK * sum(arm.controlled for arm in plan.arms)
     per_question = len(plan.arms) + cuts * plan.baselines
     work = {**WORK, **{arm.name: 1.0 for arm in plan.arms}}

@@ -121,7 +121,6 @@ def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
 
 
 def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> dict[str, dict[str, float]]:
-    """Accuracy and tokens by level or tier."""
     groups = {}
     for value in sorted({key(row) for row in records.rows} - {None}, key=str):
         rows = [row for row in records.rows if key(row) == value]

@@ -50,8 +50,6 @@ Choice = Callable[[Recording, int], tuple[Truncation | None, int]]
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One batch of the arm that is truncated."""
-
     rollout: int
     number: int
     questions: Sequence[Question]
@@ -164,7 +162,6 @@ class Counterfactual:
     # -- pieces of work ----------------------------------------------------------------------------------------------
 
     def _load_batch(self, rollout: int, number: int, indices: Sequence[int]) -> _Batch:
-        """One batch of the arm, with its trial answers."""
         bench = self.bench
         piece = run_batch(bench, self.arm, rollout, number, indices)
         questions = [bench.questions[i] for i in indices]

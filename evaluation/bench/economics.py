@@ -112,10 +112,7 @@ def load_cost_model(
     helper_price: str | None = None,
     verifier: str | None = None,
 ) -> tuple[CostModel, list[str]]:
-    """The cost model, and notes on what is unknown; prices are given by name.
-
-    Raises OptionError for a name without a price.
-    """
+    """The cost model, and notes on what is unknown; raises OptionError for a name without a price."""
     notes: list[str] = []
 
     def read_shape(name: str | None) -> ModelShape | None:
@@ -224,10 +221,7 @@ def _runs_alone(records: ArmRecords) -> bool:
 
 
 def measure_ceiling(base: ArmRecords, recordings: Sequence[Recording]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The accuracy that resampling cannot exceed, if an answer counts once its trial answer is confident.
-
-    Rates of the verifier are those of the trial answers after the last thought, and kinds of problems are the levels.
-    """
+    """The accuracy that resampling cannot exceed, if an answer counts once its last trial answer is confident."""
     trials = [recording.trials[-1] for recording in recordings if recording.trials]
     if not trials:
         return None, []

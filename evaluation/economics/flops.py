@@ -164,7 +164,6 @@ def _attention_flops(shape: ModelShape, first: int, last: int) -> float:
 
 
 def _sum_positions(last: int, window: float) -> float:
-    """Sum min(position, window) over the positions 1 to `last`."""
     if last <= window:
         return last * (last + 1) / 2
     return window * (window + 1) / 2 + (last - window) * window

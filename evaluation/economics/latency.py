@@ -77,10 +77,7 @@ class RuntimeModel:
 
 
 def fit_runtime(timings: Iterable[Timing]) -> RuntimeModel:
-    """Fit a runtime by non-negative least squares; raises TimingError if a cost stays undetermined.
-
-    Of repeated lengths only the fastest counts, since whatever slowed the others was not the work itself.
-    """
+    """Fit a runtime by non-negative least squares to the fastest of each length; raises TimingError if undetermined."""
     fastest: dict[tuple[int, int], float] = {}
     for timing in timings:
         key = (timing.prompt - timing.cached, max(timing.output - 1, 0))
@@ -186,7 +183,6 @@ def time_step(engine: Any, prompts: Sequence[Sequence[int]], clock: Clock = time
 
 
 def _time_copy(config: Any, dtype: str, layers: int, batch_size: int, context: int, clock: Clock) -> float:
-    """Time a step of a copy of a model with random weights and this many layers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -18,8 +18,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ...errors import ModelError, OptionError, unknown
+from ...io import render_text
+from ..cli_utils import format_table
 from .flops import STORAGE, ModelShape, get_storage, load_shape, prefill_flops, token_flops
-from .latency import RuntimeModel, StepPrediction, fit_runtime, predict_step, read_timings
+from .latency import fit_runtime, predict_step, read_timings
 
 MEASURE = "measure"
 """The device name that stands for this machine."""
@@ -48,7 +50,6 @@ class Device:
 
 
 def _from_data_sheet(name: str, single: float, half: float, bandwidth: float, memory: float, source: str) -> Device:
-    """Build a device from TFLOP/s, GB/s and GB."""
     flops = {"float32": single * 1e12, "bfloat16": half * 1e12, "float16": half * 1e12}
     return Device(name, flops, bandwidth * 1e9, memory * 1e9, source)
 
@@ -88,7 +89,6 @@ def measure_device(compute: str, footprint: float) -> Device:
 
 
 def _time_fastest(call: Callable[[], object], place: str) -> float:
-    """Return the seconds of the fastest call after a warm-up."""
     import torch
 
     seconds = []
@@ -235,50 +235,28 @@ def roofline(
         result["runtime"] = asdict(runtime)
     if step is not None:
         result["predicted"] = asdict(step)
-    typer.echo(json.dumps(result, indent=2) if as_json else _format(result, target, bounds, runtime, step))
+    typer.echo(json.dumps(result, indent=2) if as_json else as_text(result, target, bounds))
 
 
-def _format(
-    result: dict[str, Any], device: Device, bounds: Roofline, runtime: RuntimeModel | None, step: StepPrediction | None
-) -> str:
-    """Format a result for the terminal."""
-    batch_size, dtype = result["batch_size"], result["dtype"]
-    peak = device.peak(get_storage(dtype).compute) / 1e12
-    lines = [
-        f"{result['model']}: {result['parameters']:,} parameters in {dtype}, {_format_bytes(bounds.weight_bytes)}; "
-        f"cache of {batch_size} x {result['context']} tokens, {_format_bytes(bounds.cache_bytes)}",
-        f"{device.name}: {peak:.4g} TFLOP/s, {device.bandwidth / 1e9:.4g} GB/s ({device.source})",
-        "",
-        f"{'phase':<8} {'GFLOP':>10} {'moved':>10} {'FLOP/byte':>10} {'bound by':>9} {'ms':>10} {'tokens/s <=':>12}",
+def as_text(result: Mapping[str, Any], device: Device, bounds: Roofline) -> str:
+    """A result for the terminal."""
+    rows = [
+        (
+            name,
+            f"{phase.flops / 1e9:.4g}",
+            _format_bytes(phase.bytes),
+            f"{phase.intensity:.3g}",
+            phase.bound,
+            f"{1e3 * phase.seconds:.3g}",
+            f"{phase.tokens_per_second:,.0f}",
+        )
+        for name, phase in (("prefill", bounds.prefill), ("decode", bounds.decode))
     ]
-    for name, phase in (("prefill", bounds.prefill), ("decode", bounds.decode)):
-        lines.append(
-            f"{name:<8} {phase.flops / 1e9:>10.4g} {_format_bytes(phase.bytes):>10} {phase.intensity:>10.3g} "
-            f"{phase.bound:>9} {1e3 * phase.seconds:>10.3g} {phase.tokens_per_second:>12,.0f}"
-        )
-    lines += ["", f"the weights' part of decoding is compute-bound from batch size {math.ceil(bounds.ridge_batch)}"]
-    if bounds.fits is False:
-        lines.append(f"weights and cache do not fit the device's {_format_bytes(device.memory or 0)}")
-    if "usd_per_million" in result:
-        costs = ", ".join(f"{name} {usd:.4g}" for name, usd in result["usd_per_million"].items())
-        lines.append(f"USD per million tokens, at least: {costs}")
-    if runtime is not None:
-        error = "no timing left to test it"
-        if runtime.error is not None and runtime.relative_error is not None:
-            error = f"off by {1e3 * runtime.error:.3g} ms (root mean square), {runtime.relative_error:.1%} on average"
-        lines.append(
-            f"fitted to {runtime.timings} timings: {1e3 * runtime.start:.3g} ms + {1e3 * runtime.per_prompt:.3g} ms "
-            f"per prompt token + {1e3 * runtime.per_output:.3g} ms per output token; {error}"
-        )
-        if batch_size == 1 and runtime.per_output:
-            share = bounds.decode.seconds / runtime.per_output
-            lines.append(f"the logged decoding runs at {share:.0%} of this bound")
-    if step is not None:
-        lines.append(
-            f"predicted decode step here: {1e3 * step.seconds:.3g} ms ({1e3 * step.start:.3g} + "
-            f"{1e3 * step.per_layer:.3g} per layer), {bounds.decode.seconds / step.seconds:.0%} of the bound"
-        )
-    return "\n".join(lines)
+    table = format_table(("phase", "GFLOP", "moved", "FLOP/byte", "bound by", "ms", "tokens/s <="), rows)
+    peak = device.peak(get_storage(result["dtype"]).compute) / 1e12
+    optional = dict.fromkeys(("usd_per_million", "runtime", "predicted"))
+    template = Path(__file__).with_name("roofline.txt")
+    return render_text(template, **{**optional, **result}, table=table, peak=peak, bytes=_format_bytes)
 
 
 def _format_bytes(count: float) -> str:

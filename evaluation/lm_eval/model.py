@@ -22,7 +22,7 @@ from ...controller.trace import GenerationResult
 from ...controller.types import Prompt
 from ...errors import CapabilityError, OptionError
 from ..runner import batch_seed
-from . import ModelArguments, TaskArguments, UsageLog, build_options
+from .requests import ModelArguments, TaskArguments, UsageLog, build_options
 
 
 class Chat(str):

@@ -134,7 +134,6 @@ def _summarize_arm(
     found: Sequence[Mapping[str, Sequence[ReplayedRow]]],
     reader: str | None,
 ) -> dict[str, Any]:
-    """The figures of an arm and of its baselines."""
     parts = {name: _summarize(sets, [rows[name] for rows in found]) for name in found[0]}
     result = {**parts.pop(POLICY), "preset": arm.name, "reader": reader}
     if parts:
@@ -145,7 +144,6 @@ def _summarize_arm(
 
 
 def _summarize(sets: Sequence[RecordedSet], found: Sequence[Sequence[ReplayedRow]]) -> dict[str, Any]:
-    """The figures on each set, and on all of them where there are several."""
     result: dict[str, Any] = {
         "sets": [summarize(one.name, rows, one.left_out) for one, rows in zip(sets, found, strict=True)]
     }

@@ -165,7 +165,6 @@ def _list_figures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _explain_stops(result: Mapping[str, Any]) -> list[str]:
-    """Where and why thinking was stopped, in all sets together."""
     total = _list_figures(result)[-1]
     stopped = sum(total["stops"].values())
     if not stopped:

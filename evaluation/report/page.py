@@ -77,7 +77,6 @@ def report(
 
 
 def _result_names(paths: Sequence[Path]) -> list[str]:
-    """Return the files' names, or their whole paths where names repeat."""
     names = [path.name for path in paths]
     unique = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return [name.encode(errors="replace").decode() for name in unique]  # file names may contain invalid UTF-8

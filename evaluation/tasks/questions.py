@@ -154,8 +154,6 @@ Text = Annotated[str, BeforeValidator(_to_text)]
 
 
 class _Line(BaseModel):
-    """A line of a file; other fields are ignored."""
-
     model_config = ConfigDict(strict=True)
 
     id: Text = ""

@@ -158,7 +158,6 @@ class SandboxProcess(Closing):
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and what it has forked."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(OSError):  # all have ended
             os.killpg(process.pid, signal.SIGKILL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +13,8 @@ import numpy as np
 import typer
 
 from ...errors import CapabilityError, OptionError
-from ...io import check_writable, write
+from ...io import check_writable, render_text, write
 from ..artifact import to_json
-from ..io import DIFFICULTY, READINESS
 
 FORMATS = ("png", "svg")
 
@@ -94,70 +93,4 @@ def draw_entropy_curve(report: Mapping[str, Any], path: Path) -> None:
 
 def format_report(report: Mapping[str, Any]) -> str:
     """Format a report as text, one line a fact."""
-    difficulty = _format_difficulty(report[DIFFICULTY])
-    readiness = _format_readiness(report[READINESS], report["alpha"])
-    return "\n".join([str(report["model"]), "", *difficulty, "", *readiness])
-
-
-def _format_difficulty(report: Mapping[str, Any]) -> Iterator[str]:
-    if "skipped" in report:
-        yield f"difficulty: not trained, {report['skipped']}"
-        return
-    yield f"difficulty, from hidden layer {report['layer']}, trained on {report['learned from']} questions"
-    for name, row in report.items():
-        if isinstance(row, Mapping) and "probe" in row:
-            yield from _format_target(name, row)
-    curve = report["entropy curve"]
-    levels = ", ".join(f"{v['difficulty']:g}: {v['entropy']:.3f}" for v in curve["levels"])
-    shape = "U-shaped" if curve["u-shaped"] else "not significantly U-shaped"
-    yield f"  mean entropy by difficulty, in nats, is {shape} ({levels})"
-    names = {"choice": "effort auto", "choice alone": "its tiers alone"}
-    for choice, name in ((report[key], name) for key, name in names.items() if key in report):
-        shares = ", ".join(f"{k} {v:.0%}" for k, v in choice["shares"].items() if v)
-        yield (
-            f"  {name} on {choice['n']} unseen questions: {choice['saved']:.1%} of the tokens saved, accuracy "
-            f"{choice['accuracy change']:+.3f} (standard error {choice['standard error']:.3f}); {shares}"
-        )
-
-
-def _format_target(name: str, row: Mapping[str, Any]) -> Iterator[str]:
-    """Format the quality of the difficulty probe on one target, compared with its baselines."""
-    probe, baselines = row["probe"], {key: row[key]["auroc"] for key in ("length", "words")}
-    best = max(baselines, key=lambda key: baselines[key])
-    yield (
-        f"  {name}: AUROC {probe['auroc']:.3f} [{probe['low']:.3f}, {probe['high']:.3f}], "
-        f"Brier {probe['brier']:.3f}, ECE {probe['ece']:.3f} (n = {probe['n']}, true for {probe['share']:.0%})"
-    )
-    shown = ", ".join(f"{key} {value:.3f}" for key, value in baselines.items())
-    verb = "adds" if probe["low"] > baselines[best] else "adds nothing significant"
-    yield f"    baselines: {shown}, shuffled labels {row['shuffled']['auroc']:.3f}; the probe {verb} to {best} alone"
-
-
-def _format_readiness(report: Mapping[str, Any], alpha: float) -> Iterator[str]:
-    yield (
-        f"readiness, from hidden layer {report['layer']}, on {report['questions']} unseen questions with "
-        f"{report['boundaries']} boundaries"
-    )
-    names = {"free": "free evidence", "trials": "with trials if undecided", "confidence": "raw trial confidence"}
-    for key, name in names.items():
-        if (row := report.get(key)) is None:
-            continue
-        at = "never stops" if row["threshold"] is None else f"stops from {row['threshold']:.4f}"
-        yield (
-            f"  {name}: AUROC {row['quality']['auroc']:.3f}, ECE {row['quality']['ece']:.3f}; {at}: saves "
-            f"{row['saved']:.1%} net, harms {row['harm']:.1%} (allowed: {alpha:.1%}); best in hindsight "
-            f"{row['oracle']:.1%}; {row['asked']:.1f} trials a question"
-        )
-    for key in ("free", "trials"):
-        resampled = report[key]["resampled"]
-        yield (
-            f"  {resampled['draws']} calibrations of {resampled['n']} questions, {names[key]}: "
-            f"{resampled['exceeded']:.1%} harm more than allowed; they save {resampled['efficiency']:.0%} of what the "
-            "best threshold in hindsight saves"
-        )
-    for key, text in report["certificates"].items():
-        yield f"  certificate, {names[key]}: {text}"
-    if "confidence" not in report:
-        return
-    gain = max(report[key]["saved"] for key in ("free", "trials")) - report["confidence"]["saved"]
-    yield f"  the probe saves {gain * 100:+.1f} points of tokens compared with raw confidence, net of all overhead"
+    return render_text(Path(__file__).with_name("report.txt"), **report)

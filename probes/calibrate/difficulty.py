@@ -174,7 +174,6 @@ def fit_difficulty(
 
 
 def _cross_predict(examples: Examples, tune: Examples, classes: Sequence[str], seed: int) -> Floats:
-    """Predict the examples of a part, [n, classes], each by a probe trained on the others."""
     fold = np.array([int(h[-2], 16) % FOLDS for h in examples.questions])
     probabilities = np.zeros((len(fold), len(classes)))
     for number in range(FOLDS):
@@ -241,7 +240,6 @@ def _compare_with_base(test: Questions, in_use: Questions, chosen: NDArray[np.in
 
 
 def _predict(fit: Questions, outcome: NDArray[np.bool_], test: Questions, seed: int) -> Floats:
-    """Predict a binary outcome of the questions of another part from their hidden states."""
     estimator = ProbeClassifier(random_state=seed).fit(fit.state, outcome, groups=fit.hashes)
     return np.asarray(estimator.predict_proba(test.state)[:, 1], np.float64)
 

@@ -65,10 +65,7 @@ class QuestionParts:
         return records, keep
 
     def describe_questions(self) -> KnownQuestions | None:
-        """Learn what the questions look like: words of those to learn from, measures of those to certify on.
-
-        None for live traffic, whose texts are not kept.
-        """
+        """Learn what the questions look like that were learned from and certified on; None without texts."""
         texts = []
         for name in ("learn", "calibrate"):
             records, keep = self.select(name)
@@ -226,7 +223,6 @@ def _calibrate_readiness(
 
 
 def _list_thinking_tiers(records: RecordTable) -> list[str]:
-    """List the tiers whose thinking is used for training, of those with rollouts."""
     present = {records.plan["tiers"][number] for number in np.unique(records["rollouts.tier"])}
     return [tier for tier in (BASE, "easy", "hard") if tier in present]
 

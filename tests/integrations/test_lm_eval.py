@@ -22,7 +22,8 @@ from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
 from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
-from tersely.evaluation.lm_eval import KINDS, ModelArguments, TaskArguments, UsageLog, build_options, main
+from tersely.evaluation.lm_eval import main
+from tersely.evaluation.lm_eval.requests import KINDS, ModelArguments, TaskArguments, UsageLog, build_options
 from tersely.io import WriteError
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "LM_EVAL.md").read_text(encoding="utf-8")
