@@ -28,7 +28,7 @@ QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shell
 SIZE, BLOCK = 4 << 20, 10
 PATIENCE = 10.0  # seconds for the last hostile body of a block to be answered, before its client leaves
 ENGINES = {
-    "transformers": [],
+    "transformers": ["--log", "off"],
     "vllm": "--engine vllm --enforce-eager --max-model-len 1024 --block-size 32 --dtype float32 "
     "--gpu-memory-utilization 0.3".split(),
 }
