@@ -6,10 +6,11 @@ that was written, stopped samples and branches read again included; prompts are 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
+
+from measuring import make_parser
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
@@ -36,7 +37,7 @@ RULES: Mapping[str, AggregationRule] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run all rules and print what they cost and how often they are right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
     parser.add_argument(
         "--limit", type=int, default=100, help="questions of the embedded family (default: %(default)s)"
@@ -46,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="off", help="what controls each sample (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=10, help="questions a batch (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of a sample (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
 
     engine = load_engine(options.model)
