@@ -8,12 +8,16 @@ Collections for probes also record what a policy that closes here would get: an 
 like the rest of the output. Where nothing has been worked out yet a model guesses, and how often a sampled guess is
 right differs from whether the most likely one is. Where the greedy answer is all but certain, sampling gives the same
 answer and is skipped, as it would be most of the work of a collection.
+
+An engine that can take its tokens back decodes a trial within the sequence. Otherwise another request decodes it, from
+the same tokens, and the sequence goes on: the policy then gets the reply at the first end of a sentence after it came.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -31,6 +35,18 @@ CERTAIN = 0.999
 
 AnswerTrial = Callable[[str, Trial], TrialAnswer]
 """Answers a trial after the thinking so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTrial:
+    """A trial that another request answers, asked after so many tokens of the output, while the sequence goes on."""
+
+    position: int
+    reply: Future[TrialAnswer]
+
+
+AskTrial = Callable[[int, Sequence[int], "TrialDecoder"], Future[TrialAnswer]]
+"""Lets another request decode a trial, after so many tokens of the output and those that open it; never raises."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class RemoteEngine:
         self.name, self.tokenizer = backend.name, backend.tokenizer
         self.eos = frozenset({self.tokenizer.eos_token_id} - {None})
         self.context_length = backend.context_length
-        capabilities = {Capability.KV_ROLLBACK, Capability.RETRACT}
+        capabilities = {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RETRACT}
         reported = {Capability.LOGPROBS, Capability.TOP_LOGPROBS} if backend.has_logprobs else set()
         self.capabilities = frozenset(capabilities | reported)
 
