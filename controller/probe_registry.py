@@ -44,7 +44,7 @@ def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool 
         raise CapabilityError(f"a readiness probe reads hidden states, which {name} does not show")
     remedy = "make one with `tersely collect` and `tersely calibrate`, and pass its folder (probes)"
     path = require_probe(engine, folder, "readiness", "readiness probe", remedy)
-    can_try = Capability.KV_ROLLBACK in engine.capabilities
+    can_try = Capability.TRIALS in engine.capabilities
     rule = probe_io.load_stop_rule(path, engine.fingerprint(), trials if can_try else False)
     if engine.hidden_layers is not None and rule.layer not in engine.hidden_layers:
         raise CapabilityError(

@@ -5,12 +5,16 @@ probability of what the model writes greedily into ``\boxed{``. All of it is dro
 says how to ask, the thinking is closed first. Collections for probes also record an answer in the model's own words,
 sampled like the rest of the output: where nothing has been worked out yet, how often a sampled guess is right differs
 from whether the most likely one is. Where the greedy answer is all but certain, sampling is skipped.
+
+An engine that can take its tokens back decodes a trial within the sequence. Otherwise another request decodes it, from
+the same tokens, and the sequence goes on: the policy then gets the reply at the first end of a sentence after it came.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -25,6 +29,18 @@ MAX_TRIAL_TOKENS = 24  # longest trial answer of a trial without a prompt of its
 CERTAIN = 0.999  # from this confidence on, the greedy answer is used as the sampled one
 
 AnswerTrial = Callable[[str, Trial], TrialAnswer]  # answers a trial after the thinking so far
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTrial:
+    """A trial that another request answers, asked after so many tokens of the output, while the sequence goes on."""
+
+    position: int
+    reply: Future[TrialAnswer]
+
+
+AskTrial = Callable[[int, Sequence[int], "TrialDecoder"], Future[TrialAnswer]]
+"""Lets another request decode a trial, after so many tokens of the output and those that open it; never raises."""
 
 
 @dataclass(frozen=True, slots=True)

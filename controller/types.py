@@ -36,7 +36,8 @@ class Capability(StrEnum):
     HIDDEN_STATES = "hidden_states"  # hidden states of chosen layers, of prompts and at each step
     RETRACT = "retract"  # a directive may drop the latest token
     KV_ROLLBACK = "kv_rollback"
-    """A directive may drop more than the latest token; trials and waiting need this."""
+    """A directive may drop more than the latest token; waiting needs this, and trials within the sequence do."""
+    TRIALS = "trials"  # a policy may ask for trial answers that are not sampled
     RAGGED_BATCH = "ragged_batch"  # several forced tokens cost one forward pass
     FORWARD_MODIFIERS = "forward_modifiers"  # the forward pass may be changed for single sequences
     VERIFIER = "verifier"

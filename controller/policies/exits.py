@@ -176,7 +176,7 @@ class Deer(TrialPolicy):
     """
 
     name: ClassVar[str] = "deer"
-    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGPROBS, Capability.KV_ROLLBACK})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGPROBS, Capability.TRIALS})
     threshold: float = 0.95
     most: int = 10  # most trials of a sequence
     cues: Sequence[str] = ("Wait",)
@@ -220,7 +220,7 @@ class Certaindex(TrialPolicy):
     """
 
     name: ClassVar[str] = "certaindex"
-    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.TRIALS})
     every: int = 64
     agree: int = 3
     doubts: Sequence[str] = ("wait", "hold", "but", "okay", "no", "hmm")

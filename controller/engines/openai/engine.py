@@ -55,7 +55,7 @@ class RemoteEngine:
         self.eos = frozenset({self.tokenizer.eos_token_id} - {None})
         self.context_length = backend.context_length
         reported = {Capability.LOGPROBS, Capability.TOP_LOGPROBS} if backend.has_logprobs else set()
-        self.capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RETRACT} | reported)
+        self.capabilities = frozenset({Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RETRACT} | reported)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None

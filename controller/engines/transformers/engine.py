@@ -42,7 +42,7 @@ class TransformersEngine:
             Capability.RETRACT,
         }
         if can_be_ragged(model):
-            capabilities |= {Capability.KV_ROLLBACK, Capability.RAGGED_BATCH}
+            capabilities |= {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RAGGED_BATCH}
         self.capabilities = frozenset(capabilities)
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
