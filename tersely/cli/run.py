@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..controller.api import open_session
 from ..controller.options import GenerationOptions, check_budget, load_config, make_options
 from ..controller.policies import make_policies, resolve_modifier
 from ..controller.streaming import TextDeltaEvent
@@ -20,7 +19,7 @@ from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .options import Interruptible, ModelSource, load, spinner
+from .options import Interruptible, ModelSource, load, spinner, start_session
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -188,7 +187,7 @@ def run(
     _check(chosen, trace)
     text, output = _prompt_text(prompt), "json" if as_json else "quiet" if quiet else "full"
     with closing(Interruptible(load(origin))) as running:
-        session = open_session(running, None, markers, think_prompt, verifier, helper)
+        session = start_session(running, origin, verifier, helper)
         _answer(session, running, text, chosen, output, output == "full" if compare is None else compare, trace)
 
 
