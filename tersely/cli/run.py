@@ -181,29 +181,23 @@ def run(
         temperature=temperature,
         seed=seed,
     )
-    if config is not None:
-        chosen = _configured(chosen, config)
     origin = ModelSource(model, engine, markers, think_prompt, base_url, tokenizer)
-    _check(chosen, trace)
+    chosen = _complete(chosen, config, trace)
     text, output = _prompt_text(prompt), "json" if as_json else "quiet" if quiet else "full"
     with closing(Interruptible(load(origin))) as running:
         session = start_session(running, origin, verifier, helper)
         _answer(session, running, text, chosen, output, output == "full" if compare is None else compare, trace)
 
 
-def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
-    """The options with those of a file; raises OptionError if the command line sets the same ones."""
-    default = GenerationOptions()
-    fields = ("effort", "preset", "policies", "strategy")
-    if any(getattr(chosen, field) != getattr(default, field) for field in fields):
-        raise OptionError(
-            "--config sets effort, policies and strategy; leave out --effort, --preset, --policy and --strategy"
-        )
-    return replace(chosen, **load_config(config))
-
-
-def _check(chosen: GenerationOptions, trace: Path | None) -> None:
-    """Refuse invalid options before a model is loaded."""
+def _complete(chosen: GenerationOptions, config: Path | None, trace: Path | None) -> GenerationOptions:
+    """The options with those of a file, which the command line must not set; refuses invalid ones before loading."""
+    if config is not None:
+        default, fields = GenerationOptions(), ("effort", "preset", "policies", "strategy")
+        if any(getattr(chosen, field) != getattr(default, field) for field in fields):
+            raise OptionError(
+                "--config sets effort, policies and strategy; leave out --effort, --preset, --policy and --strategy"
+            )
+        chosen = replace(chosen, **load_config(config))
     check_budget(chosen)
     make_policies(chosen.preset, chosen.policies)
     for modifier in chosen.modifiers:
@@ -212,6 +206,7 @@ def _check(chosen: GenerationOptions, trace: Path | None) -> None:
         from ..evaluation.view.record import check_appendable
 
         check_appendable(trace)
+    return chosen
 
 
 def _prompt_text(given: str) -> str:
