@@ -15,7 +15,7 @@ FEWEST = 10  # right answers, and as many wrong ones, from which the rates of a 
 class _Shares:
     """A dataclass whose fields are shares; raises OptionError for one that is not from 0 to 1."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
