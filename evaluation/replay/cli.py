@@ -19,7 +19,7 @@ from ..tasks.equality import AnswerChecker
 from .formats import Fields
 from .logs import RecordedSet, load_set
 from .reader import ModelReader, load_tokenizer
-from .result import check_page, replay_page, show, summarize
+from .result import as_text, check_page, replay_page, summarize
 from .run import (
     EQUAL_BUDGET,
     FIRST_CORRECT,
@@ -103,7 +103,8 @@ def replay(
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"presets": results}, indent=2))
     else:
         skipped = [sum(one.skipped for part in found for one in part[i][POLICY]) for i in range(len(arms))]
-        show(results, margin, skipped, sum(row.gold is None for one in sets for row in one.rows), tokenizer is None)
+        without_gold = sum(row.gold is None for one in sets for row in one.rows)
+        typer.echo(as_text(results, margin, skipped, without_gold, tokenizer is None))
     if margin is not None and any(one["lost_upper"] > margin for result in results for one in result["sets"]):
         raise typer.Exit(ABOVE_MARGIN)
 
