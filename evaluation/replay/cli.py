@@ -23,7 +23,6 @@ from .result import as_text, check_page, replay_page, summarize
 from .run import (
     EQUAL_BUDGET,
     FIRST_CORRECT,
-    Reader,
     ReplayArm,
     ReplayedRow,
     cut_at_equal_tokens,
@@ -85,7 +84,7 @@ def replay(
     fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
     codec = load_tokenizer(tokenizer)
     sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
-    loaded: Reader | None = None if reader is None else ModelReader(reader)
+    loaded: ModelReader | None = None if reader is None else ModelReader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
         for one in sets:
@@ -118,7 +117,7 @@ def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def _compare(
-    outcomes: Sequence[Sequence[ReplayedRow]], tokenizer: Any, reader: Reader | None, checker: AnswerChecker
+    outcomes: Sequence[Sequence[ReplayedRow]], tokenizer: Any, reader: ModelReader | None, checker: AnswerChecker
 ) -> list[dict[str, Sequence[ReplayedRow]]]:
     """The rows of each arm on one set with those of its baselines, by name."""
     codec = get_adapter(tokenizer)
