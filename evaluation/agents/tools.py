@@ -58,7 +58,7 @@ class World:
 
     pages: Mapping[str, Page]
 
-    def pages_of(self, kind: str) -> list[Page]:
+    def list_pages(self, kind: str) -> list[Page]:
         """All pages of a kind: town, firm, team or person."""
         return [page for page in self.pages.values() if page.kind == kind]
 
