@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from measuring import make_parser
+
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies
@@ -105,7 +107,7 @@ def compare(before: Arm, after: Arm) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Answer, compare and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--before", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
     parser.add_argument(
         "--after", required=True, action="append", help="FOLDER, FOLDER+PRESET or several by commas; may be repeated"
@@ -121,7 +123,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of questions and samples (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=96, help="questions decoded at a time (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     for given in options.after:
         folders = given.split(",")

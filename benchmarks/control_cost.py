@@ -7,14 +7,14 @@ step takes, at the same length, where each row gets its next token.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from measuring import make_parser, print_figures
 
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
@@ -81,7 +81,7 @@ def time_step(preset: str, codec: TokenizerAdapter, ids: Sequence[int], rows: in
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print the cost of control."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=3)
     parser.add_argument("--presets", default="budget,careful,balanced", help="comma-separated (default: %(default)s)")
     parser.add_argument("--lengths", default="1000,16000,64000", help="thinking tokens (default: %(default)s)")
     parser.add_argument(
@@ -89,8 +89,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--rows", type=int, default=256, help="of a step; 0 leaves it out (default: %(default)s)")
     parser.add_argument("--step-length", type=int, default=16_000, help="tokens before the step (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     codec = TokenizerAdapter(load_tokenizer(options.tokenizer))
     lengths = [int(length) for length in options.lengths.split(",")]
@@ -103,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.rows:
             cost = time_step(preset, codec, ids[: options.step_length], options.rows, 200)
             result[f"{preset}_{options.step_length}_step_ms"] = round(cost, 3)
-    print(json.dumps(result) if options.json else "\n".join(f"{key:28s} {value}" for key, value in result.items()))
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,21 @@ so many rows and tokens to choose from: `generate`'s way against one number a ro
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from measuring import CLOCKS, make_parser, median_ratio, print_figures, time_in_turns
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from tersely.controller.engines.transformers.decode import MakeWatcher, as_custom_generate
 from tersely.controller.engines.transformers.sampler import inverse_cdf
 from tersely.controller.types import KEEP, Directive, StepInfo, Watcher
 from tersely.kernels.grouped_attention import use_grouped
-
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Idle:
@@ -91,26 +88,17 @@ def compare(
         "off": {"custom_generate": as_custom_generate()},
         "on": {"custom_generate": as_custom_generate(make_watcher)},
     }
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    expected = None
-    for turn in range(repeats + 1):
-        order = list(arms) if turn % 2 else list(reversed(arms))
-        for name in order:
-            start = CLOCKS[clock]()
-            ids = model.generate(**inputs, generation_config=config, **arms[name])
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(CLOCKS[clock]() - start)
-            expected = ids if expected is None else expected
-            if not torch.equal(ids, expected):
-                raise SystemExit(
-                    f"{name} put out other tokens than generate at {rows} rows: the ratios would mean nothing"
-                )
-    # The first turn warms caches up.
-    return {
-        name: statistics.median(a / b for a, b in zip(times["generate"][1:], times[name][1:], strict=True))
-        for name in ("off", "on")
-    }
+    found: dict[str, torch.Tensor] = {}
+
+    def run(name: str) -> None:
+        found[name] = model.generate(**inputs, generation_config=config, **arms[name])
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        if not torch.equal(found[name], next(iter(found.values()))):
+            raise SystemExit(f"{name} put out other tokens than the rest at {rows} rows: the ratios would mean nothing")
+
+    taken = time_in_turns({name: partial(run, name) for name in arms}, repeats, clock)
+    return {name: median_ratio(taken["generate"], taken[name]) for name in ("off", "on")}
 
 
 def task(model: Any, rows: int, tokens: int, prompt: int = 32) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -151,32 +139,20 @@ def as_loaded(model: Any, rows: int, tokens: int, repeats: int, clock: str, prom
 def as_drawn(rows: int, vocabulary: int, repeats: int, clock: str) -> float:
     """The median ratio of PyTorch's draw of a token a row, by a random number for each token, over one number a row."""
     chances = torch.softmax(torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(rows)), dim=-1)
-    ways: tuple[Callable[[], torch.Tensor], ...] = (
-        lambda: torch.multinomial(chances, num_samples=1),
-        lambda: inverse_cdf(chances, torch.rand(rows, 1, dtype=torch.float64)),
-    )
-    ratios = []
-    for _ in range(repeats + 1):
-        times = []
-        for draw in ways:
-            start = CLOCKS[clock]()
-            for _ in range(10):
-                draw()
-            times.append(CLOCKS[clock]() - start)
-        ratios.append(times[0] / times[1])
-    return statistics.median(ratios[1:])
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "multinomial": lambda: torch.multinomial(chances, num_samples=1),
+        "inverse_cdf": lambda: inverse_cdf(chances, torch.rand(rows, 1, dtype=torch.float64)),
+    }
+    taken = time_in_turns(ways, repeats, clock, 10)
+    return median_ratio(taken["multinomial"], taken["inverse_cdf"])
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=15, threads=1, clock="wall")
     parser.add_argument("--model", help="also time a model from this folder, with its tokenizer")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of --model (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a run (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="runs of each kind (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
 
@@ -197,11 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         for rows, prompt in ((1, 32), (1, 256), (8, 32), (8, 256)):
             ratio = as_loaded(model, rows, options.tokens, max(1, options.repeats // 3), options.clock, prompt)
             ratios[f"model_b{rows}_loaded_{prompt}"] = round(ratio, 4)
-    if options.json:
-        print(json.dumps(ratios))
-    else:
-        for key, ratio in ratios.items():
-            print(f"{key:16} {ratio:.3f}")
+    print_figures(ratios, options.json)
 
 
 def watchers_for(folder: str) -> MakeWatcher:

@@ -8,19 +8,17 @@ the transformers engine on the embedded task's questions, their ratio, and the r
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
 from collections.abc import Callable
 from typing import Any
+
+from measuring import CLOCKS, make_parser
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.evaluation.economics.flops import load_shape
 from tersely.evaluation.economics.latency import SAMPLE_TOKENS, predict_step, time_step
 from tersely.evaluation.economics.roofline import compute_roofline, measure_device, moved_bytes
 from tersely.evaluation.tasks.questions import load
-
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def predict(model: str, batch: int, clock: Callable[[], float]) -> dict[str, Any]:
@@ -45,11 +43,9 @@ def predict(model: str, batch: int, clock: Callable[[], float]) -> dict[str, Any
 
 def main(argv: list[str] | None = None) -> None:
     """Predict, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, clock="wall")
     parser.add_argument("models", nargs="+", help="names or folders")
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time (default: %(default)s)")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     found = {model: predict(model, options.batch, CLOCKS[options.clock]) for model in options.models}
     if options.json:

@@ -13,13 +13,13 @@ import argparse
 import json
 import random
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import CLOCKS, make_parser
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.engines.transformers.research.early_exit import DepthShortcut, LeavingSequence
@@ -33,9 +33,6 @@ from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studenti
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
 from tersely.probes.research.shortcut import KIND, Shortcut
-
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-
 
 _DRAW = random.Random(0)
 
@@ -176,7 +173,7 @@ def measure(model: str, folder: str, options: argparse.Namespace) -> dict[str, A
 
 def main(argv: list[str] | None = None) -> None:
     """Measure each model with its shortcut, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, clock="cpu")
     parser.add_argument(
         "--shortcuts",
         default="tersely-tiny-small=runs/shortcut-tiny,tersely-tiny-large=runs/shortcut-tiny-large",
@@ -189,8 +186,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--threshold", type=float, help="in place of the one that was found")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu", help="for times (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
 

@@ -7,7 +7,6 @@ in milliseconds; `throughput` the server's seconds over the gateway's, at the sa
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from measuring import make_parser, print_figures
 
 QUESTION = "Mia has {a} shells. Mia finds {b} more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 NAME = "benchmarked"
@@ -103,13 +103,12 @@ async def measure(sides: dict[str, tuple[str, dict[str, Any]]], rounds: int, row
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--model", default="tersely-tiny-large", help="an embedded model or a folder (default: %(default)s)"
     )
     parser.add_argument("--rows", type=int, default=16, help="requests at once (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_CPU_CI_ENV="1", VLLM_LOGGING_LEVEL="ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -126,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
             "budget": (url, {"tersely": {"preset": "budget"}}),
         }
         figures = asyncio.run(measure(sides, options.rounds, options.rows))
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:24s}{value}" for name, value in figures.items()))
+    print_figures(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,16 @@ share of tokens in greedy answers that are the same with both, which shows the e
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from measuring import make_parser, median_ratio, print_figures, time_in_turns
 
 from tersely.kernels.quantization.int4 import SWITCH
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 PROMPT = "Write a function that sorts a list of numbers, number {}."
 
 
@@ -58,33 +56,28 @@ def compare(sides: dict[str, Any], batches: list[int], tokens: int, repeats: int
     said: dict[str, list[list[int]]] = {}
     for rows in batches:
         prompts = [PROMPT.format(row) for row in range(rows)]
-        taken: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(repeats + 1):
-            for name in sides if turn % 2 else reversed(sides):
-                begun = CLOCKS[clock]()
-                outputs = sides[name].generate(prompts, params, use_tqdm=False)
-                taken[name].append(CLOCKS[clock]() - begun)
-                said[name] = [list(output.outputs[0].token_ids) for output in outputs]
+
+        def run(name: str, prompts: list[str] = prompts) -> None:
+            outputs = sides[name].generate(prompts, params, use_tqdm=False)
+            said[name] = [list(output.outputs[0].token_ids) for output in outputs]
+
+        taken = time_in_turns({name: partial(run, name) for name in sides}, repeats, clock)
         for name, seconds in taken.items():
-            found[f"{name}_b{rows}"] = rows * tokens / statistics.median(seconds[1:])  # the first run warms up
-        pairs = zip(taken["plain"][1:], taken["ours"][1:], strict=True)
-        found[f"ratio_b{rows}"] = statistics.median(a / b for a, b in pairs)
+            found[f"{name}_b{rows}"] = rows * tokens / statistics.median(seconds)
+        found[f"ratio_b{rows}"] = median_ratio(taken["plain"], taken["ours"])
     same = [a == b for one, other in zip(*said.values(), strict=True) for a, b in zip(one, other, strict=True)]
     return found | {"agree": sum(same) / len(same)}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=5, clock="wall")
     parser.add_argument("model", help="folder of the checkpoint")
     parser.add_argument(
         "--batches", default="1,8,32", help="concurrent requests, separated by commas (default: %(default)s)"
     )
     parser.add_argument("--tokens", type=int, default=32, help="new tokens per request (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model, which takes a minute each")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     from tersely.controller.vllm.engine import prepare_environment
@@ -98,8 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     engines = {name: engine for name, (engine, _) in started.items()}
     found: dict[str, Any] = {f"{name}_kernel": kernel for name, (_, kernel) in started.items()}
     found |= compare(engines, batches, options.tokens, options.repeats, options.clock)
-    found = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
-    print(json.dumps(found) if options.json else "\n".join(f"{key:14} {value}" for key, value in found.items()))
+    print_figures(found, options.json, 4)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from measuring import make_parser
 from safetensors.torch import load_file
 
 from tersely.training.run import train
@@ -111,7 +112,7 @@ def _memory(field: str) -> float | None:
 
 def main(argv: list[str] | None = None) -> None:
     """Take the steps and print the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
     parser.add_argument("--markers", help="OPEN,CLOSE, where the model has none of its own")
     parser.add_argument("--task", default="tiny", help="tiny, sums, gym:NAME or a JSONL file (default: %(default)s)")
@@ -119,7 +120,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=12, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=224, help="per completion (default: %(default)s)")
     parser.add_argument("--thinking", type=int, default=96, help="tokens before it is closed (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     import trl  # noqa: F401  # not in the time of the first method
 

@@ -6,17 +6,18 @@ that was written, stopped samples and branches read again included; prompts are 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
 
+from measuring import make_parser
+
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.sampling import SampleResult
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.research.rules import Tree
 from tersely.controller.sampling.rules import AggregationRule, Majority, ShortMofK, VoteFirst
-from tersely.controller.sampling.run import SampleResult
 from tersely.evaluation.runner import batch_seed
 from tersely.evaluation.tasks.questions import is_right, load
 
@@ -36,7 +37,7 @@ RULES: Mapping[str, AggregationRule] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run all rules and print what they cost and how often they are right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
     parser.add_argument(
         "--limit", type=int, default=100, help="questions of the embedded family (default: %(default)s)"
@@ -46,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="off", help="what controls each sample (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=10, help="questions a batch (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of a sample (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
 
     engine = load_engine(options.model)

@@ -11,13 +11,14 @@ text is.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from measuring import make_parser, print_figures
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import did_you_mean
@@ -64,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("model", help="embedded model, folder or hub name")
     parser.add_argument("--calib", type=Path, required=True, help="text or JSONL to calibrate on")
     parser.add_argument("--text", type=Path, required=True, help="another text to measure on")
@@ -75,14 +76,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--variants", help=f"separated by commas, the first is the baseline (default: {','.join(VARIANTS)})"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     options.variants = options.variants.split(",") if options.variants else list(VARIANTS)
     for name in options.variants:
         if name not in VARIANTS:
             parser.error(f"unknown variant {name!r}; {did_you_mean(name, VARIANTS)}")
     found = measure(options)
-    print(json.dumps(found) if options.json else "\n".join(f"{key:24} {value}" for key, value in found.items()))
+    print_figures(found, options.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ per token), and the share of the divergence that disappears. Shares need not sum
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from measuring import make_parser, print_figures
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="folder that tersely quantize wrote")
     parser.add_argument("model", help="the original model")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -104,10 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=8, help="rows of text (default: %(default)s)")
     parser.add_argument("--length", type=int, default=512, help="tokens per row (default: %(default)s)")
     parser.add_argument("--blocks", type=int, default=4, help="blocks per set (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     found = measure(options)
-    print(json.dumps(found) if options.json else "\n".join(f"{key:16} {value}" for key, value in found.items()))
+    print_figures(found, options.json)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,18 @@ JSONL; it distinguishes checkpoints whose accuracy does not.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from measuring import make_parser, median_ratio, print_figures, time_in_turns
 
 from tersely.controller.text.answers import extract_answer, normalize_answer
 from tersely.controller.types import Request, SamplingParams
@@ -116,17 +116,12 @@ def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats:
     found: dict[str, Any] = {}
     first, *others = sides
     for rows in batches:
-        rates: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(repeats + 1):
-            for name in sides if turn % 2 else reversed(sides):
-                begun = time.perf_counter()
-                made = sides[name].write(rows, tokens)
-                rates[name].append(made / (time.perf_counter() - begun))
-        rates = {name: timed[1:] for name, timed in rates.items()}  # the first run warms up
+        runs = {name: partial(side.write, rows, tokens) for name, side in sides.items()}
+        made = {name: run() for name, run in runs.items()}
+        taken = time_in_turns(runs, repeats)
+        rates = {name: [made[name] / seconds for seconds in timed] for name, timed in taken.items()}
         found[f"speed_b{rows}"] = {name: statistics.median(timed) for name, timed in rates.items()}
-        found[f"speed_b{rows}_over"] = {
-            name: statistics.median(a / b for a, b in zip(rates[first], rates[name], strict=True)) for name in others
-        }
+        found[f"speed_b{rows}_over"] = {name: median_ratio(rates[first], rates[name]) for name in others}
     return found
 
 
@@ -191,7 +186,7 @@ def ends(interval: Interval) -> list[float]:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=5)
     parser.add_argument(
         "sides", nargs="+", metavar="NAME=FOLDER", help="checkpoints; the first is compared with the others"
     )
@@ -200,7 +195,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--batches", default="1,8,32", help="concurrent requests, separated by commas; '' for no speeds"
     )
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per request (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement (default: %(default)s)")
     parser.add_argument(
         "--eager", action="store_true", help="vLLM without compilation, which takes a minute per checkpoint"
     )
@@ -213,7 +207,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", help="JSONL of {id, problem, answer} to answer, in vLLM")
     parser.add_argument("--limit", type=int, default=250, help="questions of --tasks (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens per answer (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     if len(options.sides) < 2 or not all("=" in side for side in options.sides):
         parser.error("give at least two checkpoints, each as NAME=FOLDER")
@@ -248,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
             found |= perplexities(sides, options.text, options.rows, options.length)
         if options.tasks:
             found |= accuracies(sides, load(options.tasks, "test", options.limit, 0), options.max_new_tokens)
-    print(json.dumps(found) if options.json else "\n".join(f"{key:20} {value}" for key, value in found.items()))
+    print_figures(found, options.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ budget is a share of their mean length, prompts included. `agree` counts answers
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -28,13 +27,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measuring import make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
 from tersely.kernels.research.retaining import RetainingHeads, Scorer, load_heads, retaining, save_heads
 from tersely.kernels.research.retaining_fit import TARGETS, collect, explained_variance, fit
 from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
 SHARES = (75, 50, 25)
 BATCH = 25
@@ -57,7 +56,7 @@ ChooseLimits = Callable[[Sequence[int]], Limits]
 Trained = tuple[RetainingHeads, dict[str, float]]
 
 
-def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: str) -> dict[str, float]:
     """Median ratios of both other implementations on one set of tensors."""
     query = torch.randn(rows, HEADS, 1, DIM).to(dtype)
     shared = [torch.randn(KV_HEADS, prefix, DIM).to(dtype) for _ in range(2)]
@@ -81,16 +80,8 @@ def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: Cal
     made = [way().float() for way in ways.values()]
     if max(float((one - made[0]).abs().max()) for one in made) > (1e-5 if dtype is torch.float32 else 2e-2):
         raise SystemExit("the implementations disagree, so times cannot be compared")
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 2):
-        for name in list(ways) if turn % 2 else reversed(ways):
-            start = clock()
-            ways[name]()
-            times[name].append(clock() - start)
-    return {
-        name: statistics.median(a / b for a, b in zip(times[name][2:], times["ours"][2:], strict=True))
-        for name in ("copied", "view")
-    }
+    taken = time_in_turns(ways, repeats + 1, clock)
+    return {name: median_ratio(taken[name][1:], taken["ours"][1:]) for name in ("copied", "view")}
 
 
 class Answers:
@@ -231,7 +222,7 @@ def table(answers: Answers, ways: dict[str, MakeScorer], chance: MakeScorer) -> 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparisons and print the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=15, threads=1, clock="wall")
     parser.add_argument(
         "--model", help="also train and evaluate retaining heads on this model, such as tersely-tiny-small"
     )
@@ -244,12 +235,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of problems, texts and training (default: %(default)s)"
     )
-    parser.add_argument(
-        "--repeats", type=int, default=15, help="repetitions of each measurement, 0 for none (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -257,16 +242,11 @@ def main(argv: list[str] | None = None) -> None:
     figures: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16) if options.repeats else ():
         for rows, prefix in product((8, 32), (512, 2048)):
-            found = compare(rows, prefix, dtype, options.repeats, CLOCKS[options.clock])
+            found = compare(rows, prefix, dtype, options.repeats, options.clock)
             figures |= {f"{str(dtype)[6:]}_b{rows}_p{prefix}_{name}": ratio for name, ratio in found.items()}
     if options.model:
         figures |= quality(options)
-    figures = {name: round(value, 3) for name, value in figures.items()}
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name:28} {value:.4g}")
+    print_figures(figures, options.json, 3)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,18 @@ that the operation adds to a decoding step of --model with one row, as a share o
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from measuring import CLOCKS, make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
 from tersely.kernels.native import library
 from tersely.kernels.signals import in_torch, logit_signals
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 VOCABULARY = 151_936
 ROWS = (1, 32)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -43,7 +41,7 @@ def alone(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.float(), dim=-1)
 
 
-def compare(logits: Tensor, repeats: int, clock: Callable[[], float], compiled: bool) -> dict[str, float]:
+def compare(logits: Tensor, repeats: int, clock: str, compiled: bool) -> dict[str, float]:
     """Median ratios on one tensor of logits."""
     ways: dict[str, Callable[[Tensor], Any]] = {
         "ours": logit_signals,
@@ -54,20 +52,10 @@ def compare(logits: Tensor, repeats: int, clock: Callable[[], float], compiled: 
     if compiled:
         ways["compiled"] = torch.compile(with_log_softmax, dynamic=False)
     calls = max(1, 32 // len(logits))  # one call on one row is too short for a clock
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name in list(ways) if turn % 2 else reversed(ways):
-            start = clock()
-            for _ in range(calls):
-                ways[name](logits)
-            times[name].append(clock() - start)
-    # The first run warms up the caches, and compiles.
-    kept = {name: values[1:] for name, values in times.items()}
+    runs = {name: partial(way, logits) for name, way in ways.items()}
+    taken = time_in_turns(runs, repeats, clock, calls)  # the first turn also compiles
     against = {name: (name, "ours") for name in ways if name != "ours"} | {"fallback": ("log_softmax", "fallback")}
-    return {
-        name: statistics.median(a / b for a, b in zip(kept[slow], kept[fast], strict=True))
-        for name, (slow, fast) in against.items()
-    }
+    return {name: median_ratio(taken[slow], taken[fast]) for name, (slow, fast) in against.items()}
 
 
 @torch.inference_mode()
@@ -86,37 +74,31 @@ def measure_share(model: Any, rows: int, steps: int, clock: Callable[[], float])
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=15, threads=1, clock="wall")
     parser.add_argument("--model", help="also measure decoding steps of the model in this folder")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of --model (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="repetitions of each comparison (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if not library():
         raise SystemExit("the native library is missing; install tersely where there is a C compiler")
 
-    ratios, clock = {}, CLOCKS[options.clock]
+    ratios: dict[str, float] = {}
     for dtype in DTYPES:
         for rows in ROWS:
             logits = (torch.randn(rows, VOCABULARY) * 3).to(dtype)
-            found = compare(logits, options.repeats, clock, not options.no_compile)
+            found = compare(logits, options.repeats, options.clock, not options.no_compile)
             ratios.update({f"{str(dtype)[6:]}_b{rows}_{name}": round(ratio, 2) for name, ratio in found.items()})
     if options.model:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).eval()
         for rows in ROWS:
-            ratios[f"model_b{rows}_share"] = round(measure_share(model, rows, options.repeats, clock), 5)
-    if options.json:
-        print(json.dumps(ratios))
-    else:
-        for key, ratio in ratios.items():
-            print(f"{key:28} {ratio:.4g}")
+            ratios[f"model_b{rows}_share"] = round(
+                measure_share(model, rows, options.repeats, CLOCKS[options.clock]), 5
+            )
+    print_figures(ratios, options.json)
 
 
 if __name__ == "__main__":

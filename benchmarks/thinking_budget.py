@@ -6,8 +6,6 @@ difference favours the preset. Tokens are all output tokens, forced ones include
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import warnings
@@ -15,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from measuring import make_parser, print_figures
 
 from tersely.controller.text.answers import extract_answer
 from tersely.evaluation.stats import paired_bootstrap
@@ -72,13 +71,12 @@ class Bench:
 
 def main(argv: list[str] | None = None) -> None:
     """Run presets and matched budgets, and print what they cost and how often they are right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="tersely-tiny-large", help="name or folder (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=1000, help="questions (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=23, help="of the questions (default: %(default)s)")
     parser.add_argument("--presets", default="balanced,fast", help="separated by commas (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="of an answer (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
 
@@ -101,12 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         print(f"{preset} done", file=sys.stderr)
     bench.llm.close()
-    rounded = {name: round(float(value), 4) for name, value in found.items()}
-    if options.json:
-        print(json.dumps(rounded))
-    else:
-        for name, value in rounded.items():
-            print(f"{name:30} {value:.4f}")
+    print_figures({name: float(value) for name, value in found.items()}, options.json, 4)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ wall clock saved over the share of tokens saved (1: every token saved is time sa
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+from measuring import make_parser, median_ratio, print_figures, time_in_turns
+
 ROWS = 32
 os.environ.update(VLLM_CPU_CI_ENV="1")  # no warm-up: the first turn is one
 
@@ -84,48 +82,36 @@ def overhead(plain: Any, ours: Any, tokens: int, repeats: int, clock: str) -> di
         "active": (ours, lambda: watched),
         "signals": (ours, lambda: with_signals(ROWS, end)),
     }
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    expected = None
-    for turn in range(repeats + 1):
-        for name in arms if turn % 2 else reversed(arms):
-            llm, extra = arms[name]
-            params = [
-                SamplingParams(
-                    temperature=0, max_tokens=tokens, min_tokens=tokens, detokenize=False, extra_args=one
-                )  # no end of the turn, which a controller would put off
-                for one in extra()
-            ]
-            begun = CLOCKS[clock]()
-            outputs = llm.generate(prompts, params, use_tqdm=False)
-            times[name].append(CLOCKS[clock]() - begun)
-            ids = [output.outputs[0].token_ids for output in outputs]
-            expected = expected or ids
-            if ids != expected:
-                raise SystemExit(f"{name} put out other tokens than the rest: the ratios would mean nothing")
-    return {name: median_ratio(times["plain"], times[name]) for name in arms if name != "plain"}
+    found: dict[str, list[Any]] = {}
 
+    def run(name: str) -> None:
+        llm, extra = arms[name]
+        settings = {"temperature": 0, "max_tokens": tokens, "min_tokens": tokens, "detokenize": False}
+        # No end of the turn, which a controller would put off.
+        params = [SamplingParams(**settings, extra_args=one) for one in extra()]
+        found[name] = [one.outputs[0].token_ids for one in llm.generate(prompts, params, use_tqdm=False)]
+        if found[name] != next(iter(found.values())):
+            raise SystemExit(f"{name} put out other tokens than the rest: the ratios would mean nothing")
 
-def median_ratio(plain: list[float], ours: list[float]) -> float:
-    """The median of plain over ours, turn by turn; the first turn warms caches up."""
-    return statistics.median(a / b for a, b in zip(plain[1:], ours[1:], strict=True))
+    taken = time_in_turns({name: partial(run, name) for name in arms}, repeats, clock)
+    return {name: median_ratio(taken["plain"], taken[name]) for name in arms if name != "plain"}
 
 
 def saving(plain: Any, ours: Any, repeats: int, clock: str) -> dict[str, float]:
     """Shares of tokens and of time saved on four times as many questions as run at once, and one over the other."""
     from vllm import SamplingParams
 
-    prompts = chats(plain, 4 * ROWS)
-    found: dict[str, tuple[list[float], int]] = {"plain": ([], 0), "ours": ([], 0)}
-    for turn in range(repeats + 1):
-        for name in found if turn % 2 else reversed(found):
-            extra = None if name == "plain" else {"tersely": "balanced"}
-            params = SamplingParams(temperature=0, max_tokens=512, detokenize=False, extra_args=extra)
-            begun = CLOCKS[clock]()
-            outputs = (plain if name == "plain" else ours).generate(prompts, params, use_tqdm=False)
-            found[name][0].append(CLOCKS[clock]() - begun)
-            found[name] = (found[name][0], sum(len(output.outputs[0].token_ids) for output in outputs))
-    tokens = 1 - found["ours"][1] / found["plain"][1]
-    clocked = 1 - 1 / median_ratio(found["plain"][0], found["ours"][0])
+    prompts, counts = chats(plain, 4 * ROWS), dict[str, int]()
+
+    def run(name: str, llm: Any, control: Any) -> None:
+        params = SamplingParams(temperature=0, max_tokens=512, detokenize=False, extra_args=control)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        counts[name] = sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    ways = {"plain": partial(run, "plain", plain, None), "ours": partial(run, "ours", ours, {"tersely": "balanced"})}
+    taken = time_in_turns(ways, repeats, clock)
+    tokens = 1 - counts["ours"] / counts["plain"]
+    clocked = 1 - 1 / median_ratio(taken["plain"], taken["ours"])
     return {"tokens_saved": tokens, "time_saved": clocked, "saving": clocked / tokens}
 
 
@@ -133,13 +119,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
     from tersely.models import get_model_path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=7, clock="wall")
     parser.add_argument("--model", help="also time a model from this folder, which thinks between <think> and </think>")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of --model (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=96, help="new tokens a run (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each kind (default: %(default)s)")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
 
@@ -156,11 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         if name == "tiny":
             found |= saving(plain, ours, max(1, options.repeats // 3), options.clock)
         ratios |= {f"{name}_{key}": round(value, 4) for key, value in found.items()}
-    if options.json:
-        print(json.dumps(ratios))
-    else:
-        for key, ratio in ratios.items():
-            print(f"{key:20} {ratio:.3f}")
+    print_figures(ratios, options.json)
 
 
 if __name__ == "__main__":

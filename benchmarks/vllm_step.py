@@ -9,8 +9,6 @@ logits, which GPUs do in a kernel that nothing waits for.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from control_cost import MARKERS, write_thinking  # type: ignore[import-not-found]
+from control_cost import MARKERS, write_thinking
+from measuring import make_parser, print_figures
 from vllm import SamplingParams
 
 from tersely.controller.text.tokenizer_adapter import get_adapter
@@ -121,7 +120,7 @@ def time_signals() -> list[float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--presets", default="budget,careful,probe", help="default: %(default)s")
     parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json or its folder; by default a simple one of ours"
@@ -129,13 +128,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--length", type=int, default=16_000, help="tokens before the steps (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, float] = {}
     for preset in options.presets.split(","):
         result |= time_steps(preset, options.tokenizer, options.rows, options.length, options.steps)
-    print(json.dumps(result) if options.json else "\n".join(f"{key:28s} {value}" for key, value in result.items()))
+    print_figures(result, options.json)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,19 @@ also cold and in huge pages, over ours, and `read_gb_s` its bandwidth.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle
 
 import torch
 import torch.nn.functional as F
+from measuring import make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
 from tersely.kernels.w4a8 import compiled, w4a8_linear
 from tersely.kernels.w4a8_layout import LINE, TILE, to_huge_pages
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 SHAPES = {
     "0.5B_up": (4864, 896),
     "0.5B_down": (896, 4864),
@@ -158,43 +155,31 @@ def make_copies(make: Maker, shape: tuple[int, int], total: int) -> list[Layer]:
     return [first, *(make(*shape)[0] for _ in range(-(-total // size) - 1))]
 
 
-def measure(
-    ways: dict[str, list[Layer]], x: Tensor, repeats: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds per call of each implementation, in alternating runs."""
+def measure(ways: dict[str, list[Layer]], x: Tensor, repeats: int, clock: str) -> dict[str, list[float]]:
+    """Seconds per call of each implementation, in turns; the copies of an implementation take turns, too."""
     for layers in ways.values():
         for layer in layers:
             layer(x)  # excludes what a layer does only once, such as checking its tensors
-    turns: dict[str, Iterator[Layer]] = {name: cycle(layers) for name, layers in ways.items()}
-    calls = {}
-    for name, layers in ways.items():
-        start = clock()
-        next(turns[name])(x)
-        calls[name] = max(1, min(50, int(2e-3 / (clock() - start)), len(layers) if len(layers) > 1 else 50))
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name in list(ways) if turn % 2 else reversed(ways):
-            start = clock()
-            for _ in range(calls[name]):
-                next(turns[name])(x)
-            found[name].append((clock() - start) / calls[name])
-    return {name: values[1:] for name, values in found.items()}  # the first turn warms up
+    turns = {name: cycle(layers) for name, layers in ways.items()}
+    single = {name: (lambda turn=turn: next(turn)(x)) for name, turn in turns.items()}  # type: ignore[misc]
+    first = time_in_turns(single, 1, clock)
+    calls = {
+        name: max(1, min(50, int(2e-3 / max(first[name][0], 1e-9)), len(layers) if len(layers) > 1 else 50))
+        for name, layers in ways.items()
+    }
+    return time_in_turns(single, repeats, clock, calls)
 
 
 @torch.inference_mode()
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=9, threads=1, clock="wall")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="separated by commas (default: %(default)s)")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="separated by commas (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="repetitions of each comparison (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     parser.add_argument(
         "--cold-mb", type=int, default=512, help="megabytes of each variant's copies (default: %(default)s)"
     )
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
     parser.add_argument("--no-vllm", action="store_true", help="leave out vLLM's kernels")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -202,23 +187,21 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("the native library is missing; install tersely where there is a C compiler")
     with_vllm = not options.no_vllm and importlib.util.find_spec("vllm") is not None
     ways = find_available(BASELINES | (VLLM if with_vllm else {}))
-    clock, total, found = CLOCKS[options.clock], options.cold_mb << 20, dict[str, float]()
+    total, found = options.cold_mb << 20, dict[str, float]()
     for name in options.shapes.split(","):
         for state, least in (("hot", 1), ("cold", total)):
             made = ways | ({"read": sum_bytes} if state == "cold" else {})
             layers = {way: make_copies(make, SHAPES[name], least) for way, make in made.items()}
             for rows in map(int, options.rows.split(",")):
                 x = torch.randn(rows, SHAPES[name][1], dtype=torch.bfloat16)
-                taken = measure(layers, x, options.repeats, clock)
+                taken = measure(layers, x, options.repeats, options.clock)
                 key = f"{name}_m{rows}_{state}"
                 found[f"{key}_us"] = 1e6 * statistics.median(taken["ours"])
                 for way in made.keys() - {"ours"}:
-                    pairs = zip(taken[way], taken["ours"], strict=True)
-                    found[f"{key}_{'share' if way == 'read' else way}"] = statistics.median(a / b for a, b in pairs)
+                    found[f"{key}_{'share' if way == 'read' else way}"] = median_ratio(taken[way], taken["ours"])
                 if state == "cold":
                     found[f"{name}_read_gb_s"] = sum_bytes(*SHAPES[name])[1] / statistics.median(taken["read"]) / 1e9
-    ordered = {key: round(value, 3) for key, value in sorted(found.items())}
-    print(json.dumps(ordered) if options.json else "\n".join(f"{key:36} {value:.4g}" for key, value in ordered.items()))
+    print_figures(dict(sorted(found.items())), options.json, 3)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ requests a kind takes about 20 seconds on two idle cores; progress is on standar
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -22,13 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from gateway import running
+from measuring import make_parser, print_figures
+
 MODEL = "tersely-tiny-small"
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 SIZE, BLOCK = 4 << 20, 10
 PATIENCE = 10.0  # seconds for the last hostile body of a block to be answered, before its client leaves
-START = 300.0  # seconds
 ENGINES = {
-    "transformers": [],
+    "transformers": ["--log", "off"],
     "vllm": "--engine vllm --enforce-eager --max-model-len 1024 --block-size 32 --dtype float32 "
     "--gpu-memory-utilization 0.3".split(),
 }
@@ -105,45 +105,12 @@ def attacked(port: int, body: bytes, statuses: list[int]) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def server(engine: str) -> Iterator[int]:
-    """The port of a server in a process of its own, which has started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    command = [sys.executable, "-m", "tersely.cli", "serve", MODEL, "--port", str(port), *ENGINES[engine]]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + START
-        while not is_up(port):
-            if running.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"the server has not started: {' '.join(command)}")
-            time.sleep(0.2)
-        yield port
-    finally:
-        running.terminate()
-        running.wait()
-
-
-def is_up(port: int) -> bool:
-    """Whether the server says that it is up."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (http.client.HTTPException, OSError):
-        return False
-    finally:
-        connection.close()
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure every kind and print the percentiles."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--engine", choices=list(ENGINES), default="transformers", help="(default: %(default)s)")
     parser.add_argument("--requests", type=int, default=100, help="normal ones on each side (default: %(default)s)")
     parser.add_argument("--kinds", help="kinds of bodies, separated by commas (default: all)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     kinds = bodies()
@@ -151,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = options.kinds.split(",") if options.kinds else list(kinds)
     if unknown := set(chosen) - set(kinds):
         raise SystemExit(f"unknown kinds {', '.join(unknown)}; accepted: {', '.join(kinds)}")
-    with server(options.engine) as port:
+    with running("-m", "tersely.cli", "serve", MODEL, *ENGINES[options.engine]) as url:
+        port = int(url.rpartition(":")[2])
         ask(port, BLOCK)
         for number, name in enumerate(chosen, 1):
             began = time.monotonic()
@@ -166,11 +134,7 @@ def main(argv: list[str] | None = None) -> None:
             spent, figure = time.monotonic() - began, figures[name]
             print(f"{number}/{len(chosen)} {name}, {spent:.0f} s: {figure}", file=sys.stderr, flush=True)
     figures["worst"] = max(figures, key=lambda name: float(figures[name]["ratio"]))
-    if options.json:
-        print(json.dumps(figures))
-        return
-    for name, one in figures.items():
-        print(f"{name:28}{one}")
+    print_figures(figures, options.json)
 
 
 def compare(before: list[float], during: list[float]) -> dict[str, Any]:

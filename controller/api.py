@@ -27,8 +27,8 @@ from .verification import RuleVerifier, Verifier
 
 if TYPE_CHECKING:
     from .engines.transformers.decode import BatchDecoder
+    from .sampling import SampleResult
     from .sampling.rules import AggregationRule
-    from .sampling.run import SampleResult
 
 
 class GenerateArguments(OptionsDict, total=False):
@@ -119,7 +119,7 @@ def sample(
 
     All other arguments are those of `generate`; policies act on each sample.
     """
-    from .sampling.run import resolve_rule, sample_all
+    from .sampling import resolve_rule, sample_all
 
     batch, single = split_prompts(prompts)
     resolved, aggregation = make_options(options, **overrides), resolve_rule(rule)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import CapabilityError, ModelError
 from .budgets import OPENAI_EFFORTS, canonical_effort, tier_by_length
-from .engines.openai.backend import StreamError
+from .engines.openai import StreamError
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model, explain_not_found
 from .options import GenerationOptions
 from .policies import make_policies

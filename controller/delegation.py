@@ -58,18 +58,15 @@ class HelperFuture(Future[HelperText]):
         self.tokens = self.read = 0
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._ensure_computed()
-        return super().exception(timeout)
-
-    def result(self, timeout: float | None = None) -> HelperText:
-        self._ensure_computed()
-        return super().result(timeout)
-
-    def _ensure_computed(self) -> None:
         if not self.done():
             self._compute()
         if not self.done():
             self.set_exception(HelperError("the helper wrote nothing"))
+        return super().exception(timeout)
+
+    def result(self, timeout: float | None = None) -> HelperText:
+        self.exception()
+        return super().result(timeout)
 
 
 class HelperError(Exception):

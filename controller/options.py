@@ -154,13 +154,17 @@ def make_options(options: GenerationOptions | None = None, **overrides: Any) -> 
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
     check_known("option", overrides, [*OPTION_NAMES, *SAMPLING_OPTIONS])
     options = options or GenerationOptions()
+    for name, value in sampling.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
     if sampling:
-        base = overrides.get("sampling", options.sampling)
-        overrides["sampling"] = replace(base, **{name: _as_number(name, value) for name, value in sampling.items()})
+        overrides["sampling"] = replace(overrides.get("sampling", options.sampling), **sampling)
     try:
         return replace(options, **overrides)
     except ValidationError as error:
-        raise _option_error(error) from None
+        # Our own error for what pydantic found: the one that a validator raised, else an OptionError.
+        cause = error.errors()[0].get("ctx", {}).get("error")
+        raise cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error)) from None
 
 
 def check_budget(options: GenerationOptions) -> None:
@@ -177,18 +181,6 @@ def check_budget(options: GenerationOptions) -> None:
 def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions:
     """The same options with another seed."""
     return replace(options, sampling=replace(options.sampling, seed=seed))
-
-
-def _as_number(name: str, value: object) -> object:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
-    return value
-
-
-def _option_error(error: ValidationError) -> TerselyError:
-    """Our own error for what pydantic found: the one that a validator raised, else an OptionError."""
-    cause = error.errors()[0].get("ctx", {}).get("error")
-    return cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error))
 
 
 FORMAT = 1
@@ -218,13 +210,9 @@ class TunedConfig:
         made = tuple(make_policy_from_file(name, settings) for name, settings in self.policies.items())
         return {"effort": self.effort, "policies": made, "strategy": resolve_strategy(self.strategy)}
 
-    def as_json(self) -> str:
-        """The text of its file."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
-
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all; raises WriteError."""
-        write(path, self.as_json())
+        write(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
 
 def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
@@ -233,20 +221,14 @@ def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strate
         check_known("strategy", described, STRATEGIES)
         return described
     made = dict(STRATEGIES["tiers"])
-    known = [f.name for f in fields(Budget) if f.name != "tier"]
     check_known("tier", described, made)
     for tier, changes in described.items():
-        check_known(f"field of tier {tier!r}:", changes, known)
-        made[tier] = _make_budget({**asdict(made[tier]), **changes})
+        check_known(f"field of tier {tier!r}:", changes, [f.name for f in fields(Budget) if f.name != "tier"])
+        try:
+            made[tier] = _BUDGET.validate_python({**asdict(made[tier]), **changes})
+        except ValidationError as error:
+            raise OptionError(f"tier {tier!r}: {format_validation_error(error, Budget)}") from None
     return made
-
-
-def _make_budget(values: Mapping[str, Any]) -> Budget:
-    """A budget from plain values; raises OptionError for one of a wrong type or out of its range."""
-    try:
-        return _BUDGET.validate_python(values)
-    except ValidationError as error:
-        raise OptionError(f"tier {values['tier']!r}: {format_validation_error(error, Budget)}") from None
 
 
 def make_policy_from_file(name: str, settings: Mapping[str, Any]) -> Policy:

@@ -21,15 +21,16 @@ from .policies.base import (
     Wait,
     Watching,
 )
+from .trial_answers import PendingTrial
 
 MAX_SIDE_EFFECTS = 64
 """Most notes and questions of a policy between two waits, or it might never come to an end."""
 
 _SENTENCE = BOUNDARY_RANK["sentence"]
 
-SideEffect = Note | AskVerifier | Exception
+SideEffect = Note | AskVerifier | PendingTrial | Exception
 OnSideEffect = Callable[[str, SideEffect], Any]
-"""Handles a policy's note, question or exception; what it returns is the reply to a question."""
+"""Handles a policy's note, question, trial that has its reply, or exception; what it returns is the policy's reply."""
 
 
 class PolicyTask:
@@ -39,17 +40,7 @@ class PolicyTask:
     that every request would show.
     """
 
-    __slots__ = (
-        "_on_side_effect",
-        "at",
-        "close_at",
-        "deadline",
-        "generator",
-        "policy",
-        "protected",
-        "rank",
-        "sentence_at",
-    )
+    __slots__ = "_on_side_effect at close_at deadline generator policy protected rank sentence_at trial".split()
 
     def __init__(self, policy: Policy, view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.policy, self._on_side_effect = policy, on_side_effect
@@ -57,13 +48,16 @@ class PolicyTask:
         self.at = self.deadline = self.rank = 0
         self.close_at = self.sentence_at = NEVER
         self.protected = False
+        self.trial: PendingTrial | None = None
         if self.resume(None) is not None:
             raise TypeError(f"policy {policy.name!r} must wait before its first action")
 
     def resume(self, reply: Any = None) -> TextAction | Trial | None:
         """Run the policy with the reply to its last action, up to its next wait, action or trial."""
-        if self.generator is None:
+        if self.generator is None or (self.trial is not None and not self.trial.reply.done()):
             return None
+        if self.trial is not None:
+            reply, self.trial = self._on_side_effect(self.policy.name, self.trial), None
         try:
             for _ in range(MAX_SIDE_EFFECTS):
                 action = self.generator.send(reply)
@@ -84,6 +78,12 @@ class PolicyTask:
                 return
             reply = None
         self.disable(TypeError("a policy must wait between two actions"))
+
+    def wait_for(self, trial: PendingTrial) -> None:
+        """Sleep until the first end of a sentence at which a trial has its reply."""
+        self.trial, self.protected = trial, False
+        self.at = self.deadline = self.close_at = NEVER
+        self.sentence_at = 0
 
     def disable(self, error: Exception) -> None:
         self._stop()
@@ -127,6 +127,12 @@ class PolicyScheduler:
                 if rank >= _SENTENCE:
                     first = min(first, task.sentence_at)
             self.next_wakeup[boundary] = first
+
+    def cancel_trials(self) -> None:
+        """Give up trials without a reply yet."""
+        for task in self.tasks:
+            if task.trial is not None:
+                task.trial.reply.cancel()
 
     def due(self, tokens: int, boundary: str) -> list[PolicyTask]:
         rank = BOUNDARY_RANK[boundary]

@@ -19,7 +19,7 @@ from .policies import make_policies, make_policy, resolve_modifier
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
 from .request_builder import PreparedRequest, RequestBuilder, distinct_policies
-from .streaming import CancellableWatcher, EventSink, StreamEmitter, TextDeltaEvent
+from .streaming import CancellableWatcher, EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
 from .text.reasoning_parser import ReasoningParser, split_reasoning, truncate_at_stop
 from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
@@ -53,13 +53,9 @@ class ResolvedOptions:
 
 
 class Session:
-    """Answers prompts on one engine. Raises MarkerError where the model's markers cannot be found.
+    """Answers prompts on one engine; for the arguments see `api.generate`.
 
-    Args:
-        markers: None finds them.
-        think_prompt: make a model without markers think between <think> and </think>.
-        verifier: answers the policies' questions; None decides by rules only.
-        helper: writes what policies delegate.
+    Raises MarkerError where the model's markers cannot be found. Without a verifier, rules decide.
     """
 
     def __init__(
@@ -83,7 +79,7 @@ class Session:
     ) -> list[GenerationResult]:
         """Answer all prompts as one batch, in order; `emit` receives text as it is generated."""
         recorder = self._make_recorder(options)
-        requests = self._prepare(prompts, options, () if recorder is None else (recorder.policy(),))
+        requests = self.prepare(prompts, options, () if recorder is None else (recorder.policy(),))
         rows = [BatchRow(self, request, None, emit=emit, number=number) for number, request in enumerate(requests)]
         completions = self.engine.generate([row.request for row in rows], options.sampling, make_sink(rows))
         if emit is not None:
@@ -95,13 +91,25 @@ class Session:
             recorder.keep(prompts, results, [request.controller is not None for request in requests])
         return results
 
-    def prepare(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[PreparedRequest]:
-        """Make prompts ready for the engine.
+    def prepare(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...] = ()
+    ) -> list[PreparedRequest]:
+        """Make prompts ready for the engine; `more` policies follow those of the options.
 
         Raises OptionError for an option that is not accepted, PromptError for a prompt that is empty or too long, and
         CapabilityError where the engine or the session lacks what a policy requires.
         """
-        return self._prepare(prompts, options, ())
+        resolved = self.resolve(options)
+        policies = (*resolved.policies, *more)
+        required = {need for policy in policies for need in policy.requires}
+        required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
+        required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
+        required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
+        self._check(required)
+        builder = RequestBuilder(
+            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
+        )
+        return builder.build(prompts, resolved.tier_probe)
 
     def resolve(self, options: GenerationOptions) -> ResolvedOptions:
         """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
@@ -133,21 +141,6 @@ class Session:
     def finish(self, prepared: PreparedRequest, done: Completion) -> GenerationResult:
         """Make the result of a request from the engine's completion."""
         return build_result(done, prepared, self.codec, self.markers)
-
-    def _prepare(
-        self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...]
-    ) -> list[PreparedRequest]:
-        resolved = self.resolve(options)
-        policies = (*resolved.policies, *more)
-        required = {need for policy in policies for need in policy.requires}
-        required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
-        required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
-        required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
-        self._check(required)
-        builder = RequestBuilder(
-            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
-        )
-        return builder.build(prompts, resolved.tier_probe)
 
     def _check(self, required: set[Capability]) -> None:
         """Raise CapabilityError for what is required and missing; without a verifier, rules verify."""
@@ -250,7 +243,7 @@ class BatchRow(CancellableWatcher):
         self.session, self.prepared, self.stops = session, prepared, stops
         self.streams = emit is not None or bool(stops)
         self.request = self.wrap(prepared.request) if is_cancelled or stops else prepared.request
-        self.emitter = StreamEmitter(session.codec, parser, emit or _ignore, prepared.controller, number)
+        self.emitter = StreamEmitter(session.codec, parser, emit or (lambda event: None), prepared.controller, number)
 
     def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
         """Stream what the engine wrote; see `types.TokenSink`."""
@@ -261,10 +254,6 @@ class BatchRow(CancellableWatcher):
         result = self.session.finish(self.prepared, completion)
         answer, stopped = truncate_at_stop(result.answer, self.stops)
         return replace(result, answer=answer, finish_reason="stop") if stopped else result
-
-
-def _ignore(event: TextDeltaEvent) -> None:
-    """Drop new text, of rows that are parsed for their stop strings only."""
 
 
 def make_sink(rows: Sequence[BatchRow]) -> TokenSink | None:

@@ -21,6 +21,7 @@ class Decision:
     position: int
     text: str = ""
     acted: bool = True
+    tokens: int = 0  # spent on it in a request of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
 State: TypeAlias = "NDArray[np.float32]"  # a hidden state, [width]; numpy is not imported for its name
 
@@ -37,7 +36,8 @@ class Capability(StrEnum):
     HIDDEN_STATES = "hidden_states"  # hidden states of chosen layers, of prompts and at each step
     RETRACT = "retract"  # a directive may drop the latest token
     KV_ROLLBACK = "kv_rollback"
-    """A directive may drop more than the latest token; trials and waiting need this."""
+    """A directive may drop more than the latest token; waiting needs this, and trials within the sequence do."""
+    TRIALS = "trials"  # a policy may ask for trial answers that are not sampled
     RAGGED_BATCH = "ragged_batch"  # several forced tokens cost one forward pass
     FORWARD_MODIFIERS = "forward_modifiers"  # the forward pass may be changed for single sequences
     VERIFIER = "verifier"
@@ -227,57 +227,16 @@ class BindContext:
     trials: bool = False  # whether something answers trials of recorded output
 
 
-class StepHook:
-    """Follows the decoding of a batch. `slot` is a sequence's place in the batch, which moves up as others end."""
+@dataclass(eq=False, slots=True)
+class SequenceModifier:
+    """A `ForwardModifier` at work on one sequence, whose forward pass it changes while `active()`."""
 
-    def start(self, sequences: Sequence[SequenceView]) -> None:
-        """The prompts have been read; these sequences are decoded now, in the order of their slots."""
-
-    def after_sample(self, step: DecodeStep) -> None:
-        """Tokens have been sampled; add to `step` what watchers may read."""
-
-    def after_step(self, step: DecodeStep) -> None:
-        """Watchers have spoken and their edits are known; nothing has been fed yet."""
-
-    def select(self, slots: Sequence[int]) -> None:
-        """Only the sequences in these slots, in rising order, stay in the batch."""
-
-    def finish(self) -> None:
-        """The last sequence has ended."""
-
-
-class SequenceView(Protocol):
-    """What hooks may read of a sequence in flight."""
-
-    @property
-    def sampling_next(self) -> bool:
-        """Whether the next token is the model's own: not queued, not suspended, not ended."""
-
-
-@dataclass(slots=True)
-class DecodeStep:
-    """One step of the decode loop as hooks see it."""
-
-    logits: Tensor  # [slots, vocabulary], the model's own
-    tokens: Tensor  # [slots], sampled or queued
-    signals: Sequence[Signals | None] | None = None  # by slot, set by a hook
-    state_reader: Callable[[int], Callable[[int], State]] | None = None
-    """By slot, reads a hidden layer; set by a hook."""
-    sampled: Sequence[int] = ()
-    edits: Mapping[int, Any] = field(default_factory=dict)  # by slot, what watchers asked for
-    hidden_slots: frozenset[int] = frozenset()
-    """Slots whose sampled token is not part of the output (queued for, or in a trial)."""
-
-
-class SequenceModifier(Protocol):
-    """A `ForwardModifier` at work on one sequence."""
-
-    @property
-    def modifier(self) -> ForwardModifier:
-        """What made it; the engine installs each modifier of a batch once."""
+    modifier: ForwardModifier
+    active: Callable[[], bool]
 
     def summary(self) -> tuple[str, str] | None:
         """The action and reason for the trace once the sequence has ended; None for nothing."""
+        return None
 
 
 class ForwardModifier(Protocol):
@@ -300,5 +259,5 @@ class ForwardModifier(Protocol):
     def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
         """Start on one sequence; `boundary()` is what its latest token ended, None where it does not think."""
 
-    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> AbstractContextManager[StepHook]:
-        """**Changes the model** until the end of the `with`; one entry per slot, None for sequences left alone."""
+    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> AbstractContextManager[Any]:
+        """**Changes the model** in the `with`, which gives the engine a hook; a slot of None is left alone."""

@@ -21,9 +21,6 @@ _HEAD, _SUM = "run", "crc32"  # keys of a line of a checkpoint log
 class WriteError(TerselyError, OSError):
     """A file cannot be written."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a text or bytes whole or not at all; a link is followed. Raises WriteError."""

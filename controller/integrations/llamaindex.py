@@ -31,7 +31,7 @@ from ..session import Session
 from ..text.reasoning_parser import TextDelta
 from ..text.sanitizer import get_sanitizer
 from ..trace import GenerationResult
-from .base import CALL_SETTINGS, BatchRunner, Call, TerselyModel, get_runner
+from . import CALL_SETTINGS, BatchRunner, Call, TerselyModel, get_runner
 
 _TOOL_ROLES = (MessageRole.TOOL, MessageRole.FUNCTION)
 

@@ -31,11 +31,9 @@ EAT_PROMPT = TrialPrompt("", 1, closes=True)
 
 @dataclass(frozen=True, slots=True)
 class BudgetForcing(Policy):
-    """Close the thinking so that it never exceeds `budget.thinking`, the closing itself counted.
+    """Close the thinking so that it never exceeds `budget.thinking`: budget forcing (s1, arXiv 2501.19393; Qwen3, 4.3).
 
     Code and math are cut only where the budget ends; a tool call may take half of the answer's reserve.
-
-    Budget forcing of s1 (arXiv 2501.19393) and the Qwen3 report (4.3).
     """
 
     name: ClassVar[str] = "budget"
@@ -178,7 +176,7 @@ class Deer(TrialPolicy):
     """
 
     name: ClassVar[str] = "deer"
-    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGPROBS, Capability.KV_ROLLBACK})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGPROBS, Capability.TRIALS})
     threshold: float = 0.95
     most: int = 10  # most trials of a sequence
     cues: Sequence[str] = ("Wait",)
@@ -222,7 +220,7 @@ class Certaindex(TrialPolicy):
     """
 
     name: ClassVar[str] = "certaindex"
-    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.TRIALS})
     every: int = 64
     agree: int = 3
     doubts: Sequence[str] = ("wait", "hold", "but", "okay", "no", "hmm")

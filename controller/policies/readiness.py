@@ -279,9 +279,7 @@ class Reconsider(StopRulePolicy):
 class AutoExit(Policy):
     """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
 
-    `Convergence` also decides, in the name of `Readiness`, about questions that the probe does not know.
-
-    The trace names the one that acts.
+    `Convergence` also decides about questions that the probe does not know. The trace names the one that acts.
     """
 
     name: ClassVar[str] = "auto_exit"

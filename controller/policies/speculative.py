@@ -12,13 +12,13 @@ agrees, both need a prefill of it and none of its decoding.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..types import Capability
 from ..verification import ReviewCriterion
-from .base import Action, Delegate, Policy, PolicyView, ReviewDraft, Wait, Watching
+from .base import Delegate, Policy, PolicyView, ReviewDraft, Wait, Watching
 
 AFFIRMING = ("yeah", "yes", "final answer", "confident")
 REFLECTING = ("wait", "alternatively", "hold on", "another")
@@ -95,17 +95,13 @@ class SpeculativeThinking(Policy):
             drafted = view.thinking.codec.decode(view.thinking.ids[start:])
             polarity = sentence_polarity(drafted)
             if polarity or self.always:
-                drafted = yield from self._take_over(view, start, polarity, drafted)
+                kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[polarity]
+                text: str | None = yield Delegate(self.takeover, kind, retract=view.tokens - start)
+                drafted = drafted if text is None else text
                 polarity = sentence_polarity(drafted)
                 if mentions(drafted, VERIFYING):
                     yield Delegate(self.verify, "a verifying step")
             reflections.count += polarity < 0
-
-    def _take_over(self, view: PolicyView, start: int, polarity: int, drafted: str) -> Generator[Action, Any, str]:
-        """Have the draft that began at `start` rewritten; return the text that then stands."""
-        kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[polarity]
-        text: str | None = yield Delegate(self.takeover, kind, retract=view.tokens - start)
-        return drafted if text is None else text
 
 
 _REQUIRES = frozenset({Capability.KV_ROLLBACK, Capability.HELPER, Capability.DRAFT_REVIEW})

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..types import Capability
-from .rules import ROOT, Branch, Vote, VoteState, tally
+from .rules import ROOT, Branch, VoteState, tally
 
 WARMUP = 16
 WINDOW = 2048
@@ -87,16 +87,12 @@ class _ConfidenceVote(VoteState):
     def weight(self, sample: int) -> float:
         return measure_confidence(self.confidences[sample], self.measure, self.window)
 
-    def find_threshold(self, votes: Sequence[Vote]) -> float:
-        """What a vote has to weigh."""
-        return find_threshold([vote.weight for vote in votes], self.keep)
-
     def tally(self) -> dict[str, float]:
         """See `VoteState.tally`, of the votes that are confident enough."""
         votes = sorted((vote for vote in self.votes if vote.answer), key=lambda vote: vote.sample)
         if not votes:
             return {}
-        threshold = self.find_threshold(votes)
+        threshold = find_threshold([vote.weight for vote in votes], self.keep)
         return tally(vote for vote in votes if vote.weight >= threshold)
 
 
@@ -140,7 +136,7 @@ class _DeepConfVote(_ConfidenceVote):
         if not self.started:
             return self._start([ROOT] * self.warmup)
         if self.threshold is None:
-            self.threshold = self.find_threshold(self.votes)
+            self.threshold = find_threshold([vote.weight for vote in self.votes], self.keep)
             self._settle()
         return super().start_samples()
 

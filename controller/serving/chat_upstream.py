@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import ModelError
 from ..budgets import Budget, canonical_effort, fit_budget, tier_by_length
 from ..chat_endpoint import LIMIT_FIELDS
-from ..engines.openai.backend import StreamError
+from ..engines.openai import StreamError
 from ..engines.openai.client import OpenAIClient, RefusedError
 from ..engines.openai.completions import get_choices
 from ..policies.exits import Repetition

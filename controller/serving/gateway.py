@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...errors import ModelError, OptionError, TerselyError, did_you_mean
 from ..delegation import Helper
-from ..engines.openai.backend import StreamError
+from ..engines.openai import StreamError
 from ..engines.openai.client import OpenAIClient, RefusedError, choose_model
 from ..engines.openai.completions import CompletionsBackend
 from ..engines.openai.engine import RemoteEngine

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
-from ..engines.openai.backend import ServerLostError
+from ..engines.openai import ServerLostError
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session, make_sink

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.parent_watch import SERVED
+from ..vllm.request_control import KEY
 from ..vllm.tokenizers import load_tokenizer
 from ..vllm.trace_channel import TraceStore
-from .auth_middleware import METRICS, Access, AuthMiddleware, route_of
+from ..vllm.trial_endpoint import require_trials
+from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, route_of
 from .body_limits import BodyLimits, replay
 from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
@@ -70,13 +73,16 @@ def load_settings(settings: Mapping[str, Any]) -> LiveConfig:
     """The configuration of the settings of `ControlMiddleware`; raises TerselyError for what vLLM cannot do."""
     path, changes = settings.get("config"), Rules.model_validate(settings.get("changes", {}))
     live = LiveConfig(changes, Path(path) if path else None, api_key=settings.get("key"))
-    live.check = lambda other: check_vllm(other, settings.get("models", ()))
+    live.check = lambda other: check_vllm(other, settings.get("models", ()), bool(settings.get("trials")))
     live.check(live)
     return live
 
 
-def check_vllm(live: LiveConfig, models: Sequence[str]) -> None:
-    """Raise TerselyError for a configuration that vLLM cannot keep; `models` are those that it serves, if known."""
+def check_vllm(live: LiveConfig, models: Sequence[str], trials: bool = False) -> None:
+    """Raise TerselyError for a configuration that vLLM cannot keep; `models` are those that it serves, if known.
+
+    `trials` says whether requests of their own decode trial answers.
+    """
     if models:
         check_names(live.config, models)
     if live.config.upstreams:
@@ -87,7 +93,7 @@ def check_vllm(live: LiveConfig, models: Sequence[str]) -> None:
         raise CapabilityError(f"{tuned[0] or 'defaults'}: tuned budgets are not known inside vLLM; leave `tuned` out")
     for model in ("", *live.config.models):
         for key in (None, *live.config.keys):
-            make_default_control(live.rules(model, key))
+            require_trials(make_default_control(live.rules(model, key)), trials)
 
 
 class ControlMiddleware:
@@ -95,7 +101,8 @@ class ControlMiddleware:
 
     Its settings: `config`, `changes` and `key`, see `LiveConfig`; `models`, all that are served; `max_body`;
     `tokenizer`, the arguments of `load_tokenizer`; `special_tokens`, whether users and tools can write those of that;
-    `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
+    `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition; `trials`, whether trial
+    answers can be asked for, and `trials_key`, the digest of the key of those that this server itself decodes.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -106,6 +113,7 @@ class ControlMiddleware:
         guards = self._tokenizer is not None and not settings.get("special_tokens")
         self._sanitize = _make_sanitizer(self._tokenizer) if guards else None
         self._prompt_limit: PromptLimit | None = None
+        self._trials, self._trials_key = bool(settings.get("trials")), settings.get("trials_key")
         self.app = app
         limits = ServerLimits(body=settings.get("max_body", ServerLimits().body))
         self.checked = AuthMiddleware(
@@ -122,6 +130,11 @@ class ControlMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; see ASGI."""
+        if self._trials_key is not None and scope["type"] == "http" and route_of(scope) == COMPLETIONS:
+            key = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
+            if hmac.compare_digest(hash_key(key), self._trials_key):  # of a request under control, which counts it
+                await self.app(scope, receive, send)
+                return
         await self.checked(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,8 +159,11 @@ class ControlMiddleware:
             key = scope.get("state", {}).get("key", "")
             model = str(given.get("model", ""))
             mapping = translate(path, given, self.config.rules(model, key), tag)
+            require_trials(mapping.control, self._trials)
             billing = self.config.billing(model, key)
             del given
+        except CapabilityError as missing:
+            raise RequestError(str(missing), param=KEY, code=missing.code) from None
         except (ValueError, AttributeError, TypeError):
             message = "a field of the request has a wrong type; accepted: what the API's reference says"
             raise RequestError(message) from None
@@ -322,7 +338,8 @@ class ReplyAnnotator:
         self._traces.update(self._take())
         tier = self.mapping.effort if self.mapping.control is None else self._tier
         trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
-        result = GenerationResult("", "", "", "stop", tier, _read_usage(reply), trace)
+        usage = replace(_read_usage(reply), trial=sum(decision.tokens for decision in trace))
+        result = GenerationResult("", "", "", "stop", tier, usage, trace)
         self.metrics.add_result(result, self._budget or 0, self._shadow, self.billing)
 
 

@@ -23,8 +23,11 @@ from ..types import Capability
 from .client_settings import check_client_settings
 
 KEY = "tersely"
-AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.VERIFIER})
-"""What policies may require inside vLLM, which keeps every token: nothing can be tried or taken back."""
+AVAILABLE = frozenset(
+    {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.VERIFIER, Capability.TRIALS, Capability.LOGPROBS}
+)
+"""What policies may require inside vLLM, which keeps every token: nothing can be taken back. Probabilities are known of
+trials only, and these need an endpoint, see `trial_endpoint`."""
 
 
 _CONVERTED = frozenset(
@@ -85,6 +88,10 @@ class RequestControl:
         if self.policies is not None:
             return tuple(make_policy(name, settings) for name, settings in self.policies.items())
         return make_policies(self.preset or "balanced")
+
+    def asking(self) -> list[str]:
+        """Names of the policies that need trial answers."""
+        return [policy.name for policy in self.make_policies() if Capability.TRIALS in policy.requires]
 
     def make_budget(self, tier: str, max_tokens: int) -> Budget:
         """The budget of a tier within `max_tokens`; raises OptionError if it leaves no room for an answer."""

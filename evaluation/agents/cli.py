@@ -111,7 +111,7 @@ def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, s
 
         settings: Any = {"model": model, "base_url": url, "max_tokens": max_new_tokens, "seed": seed}
         return ChatOpenAI(**settings, api_key=lambda: os.environ.get("OPENAI_API_KEY", "none")), None
-    from ...controller.integrations.base import shared_engine
+    from ...controller.integrations import shared_engine
     from ...controller.integrations.langchain.chat_model import ChatTersely
     from ...controller.session import Session
 

@@ -30,8 +30,6 @@ COMMANDS = {
     "view": ("evaluation.trace_page", "Show a trace file as one HTML page."),
 }
 """The function of the command's name in a module of the package, and its line in the list of commands."""
-
-
 GROUPS = {
     "Use": ("run", "view", "doctor", "quantize"),
     "Measure": ("bench", "replay", "report", "tasks"),
@@ -124,18 +122,17 @@ class TrainGroup(_FlagsWithoutType, TyperGroup):
     """The commands of `tersely train`: the training methods, and those of entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        from ..training.methods import list_methods
-
-        return [*list_methods(), *_find_plugins("train."), *super().list_commands(ctx)]
+        return [*self._find_lazy(), *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, cmd_name) or self._find_lazy().get(cmd_name)
+
+    def _find_lazy(self) -> dict[str, LazyCommand]:
         from ..training.methods import list_methods
 
-        if (command := super().get_command(ctx, cmd_name)) is not None:
-            return command
-        if (summary := list_methods().get(cmd_name)) is not None:
-            return _make_train_command(cmd_name, summary)
-        return _find_plugins("train.").get(cmd_name)
+        make = _make_train_command
+        methods = {name: LazyCommand(name, text, partial(make, name, text)) for name, text in list_methods().items()}
+        return methods | _find_plugins("train.")
 
 
 def _find_plugins(prefix: str) -> dict[str, LazyCommand]:
@@ -180,7 +177,7 @@ def _make_serve(arguments: list[str]) -> Any:
     return _make_command("serve", serve_vllm, settings=PASSED_ON)
 
 
-def _make_train_command(name: str, summary: str) -> Any:
+def _make_train_command(name: str, summary: str, _arguments: list[str]) -> Any:
     def command(
         config: Annotated[
             Path, typer.Option("--config", metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")

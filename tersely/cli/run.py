@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -186,11 +186,10 @@ def run(
         chosen = _configured(chosen, config)
     origin = ModelSource(model, engine, markers, think_prompt, base_url, tokenizer)
     _check(chosen, trace)
-    text = _prompt_text(prompt)
+    text, output = _prompt_text(prompt), "json" if as_json else "quiet" if quiet else "full"
     with closing(Interruptible(load(origin))) as running:
         session = open_session(running, None, markers, think_prompt, verifier, helper)
-        comparing = not (as_json or quiet) if compare is None else compare
-        _answer(session, running, text, chosen, "json" if as_json else "quiet" if quiet else "full", comparing, trace)
+        _answer(session, running, text, chosen, output, output == "full" if compare is None else compare, trace)
 
 
 def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
@@ -236,7 +235,7 @@ def _answer(
     engine: Interruptible,
     prompt: str,
     options: GenerationOptions,
-    output: Literal["json", "quiet", "full"],
+    output: str,
     comparing: bool,
     trace: Path | None,
 ) -> None:

@@ -22,19 +22,11 @@ _REMEDIES = {
 }
 
 
-class UnknownModelError(ModelError, KeyError):
-    """No embedded model has the name asked for."""
-
-    def __str__(self) -> str:
-        """Give the message as written; KeyError would show its repr."""
-        return str(self.args[0])
-
-
 def get_model_path(name: str) -> Path:
-    """Return the folder of an embedded model; raises UnknownModelError."""
+    """Return the folder of an embedded model; raises ModelError for an unknown name."""
     if name in NAMES:
         return Path(__file__).parent / name
-    raise UnknownModelError(f"no embedded model is called {name!r}; {did_you_mean(name, NAMES)}")
+    raise ModelError(f"no embedded model is called {name!r}; {did_you_mean(name, NAMES)}")
 
 
 def resolve_checkpoint(name: str) -> str:

@@ -51,7 +51,9 @@ def test_a_reply_has_the_answer_the_thinking_and_the_trace(server: Served) -> No
         960,
         False,
     )
-    assert all(set(d) == {"policy", "action", "reason", "position", "text", "acted"} for d in metadata["decisions"])
+    assert all(
+        set(d) == {"policy", "action", "reason", "position", "text", "acted", "tokens"} for d in metadata["decisions"]
+    )
     usage, kinds = reply["usage"], metadata["usage"]
     assert usage["completion_tokens_details"]["reasoning_tokens"] == kinds["thinking"] > 0
     assert usage["completion_tokens"] == kinds["thinking"] + kinds["answer"]

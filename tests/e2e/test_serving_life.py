@@ -180,6 +180,7 @@ def test_shutdown_finishes_running_requests_and_refuses_new_ones(engine: Transfo
         response = server.chat()
         assert error_of(response, 503)["code"] == "shutting_down" and response.headers["retry-after"]
         error_of(server.http.get("/health"), 503)
+        error_of(server.http.get("/ready"), 503)
         assert reply.result().status_code == 200 and "boxed" in reply.result().text
         until(lambda: not server.worker._thread.is_alive())
         with pytest.raises(httpx.ConnectError):

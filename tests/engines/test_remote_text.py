@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tersely.controller.engines.openai.backend import ServerLostError, StreamingTokenizer
+from tersely.controller.engines.openai import ServerLostError, StreamingTokenizer
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
@@ -46,7 +46,7 @@ def test_decisions_on_text_are_the_same_as_on_ids(engine: TransformersEngine, st
     ours = Session(engine)
     with TextServer(engine, strict=strict, ids=ids).serve() as server:
         remote = connect(server.url, tokenizer=MODEL)
-        assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT}
+        assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RETRACT}
         assert remote.context_length is None
         theirs = Session(remote)
         for preset in ("off", "fast"):

@@ -14,7 +14,7 @@ from typing import ClassVar
 import pytest
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
-from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai import ServerLostError
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
@@ -82,7 +82,7 @@ def test_connect_finds_what_the_server_can_do(remote: RemoteEngine, server: Vllm
     assert remote.name == f"tiny at {server.url}/v1"
     assert remote.context_length == 1024
     logprobs = {Capability.LOGPROBS, Capability.TOP_LOGPROBS}
-    assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT, *logprobs}
+    assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RETRACT, *logprobs}
     assert remote.fingerprint() is None
     engine = connect(server.url, "tiny", api_key=KEY)  # vLLM reports the folder of its tokenizer
     assert engine.tokenizer.eos_token_id == remote.tokenizer.eos_token_id

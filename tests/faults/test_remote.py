@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import pytest
 from transformers import AutoTokenizer
 
+from tersely.controller.engines.openai import ServerLostError, StreamError
 from tersely.controller.engines.openai import engine as remote_engine
-from tersely.controller.engines.openai.backend import ServerLostError, StreamError
 from tersely.controller.engines.openai.client import (
     MAX_EVENT,
     EventDecoder,

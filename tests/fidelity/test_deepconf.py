@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tersely.controller.engines.openai.backend import signals_from_logprobs
+from tersely.controller.engines.openai import signals_from_logprobs
 from tersely.controller.engines.transformers.hooks import compute_signals
 from tersely.controller.sampling import deepconf
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline, Measure, measure_confidence, window_means

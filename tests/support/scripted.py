@@ -87,7 +87,9 @@ class ScriptedEngine:
     """
 
     name = "scripted"
-    capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH, Capability.LOGIT_SIGNALS})
+    capabilities = frozenset(
+        {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RAGGED_BATCH, Capability.LOGIT_SIGNALS}
+    )
     hidden_layers: tuple[int, ...] | None = None
     context_length: int | None = None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import CapabilityError, ModelError, OptionError
 from ....models import resolve_checkpoint
 from ...types import SamplingParams, Signals
-from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
+from . import Chunk, StreamError, load_tokenizer, signals_from_logprobs
 from .engine import RemoteEngine
 
 if TYPE_CHECKING:

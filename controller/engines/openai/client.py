@@ -7,13 +7,13 @@ import json
 import os
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
-from .backend import StreamError
+from . import StreamError
 
 if TYPE_CHECKING:
     import httpx
@@ -43,11 +43,8 @@ class RefusedError(ModelError):
 class OpenAIClient:
     """The server at a base URL, with or without /v1; used in one event loop.
 
+    `api_key` is found by `find_key` if it is None, and "" sends none; the server may be silent for `timeout` seconds.
     Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
-
-    Args:
-        api_key: None takes it from the environment, see `find_key`; "" sends none.
-        timeout: seconds that the server may be silent, or write nothing but comments.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
@@ -94,14 +91,10 @@ class OpenAIClient:
     async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return its reply; raises what `stream_events` does."""
         try:
-            async with self._open().stream(method, self.url + path, json=body) as reply:
-                if reply.status_code >= 400:
-                    raise await self._error_from_reply(reply, path)
+            async with self._send(method, path, body) as reply:
                 value = json.loads(await _read(reply, _MAX_REPLY, self.timeout))
         except TimeoutError:
             raise self._timed_out() from None
-        except self._httpx.TransportError as error:
-            raise self._error_from_transport(error) from error
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -117,26 +110,36 @@ class OpenAIClient:
         Raises StreamError for a reason that may be temporary, RefusedError for a request that the server will not
         serve, and ModelError for any other trouble.
         """
-        try:
-            async with self._open().stream("POST", self.url + path, json=body) as reply:
-                if reply.status_code >= 400:
-                    raise await self._error_from_reply(reply, path)
-                async for data in _read_events(reply):
-                    if data.strip() == "[DONE]":
-                        return
-                    event = parse_event(data)
-                    if error := event.get("error"):
-                        status = error.get("code") if isinstance(error, dict) else None
-                        if not isinstance(status, int) or not 400 <= status < 600:
-                            status = 500
-                        raise self._error_from_status(status, path, json.dumps(error))
-                    yield event
-        except self._httpx.TransportError as error:
-            raise self._error_from_transport(error) from error
+        async with self._send("POST", path, body) as reply:
+            async for data in _read_events(reply):
+                if data.strip() == "[DONE]":
+                    return
+                event = parse_event(data)
+                if error := event.get("error"):
+                    status = error.get("code") if isinstance(error, dict) else None
+                    if not isinstance(status, int) or not 400 <= status < 600:
+                        status = 500
+                    raise self._error_from_status(status, path, json.dumps(error))
+                yield event
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.aclose()
+
+    @asynccontextmanager
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """The reply to a request, whose errors are ours; leaving it closes the connection."""
+        try:
+            async with self._open().stream(method, self.url + path, json=body) as reply:
+                if reply.status_code >= 400:
+                    text = await _read(reply, _MAX_ERROR, self.timeout, cut=True)
+                    retry_after = reply.headers.get("retry-after", "")
+                    raise self._error_from_status(reply.status_code, path, text.decode("utf-8", "replace"), retry_after)
+                yield reply
+        except self._httpx.TransportError as error:
+            raise self._error_from_transport(error) from error
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -159,10 +162,6 @@ class OpenAIClient:
         return ModelError(
             f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server", code="server_timeout"
         )
-
-    async def _error_from_reply(self, reply: httpx.Response, path: str) -> Exception:
-        text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
-        return self._error_from_status(reply.status_code, path, text, reply.headers.get("retry-after", ""))
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
         message = _extract_message(text)

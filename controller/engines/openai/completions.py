@@ -17,7 +17,7 @@ from ....errors import CapabilityError, ModelError
 from ...text.markers import KNOWN
 from ...text.tokenizer_adapter import get_adapter
 from ...types import SamplingParams, Signals
-from .backend import (
+from . import (
     Chunk,
     StreamError,
     StreamingTokenizer,

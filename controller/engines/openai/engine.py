@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from ....errors import CapabilityError, ModelError, OptionError
 from ...types import TOP, Capability, Completion, Request, SamplingParams, State, StepInfo, TokenSink
 from ..sequence import WAIT, SequenceState, check_max_new_tokens
-from .backend import Chunk, CompletionBackend, ServerLostError, StreamError
+from . import Chunk, CompletionBackend, ServerLostError, StreamError
 
 _T = TypeVar("_T")
 _CLOSE_TIMEOUT = 5.0  # seconds that streams have to end
@@ -32,9 +32,7 @@ _RETRY_DELAY = 0.2  # seconds before the first retry, doubled for each further o
 class RemoteEngine:
     """Generates on a backend, which it opens and then owns; implements `Engine`. Raises what opening raises.
 
-    Args:
-        retries: how often a sequence is resubmitted after it lost its stream without a new token.
-        streams: most streams that are open at the same time.
+    A sequence that lost its stream without a new token is resubmitted `retries` times; `streams` are open at most.
     """
 
     hidden_layers: tuple[int, ...] | None = ()
@@ -57,19 +55,15 @@ class RemoteEngine:
         self.eos = frozenset({self.tokenizer.eos_token_id} - {None})
         self.context_length = backend.context_length
         reported = {Capability.LOGPROBS, Capability.TOP_LOGPROBS} if backend.has_logprobs else set()
-        self.capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RETRACT} | reported)
+        self.capabilities = frozenset({Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RETRACT} | reported)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """Generate all requests concurrently; the completions are in order. An interrupt closes all streams.
 
-        Signals have no entropy (nan).
-
-        Raises:
-            PromptError, OptionError: a prompt is empty or fills the context, or a limit is below one.
-            CapabilityError: a request needs what no server can do.
-            ModelError: the server refuses a request, or (ServerLostError) is lost.
+        Signals have no entropy (nan). Raises PromptError and OptionError for what does not fit the context,
+        CapabilityError for what no server can do, ModelError where the server refuses or is lost (ServerLostError).
         """
         return self._run(lambda: self._generate_all(requests, sampling, sink))
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ....errors import OptionError
-from ...types import DecodeStep, State, StepHook, StepInfo
+from ...types import State, StepInfo
 from ..sequence import WAIT, CacheEdit, SequenceState
+from .hooks import DecodeStep, StepHook
 from .model_runner import ModelRunner, RaggedRunner
 from .sampler import Sampler
 
@@ -29,10 +30,6 @@ class IdHistory:
     def append(self, tokens: Tensor) -> None:
         if self.tensor is not None:
             self.tensor = torch.cat([self.tensor, tokens[:, None]], dim=-1)
-
-    def replace_last(self, tokens: Tensor) -> None:
-        if self.tensor is not None:
-            self.tensor[:, -1] = tokens
 
     def apply(self, edits: Mapping[int, CacheEdit]) -> None:
         """Apply edits by row, and pad on the left as little as possible."""
@@ -211,7 +208,8 @@ class DecodeLoop:
                 tokens[slot] = edit.feed[0]
                 if self.sequences[slot].finish is None:
                     self.sequences[slot].queue.extend(edit.feed[1:])
-            self.ids.replace_last(tokens)
+            if self.ids.tensor is not None:
+                self.ids.tensor[:, -1] = tokens
             return self.runner.step(tokens[:, None], self.ids.tensor)
         self.ids.apply(edits)
         # An ended sequence takes one token like the others; its cache no longer matters.

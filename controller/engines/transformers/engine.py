@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
 from ....models import load_config, load_or_raise, load_tokenizer
-from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
+from ...types import Capability, Completion, Request, SamplingParams, State, TokenSink
 from ..sequence import check_max_new_tokens
 from .decode import BatchDecoder
-from .hooks import HiddenStates, SignalsHook
+from .hooks import HiddenStates, SignalsHook, StepHook
 from .model_runner import can_be_ragged
 
 
@@ -42,7 +42,7 @@ class TransformersEngine:
             Capability.RETRACT,
         }
         if can_be_ragged(model):
-            capabilities |= {Capability.KV_ROLLBACK, Capability.RAGGED_BATCH}
+            capabilities |= {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RAGGED_BATCH}
         self.capabilities = frozenset(capabilities)
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -173,20 +173,16 @@ def load_engine(
             every token is the one that transformers gives.
     """
     name = os.fspath(model)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if kind != "auto" and not isinstance(kind, torch.dtype):
+        raise OptionError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
     place, config = load_config(name)
     if str((getattr(config, "quantization_config", None) or {}).get("quant_method")).startswith("tersely"):
         from ....kernels import quantization  # noqa: F401 - registers the format of `tersely quantize` with transformers
     tokenizer = load_tokenizer(name, place)
-    weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
+    weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=kind))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights = weights.to(target).eval()
     if grouped:
         use_grouped(weights)
     return TransformersEngine(weights, tokenizer, name=name)
-
-
-def _dtype(name: str) -> Any:
-    value = getattr(torch, name, None)
-    if name != "auto" and not isinstance(value, torch.dtype):
-        raise OptionError(f"unknown dtype {name!r}; {did_you_mean(name, ('auto', 'float32', 'bfloat16', 'float16'))}")
-    return name if name == "auto" else value

@@ -61,11 +61,6 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
         return self._buffers
 
 
-def enable_preallocation(cache: Any) -> None:
-    """Give every plain layer of a cache room to grow."""
-    cache.layers = [PreallocatedCacheLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-
-
 CACHE_NAMES = ("cache", "past_key_values")  # the keyword of the cache in newer and older transformers
 
 # Inputs that only the model's own preparation can carry from step to step.
@@ -155,7 +150,8 @@ class RaggedRunner:
         if shared:
             logits = logits[kinds]
             self.cache.batch_select_indices(torch.tensor(kinds, device=self.device))
-        enable_preallocation(self.cache)
+        layers = self.cache.layers
+        self.cache.layers = [PreallocatedCacheLayer(one) if type(one) is DynamicLayer else one for one in layers]
         name, _ = find_cache(self.kwargs)
         kwargs = {key: value for key, value in self.kwargs.items() if key not in (*CACHE_NAMES, "labels")}
         mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)

@@ -30,7 +30,7 @@ from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
 from ...trace import GenerationResult
-from ..base import CALL_SETTINGS, Call, TerselyModel, get_runner
+from .. import CALL_SETTINGS, Call, TerselyModel, get_runner
 from . import messages as conversion
 
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")

@@ -70,10 +70,8 @@ class _TreeVote(VoteState):
 class Verified:
     """The first sample that `passes`; if the next attempt is expected to be a loss, none, so an empty answer.
 
-    Resampling with a verifier that errs: Inference Scaling fLaws (arXiv 2411.17501).
-
-    A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
-    `attempt_value`. The cost of `passes` itself is not counted.
+    Resampling with a verifier that errs (Inference Scaling fLaws, arXiv 2411.17501): it passes wrong answers as well,
+    and more likely the harder the problem is; see `attempt_value`. The cost of `passes` itself is not counted.
     """
 
     name: ClassVar[str] = "verified"

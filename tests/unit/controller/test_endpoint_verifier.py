@@ -148,7 +148,8 @@ def test_rows_of_vllm_ask_the_server_of_the_engines_settings() -> None:
     judge.answers.set()
     with judge.serve() as url:
         settings = {"markers": ["<think>", "</think>"], "verifier": url}
-        context = WorkerContext(Mock(additional_config={KEY: settings}, model_config=model))
+        parallel = Mock(tensor_parallel_size=1)
+        context = WorkerContext(Mock(additional_config={KEY: settings}, model_config=model, parallel_config=parallel))
         context.tokenizer, context.end = WordTokenizer(), (0,)
         row = context.make_controller({KEY: "trimr"}, context.tokenizer("one two")["input_ids"], 500)
         assert row is not None and row.controller is not None

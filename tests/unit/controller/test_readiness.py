@@ -221,7 +221,7 @@ def test_trials_are_used_where_they_saved_more_or_are_wanted(engine: Transformer
         assert (done.usage.trial > 0) == asked, (probes, trials)
         assert ("after a trial answer of" in done.trace[0].reason) == asked
     blunt = copy.copy(engine)
-    blunt.capabilities = engine.capabilities - {Capability.KV_ROLLBACK}
+    blunt.capabilities = engine.capabilities - {Capability.TRIALS}
     assert ask(blunt, Readiness(probes=dear, trials=True)).usage.trial == 0, "an engine that cannot take trials back"
 
 

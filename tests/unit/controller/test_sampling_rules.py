@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tersely.controller.sampling import resolve_rule
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.rules import Tree, Verified
@@ -23,7 +24,6 @@ from tersely.controller.sampling.rules import (
     VoteState,
     tally,
 )
-from tersely.controller.sampling.run import resolve_rule
 from tersely.errors import OptionError
 
 from ...support.refusals import refused

@@ -22,8 +22,9 @@ from torch.nn.functional import linear, silu
 from .....errors import CapabilityError, OptionError
 from .....probes.research.shortcut import Shortcut
 from ....probe_registry import load_learned
-from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
-from ..hooks import ModifiedSequence, ModifierHook, find_decoder_blocks
+from ....types import BindContext, ForwardModifier, SequenceModifier
+from ...sequence import SequenceState
+from ..hooks import ModifierHook, StepHook, find_decoder_blocks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks compute keys and values as `_fill` does; a test compares them."""
@@ -182,7 +183,7 @@ class DepthShortcut(ForwardModifier):
 
 
 @dataclass(eq=False, slots=True)
-class LeavingSequence(ModifiedSequence):
+class LeavingSequence(SequenceModifier):
     """One sequence whose tokens may leave while `active()`, with the counts of those that left and stayed."""
 
     modifier: DepthShortcut
@@ -203,10 +204,10 @@ class _EarlyExitHook(ModifierHook):
     def __init__(self, shortcut: Shortcut, threshold: float, leaving: Sequence[SequenceModifier | None]) -> None:
         super().__init__(leaving)
         self.shortcut, self.threshold = shortcut, threshold
-        self._in_flight: list[SequenceView] = []
+        self._in_flight: list[SequenceState] = []
         self._parts: dict[str, Tensor] = {}  # of the shortcut, with the device and dtype of the model
 
-    def start(self, sequences: Sequence[SequenceView]) -> None:
+    def start(self, sequences: Sequence[SequenceState]) -> None:
         self._in_flight = list(sequences)
 
     def select(self, slots: Sequence[int]) -> None:

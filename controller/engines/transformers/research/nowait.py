@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .....errors import CapabilityError
 from ....policies.base import BOUND
 from ....text.tokenizer_adapter import get_adapter
-from ....types import BindContext, Capability, ForwardModifier, SequenceModifier, StepHook
-from ..hooks import ModifiedSequence, ModifierHook
+from ....types import BindContext, Capability, ForwardModifier, SequenceModifier
+from ..hooks import ModifierHook, StepHook
 
 WORDS = (
     "wait", "alternatively", "hmm", "but", "however", "alternative", "another", "check", "double-check", "oh", "maybe",
@@ -66,8 +66,8 @@ class NoWait(ForwardModifier):
     def describe(self) -> tuple[str, str]:
         return "ban", f"{len(self.tokens)} tokens are not written while it thinks"
 
-    def attach(self, boundary: Callable[[], str | None]) -> ModifiedSequence:
-        return ModifiedSequence(self, lambda: boundary() is not None)
+    def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
+        return SequenceModifier(self, lambda: boundary() is not None)
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:

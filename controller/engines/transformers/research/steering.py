@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .....errors import OptionError
 from .....probes.research.steering import Direction
 from ....probe_registry import load_learned
-from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
-from ..hooks import ModifiedSequence, ModifierHook, find_decoder_layers
+from ....types import BindContext, ForwardModifier, SequenceModifier, State
+from ..hooks import ModifierHook, StepHook, find_decoder_layer
 
 AddStates = Callable[[Tensor], Tensor | None]
 """Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""
@@ -79,7 +79,7 @@ class Steer(ForwardModifier):
 
 
 @dataclass(eq=False, slots=True)
-class SteeredSequence(ModifiedSequence):
+class SteeredSequence(SequenceModifier):
     """One sequence to whose hidden states `values` [width] are added."""
 
     values: State
@@ -116,5 +116,5 @@ def _add_at(model: Any, layer: int, add: AddStates) -> Iterator[None]:
             return None
         return states + more if isinstance(output, Tensor) else (states + more, *output[1:])
 
-    with find_decoder_layers(model, layer).module.register_forward_hook(hook):
+    with find_decoder_layer(model, layer)[0].register_forward_hook(hook):
         yield
