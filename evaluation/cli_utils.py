@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import OptionError, unknown
-from ..io import CheckpointLog, WriteError
+from ..io import CheckpointLog
 
 T = TypeVar("T", str, int, float)
 
@@ -77,16 +77,6 @@ def show_progress(total: float) -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda description, amount: progress.update(task, advance=amount, description=description)
-
-
-def make_folder(folder: Path, option: str = "--out") -> Path:
-    """Create a folder if it does not exist; raises WriteError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise WriteError(f"{option} {folder} cannot be created: {reason}; accepted: a folder, new or not") from None
-    return folder
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: str = "<") -> str:

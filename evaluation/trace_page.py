@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
@@ -30,8 +30,7 @@ _ENDINGS: Mapping[str, str] = {"stop": "ended by itself", "length": "cut off at 
 _WORD_END = re.compile(r"\s|$")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A piece of a run: text of one kind, the mark of a decision (by its number), or where two runs diverge."""
 
     kind: SegmentKind | Literal["decision", "divergence"]
@@ -39,8 +38,7 @@ class Piece:
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedDecision:
+class PlacedDecision(NamedTuple):
     """A decision with its place in the text; without recorded tokens the place may be an estimate."""
 
     decision: Decision

@@ -149,8 +149,12 @@ def measure_economics(
     found, notes = _measure_frontier([one for one in records if not one.truncated], costs, seed)
     for name, figures in found.pop("arms", {}).items():
         arms[name] |= figures
-    runtime, problems = find_runtime(records, costs)
-    notes += problems
+    runtime, timings = costs.runtime, [timing for one in records if _runs_alone(one) for timing in one.timings]
+    if runtime is None and timings:
+        try:
+            runtime = fit_runtime(timings)
+        except TimingError as error:
+            notes.append(f"Idealized seconds are left out: {error}")
     for one in records:
         if runtime is not None and _runs_alone(one):
             seconds = float(np.mean([runtime.predict(row.read, row.decoded) for row in one.rows]))
@@ -199,19 +203,6 @@ def _measure_frontier(records: Sequence[ArmRecords], costs: CostModel, seed: int
         f"Gains of {', '.join(alone)} are left out: {found['unsolved'] or 'some'} question(s) that no other arm solves "
         "have no finite price; give an expert's with --expert-usd."
     ]
-
-
-def find_runtime(records: Sequence[ArmRecords], costs: CostModel) -> tuple[RuntimeModel | None, list[str]]:
-    """The runtime of a generation: the caller's, else fitted to the generations of this run that ran alone."""
-    if costs.runtime is not None:
-        return costs.runtime, []
-    timings = [timing for one in records if _runs_alone(one) for timing in one.timings]
-    if not timings:
-        return None, []
-    try:
-        return fit_runtime(timings), []
-    except TimingError as error:
-        return None, [f"Idealized seconds are left out: {error}"]
 
 
 def _runs_alone(records: ArmRecords) -> bool:

@@ -80,7 +80,7 @@ _UNKNOWN = "What is the answer?"  # in place of a question that the log does not
 
 
 class ModelReader:
-    """Lets a model answer greedily behind the thinking of another (or its end), in a box; implements `run.Reader`."""
+    """Lets a model answer greedily behind the thinking of another (or its end), in a box, and answer trials."""
 
     def __init__(self, model: str) -> None:
         from ...controller.engines.transformers.engine import load_engine
@@ -93,7 +93,7 @@ class ModelReader:
             self.markers = PROMPTED
 
     def read(self, texts: Sequence[tuple[str, str]]) -> list[str]:
-        """See `Reader.read`."""
+        """The answer to each (question, thinking so far), in order; "" for none."""
         answers = {}
         order = sorted(range(len(texts)), key=lambda i: len(texts[i][1]))  # a batch is as long as its longest
         for start in range(0, len(order), _BATCH):
@@ -104,7 +104,7 @@ class ModelReader:
         return [answers[row] for row in range(len(texts))]
 
     def answer_trial(self, question: str, thinking: str, asked: Trial) -> TrialAnswer:
-        """See `Reader.answer_trial`; its tokens are the model's own, and nothing is sampled."""
+        """The reply to a trial after the thinking so far; its tokens are the model's own, and nothing is sampled."""
         forced, trial = start_trial(self.codec, self.markers, thinking, 1, replace(asked, sampled=False))
         ids = self._encode(question, thinking, forced, trial.most)
         (done,) = self.engine.generate([Request(ids, trial.most, signals=True)], _GREEDY)

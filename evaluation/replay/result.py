@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,15 +11,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from ...controller.text.answers import extract_answer
 from ...controller.trace import Usage
 from ...errors import OptionError
-from ...io import check_writable
+from ...io import check_writable, render_text
 from ...probes.stats import binomial_upper_bound
-from ..cli_utils import is_page_by
+from ..cli_utils import format_table, is_page_by
 from ..stats import ratio_bootstrap
 from ..trace_page import GENERATOR, trace_page
 from ..trace_record import RunView, SegmentView, TraceRecord
@@ -60,10 +56,7 @@ def compare_markers(found: Sequence[ReplayedRow]) -> dict[str, dict[str, float]]
 EXAMPLES = 12  # examples of one set and arm
 DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
 _REASONS = 20  # reasons that are listed; a policy may write any number of them
-_WIDE = 200  # columns where no terminal says how many there are; set names are file names
 _COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
-_STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
-_READ = "of the reader {} counts there"
 
 
 def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -102,55 +95,34 @@ def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
-def show(
+def as_text(
     results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int, pieces: bool
-) -> None:
-    """Print the results of all arms."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
-
-    def line(text: str) -> None:
-        console.print(text, soft_wrap=True)
-
-    for result, unwritten in zip(results, skipped, strict=True):
-        line(f"{result['preset']}, in %")
-        console.print(_make_table(result))
-        for text in _explain_stops(result):
-            line(text)
-        if unwritten:
-            line(f"{unwritten} injections and delegations would have changed the text; what followed is as recorded")
-        if margin is not None:
-            above = [one["name"] for one in result["sets"] if one["lost_upper"] > margin]
-            outcome = f"not shown to hold on {', '.join(above)}" if above else "holds on every set"
-            line(f"VERDICT: a margin of {100 * margin:g} % of the right answers {outcome}")
-        line("")
-    for one in results[0]["sets"]:
-        if one["left_out"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in one["left_out"].items())
-            line(f"left out of {one['name']}: {reasons}")
-    if markers := _list_figures(results[0])[-1]["markers"]:
-        kinds = ", ".join(f"{kind} {one['right']:.1f} / {one['wrong']:.1f}" for kind, one in markers.items())
-        line(f"right / wrong as recorded: {kinds.replace('words', 'words of thinking', 1)}; markers per 1,000 words")
-    if without_gold:
-        line(f"{without_gold} rows have no right answer; the recorded one counts as right there.")
-    if pieces:
-        line("Tokens are pieces of about four characters; --tokenizer names the model's own.")
-    reader = results[0]["reader"]
-    answer = _READ.format(reader) if reader else _STATED
-    line(f"What the model would have written after a stop is unknown: the answer {answer}.")
+) -> str:
+    """The results of all arms as text."""
+    return render_text(
+        Path(__file__).with_name("replay.txt"),
+        results=results,
+        totals=[_list_figures(result)[-1] for result in results],
+        tables=[_make_table(result) for result in results],
+        margin=margin,
+        skipped=skipped,
+        without_gold=without_gold,
+        pieces=pieces,
+        percent=_percent,
+    )
 
 
-def _make_table(result: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+def _make_table(result: Mapping[str, Any]) -> str:
+    rows = []
     baselines = [(name, _list_figures(figures)) for name, figures in result.get("baselines", {}).items()]
     for i, one in enumerate(_list_figures(result)):
         costs = [_percent(one["trial_tokens"]), f"{one['control_us_per_token']:.1f}"]
-        table.add_row(one["name"], str(one["n"]), *_list_outcomes(one), *costs)
+        rows.append([one["name"], str(one["n"]), *_list_outcomes(one), *costs])
         for name, figures in baselines:
             budget = figures[i].get("budget")
-            table.add_row(f"  {name}{'' if budget is None else f' {budget}'}", "", *_list_outcomes(figures[i]))
-    return table
+            named = f"  {name}{'' if budget is None else f' {budget}'}"
+            rows.append([named, "", *_list_outcomes(figures[i]), "", ""])
+    return format_table(_COLUMNS, rows)
 
 
 def _list_outcomes(one: Mapping[str, Any]) -> list[str]:
@@ -162,17 +134,6 @@ def _list_outcomes(one: Mapping[str, Any]) -> list[str]:
 
 def _list_figures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*result["sets"], *([result["all"]] if "all" in result else [])]
-
-
-def _explain_stops(result: Mapping[str, Any]) -> list[str]:
-    total = _list_figures(result)[-1]
-    stopped = sum(total["stops"].values())
-    if not stopped:
-        return [f"nothing was stopped in {total['n']} rows"]
-    where = f"half of them within {_percent(total['stopped_at'])} % of the thinking"
-    return [f"{stopped} of {total['n']} rows were stopped, {where}:"] + [
-        f"  {count} by {reason}" for reason, count in total["stops"].items()
-    ]
 
 
 def _percent(share: float) -> str:

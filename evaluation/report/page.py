@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from ...controller.options import MAX_OUTPUT_TOKENS
-from ...io import write
-from ..cli_utils import make_folder, render_page
+from ...io import make_folder, write
+from ..cli_utils import render_page
 from . import formatting
 from .charts import CHARTS, DARK, LIGHT, draw_charts, is_our_picture, require_matplotlib
 from .formatting import NamedResults, arms_csv, rows_csv

@@ -15,7 +15,7 @@ from ...controller.engines.transformers.engine import load_engine
 from ...controller.options import GenerationOptions
 from ...controller.types import SamplingParams
 from ...errors import OptionError, unknown
-from ...io import CheckpointLog, render_text
+from ...io import CheckpointLog, make_folder, render_text
 from ...probes.artifact import save
 from ...probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
 from .. import cli_utils as cli
@@ -75,7 +75,8 @@ def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
     if wrong := [layer for layer in layers if not 0 < layer < blocks]:
         raise OptionError(f"layer {wrong[0]} cannot be steered; accepted: 1 to {blocks - 1}", code="invalid_layer")
     base = {"name": plan.model, "fingerprint": engine.fingerprint()}
-    checkpoints = CheckpointLog(cli.make_folder(out) / "steering.journal", {**asdict(plan), **base})
+    make_folder(out)
+    checkpoints = CheckpointLog(out / "steering.journal", {**asdict(plan), **base})
     runner = SessionRunner(engine, plan.think_prompt)
     strengths = plan.strengths or STRENGTHS[plan.place]
     work = plan.questions * plan.samples + plan.dev * (1 + len(layers) * len(strengths)) + 3 * plan.proof

@@ -19,7 +19,7 @@ ENTRY_POINTS = "tersely.commands"
 COMMANDS = {
     "agents": ("evaluation.agents.cli", "Compare ways for an agent to think and to use tools."),
     "bench": ("evaluation.bench.cli", "Compare presets with the uncontrolled model on paired tasks."),
-    "calibrate": ("probes.calibrate.cli", "Train probes on collected data and certify them."),
+    "calibrate": ("probes.calibrate.run", "Train probes on collected data and certify them."),
     "collect": ("evaluation.collect", "Sample rollouts and store what probes are trained on."),
     "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
     "replay": ("evaluation.replay.cli", "Show what policies would have done on recorded outputs of any model."),
