@@ -61,8 +61,8 @@ def decode(rows: Sequence[BatchRow], sampling: SamplingParams) -> list[Completio
 
 
 async def decode_async(engine: RemoteEngine, rows: Sequence[BatchRow], sampling: SamplingParams) -> list[Completion]:
-    """Decode rows on a server; cancelling this closes their streams."""
-    return await engine.agenerate([row.request for row in rows], sampling, _make_sink(rows))
+    """Decode rows on a server, in the event loop that runs; cancelling this closes their streams."""
+    return await engine.generate_in_loop([row.request for row in rows], sampling, _make_sink(rows))
 
 
 def _make_sink(rows: Sequence[BatchRow]) -> TokenSink | None:

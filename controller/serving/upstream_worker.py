@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
 from ..batch import decode_async
-from ..engines.openai.backend import ServerLostError
+from ..engines.openai.backend import CompletionBackend, ServerLostError
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session
@@ -21,7 +21,7 @@ from .metrics import Metrics
 from .replies import PendingResponse
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
-from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost_control, shutting_down
+from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost_control, run_aside, shutting_down
 
 _log = logging.getLogger(__name__)
 _CLOSE_TIMEOUT = 5.0  # seconds
@@ -68,10 +68,10 @@ class LoopWorker(RequestWorker):
             pending.send(shutting_down())
             pending.cancel()
 
-    def _close_chat(self, upstream: ChatUpstream) -> None:
-        """Close the connections of a chat endpoint; called from another thread."""
+    def _close_connections(self, opened: ChatUpstream | CompletionBackend) -> None:
+        """Close what this loop has opened; called from another thread."""
         with suppress(RuntimeError, TimeoutError):  # the loop is closed, or busy
-            asyncio.run_coroutine_threadsafe(upstream.close(), self._loop).result(_CLOSE_TIMEOUT)
+            asyncio.run_coroutine_threadsafe(opened.close(), self._loop).result(_CLOSE_TIMEOUT)
 
     @abstractmethod
     async def _answer(self, pending: PendingResponse) -> None:
@@ -145,7 +145,7 @@ class ChatWorker(LoopWorker):
     def close(self) -> None:
         """Fail what is left and close the connections; blocks."""
         self.abort()
-        self._close_chat(self.upstream)
+        self._close_connections(self.upstream)
 
     async def _answer(self, pending: PendingResponse) -> None:
         try:
@@ -179,14 +179,15 @@ class UpstreamWorker(SessionWorker, LoopWorker):
     def close(self) -> None:
         """Fail what is left and close the connections; blocks."""
         self.abort()
+        self._close_connections(self.engine.backend)
         self.engine.close()
         if self.fallback is not None:
-            self._close_chat(self.fallback)
+            self._close_connections(self.fallback)
 
     async def _answer(self, pending: PendingResponse) -> None:
         try:
             async with self._preparing:  # the templates of many long prompts would take all threads
-                rows = await asyncio.to_thread(self.prepare_rows, pending)
+                rows = await run_aside(self.prepare_rows, pending, pending.request)
         except RequestError as error:
             if error.status != 500 or self.fallback is None:
                 raise
