@@ -11,14 +11,15 @@ from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
 from ..batch import decode_async
+from ..chat_model import ChatModel, ChatQuestion
 from ..engines.openai.backend import CompletionBackend, ServerLostError
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session
-from .chat_upstream import ChatUpstream
+from ..trace import Decision
 from .errors import RequestError
 from .metrics import Metrics
-from .replies import PendingResponse
+from .replies import PendingResponse, RowFinished
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
 from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost_control, run_aside, shutting_down
@@ -68,7 +69,7 @@ class LoopWorker(RequestWorker):
             pending.send(shutting_down())
             pending.cancel()
 
-    def _close_connections(self, opened: ChatUpstream | CompletionBackend) -> None:
+    def _close_connections(self, opened: ChatModel | CompletionBackend) -> None:
         """Close what this loop has opened; called from another thread."""
         with suppress(RuntimeError, TimeoutError):  # the loop is closed, or busy
             asyncio.run_coroutine_threadsafe(opened.close(), self._loop).result(_CLOSE_TIMEOUT)
@@ -91,23 +92,26 @@ class LoopWorker(RequestWorker):
                 _log.exception("a request failed")
                 pending.send(engine_failed())
 
-    async def _chat(self, upstream: ChatUpstream, pending: PendingResponse, number: int) -> None:
+    async def _chat(self, upstream: ChatModel, pending: PendingResponse, number: int) -> None:
         """Answer one row through a chat endpoint."""
         request = pending.request
         try:
-            row = await upstream.answer(request, number, pending.send if pending.streams else lambda event: None)
+            asked = ChatQuestion(request.messages, request.options, request.max_tokens, request.stops)
+            answer = await upstream.answer(asked, number, pending.send if pending.streams else lambda event: None)
         except TerselyError as error:
             if isinstance(error, ModelError):
                 raise
             raise RequestError(str(error), param=request.prompt_field) from None
-        self.metrics.add_result(row.result, row.budget, False, request.billing)
-        pending.send(row)
+        note = Decision("server", "note", upstream.dialect.describe(), 0, acted=False)
+        result = replace(answer.result, trace=(*request.notes, note, *answer.result.trace))
+        self.metrics.add_result(result, answer.budget, False, request.billing)
+        pending.send(RowFinished(number, result, answer.budget, result.answer, answer.tool_calls))
 
 
 class ChatWorker(LoopWorker):
     """A worker on a server that has only a chat endpoint: efforts and limits are passed on, no policy acts."""
 
-    def __init__(self, upstream: ChatUpstream, limits: ServerLimits, metrics: Metrics, context: int | None) -> None:
+    def __init__(self, upstream: ChatModel, limits: ServerLimits, metrics: Metrics, context: int | None) -> None:
         budgets = bool(upstream.dialect.budget_fields)
         super().__init__(limits, metrics, ModelInfo(policies=False, budgets=budgets, tools=True, context=context))
         self.upstream = upstream
@@ -168,7 +172,7 @@ class UpstreamWorker(SessionWorker, LoopWorker):
         limits: ServerLimits,
         metrics: Metrics,
         thinks: bool = True,
-        fallback: ChatUpstream | None = None,
+        fallback: ChatModel | None = None,
     ) -> None:
         super().__init__(session, limits, metrics, thinks)
         assert isinstance(session.engine, RemoteEngine)
@@ -207,7 +211,7 @@ class UpstreamWorker(SessionWorker, LoopWorker):
             await self._fall_back(self.fallback, pending, failed, RuntimeError())
 
     async def _fall_back(
-        self, upstream: ChatUpstream, pending: PendingResponse, rows: Sequence[int], error: Exception
+        self, upstream: ChatModel, pending: PendingResponse, rows: Sequence[int], error: Exception
     ) -> None:
         """Have the chat endpoint answer rows without control."""
         note = lost_control("that left the answer to the chat endpoint", error)

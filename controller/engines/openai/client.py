@@ -272,7 +272,9 @@ async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
             raise OptionError(f"{client.url} {problem}; pass model=", code="ambiguous_model")
         model = next(iter(listed))
     card = listed.get(model, {})
-    length, root = card.get("max_model_len"), card.get("root")
+    length, root, meta = card.get("max_model_len"), card.get("root"), card.get("meta")
+    if length is None and isinstance(meta, dict):  # llama.cpp's server
+        length = meta.get("n_ctx")
     names = (model, root) if isinstance(root, str) else (model,)
     return ServedModel(model, names, length if isinstance(length, int) else None)
 
