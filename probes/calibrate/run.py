@@ -87,7 +87,10 @@ def _calibrate_difficulty(
     plain = {name: parts.questions(name, layer) for name in ("learn", "tune", "test")}
     in_use = plain
     if exit_rule is not None:
-        in_use = {name: difficulty.apply_exit(one, *parts.select(name), *exit_rule) for name, one in plain.items()}
+        rule, read, threshold = exit_rule
+        in_use = {
+            name: difficulty.apply_exit(one, *parts.select(name), rule, read, threshold) for name, one in plain.items()
+        }
     probe = difficulty.fit_difficulty(
         (plain["learn"], in_use["learn"]),
         (plain["tune"], in_use["tune"]),
