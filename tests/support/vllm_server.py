@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,20 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@contextmanager
+def shared(start: Callable[[], AbstractContextManager[VllmServer]]) -> Iterator[Callable[[], VllmServer]]:
+    """A function that returns the server, started with the first call and again after a test has ended it."""
+    with ExitStack() as stack:
+        started: list[VllmServer] = []
+
+        def running() -> VllmServer:
+            if not started or started[-1].process.poll() is not None:
+                started.append(stack.enter_context(start()))
+            return started[-1]
+
+        yield running
 
 
 def vllm_server(model: str, folder: Path, *flags: str) -> AbstractContextManager[VllmServer]:
