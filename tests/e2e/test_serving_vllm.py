@@ -20,6 +20,7 @@ import pytest
 
 from tersely.evaluation.tasks.questions import load
 
+from ..support.chat_servers import Judge
 from ..support.readme import readme_blocks
 from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
 
@@ -42,11 +43,21 @@ SHORT: dict[str, Any] = {"tersely": {"policies": ["budget"]}, "thinking_token_bu
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+def judge() -> Iterator[tuple[Judge, str]]:
+    """What answers the policies' questions, and its URL."""
+    judge = Judge()
+    judge.answers.set()
+    with judge.serve() as url:
+        yield judge, url
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, judge: tuple[Judge, str]) -> Iterator[VllmServer]:
     folder = tmp_path_factory.mktemp("vllm")
     (folder / "team").write_text("of-the-team")
     (folder / "server.toml").write_text(CONFIG)
-    with vllm_server(MODEL, folder, "--config", str(folder / "server.toml")) as running:
+    flags = ["--config", str(folder / "server.toml"), "--verifier", judge[1], "--trials", "self"]
+    with vllm_server(MODEL, folder, *flags) as running:
         yield running
 
 
@@ -105,6 +116,44 @@ def test_off_and_shadow_change_nothing(http: httpx.Client) -> None:
     assert plain["message"] == shadow["message"]
     assert plain["tersely"]["decisions"] == []
     assert [d["acted"] for d in shadow["tersely"]["decisions"]] == [False]
+
+
+def test_trial_answers_are_requests_of_the_server_to_itself(server: VllmServer, http: httpx.Client) -> None:
+    """Greedy trials on the prefix cache; the thinking ends where they agree, and "off" is what it was."""
+    long = PROBLEMS[5]
+    plain = answered(http, problem=long, tersely={"preset": "off"})
+    done, hits = (server.metric(name) for name in ("vllm:request_success_total{", "vllm:prefix_cache_hits_total{"))
+    reply = answered(http, problem=long, tersely={"preset": "certaindex"})
+    server.wait_idle()
+    (choice,) = reply["choices"]
+    decisions = choice["tersely"]["decisions"]
+    trials = [d for d in decisions if d["action"] == "trial"]
+    assert trials and all(d["policy"] == "certaindex" and d["tokens"] > 0 for d in trials), decisions
+    asked = [int(d["reason"].split()[2]) for d in trials]
+    assert all(at < d["position"] <= thinking(plain) for at, d in zip(asked, trials, strict=True))
+    assert thinking(reply) <= thinking(plain) and choice["message"]["content"].strip()
+    assert server.metric("vllm:request_success_total{") - done > len(trials) / 2, "the rest was ended at the box"
+    assert server.metric("vllm:prefix_cache_hits_total{") - hits >= 64 * len(trials)
+    assert server.metric('tersely_overhead_tokens_total{kind="trial"}') >= sum(d["tokens"] for d in trials)
+    again = answered(http, problem=long, tersely={"preset": "off"})
+    assert again["choices"][0]["message"] == plain["choices"][0]["message"]
+
+
+def test_confident_trials_end_the_thinking(http: httpx.Client) -> None:
+    own = {"preset": "off", "policies": {"deer": {}}}
+    assert http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": json.dumps(own)})).status_code == 200
+    for fields in ({"trials": "http://127.0.0.1:9"}, {"verifier": "http://127.0.0.1:9"}):
+        named = http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": json.dumps(own | fields)}))
+        assert named.status_code == 400, "clients name no server"
+
+
+def test_a_served_verifier_is_asked_what_rules_cannot_decide(http: httpx.Client, judge: tuple[Judge, str]) -> None:
+    asked = len(judge[0].bodies)
+    reply = answered(http, problem=PROBLEMS[5], tersely={"preset": "trimr"})
+    decisions = reply["choices"][0]["tersely"]["decisions"]
+    assert len(judge[0].bodies) > asked
+    assert "question" in judge[0].bodies[-1]["messages"][0]["content"].lower()
+    assert not any(d["action"] == "error" for d in decisions), decisions
 
 
 def thinking(reply: dict[str, Any]) -> int:

@@ -7,10 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from unittest.mock import Mock
-
-import pytest
 
 from tersely.controller.policies.trying import CERTAINDEX_PROMPT, DEER_PROMPT
 from tersely.controller.types import Capability
@@ -40,7 +39,7 @@ class Completions:
     def serve(self) -> Iterator[str]:
         server = self
 
-        class Handler(JsonHandler):
+        class Handler(JsonHandler, BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.reply(200, {"data": [{"id": "same"}]})
 
