@@ -139,20 +139,23 @@ def test_trial_answers_are_requests_of_the_server_to_itself(server: VllmServer, 
     assert again["choices"][0]["message"] == plain["choices"][0]["message"]
 
 
-def test_confident_trials_end_the_thinking(http: httpx.Client) -> None:
-    own = {"preset": "off", "policies": {"deer": {}}}
+def test_clients_choose_policies_with_trials_and_name_no_server(http: httpx.Client) -> None:
+    own = {"policies": {"deer": {}}}
     assert http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": json.dumps(own)})).status_code == 200
     for fields in ({"trials": "http://127.0.0.1:9"}, {"verifier": "http://127.0.0.1:9"}):
         named = http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": json.dumps(own | fields)}))
-        assert named.status_code == 400, "clients name no server"
+        assert named.status_code == 400
 
 
 def test_a_served_verifier_is_asked_what_rules_cannot_decide(http: httpx.Client, judge: tuple[Judge, str]) -> None:
-    asked = len(judge[0].bodies)
-    reply = answered(http, problem=PROBLEMS[5], tersely={"preset": "trimr"})
-    decisions = reply["choices"][0]["tersely"]["decisions"]
-    assert len(judge[0].bodies) > asked
-    assert "question" in judge[0].bodies[-1]["messages"][0]["content"].lower()
+    """The output begins with the number alone, so that no rule can tell that it is an answer."""
+    prompt = f"<|im_start|>user\n{PROBLEMS[5]}\n/hard<|im_end|>\n<|im_start|>assistant\n<think>\nSo I get"
+    asked = {"model": NAME, "prompt": prompt, "max_tokens": 300, "temperature": 0, "tersely": {"preset": "trimr"}}
+    reply = http.post("/v1/completions", json=asked)
+    assert reply.status_code == 200, reply.text
+    decisions = reply.json()["choices"][0]["tersely"]["decisions"]
+    first = judge[0].bodies[0]["messages"][0]["content"]
+    assert "state an answer" in first and "Wait" not in first
     assert not any(d["action"] == "error" for d in decisions), decisions
 
 
