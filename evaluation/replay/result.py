@@ -34,7 +34,7 @@ MARKERS: Mapping[str, re.Pattern[str]] = {
 
 
 def compare_markers(found: Sequence[ReplayedRow]) -> dict[str, dict[str, float]] | None:
-    """Mean words of thinking, and markers per 1,000 of them by kind, of right and of wrong rows.
+    """Mean words of thinking, and markers per 1,000 of them by kind, of right and of wrong rows (arXiv 2504.14047).
 
     Only rows with a right answer to compare with count; None unless some are right and some are wrong.
     """
