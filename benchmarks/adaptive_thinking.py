@@ -9,7 +9,6 @@ FOLDER,FOLDER,FOLDER` also gives their mean, with intervals over questions.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from measuring import make_parser
+from measuring import make_parser, print_figures
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
@@ -139,20 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     tables = {name: {key: one.means(at) for key, at in indices.items()} for name, one in arms.items()}
     changes = {name: compare(arms["before"], one) for name, one in arms.items() if name not in BEFORE}
-    if options.json:
-        print(json.dumps({"arms": tables, "changes": changes, "questions": len(questions), "split": options.split}))
-        return
-    width = max(map(len, arms))
-    print(f"{'':{width}}{'level':>6}{'right':>8}{'tokens':>9}{'no-think':>10}")
-    for name, table in tables.items():
-        for key, row in table.items():
-            print(f"{name:{width}}{key:>6}{row['right']:8.1%}{row['tokens']:9.1f}{row['no_think']:10.1%}")
-    for name, changed in changes.items():
-        saved, points = changed["saved"], changed["points"]
-        print(
-            f"{name}: {saved['estimate']:.1%} [{saved['low']:.1%}, {saved['high']:.1%}] of tokens saved, accuracy "
-            f"{points['estimate']:+.1f} points [{points['low']:+.1f}, {points['high']:+.1f}]"
-        )
+    found = {"arms": tables, "changes": changes, "questions": len(questions), "split": options.split}
+    print_figures(found, options.json)
 
 
 if __name__ == "__main__":

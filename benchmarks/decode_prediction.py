@@ -8,11 +8,10 @@ the transformers engine on the embedded task's questions, their ratio, and the r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-from measuring import CLOCKS, make_parser
+from measuring import CLOCKS, make_parser, print_figures
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.evaluation.economics.flops import load_shape
@@ -48,13 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time (default: %(default)s)")
     options = parser.parse_args(argv)
     found = {model: predict(model, options.batch, CLOCKS[options.clock]) for model in options.models}
-    if options.json:
-        print(json.dumps(found))
-        return
-    print(f"{'model':40}{'dtype':>10}{'predicted':>10}{'measured':>10}{'ratio':>7}{'bound':>8}")
-    for model, one in found.items():
-        times = f"{one['predicted_ms']:10.2f}{one['measured_ms']:10.2f}{one['ratio']:7.2f}{one['bound_ms']:8.2f}"
-        print(f"{model:40}{one['dtype']:>10}{times}")
+    print_figures(found, options.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ that of the processor unless told otherwise, for a machine that does other work.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import CLOCKS, make_parser
+from measuring import CLOCKS, make_parser, print_figures
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.engines.transformers.research.early_exit import DepthShortcut, LeavingSequence
@@ -189,25 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
 
-    found = {}
-    for pair in options.shortcuts.split(","):
-        model, _, folder = pair.partition("=")
-        found[model] = measure(model, folder, options)
-    if options.json:
-        print(json.dumps(found))
-        return
-    for model, one in found.items():
-        print(
-            f"{model}: {one['share_left']:.1%} of thinking tokens leave after layer {one['layer']} of {one['layers']}"
-        )
-        for name in ("full", "shortcut", "random"):
-            at = one[name]
-            print(
-                f"  {name:9} right {at['accuracy']:.1%}, {at['tokens']:.1f} tokens, {at['layers_saved']:.1%} of layers "
-                f"and {at['multiplications_saved']:.1%} of multiplications saved"
-            )
-        ratio = one["time"]["ratio"]
-        print(f"  ms per token at batch 1: {ratio['estimate']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] of full")
+    pairs = (pair.partition("=") for pair in options.shortcuts.split(","))
+    print_figures({model: measure(model, folder, options) for model, _, folder in pairs}, options.json)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measuring import make_parser
+from measuring import make_parser, print_figures
 from safetensors.torch import load_file
 
 from tersely.training.run import train
@@ -126,10 +127,8 @@ def main(argv: list[str] | None = None) -> None:
     found: dict[str, Any] = {}
     for name in options.methods.split(","):
         found[name] = steps(name, options)
-        if not options.json:
-            print(name, json.dumps(found[name]), flush=True)
-    if options.json:
-        print(json.dumps(found))
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+    print_figures(found, options.json)
 
 
 if __name__ == "__main__":

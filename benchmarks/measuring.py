@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -50,5 +50,18 @@ def print_figures(figures: Mapping[str, Any], as_json: bool, digits: int | None 
     """Print figures as one JSON object, or one per line; rounded to so many digits if given."""
     if digits is not None:
         figures = {name: round(value, digits) if isinstance(value, float) else value for name, value in figures.items()}
-    width = max(map(len, figures), default=0)
-    print(json.dumps(figures) if as_json else "\n".join(f"{name:{width}}  {value}" for name, value in figures.items()))
+    if as_json:
+        print(json.dumps(figures))
+        return
+    lines = dict(_flatten(figures))
+    width = max(map(len, lines), default=0)
+    for name, value in lines.items():
+        print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def _flatten(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{path}{name}  ")
+        else:
+            yield f"{path}{name}", value

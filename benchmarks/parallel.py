@@ -6,11 +6,10 @@ that was written, stopped samples and branches read again included; prompts are 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 
-from measuring import make_parser
+from measuring import make_parser, print_figures
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
@@ -71,12 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         print(name, found[name], file=sys.stderr, flush=True)
     for figures in found.values():
         figures["ratio"] = round(figures["tokens"] / found[FULL]["tokens"], 4)
-    if options.json:
-        print(json.dumps({f"{name}_{key}": value for name, figures in found.items() for key, value in figures.items()}))
-        return
-    print(f"{'':10}{'right':>8}{'tokens':>9}{'ratio':>8}")
-    for name, figures in found.items():
-        print(f"{name:10}{figures['right']:8.1%}{figures['tokens']:9.1f}{figures['ratio']:8.3f}")
+    flat = {f"{name}_{key}": value for name, figures in found.items() for key, value in figures.items()}
+    print_figures(flat, options.json)
 
 
 if __name__ == "__main__":

@@ -74,26 +74,28 @@ def holds_run(folder: Path) -> bool:
     return False
 
 
-def _unusable(folder: Path, error: OSError) -> RecipeError:
+def _unusable(folder: Path, error: Exception) -> RecipeError:
     return RecipeError(
-        f"out is {str(folder)!r}, which cannot be used: {error.strerror}; choose another folder", code="out_unusable"
+        f"out is {str(folder)!r}, which cannot be used: {error}; choose another folder", code="out_unusable"
     )
 
 
 def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path | None:
     """Create the folder of a new run, or find the checkpoint to resume from; raises RecipeError."""
-    folder = recipe.out
-    values = recipe.model_dump(mode="json", exclude=set(CHANGEABLE))
-    if not holds_run(folder):
-        if resume:
-            raise RecipeError(f"{folder} does not hold a run to resume; remove --resume to start one", code="no_run")
-        _write_recipe(folder, values)
-        return None
-    if not resume:
+    folder, values = recipe.out, recipe.model_dump(mode="json", exclude=set(CHANGEABLE))
+    exists = holds_run(folder)
+    if exists and not resume:
         raise RecipeError(
             f"{folder} already holds a run; add --resume to continue it, or choose another out", code="run_exists"
         )
-    if changed := dict(_compare(_read_recipe(folder), values)):
+    if resume and not exists:
+        raise RecipeError(f"{folder} does not hold a run to resume; remove --resume to start one", code="no_run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = dict(json.loads((folder / RECIPE).read_text("utf-8"))) if exists else values
+    except (OSError, TypeError, ValueError) as error:
+        raise _unusable(folder, error) from None
+    if changed := dict(_compare(before, values)):
         results = (MODEL, ADAPTER, *method.results)
         untrained = not list_good_checkpoints(folder) and not any((folder / name).exists() for name in results)
         refused = [key for key in changed if not (untrained and key.startswith("optimiser.") and key != _DTYPE)]
@@ -104,23 +106,9 @@ def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path
                 f"{', '.join(CHANGEABLE)}{also} may change; undo the change, or choose another out for a new run",
                 code="recipe_changed",
             )
-        _write_recipe(folder, values)
+    if changed or not exists:
+        write(folder / RECIPE, json.dumps(values, indent=1) + "\n")
     return prune_checkpoints(folder)
-
-
-def _write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unusable(folder, error) from None
-    write(folder / RECIPE, json.dumps(values, indent=1) + "\n")
-
-
-def _read_recipe(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / RECIPE).read_text("utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise RecipeError(f"cannot read {folder / RECIPE}: {error}; choose another out", code="out_unusable") from None
 
 
 def _compare(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, str]]:

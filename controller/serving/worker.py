@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from ...errors import CapabilityError, PromptError, TerselyError
 from ..options import GenerationOptions, make_options
@@ -30,6 +31,10 @@ from .settings import ModelInfo, ResolvedRequest, ServerLimits
 from .untrusted_text import sanitize_messages
 
 _log = logging.getLogger(__name__)
+_SHORT = 8_000
+"""Characters of a request's text that take less time than handing it to a thread and back."""
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class ServedRow(BatchRow):
@@ -43,7 +48,7 @@ class ServedRow(BatchRow):
         def emit(event: TextDeltaEvent) -> None:
             if event.text:
                 self.sent = True
-                pending.send(event)
+                pending.send(TextDeltaEvent(number, event.text, event.channel, event.decision))
 
         super().__init__(
             session,
@@ -182,7 +187,7 @@ class SessionWorker(RequestWorker):
     async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
         """See `RequestWorker.admit`."""
         await self._prompt_limit.check(request.messages, request.options.tools, request.prompt_field)
-        return request if special_tokens else await asyncio.to_thread(self._without_special_tokens, request)
+        return request if special_tokens else await run_aside(self._without_special_tokens, request, request)
 
     def check(self, rules: RequestRules, of_key: bool = False) -> None:
         """See `RequestWorker.check`; prepares a tiny prompt."""
@@ -240,6 +245,13 @@ class SessionWorker(RequestWorker):
             if (note := policy.end_batch()) is not None and policy.name not in self._drift:
                 self._drift[policy.name] = Decision(policy.name, "drift", note, 0, acted=False)
                 _log.warning("%s: %s", policy.name, note)
+
+
+async def run_aside(work: Callable[[A], T], given: A, request: ResolvedRequest) -> T:
+    """Do work on a request's text in a thread; at once where it is short, for which other requests need not wait."""
+    if len(str(request.messages)) + len(str(request.options.tools)) < _SHORT:
+        return work(given)
+    return await asyncio.to_thread(work, given)
 
 
 def lost_control(where: str, error: Exception, position: int = 0) -> Decision:

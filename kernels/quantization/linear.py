@@ -46,13 +46,9 @@ class Scheme:
     small, and their errors count several times."""
 
     def __post_init__(self) -> None:
-        if self.group_size not in GROUP_SIZES:
-            accepted = ", ".join(map(str, GROUP_SIZES))
-            raise OptionError(f"groups of {self.group_size} inputs; accepted: {accepted}")
-        if self.head not in HEADS:
-            raise unknown("head", self.head, tuple(HEADS))
-        if self.keys not in KEYS:
-            raise unknown("keys", self.keys, KEYS)
+        for name, accepted in (("group_size", GROUP_SIZES), ("head", tuple(HEADS)), ("keys", KEYS)):
+            if getattr(self, name) not in accepted:
+                raise unknown(name, str(getattr(self, name)), list(map(str, accepted)))
 
     def choose_layout(self, name: str, head: bool = False) -> PackedLayout:
         """The layout of a quantized layer; head: whether it is the output head."""
@@ -87,20 +83,15 @@ def read_scheme(config: Mapping[str, Any]) -> Scheme:
             "again, or use the version of tersely that wrote it",
             code="unknown_format",
         )
+    stored = dict(config) if config["format"] == 3 else {"keys": "int4"} | dict(config)
     try:
-        stored = dict(config) if config["format"] == 3 else {"keys": "int4"} | dict(config)
         scheme = Scheme(**{field.name: stored[field.name] for field in fields(Scheme)})
-    except KeyError as error:
+        if scheme.keys == "auto":
+            raise unknown("keys", "auto", KEYS[1:])
+    except (KeyError, OptionError) as error:
         raise ModelError(
-            f"quantization_config lacks {error}; quantize the model again", code="invalid_config"
+            f"quantization_config is not valid ({error}); quantize the model again", code="invalid_config"
         ) from None
-    except OptionError as error:
-        raise ModelError(f"quantization_config: {error}", code="invalid_config") from None
-    if scheme.keys == "auto":
-        raise ModelError(
-            "quantization_config has keys 'auto'; accepted in a checkpoint: int8, int4; quantize the model again",
-            code="invalid_config",
-        )
     return scheme
 
 

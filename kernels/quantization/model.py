@@ -105,7 +105,11 @@ def quantize_model(
             if not (checkpoints and n in checkpoints.log.completed)
             and (scheme.smooth or scheme.choose_layout(n, n == head) is PackedLayout.GRAINS)
         }
-        inputs = _collect_inputs(model, rows, missing, scheme, search, progress)
+        inputs: dict[str, Inputs] = {}
+        if rows is not None and missing:
+            progress(f"reading {rows.numel()} tokens")
+            with capture_inputs(missing, scheme.group_size, full=search.compensate) as inputs:
+                perplexity(model, rows)
         for name, layer in part.items():
             progress(f"layer {len(results) + 1} of {len(layers)}")
             layout = scheme.choose_layout(name, name == head)
@@ -170,23 +174,6 @@ def _split_layers(layers: dict[str, nn.Linear], scheme: Scheme, search: ScaleSea
         part[name] = layer
         available -= size
     yield part
-
-
-def _collect_inputs(
-    model: Any,
-    rows: Tensor | None,
-    layers: dict[str, nn.Linear],
-    scheme: Scheme,
-    search: ScaleSearch,
-    progress: Callable[[str], None],
-) -> dict[str, Inputs]:
-    """Run the model in its current state on token rows, and collect the input statistics of layers."""
-    if rows is None or not layers:
-        return {}
-    progress(f"reading {rows.numel()} tokens")
-    with capture_inputs(layers, scheme.group_size, full=search.compensate) as captured:
-        perplexity(model, rows)
-    return captured
 
 
 @torch.no_grad()

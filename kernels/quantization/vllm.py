@@ -116,14 +116,10 @@ class W4A8Method(LinearMethodBase):
         inputs, outputs = input_size_per_partition, sum(output_partition_sizes)
         _check_fused(output_partition_sizes)
         size = self.scheme.group_size if self.layout is PackedLayout.GRAINS else self.layout.inputs
-        if inputs != input_size and inputs % size:
-            raise ModelError(
-                f"{inputs} inputs per device; accepted: multiples of {size}; use fewer devices", code="cannot_shard"
-            )
-        if outputs != output_size and outputs % TILE:
-            raise ModelError(
-                f"{outputs} outputs per device; accepted: multiples of {TILE}; use fewer devices", code="cannot_shard"
-            )
+        for name, own, whole, unit in (("inputs", inputs, input_size, size), ("outputs", outputs, output_size, TILE)):
+            if own != whole and own % unit:
+                message = f"{own} {name} per device; accepted: multiples of {unit}; use fewer devices"
+                raise ModelError(message, code="cannot_shard")
         head = isinstance(layer, ParallelLMHead)
         loader = _head_loader(layer, self.layout) if head else extra.get("weight_loader")
         for name, (shape, dtype) in parameter_shapes(inputs, outputs, self.layout, self.scheme).items():

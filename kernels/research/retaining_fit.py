@@ -65,16 +65,15 @@ def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingTe
     with ExitStack() as stack, torch.no_grad():
         for module, outputs in zip(modules, parts, strict=True):
             for name in PROJECTIONS:
-                stack.enter_context(getattr(module, name).register_forward_hook(partial(_record, outputs)))
+                part = getattr(module, name)
+                stack.enter_context(
+                    part.register_forward_hook(lambda _, inputs, out, outputs=outputs: outputs.append(out))
+                )
         recorded = stack.enter_context(_record_importance(model, target))
         model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     kept = len(ids) - MIN_DISTANCE
     projected = torch.stack([torch.cat(outputs, dim=-1)[0, :kept].float() for outputs in parts])
     return TrainingText(projected, torch.stack([one[:, :kept].T for one in recorded]))
-
-
-def _record(outputs: list[Tensor], module: nn.Module, inputs: Any, output: Tensor) -> None:
-    outputs.append(output)
 
 
 @contextmanager

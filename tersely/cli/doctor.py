@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from ..controller.api import open_session
 from ..controller.budgets import TIERS
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
@@ -20,7 +19,7 @@ from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from . import options as o
-from .options import ModelSource, load
+from .options import ModelSource, load, start_session
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -58,7 +57,7 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
     yield DoctorCheck("model", "ok", f"{engine.name} loads")
     yield from _facts(engine, wanted.engine)
     try:
-        session = open_session(engine, None, wanted.markers, wanted.think_prompt)
+        session = start_session(engine, wanted)
     except Exception as error:
         yield _failed("markers", error)
         return

@@ -23,6 +23,8 @@ from ..errors import OptionError, check_known
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from ..controller.session import Session
+
 ENGINES = ("transformers", "vllm", "openai")
 DEFAULT_MODEL = "tersely-tiny-small"
 _REPEAT = "A policy by name or as file.py:Class, instead of the preset; repeat for several, in order of precedence."
@@ -154,6 +156,15 @@ def load(wanted: ModelSource) -> types.Engine:
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
             logging.disable_progress_bar()  # transformers may have been imported before `silence_libraries`
         return load_engine(model)
+
+
+def start_session(
+    engine: types.Engine, wanted: ModelSource, verifier: str | None = None, helper: str | None = None
+) -> Session:
+    """A session on a loaded model; raises MarkerError if its thinking markers are unknown."""
+    from ..controller.api import open_session
+
+    return open_session(engine, None, wanted.markers, wanted.think_prompt, verifier, helper)
 
 
 def silence_libraries() -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..controller.api import open_session
 from ..controller.options import GenerationOptions, check_budget, load_config, make_options
 from ..controller.policies import make_policies, resolve_modifier
 from ..controller.streaming import TextDeltaEvent
@@ -20,7 +19,7 @@ from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .options import Interruptible, ModelSource, load, spinner
+from .options import Interruptible, ModelSource, load, spinner, start_session
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -182,29 +181,23 @@ def run(
         temperature=temperature,
         seed=seed,
     )
-    if config is not None:
-        chosen = _configured(chosen, config)
     origin = ModelSource(model, engine, markers, think_prompt, base_url, tokenizer)
-    _check(chosen, trace)
+    chosen = _complete(chosen, config, trace)
     text, output = _prompt_text(prompt), "json" if as_json else "quiet" if quiet else "full"
     with closing(Interruptible(load(origin))) as running:
-        session = open_session(running, None, markers, think_prompt, verifier, helper)
+        session = start_session(running, origin, verifier, helper)
         _answer(session, running, text, chosen, output, output == "full" if compare is None else compare, trace)
 
 
-def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
-    """The options with those of a file; raises OptionError if the command line sets the same ones."""
-    default = GenerationOptions()
-    fields = ("effort", "preset", "policies", "strategy")
-    if any(getattr(chosen, field) != getattr(default, field) for field in fields):
-        raise OptionError(
-            "--config sets effort, policies and strategy; leave out --effort, --preset, --policy and --strategy"
-        )
-    return replace(chosen, **load_config(config))
-
-
-def _check(chosen: GenerationOptions, trace: Path | None) -> None:
-    """Refuse invalid options before a model is loaded."""
+def _complete(chosen: GenerationOptions, config: Path | None, trace: Path | None) -> GenerationOptions:
+    """The options with those of a file, which the command line must not set; refuses invalid ones before loading."""
+    if config is not None:
+        default, fields = GenerationOptions(), ("effort", "preset", "policies", "strategy")
+        if any(getattr(chosen, field) != getattr(default, field) for field in fields):
+            raise OptionError(
+                "--config sets effort, policies and strategy; leave out --effort, --preset, --policy and --strategy"
+            )
+        chosen = replace(chosen, **load_config(config))
     check_budget(chosen)
     make_policies(chosen.preset, chosen.policies)
     for modifier in chosen.modifiers:
@@ -213,6 +206,7 @@ def _check(chosen: GenerationOptions, trace: Path | None) -> None:
         from ..evaluation.trace_record import check_appendable
 
         check_appendable(trace)
+    return chosen
 
 
 def _prompt_text(given: str) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import random
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -22,33 +20,19 @@ from tersely.evaluation.tasks.questions import load
 
 from ..support.conversation import CLIENTS, Address, check_conversation
 from ..support.readme import README, code_blocks
-from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
+from ..support.vllm_server import KEY, NAME, VllmServer
 
 pytestmark = pytest.mark.vllm
 openai = pytest.importorskip("openai")
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 8, 5)]
-CONFIG = """
-[keys.team]
-key_file = "team"
-own_policies = false
-[keys.team.ceilings]
-thinking_tokens = 60
-[prices.tiny]
-input = 1
-output = 1
-"""
 SHORT: dict[str, Any] = {"tersely": {"policies": ["budget"]}, "thinking_token_budget": 40}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    folder = tmp_path_factory.mktemp("vllm")
-    (folder / "team").write_text("of-the-team")
-    (folder / "server.toml").write_text(CONFIG)
-    with vllm_server(MODEL, folder, "--config", str(folder / "server.toml")) as running:
-        yield running
+def server(our_vllm_server: Callable[[], VllmServer]) -> VllmServer:
+    return our_vllm_server()
 
 
 @pytest.fixture
@@ -243,11 +227,11 @@ def test_many_disconnects_leave_no_requests_behind(server: VllmServer) -> None:
         limits = httpx.Limits(max_connections=48)
         headers = {"authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=180, limits=limits) as http:
-            return await asyncio.gather(*(one(http, number) for number in range(120)))
+            return await asyncio.gather(*(one(http, number) for number in range(60)))
 
     done = asyncio.run(all_of_them())
     assert all(answer for answer in done if answer is not None)
-    assert sum(answer is None for answer in done) > 20
+    assert sum(answer is None for answer in done) > 10
     end = time.monotonic() + 30
     while server.requests():
         assert time.monotonic() < end, "requests of clients that left are still answered"
@@ -291,7 +275,8 @@ def test_a_key_has_rules_of_its_own_which_a_signal_reloads(server: VllmServer, h
     own = http.post("/v1/chat/completions", json=body(tersely={"preset": "off"}), headers=headers)
     assert own.status_code == 403
     file = server.log.parent / "server.toml"
-    for text, most in ((CONFIG.replace("60", "40"), 40), ("nonsense", 40)):
+    config = file.read_text()
+    for text, most in ((config.replace("60", "40"), 40), ("nonsense", 40), (config, 60)):
         lines = server.log.read_text().count("configuration was")
         file.write_text(text)
         server.process.send_signal(signal.SIGHUP)
@@ -306,23 +291,3 @@ def test_a_key_has_rules_of_its_own_which_a_signal_reloads(server: VllmServer, h
 @pytest.mark.parametrize("client", CLIENTS)
 def test_clients_hold_the_same_conversation(client: str, server: VllmServer) -> None:
     check_conversation(client, Address(f"{server.url}/v1", NAME, PROBLEMS[0], KEY))
-
-
-def test_clients_do_not_hang_when_the_engine_dies(server: VllmServer, http: httpx.Client) -> None:
-    """The last test here: the server does not live on."""
-    fields = body(PROBLEMS[5], stream=True, tersely={"preset": "off"}, ignore_eos=True, max_tokens=900)
-    began = time.monotonic()
-    lines = []
-    with (
-        contextlib.suppress(httpx.TransportError),
-        http.stream("POST", "/v1/chat/completions", json=fields) as response,
-    ):
-        for line in response.iter_lines():
-            lines.append(line)
-            if len(lines) == 10:
-                os.kill(next(pid for pid, name in server.processes() if "EngineCor" in name), signal.SIGKILL)
-    assert len(lines) >= 10
-    assert time.monotonic() - began < 120
-    assert not any('"finish_reason":"stop"' in line for line in lines)
-    with contextlib.suppress(httpx.TransportError):
-        assert http.post("/v1/chat/completions", json=body()).status_code >= 500

@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,14 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.connections import GRACE
 from tersely.controller.serving.vllm_launcher import _parse_flags
 
-from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
+from ..support.vllm_server import KEY, NAME, VllmServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    with vllm_server(
-        "tersely-tiny-small", tmp_path_factory.mktemp("vllm"), "--max-num-batched-tokens", "1024", "--drain", "5"
-    ) as up:
-        yield up
+def server(our_vllm_server: Callable[[], VllmServer]) -> VllmServer:
+    return our_vllm_server()
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .... import models
 from ....errors import CapabilityError, ModelError
+from ....models import load_tokenizer as load_files
+from ....models import resolve_checkpoint
 from ...types import TOP, Completion, SamplingParams, Signals
 
 _MAX_TOKENS = 256
@@ -96,8 +97,8 @@ def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:
 
 def _load_by_name(name: str) -> Any:
     folder = Path(name).expanduser()
-    path = str(folder) if folder.is_dir() else models.resolve_checkpoint(name)
-    return models.load_tokenizer(name, path)
+    path = str(folder) if folder.is_dir() else resolve_checkpoint(name)
+    return load_files(name, path)
 
 
 class StreamingTokenizer:

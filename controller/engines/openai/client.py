@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager, nullcontext, suppress
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ _MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
 _MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
 _MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
+_REST = 0.05  # seconds that the end of a stream may take
 MAX_EVENT = 1 << 20  # bytes of one line, and of the data of one event; those of servers have some hundreds
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
@@ -41,7 +43,7 @@ class RefusedError(ModelError):
 
 
 class OpenAIClient:
-    """The server at a base URL, with or without /v1; used in one event loop.
+    """The server at a base URL, with or without /v1; each event loop that uses it has connections of its own.
 
     `api_key` is found by `find_key` if it is None, and "" sends none; the server may be silent for `timeout` seconds.
     Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
@@ -69,7 +71,7 @@ class OpenAIClient:
                 code="insecure_key",
             )
         self._httpx = httpx
-        self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
+        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
         """The server's models by name; empty if it has no list. Raises ModelError if no server answers."""
@@ -110,21 +112,30 @@ class OpenAIClient:
         Raises StreamError for a reason that may be temporary, RefusedError for a request that the server will not
         serve, and ModelError for any other trouble.
         """
-        async with self._send("POST", path, body) as reply:
-            async for data in _read_events(reply):
-                if data.strip() == "[DONE]":
-                    return
-                event = parse_event(data)
-                if error := event.get("error"):
-                    status = error.get("code") if isinstance(error, dict) else None
-                    if not isinstance(status, int) or not 400 <= status < 600:
-                        status = 500
-                    raise self._error_from_status(status, path, json.dumps(error))
-                yield event
+        try:
+            async with self._send("POST", path, body) as reply, aclosing(_read_events(reply, self.timeout)) as pieces:
+                async for data in pieces:
+                    if data.strip() == "[DONE]":
+                        await read_rest(pieces)
+                        return
+                    yield self._check_event(parse_event(data), path)
+        except TimeoutError:
+            raise self._timed_out() from None
+
+    def _check_event(self, event: dict[str, Any], path: str) -> dict[str, Any]:
+        """An event that is no error; raises what it says otherwise."""
+        if error := event.get("error"):
+            status = error.get("code") if isinstance(error, dict) else None
+            if not isinstance(status, int) or not 400 <= status < 600:
+                status = 500
+            raise self._error_from_status(status, path, json.dumps(error))
+        return event
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        """Close all connections of the event loop that runs."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
 
     @asynccontextmanager
     async def _send(
@@ -142,15 +153,16 @@ class OpenAIClient:
             raise self._error_from_transport(error) from error
 
     def _open(self) -> httpx.AsyncClient:
-        if self._client is None:
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
             httpx = self._httpx
             key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._client = httpx.AsyncClient(
+            self._clients[loop] = httpx.AsyncClient(
                 headers={"Accept-Encoding": "identity", **key},
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
                 timeout=httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
             )
-        return self._client
+        return self._clients[loop]
 
     def _error_from_transport(self, error: Exception) -> Exception:
         httpx = self._httpx
@@ -206,13 +218,27 @@ async def _read_raw(reply: httpx.Response) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-async def _read_events(reply: httpx.Response) -> AsyncGenerator[str, None]:
-    decoder = EventDecoder()
+async def _read_events(reply: httpx.Response, seconds: float) -> AsyncGenerator[str, None]:
+    """The data of events; raises TimeoutError for a server that writes nothing but comments for so long."""
+    decoder, latest = EventDecoder(), time.monotonic()
     async for chunk in _read_raw(reply):
-        for data in decoder.feed(chunk):
+        events = decoder.feed(chunk)
+        if events:
+            latest = time.monotonic()
+        elif time.monotonic() - latest > seconds:
+            raise TimeoutError
+        for data in events:
             yield data
     for data in decoder.finish():
         yield data
+
+
+async def read_rest(events: AsyncIterator[object]) -> None:
+    """Read what follows the last event that matters, if it comes at once: then the connection can be used again."""
+    with suppress(TimeoutError, StreamError, ModelError):
+        async with asyncio.timeout(_REST):
+            async for _ in events:
+                pass
 
 
 class EventDecoder:
@@ -294,7 +320,9 @@ async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
             raise OptionError(f"{client.url} {problem}; pass model=", code="ambiguous_model")
         model = next(iter(listed))
     card = listed.get(model, {})
-    length, root = card.get("max_model_len"), card.get("root")
+    length, root, meta = card.get("max_model_len"), card.get("root"), card.get("meta")
+    if length is None and isinstance(meta, dict):  # llama.cpp's server
+        length = meta.get("n_ctx")
     names = (model, root) if isinstance(root, str) else (model,)
     return ServedModel(model, names, length if isinstance(length, int) else None)
 

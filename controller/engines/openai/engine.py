@@ -75,6 +75,15 @@ class RemoteEngine:
         completions: list[Completion] = await asyncio.wrap_future(future)
         return completions
 
+    async def generate_in_loop(
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
+    ) -> list[Completion]:
+        """`agenerate` in the event loop that runs, without another thread in between.
+
+        Only for a backend that works in any loop, as a server's does; the caller closes that backend in this loop.
+        """
+        return await self._generate_all(requests, sampling, sink)
+
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> NoReturn:
         """See `Engine.hidden_states`; a server does not show them."""
         raise CapabilityError(f"{self.name} does not show hidden states; use a model in this process")
@@ -141,7 +150,8 @@ class RemoteEngine:
             for sequence, request in zip(sequences, requests, strict=True)
         ]
         call: Any = asyncio.current_task()
-        self._calls.add(call)
+        if asyncio.get_running_loop() is self._loop:  # others are for their callers to cancel
+            self._calls.add(call)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(request.run()) for request in running]

@@ -61,8 +61,8 @@ def unknown_parts(arguments: list[str]) -> list[str]:
             return [script]
         text = (ROOT / script).read_text("utf-8")
         shared = re.search(r"make_parser\((.*)\)", text)  # of benchmarks/measuring.py
-        known = {"--json", *(f"--{name}" for name in re.findall(r"(\w+)=", shared[1]))} if shared else set()
-        return [flag for flag in flags if flag not in known and f'"{flag}"' not in text]
+        names = ["json", *re.findall(r"(\w+)=", shared[1])] if shared else []
+        return [flag for flag in flags if flag[2:] not in names and f'"{flag}"' not in text]
     if program != "tersely" or not rest or not re.fullmatch(r"[a-z][a-z-]*", rest[0]):
         return []
     depth = 2 if rest[0] == "train" and len(rest) > 1 and re.fullmatch(r"[a-z0-9-]+", rest[1]) else 1

@@ -1,4 +1,4 @@
-"""Answers from a server's chat endpoint, which shows text and no tokens: thinking is limited in advance, and watched.
+"""A model behind a chat endpoint, which shows text and no tokens: thinking is limited in advance, and watched.
 
 Where that is all that a server has, no policy ends the thinking. An effort is passed on, and a number of tokens where
 the server takes one (llama.cpp, vLLM). llama.cpp's server also ends the thinking on request
@@ -10,27 +10,27 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from ...errors import ModelError
-from ..budgets import Budget, canonical_effort, fit_budget, tier_by_length
-from ..chat_endpoint import LIMIT_FIELDS
-from ..engines.openai import StreamError
-from ..engines.openai.client import OpenAIClient, RefusedError
-from ..engines.openai.completions import get_choices
-from ..policies.exits import Repetition
-from ..streaming import TextDeltaEvent
-from ..text.loops import LoopDetector
-from ..text.markers import Markers
-from ..text.reasoning_parser import ReasoningParser, TextDelta
-from ..trace import Decision, GenerationResult, Usage
-from .replies import RowFinished
-from .settings import ResolvedRequest, openai_effort
+from ..errors import ModelError
+from .budgets import OPENAI_EFFORTS, Budget, canonical_effort, fit_budget, tier_by_length
+from .engines.openai import StreamError
+from .engines.openai.client import OpenAIClient, RefusedError, explain_not_found
+from .engines.openai.completions import get_choices
+from .options import GenerationOptions
+from .policies.exits import Repetition
+from .streaming import TextDeltaEvent
+from .text.loops import LoopDetector
+from .text.markers import Markers
+from .text.reasoning_parser import ReasoningParser, TextDelta
+from .trace import Decision, GenerationResult, Usage
 
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
+"""Fields for the most tokens of a reply; servers of some models refuse the older one."""
 DEFAULT_MARKERS = Markers("<think>", "</think>")
 EFFORT_FIELDS = (("reasoning_effort", "chat_template_kwargs"), ("reasoning_effort",), ("chat_template_kwargs",), ())
 """Fields that say how much to think, from the best form to none; a server may refuse those that it does not know."""
@@ -42,7 +42,28 @@ BUDGET_FIELDS: Mapping[str, tuple[str, ...]] = {
 _KNOWN_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 """Efforts that many servers refuse -> the nearest that all of them know."""
 _ATTEMPTS, _DELAY = 3, 0.2
+_MOST = 1 << 31
+"""Tokens of a reply without a limit."""
 _WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatQuestion:
+    """A conversation to be answered; `stops` end the answer."""
+
+    messages: Sequence[Mapping[str, Any]]
+    options: GenerationOptions
+    max_tokens: int | None = None
+    stops: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAnswer:
+    """What a chat endpoint has answered; tool calls are in OpenAI's form."""
+
+    result: GenerationResult
+    budget: int  # thinking tokens that were allowed
+    tool_calls: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +83,25 @@ class ChatDialect:
             f"limited by {', '.join(means) or 'nothing but max_tokens'}"
         )
 
-    def make_body(self, model: str, request: ResolvedRequest, tier: str, budget: Budget) -> dict[str, Any]:
-        """The body of an upstream request."""
-        effort = openai_effort(tier if request.effort == "auto" else request.effort)
+    def make_body(self, model: str, asked: ChatQuestion, tier: str, budget: Budget) -> dict[str, Any]:
+        """The body of a request."""
+        options = asked.options
+        effort = tier if options.effort == "auto" else options.effort
+        effort = OPENAI_EFFORTS.get(effort, effort)
         fields: dict[str, Any] = {
             "model": model,
-            "messages": [dict(message) for message in request.messages],
+            "messages": [dict(message) for message in asked.messages],
             "stream": True,
             "stream_options": {"include_usage": True},
-            self.limit_field: request.max_tokens,
-            **request.options.sampling.as_dict(),
+            **({} if asked.max_tokens is None else {self.limit_field: asked.max_tokens}),
+            **options.sampling.as_dict(),
         }
         if "reasoning_effort" in self.effort_fields:
             fields["reasoning_effort"] = _KNOWN_EFFORTS.get(effort, effort)
         if "chat_template_kwargs" in self.effort_fields and effort == "none":
             fields["chat_template_kwargs"] = {"enable_thinking": False}
-        if request.options.tools:
-            fields["tools"] = [dict(tool) for tool in request.options.tools]
+        if options.tools:
+            fields["tools"] = [dict(tool) for tool in options.tools]
         if effort != "none":
             fields |= dict.fromkeys(self.budget_fields, budget.thinking)
             fields |= {"reasoning_control": True} if self.ends_thinking else {}
@@ -156,8 +179,8 @@ class _Row:
     pieces: int = 0
 
 
-class ChatUpstream:
-    """The model of a chat endpoint; `notes` are put before the trace of each reply."""
+class ChatModel:
+    """The model of a chat endpoint."""
 
     def __init__(
         self, client: OpenAIClient, model: str, dialect: ChatDialect | None = None, markers: Markers | None = None
@@ -167,20 +190,20 @@ class ChatUpstream:
         self.markers = markers or DEFAULT_MARKERS
 
     async def answer(
-        self, request: ResolvedRequest, number: int, emit: Callable[[TextDeltaEvent], None]
-    ) -> RowFinished:
-        """Answer one row; raises ModelError or OptionError."""
-        effort = canonical_effort(request.effort)
-        tier = tier_by_length(str(request.messages[-1].get("content"))) if effort == "auto" else effort
-        options = request.options
-        budget = fit_budget(tier, max(2, request.max_tokens), options.answer_reserve, options.strategy)
+        self, asked: ChatQuestion, number: int = 0, emit: Callable[[TextDeltaEvent], None] = lambda event: None
+    ) -> ChatAnswer:
+        """The answer with this number to a question; raises ModelError or OptionError."""
+        options = asked.options
+        effort = canonical_effort(options.effort)
+        tier = tier_by_length(str(asked.messages[-1].get("content"))) if effort == "auto" else effort
+        budget = fit_budget(tier, max(2, asked.max_tokens or _MOST), options.answer_reserve, options.strategy)
         if options.thinking_budget is not None:
-            budget = replace(budget, thinking=min(options.thinking_budget, request.max_tokens))
-        body = self.dialect.make_body(self.model, request, tier, budget)
+            budget = replace(budget, thinking=min(options.thinking_budget, asked.max_tokens or _MOST))
+        body = self.dialect.make_body(self.model, asked, tier, budget)
         seed = body.get("seed")
         if seed is not None and number:
             body["seed"] = (seed + number) % (1 << 31)
-        row = _Row(ReasoningParser(self.markers, "before", request.stops))
+        row = _Row(ReasoningParser(self.markers, "before", asked.stops))
         for attempt in range(_ATTEMPTS):
             try:
                 await self._read(row, body, number, emit)
@@ -189,7 +212,11 @@ class ChatUpstream:
                 if row.pieces or attempt == _ATTEMPTS - 1:
                     raise ModelError(f"{self.client.url} was lost: {error}", code="server_lost") from error
                 await asyncio.sleep(max(error.retry_after, _DELAY * 2**attempt))
-        return self._finish(request, number, row, tier, budget)
+            except RefusedError as error:
+                if error.status == 404:
+                    raise await explain_not_found(self.client, self.model, error) from error
+                raise
+        return self._finish(row, tier, budget)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -262,8 +289,8 @@ class ChatUpstream:
         reason += "" if ended else "; this server cannot be told to end it"
         row.decisions.append(Decision("repetition", "close", reason, row.watch.pieces, acted=ended))
 
-    def _finish(self, request: ResolvedRequest, number: int, row: _Row, tier: str, budget: Budget) -> RowFinished:
-        parser, notes = row.parser, list(request.notes)
+    def _finish(self, row: _Row, tier: str, budget: Budget) -> ChatAnswer:
+        parser, notes = row.parser, list[Decision]()
         details = row.usage.get("completion_tokens_details") or {}
         written = row.usage.get("completion_tokens") or row.pieces
         thinking = details.get("reasoning_tokens")
@@ -278,10 +305,9 @@ class ChatUpstream:
             finish_reason="length" if row.finish == "length" else "stop",
             tier=tier,
             usage=Usage(row.usage.get("prompt_tokens") or 0, thinking, max(0, written - thinking)),
-            trace=(*notes, Decision("server", "note", self.dialect.describe(), 0, acted=False), *row.decisions),
+            trace=(*notes, *row.decisions),
         )
-        calls = [row.calls[index] for index in sorted(row.calls)]
-        return RowFinished(number, result, budget.thinking, parser.answer, calls)
+        return ChatAnswer(result, budget.thinking, [row.calls[index] for index in sorted(row.calls)])
 
 
 def _add_call(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
