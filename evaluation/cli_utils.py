@@ -84,7 +84,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: st
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     forms = [f"{first}{widths[0]}", *(f">{width}" for width in widths[1:])]
-    return "\n".join("  ".join(map(format, line, forms)) for line in lines)
+    return "\n".join("  ".join(map(format, line, forms)).rstrip() for line in lines)
 
 
 def format_interval(value: float | None, ends: Sequence[float] | None, form: str, scale: float = 1.0) -> str:
