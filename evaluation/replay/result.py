@@ -34,7 +34,7 @@ MARKERS: Mapping[str, re.Pattern[str]] = {
 
 
 def compare_markers(found: Sequence[ReplayedRow]) -> dict[str, dict[str, float]] | None:
-    """Mean words of right and of wrong thinking, and markers per 1,000 of them (Think Deep, Think Fast, arXiv 2504.14047).
+    """Mean words of right and wrong thinking, and markers per 1,000 of them (Think Deep, Think Fast, arXiv 2504.14047).
 
     Its lists of words were not found; these are ours. Only rows with a right answer to compare with count; None unless
     some are right and some are wrong.
