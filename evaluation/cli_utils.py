@@ -1,4 +1,4 @@
-"""What evaluation commands share: options, comma-separated lists, resuming, tables and a progress bar."""
+"""What evaluation commands share: options, comma-separated lists, resuming, tables, HTML pages and a progress bar."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: st
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     forms = [f"{first}{widths[0]}", *(f">{width}" for width in widths[1:])]
-    return "\n".join("  ".join(map(format, line, forms)) for line in lines)
+    return "\n".join("  ".join(map(format, line, forms)).rstrip() for line in lines)
 
 
 def format_interval(value: float | None, ends: Sequence[float] | None, form: str, scale: float = 1.0) -> str:
@@ -114,7 +114,11 @@ _HEAD_BYTES = 2048
 
 
 def render_page(name: str, filters: Mapping[str, Any] | None = None, **context: Any) -> str:
-    """Render `name`.html, which extends base.html, with its style sheet `name`.css and, if there is one, `name`.js."""
+    """Render `name`.html, which extends base.html, with its style sheet `name`.css and, if there is one, `name`.js.
+
+    The page is one file that loads nothing: its content security policy allows its own style and script by their hashes
+    alone. All text passes through Jinja, which escapes it.
+    """
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(filters or {})
     css = _read("base.css") + _read(f"{name}.css")

@@ -1,4 +1,9 @@
-"""The command `tersely tune`: find the cheapest configuration that loses no accuracy, and write it to a file."""
+"""The command `tersely tune`: find the cheapest configuration that loses no accuracy, and write it to a file.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): each round doubles the number of questions and keeps the
+better half of the candidates. The best of a search look better than they are, so the last few are judged on fresh
+questions, with intervals widened for their number, and only a candidate that passes there is chosen.
+"""
 
 from __future__ import annotations
 

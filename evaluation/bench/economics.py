@@ -1,4 +1,4 @@
-"""Economics of all arms together: the frontier of cost-of-pass, idealized seconds, and the ceiling of resampling.
+"""What arms cost beyond their tokens: E3, FLOPs, dollars, seconds, the frontier of cost-of-pass, the resampling ceiling.
 
 Each figure is left out where it cannot be known, and a note says what is missing.
 """

@@ -34,9 +34,10 @@ MARKERS: Mapping[str, re.Pattern[str]] = {
 
 
 def compare_markers(found: Sequence[ReplayedRow]) -> dict[str, dict[str, float]] | None:
-    """Mean words of thinking, and markers per 1,000 of them by kind, of right and of wrong rows (arXiv 2504.14047).
+    """Mean words of right and wrong thinking, and markers per 1,000 of them (Think Deep, Think Fast, arXiv 2504.14047).
 
-    Only rows with a right answer to compare with count; None unless some are right and some are wrong.
+    Its lists of words were not found; these are ours. Only rows with a right answer to compare with count; None unless
+    some are right and some are wrong.
     """
     groups = {
         name: [one.row.thinking for one in found if one.row.gold is not None and one.right_full is right]
