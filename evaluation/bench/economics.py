@@ -1,4 +1,4 @@
-"""What arms cost beyond their tokens: E3, FLOPs, dollars, seconds, the frontier of cost-of-pass, the resampling ceiling.
+"""What arms cost beyond their tokens: E3, FLOPs, dollars, seconds, their frontier, the ceiling of resampling.
 
 Each figure is left out where it cannot be known, and a note says what is missing.
 """
