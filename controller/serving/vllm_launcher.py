@@ -24,10 +24,10 @@ from ...models import resolve_checkpoint
 from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
 from ..vllm.engine import PROCESSOR
-from ..vllm.request_control import KEY, refuse_speculation
-from ..vllm.tokenizers import OPTIONS, load_tokenizer
+from ..vllm.engine_options import OPTIONS, check_endpoints, load_tokenizer, refuse_speculation
+from ..vllm.request_control import KEY
 from ..vllm.trace_channel import PLACE
-from ..vllm.trial_endpoint import SELF, SELF_KEY, check_endpoints
+from ..vllm.trial_endpoint import SELF, SELF_KEY
 from .auth_middleware import hash_key
 from .connections import GuardedProtocol
 from .reasoning_parsers import choose_reasoning_parser

@@ -25,9 +25,9 @@ from ...errors import CapabilityError, MarkerError
 from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
+from ..vllm.engine_options import load_tokenizer
 from ..vllm.parent_watch import SERVED
 from ..vllm.request_control import KEY
-from ..vllm.tokenizers import load_tokenizer
 from ..vllm.trace_channel import TraceStore
 from ..vllm.trial_endpoint import require_trials
 from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, route_of

@@ -29,9 +29,9 @@ from ..types import (
     StepInfo,
     TokenSink,
 )
-from .request_control import KEY, refuse_speculation
+from .engine_options import load_tokenizer, refuse_speculation
+from .request_control import KEY
 from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
-from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -17,10 +17,10 @@ from ..text.reasoning_parser import split_reasoning
 from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
-from .request_control import KEY, RequestControl, make_control, refuse_speculation
-from .tokenizers import load_tokenizer
+from .engine_options import check_endpoints, load_tokenizer, refuse_speculation
+from .request_control import KEY, RequestControl, make_control
 from .trace_channel import TraceStore, request_tag
-from .trial_endpoint import check_endpoints, require_trials
+from .trial_endpoint import require_trials
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,9 @@ from ..trial_answers import TrialDecoder
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from ..verification import RuleVerifier, Verifier
 from ..verifiers import EndpointVerifier
+from .engine_options import OPTIONS, check_endpoints, load_tokenizer
 from .request_control import KEY, RequestControl, parse_control, read_control
-from .tokenizers import OPTIONS, load_tokenizer
-from .trial_endpoint import SELF_KEY, TrialEndpoint, check_endpoints, failed_trial, require_trials
+from .trial_endpoint import SELF_KEY, TrialEndpoint, failed_trial, require_trials
 
 UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
 """Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a

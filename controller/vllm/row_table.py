@@ -37,7 +37,7 @@ def make_signals(values: NDArray[np.float32]) -> list[Signals | None]:
 class StepReadings(Protocol):
     """What one step said about the next tokens of each row, by its place in the batch.
 
-    `draft` says how many drafts of the step come before the token, see `draft_step`.
+    `draft` says how many drafts of the step come before the token, see `step.DraftStep`.
     """
 
     def signals(self, places: NDArray[np.int64], draft: int) -> NDArray[np.float32]:

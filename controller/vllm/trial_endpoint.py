@@ -38,17 +38,6 @@ def require_trials(control: RequestControl | None, available: bool) -> None:
     )
 
 
-def check_endpoints(settings: Mapping[str, Any], tensor_parallel: int) -> None:
-    """Raise CapabilityError where replies of servers would reach workers that must decide alike at different steps."""
-    named = [name for name in ("verifier", "trials") if settings.get(name)]
-    if named and tensor_parallel > 1:
-        raise CapabilityError(
-            f"{named[0]!r} does not work with a tensor_parallel_size of {tensor_parallel}: each worker would get "
-            "replies at a step of its own, and they must decide alike; leave it out, or use data parallelism",
-            code="tensor_parallel",
-        )
-
-
 def failed_trial(reason: str) -> Future[TrialAnswer]:
     """A trial that cannot be asked."""
     future: Future[TrialAnswer] = Future()

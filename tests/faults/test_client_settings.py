@@ -17,8 +17,7 @@ from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.rules import RequestRules
 from tersely.controller.serving.vllm_limits import check_request
 from tersely.controller.serving.vllm_translation import translate
-from tersely.controller.vllm.client_settings import CLIENT_SETTINGS
-from tersely.controller.vllm.request_control import KEY, read_control
+from tersely.controller.vllm.request_control import CLIENT_SETTINGS, KEY, read_control
 from tersely.controller.vllm.request_controller import WorkerContext
 from tersely.errors import OptionError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -26,7 +26,7 @@ from tersely.controller.vllm.row_table import ControlledRow, RowTable
 from tersely.evaluation.replay.reader import PieceTokenizer
 
 FOLDER = Path(vllm.__file__).parent
-ON_DEVICE = ("step.py", "draft_step.py", "token_history.py", "transfers.py", "logits_processor.py")
+ON_DEVICE = ("step.py", "token_history.py", "logits_processor.py")
 MARKERS = Markers("<think>", "</think>")
 END = 30_000
 PIECES = (
@@ -93,7 +93,7 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
         calls = 0
         original = table.read
 
-        def count(slots: Any, draft: int = 0, original: Any = original) -> None:
+        def count(slots: Iterable[int], draft: int = 0, original: Any = original) -> None:
             nonlocal calls
             slots = list(slots)
             calls += len(slots)

@@ -123,7 +123,7 @@ def test_a_tokenizer_of_mistrals_is_refused(start: Any, mistral: Path, mode: str
 
 def test_the_same_tokens_are_controlled_where_transformers_reads_them(start: Any, mistral: Path) -> None:
     from tersely.controller.text.tokenizer_adapter import get_adapter
-    from tersely.controller.vllm.tokenizers import load_tokenizer
+    from tersely.controller.vllm.engine_options import load_tokenizer
 
     start("--tokenizer-mode", "hf", model=mistral, markers=Markers("[INST]", "[/INST]"))
     codec = get_adapter(load_tokenizer(str(mistral), {"tokenizer_mode": "hf"}))
