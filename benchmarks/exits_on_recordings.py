@@ -16,8 +16,6 @@ Each has the share of thinking tokens saved, the right answers lost and the uppe
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from measuring import make_parser, print_figures
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -256,26 +255,15 @@ def _choose_and_learn(
             figures[number][name] = summarize([row for row, _ in kept], [stop for _, stop in kept])
 
 
-def show(figures: Sequence[dict[str, Any]]) -> None:
-    """Print a line per set: thinking saved in percent, and right answers lost."""
-    columns = [*RULES, "chosen", "learnt", "learnt_bound"]
-    print(f"{'set':44s} {'right':>6s} " + " ".join(f"{name:>16s}" for name in columns))
-    for one in figures:
-        cells = [one[name] for name in columns]
-        shown = [f"{100 * c['saved']:5.1f} % {c['lost']:3d} lost" if c else "none" for c in cells]
-        print(f"{one['set']:44s} {one['first']['right']:6d} " + " ".join(f"{text:>16s}" for text in shown))
-
-
 def main(argv: list[str] | None = None) -> None:
     """Read the sets and print their figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("logs", nargs="+", type=Path, help="files named MODEL__TASK.jsonl; two families at least")
     parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json or its folder; by default a simple one of ours"
     )
     parser.add_argument("--lost", type=float, default=0.01, help="share that may be lost elsewhere (default 0.01)")
     parser.add_argument("--limit", type=int, help="outputs per file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     codec = get_adapter(load_tokenizer(options.tokenizer))
     rows: list[Row] = []
@@ -285,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
                 rows.append(follow(number, row, codec, checker))
             print(f"read {path.stem}", file=sys.stderr)
     figures = judge([path.stem for path in options.logs], rows, options.lost)
-    print(json.dumps({"sets": figures})) if options.json else show(figures)
+    print_figures({"sets": figures} if options.json else {one.pop("set"): one for one in figures}, options.json)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ class DraftReview:
 
 
 class DraftReviewer:
-    """Judges drafts with the model of a session on the transformers engine."""
+    """Judges drafts with a session's model on the transformers engine, as Sirius does (arXiv 2409.03856)."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tersely.controller.vllm.engine import VllmEngine
 
+    from .support.chat_servers import Judge
     from .support.vllm_server import VllmServer
 
 # Read when torch, transformers and vLLM are imported, hence before any test module.
@@ -131,16 +132,29 @@ output = 1
 
 
 @pytest.fixture(scope="session")
-def our_vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], VllmServer]]:
-    """`tersely serve --engine vllm` on the small embedded model, with a key of its own rules."""
+def judge() -> Iterator[tuple[Judge, str]]:
+    """What answers the verifier's questions of `our_vllm_server`, and its URL."""
+    from .support.chat_servers import Judge
+
+    judge = Judge()
+    judge.answers.set()
+    with judge.serve() as url:
+        yield judge, url
+
+
+@pytest.fixture(scope="session")
+def our_vllm_server(
+    tmp_path_factory: pytest.TempPathFactory, judge: tuple[Judge, str]
+) -> Iterator[Callable[[], VllmServer]]:
+    """`tersely serve --engine vllm` on the small model, with a verifier, trials, and a key of its own rules."""
     from .support.vllm_server import shared, vllm_server
 
     def start() -> Any:
         folder = tmp_path_factory.mktemp("vllm")
         (folder / "team").write_text("of-the-team")
         (folder / "server.toml").write_text(SERVER_CONFIG)
-        flags = ("--config", str(folder / "server.toml"), "--max-num-batched-tokens", "1024", "--drain", "5")
-        return vllm_server("tersely-tiny-small", folder, *flags)
+        flags = ("--config", str(folder / "server.toml"), "--verifier", judge[1], "--trials", "self", "--drain", "5")
+        return vllm_server("tersely-tiny-small", folder, *flags, "--max-num-batched-tokens", "1024")
 
     with shared(start) as running:
         yield running

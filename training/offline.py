@@ -9,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..controller.engines.transformers.engine import TransformersEngine
-from .config import Recipe
+from .config import Recipe, RecipeError
 from .preflight import make_lora_config
 from .processes import resumable_map
 from .rewards import Correctness
@@ -94,9 +94,17 @@ def map_samples(
         return resumable_map(path, identity, rows, size, sample, lambda done: run.log(progress.format(done)))
 
 
-def shortest_right(traces: Sequence[SampledTrace], keep: int) -> list[SampledTrace]:
-    """The shortest right completions of a question that the model ended itself."""
-    return sorted((t for t in traces if t.right and t.finished), key=lambda t: t.length)[:keep]
+def choose_shortest(groups: Sequence[Sequence[SampledTrace]], keep: int) -> list[SampledTrace]:
+    """The shortest right completions of each question that the model ended itself; raises RecipeError for none."""
+    usable = [[trace for trace in group if trace.right and trace.finished] for group in groups]
+    kept = [trace for group in usable for trace in sorted(group, key=lambda t: t.length)[:keep]]
+    if not kept:
+        raise RecipeError(
+            f"{sum(map(len, groups))} completions of {len(groups)} questions could be learned, but none is right and "
+            "was ended by the model; use easier questions, or raise rollouts.max_new_tokens",
+            code="nothing_to_learn",
+        )
+    return kept
 
 
 def split_by_mask(trace: SampledTrace) -> list[tuple[int, list[int]]]:

@@ -62,7 +62,7 @@ def compute_base_curve(questions: Questions) -> dict[str, Any]:
 
 
 def compute_entropy_curve(difficulty: Floats, entropy: Floats, accuracy: Floats) -> dict[str, Any]:
-    """DiffAdapt's curve: mean token entropy in nats of questions [n] by difficulty, with its t interval; JSON form.
+    """DiffAdapt's curve (arXiv 2510.19669): mean entropy of questions [n] in nats by difficulty, with its t interval.
 
     It is U-shaped if both ends are above one inner level, by Welch's one-sided t tests with Bonferroni's correction.
     """

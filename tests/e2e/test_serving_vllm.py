@@ -18,6 +18,7 @@ import pytest
 
 from tersely.evaluation.tasks.questions import load
 
+from ..support.chat_servers import Judge
 from ..support.conversation import CLIENTS, Address, check_conversation
 from ..support.readme import README, code_blocks
 from ..support.vllm_server import KEY, NAME, VllmServer
@@ -90,6 +91,47 @@ def test_off_and_shadow_change_nothing(http: httpx.Client) -> None:
     assert plain["message"] == shadow["message"]
     assert plain["tersely"]["decisions"] == []
     assert [d["acted"] for d in shadow["tersely"]["decisions"]] == [False]
+
+
+def test_trial_answers_are_requests_of_the_server_to_itself(server: VllmServer, http: httpx.Client) -> None:
+    """Greedy trials on the prefix cache; the thinking ends where they agree, and "off" is what it was."""
+    long = PROBLEMS[5]
+    plain = answered(http, problem=long, tersely={"preset": "off"})
+    done, hits = (server.metric(name) for name in ("vllm:request_success_total{", "vllm:prefix_cache_hits_total{"))
+    reply = answered(http, problem=long, tersely={"preset": "certaindex"})
+    server.wait_idle()
+    (choice,) = reply["choices"]
+    decisions = choice["tersely"]["decisions"]
+    trials = [d for d in decisions if d["action"] == "trial"]
+    assert trials and all(d["policy"] == "certaindex" and d["tokens"] > 0 for d in trials), decisions
+    asked = [int(d["reason"].split()[2]) for d in trials]
+    assert all(at < d["position"] <= thinking(plain) for at, d in zip(asked, trials, strict=True))
+    assert thinking(reply) <= thinking(plain) and choice["message"]["content"].strip()
+    assert server.metric("vllm:request_success_total{") - done > len(trials) / 2, "the rest was ended at the box"
+    assert server.metric("vllm:prefix_cache_hits_total{") - hits >= 64 * len(trials)
+    assert server.metric('tersely_overhead_tokens_total{kind="trial"}') >= sum(d["tokens"] for d in trials)
+    again = answered(http, problem=long, tersely={"preset": "off"})
+    assert again["choices"][0]["message"] == plain["choices"][0]["message"]
+
+
+def test_clients_choose_policies_with_trials_and_name_no_server(http: httpx.Client) -> None:
+    own: dict[str, Any] = {"policies": {"deer": {}}}
+    assert http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": json.dumps(own)})).status_code == 200
+    for fields in ({"trials": "http://127.0.0.1:9"}, {"verifier": "http://127.0.0.1:9"}):
+        named = http.post("/v1/chat/completions", json=body(vllm_xargs={"tersely": json.dumps(own | fields)}))
+        assert named.status_code == 400
+
+
+def test_a_served_verifier_is_asked_what_rules_cannot_decide(http: httpx.Client, judge: tuple[Judge, str]) -> None:
+    """The output begins with the number alone, so that no rule can tell that it is an answer."""
+    prompt = f"<|im_start|>user\n{PROBLEMS[5]}\n/hard<|im_end|>\n<|im_start|>assistant\n<think>\nSo I get"
+    asked = {"model": NAME, "prompt": prompt, "max_tokens": 300, "temperature": 0, "tersely": {"preset": "trimr"}}
+    reply = http.post("/v1/completions", json=asked)
+    assert reply.status_code == 200, reply.text
+    decisions = reply.json()["choices"][0]["tersely"]["decisions"]
+    first = judge[0].bodies[0]["messages"][0]["content"]
+    assert "state an answer" in first and "Wait" not in first
+    assert not any(d["action"] == "error" for d in decisions), decisions
 
 
 def thinking(reply: dict[str, Any]) -> int:

@@ -106,5 +106,7 @@ def test_what_cannot_be_done_is_refused_at_once(llm: Any) -> None:
         llm.chat(MESSAGES[:1], greedy(), policies=[Own()])
     with refused(OptionError):
         llm.chat(MESSAGES[:1], greedy(), preset="fats")
+    with refused(CapabilityError, code="missing_trials"):
+        llm.chat(MESSAGES[:1], greedy(), preset="deer")
     with refused(OptionError):
         llm.chat(MESSAGES[:1], [greedy(), greedy()])

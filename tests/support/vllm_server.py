@@ -38,13 +38,14 @@ class VllmServer:
     def requests(self) -> float:
         """Requests under way and waiting, by the server's own count."""
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "tersely_requests_in_flight ")
-        return sum(map(self._metric, names))
+        return sum(map(self.metric, names))
 
     def written(self) -> float:
         """Tokens written since the server was started."""
-        return self._metric("vllm:generation_tokens_total{")
+        return self.metric("vllm:generation_tokens_total{")
 
-    def _metric(self, name: str) -> float:
+    def metric(self, name: str) -> float:
+        """The sum of the samples that begin like this."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 

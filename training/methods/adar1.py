@@ -19,9 +19,9 @@ from ..offline import (
     PreferencePair,
     SampledTrace,
     build_dpo_trainer,
+    choose_shortest,
     collect_traces,
     schedule_examples,
-    shortest_right,
     train_sft,
 )
 from ..preflight import CheckedRecipe, ResidentModels, check_recipe
@@ -98,12 +98,7 @@ def _train_short_parent(run: TrainingRun[AdaR1Recipe], long: TransformersEngine)
     settings, folder = run.recipe.adar1, run.folder / "short" / MODEL
     if not rank0_only(folder.is_dir):
         sampled = collect_traces(run, run.make_sampler(long), "short-traces", 1, settings.short_effort)
-        kept = [trace for group in sampled for trace in shortest_right(group, 1)]
-        if not kept:
-            raise RecipeError(
-                f"no short completion of {len(sampled)} questions is right; use easier questions",
-                code="nothing_to_learn",
-            )
+        kept = choose_shortest(sampled, 1)
         run.log(f"the short parent learns {len(kept)} completions")
         with closing(run.load_model()) as student:
             train_sft(run.make_stage("short", settings.short), student, kept)

@@ -14,7 +14,7 @@ from pydantic import Field
 from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import HINT_TOKEN, BrevityHint, find_learned_hint
 from ..config import Recipe, RecipeError, Section, ThinkingEffort
-from ..offline import SampledTrace, collect_traces, shortest_right, split_by_mask, to_sft, train_sft
+from ..offline import SampledTrace, choose_shortest, collect_traces, split_by_mask, to_sft, train_sft
 from ..preflight import CheckedRecipe, ResidentModels, check_frozen, check_recipe
 from ..training_run import TrainingRun
 from . import Method
@@ -49,13 +49,7 @@ def _train_sft(run: TrainingRun[SftRecipe]) -> None:
     sampler, settings = run.make_sampler(), run.recipe.sft
     sampled = collect_traces(run, sampler, "traces", settings.samples, settings.effort)
     traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
-    kept = [trace for group in traces for trace in shortest_right(group, settings.keep)]
-    if not kept:
-        raise RecipeError(
-            f"none of {settings.samples} completions of {len(sampled)} questions is right and was ended by the model; "
-            "use easier questions, or raise rollouts.max_new_tokens",
-            code="nothing_to_learn",
-        )
+    kept = choose_shortest(traces, settings.keep)
     before = fmean(trace.length for group in sampled for trace in group)
     after = fmean(trace.length for trace in kept)
     run.log(f"learning {len(kept)} completions of {after:.0f} tokens on average; all sampled ones have {before:.0f}")
@@ -114,16 +108,9 @@ def _train_hint(run: TrainingRun[HintRecipe]) -> None:
     ids = add_hint_tokens(engine.model, engine.tokenizer, words)
     before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), find_learned_hint(engine.tokenizer)
     _freeze_except(engine.model, ids)
-    kept: list[SampledTrace] = []
-    for group in sampled:
-        rewritten = (replace_forced_words(trace, engine.tokenizer, words, hint) for trace in group)
-        kept += shortest_right([trace for trace in rewritten if trace is not None], settings.keep)
-    if not kept:
-        raise RecipeError(
-            f"none of {settings.samples} completions of {len(sampled)} questions is right, was ended by the model and "
-            "has a hint; give the hint earlier, use easier questions, or raise rollouts.max_new_tokens",
-            code="nothing_to_learn",
-        )
+    rewritten = [[replace_forced_words(trace, engine.tokenizer, words, hint) for trace in group] for group in sampled]
+    with_hint = [[trace for trace in group if trace is not None] for group in rewritten]
+    kept = choose_shortest(with_hint, settings.keep)
 
     @torch.no_grad()
     def scale_change(model: Any, folder: Path) -> None:

@@ -94,11 +94,6 @@ def _step_reward(accuracies: Sequence[float], changes: Sequence[float], step: in
     return float((accuracies[-1] - accuracies[step]) * DECAY ** (len(changes) - step - 1))
 
 
-def find_settled(accuracies: Sequence[float], tolerance: float = 0.1) -> int:
-    """The earliest cut at which stopping is as good as thinking to the end; thinking after it is wasted."""
-    return next(i for i, accuracy in enumerate(accuracies) if accuracy >= accuracies[-1] - tolerance)
-
-
 class AccuracyCurve(NamedTuple):
     """The accuracy of a completion if its thinking ended before each of these tokens, the last being its own end."""
 
@@ -107,8 +102,9 @@ class AccuracyCurve(NamedTuple):
 
     @property
     def settled(self) -> int:
-        """The token from which thinking changed nothing more."""
-        return self.positions[find_settled(self.accuracies)]
+        """The first position at which ending is as good as thinking on, within 0.1; thinking after it is wasted."""
+        pairs = zip(self.positions, self.accuracies, strict=True)
+        return next(position for position, accuracy in pairs if accuracy >= self.accuracies[-1] - 0.1)
 
 
 class StepRollouts(GroupRollouts):

@@ -27,7 +27,7 @@ from ..rewards import AGENTIC, NO_THINK, THINK, Correctness, Reward, get_modes, 
 from ..rollouts import Row, load_tasks
 from ..sampling import FREE, CompletionRequest
 from ..training_run import MODEL, TrainingRun
-from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode
+from .episodes import EpisodeRollouts, TrainingEpisode
 
 
 class Align(Section):
@@ -121,11 +121,11 @@ def _train(run: TrainingRun[ApoRecipe]) -> None:
         tools = () if tasks is None else TOOL_SCHEMAS
         sampler = run.make_sampler(no_think_tokens=settings.no_think_tokens, tools=tools)
         by_id = None if tasks is None else {task.id: task for task in tasks}
-        runner = EpisodeRunner(sampler, by_id, settings.followup_effort, settings.max_steps)
+        rollouts = EpisodeRollouts(sampler, by_id, settings.followup_effort, settings.max_steps, plan, recipe.seed)
         if settings.align is not None:
-            _align(run, settings.align, runner, correct)
+            _align(run, settings.align, rollouts, correct)
         run.train_grpo(
-            EpisodeRollouts(runner, plan, recipe.seed),
+            rollouts,
             [correct, AdaptiveDiscount(correct, settings.alpha, settings.easy, close)],
             alarm=recipe.alarm,
             # The discounted reward includes correctness, which is only logged.
@@ -134,11 +134,11 @@ def _train(run: TrainingRun[ApoRecipe]) -> None:
         )
 
 
-def _align(run: TrainingRun[ApoRecipe], settings: Align, runner: EpisodeRunner, correct: Correctness) -> None:
+def _align(run: TrainingRun[ApoRecipe], settings: Align, rollouts: EpisodeRollouts, correct: Correctness) -> None:
     """Learn by SFT, for each question, its cheapest sufficient mode; or load what an earlier run has learned."""
-    engine, folder = runner.sampler.engine, run.folder / "aligned" / MODEL
+    engine, folder = rollouts.sampler.engine, run.folder / "aligned" / MODEL
     if not rank0_only(folder.is_dir):
-        traces = _choose_traces(run, settings, runner, correct)
+        traces = _choose_traces(run, settings, rollouts, correct)
         if not traces:
             raise RecipeError(
                 f"no mode is sufficient for any of {len(run.checked.rows)} questions; use easier ones, or lower "
@@ -150,19 +150,19 @@ def _align(run: TrainingRun[ApoRecipe], settings: Align, runner: EpisodeRunner, 
 
 
 def _choose_traces(
-    run: TrainingRun[ApoRecipe], settings: Align, runner: EpisodeRunner, correct: Correctness
+    run: TrainingRun[ApoRecipe], settings: Align, rollouts: EpisodeRollouts, correct: Correctness
 ) -> list[SampledTrace]:
-    recipe, rows, sampler = run.recipe, run.checked.rows, runner.sampler
+    recipe, rows, sampler = run.recipe, run.checked.rows, rollouts.sampler
     modes, samples = recipe.modes, settings.samples
 
     def is_right(episode: TrainingEpisode) -> bool:
-        row, solved = episode.row, runner.judge(episode)
+        row, solved = episode.row, rollouts.judge(episode)
         return correct.is_right(row["answer"], episode.answer, row["gym_entry"]) if solved is None else solved
 
     def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
         starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]
         requests = [CompletionRequest(row["prompt"], row["tier"], mode) for row, mode in starts]
-        episodes = runner(requests, [row for row, _ in starts], recipe.seed + start)
+        episodes = rollouts.run(requests, [row for row, _ in starts], recipe.seed + start)
         chosen = [
             choose_cheapest([e for e in episodes if e.row is row], modes, settings.min_accuracy, is_right)
             for row in part

@@ -95,16 +95,67 @@ class TrainingEpisode:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class EpisodeRunner:
-    """Runs episodes; all unfinished ones take their next step in one batch."""
+def _has_calls(rollout: Rollout) -> bool:
+    return bool(parse_tool_calls(rollout.response)[1])
 
-    sampler: RolloutSampler
-    tasks: Mapping[str, Task] | None  # by id; None for questions without tools, which take one step
-    followup_effort: str  # the tier of steps after a tool result
-    max_steps: int  # of an episode
 
-    def __call__(
+def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) -> list[Rollout]:
+    """Open a tool call after the thinking of these completions, if it is closed with tokens left, and continue them."""
+    opening = tuple(sampler.session.codec.encode(f"{sampler.session.markers.close_suffix}{OPEN}"))
+    opened, limit, size = list(rollouts), sampler.settings.max_new_tokens, sampler.settings.batch
+    heads = {
+        i: (*rollout.ids[: rollout.ids.index(sampler.close) + 1], *opening)
+        for i, rollout in enumerate(rollouts)
+        if sampler.close in rollout.ids
+    }
+    indices = [i for i, head in heads.items() if len(head) < limit]
+    completions = sampler.decode_batches(
+        [Request((*rollouts[i].prompt_ids, *heads[i]), limit - len(heads[i])) for i in indices],
+        lambda at: sampler.sampling(batch_seed("opened calls", seed, at // size)),
+    )
+    for i, completion in zip(indices, completions, strict=True):
+        forced = (*rollouts[i].forced[: len(heads[i]) - len(opening)], *(True for _ in opening))
+        opened[i] = replace(rollouts[i], **sampler.parse_completion(heads[i], forced, completion))
+    return opened
+
+
+class EpisodeRollouts(GroupRollouts):
+    """Episodes as completions for TRL, each represented by one of its steps, drawn at random.
+
+    All unfinished episodes take their next step in one batch. Forced starts are masked from the loss; episodes that do
+    not follow their forced start get weight 0.
+    """
+
+    def __init__(
+        self,
+        sampler: RolloutSampler,
+        tasks: Mapping[str, Task] | None,  # by id; None for questions without tools, which take one step
+        followup_effort: str,  # the tier of steps after a tool result
+        max_steps: int,  # of an episode
+        plan: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(sampler, plan, seed)
+        self.tasks, self.followup_effort, self.max_steps = tasks, followup_effort, max_steps
+
+    def sample(
+        self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int
+    ) -> list[Rollout]:
+        """See `GroupRollouts`."""
+        rng = Random(f"steps:{seed}")
+        return [
+            episode.to_rollout(rng.randrange(len(episode.steps)), self.judge(episode))
+            for episode in self.run(requests, rows, seed)
+        ]
+
+    def loss_mask(self, rollout: Rollout) -> list[int]:
+        """See `GroupRollouts`."""
+        mask = super().loss_mask(rollout)
+        if rollout.first_token_logprob is not None:
+            mask[0] = 0
+        return mask
+
+    def run(
         self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int
     ) -> list[TrainingEpisode]:
         """Run one episode per request and its dataset row.
@@ -158,55 +209,3 @@ class EpisodeRunner:
                 continue
             if context is None or len(prompt) + self.sampler.settings.max_new_tokens <= context:
                 yield episode
-
-
-def _has_calls(rollout: Rollout) -> bool:
-    return bool(parse_tool_calls(rollout.response)[1])
-
-
-def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) -> list[Rollout]:
-    """Open a tool call after the thinking of these completions, if it is closed with tokens left, and continue them."""
-    opening = tuple(sampler.session.codec.encode(f"{sampler.session.markers.close_suffix}{OPEN}"))
-    opened, limit, size = list(rollouts), sampler.settings.max_new_tokens, sampler.settings.batch
-    heads = {
-        i: (*rollout.ids[: rollout.ids.index(sampler.close) + 1], *opening)
-        for i, rollout in enumerate(rollouts)
-        if sampler.close in rollout.ids
-    }
-    indices = [i for i, head in heads.items() if len(head) < limit]
-    completions = sampler.decode_batches(
-        [Request((*rollouts[i].prompt_ids, *heads[i]), limit - len(heads[i])) for i in indices],
-        lambda at: sampler.sampling(batch_seed("opened calls", seed, at // size)),
-    )
-    for i, completion in zip(indices, completions, strict=True):
-        forced = (*rollouts[i].forced[: len(heads[i]) - len(opening)], *(True for _ in opening))
-        opened[i] = replace(rollouts[i], **sampler.parse_completion(heads[i], forced, completion))
-    return opened
-
-
-class EpisodeRollouts(GroupRollouts):
-    """Episodes as completions for TRL, each represented by one of its steps, drawn at random.
-
-    Forced starts are masked from the loss; episodes that do not follow their forced start get weight 0.
-    """
-
-    def __init__(self, runner: EpisodeRunner, plan: Sequence[str], seed: int) -> None:
-        super().__init__(runner.sampler, plan, seed)
-        self.runner = runner
-
-    def sample(
-        self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int
-    ) -> list[Rollout]:
-        """See `GroupRollouts`."""
-        rng = Random(f"steps:{seed}")
-        return [
-            episode.to_rollout(rng.randrange(len(episode.steps)), self.runner.judge(episode))
-            for episode in self.runner(requests, rows, seed)
-        ]
-
-    def loss_mask(self, rollout: Rollout) -> list[int]:
-        """See `GroupRollouts`."""
-        mask = super().loss_mask(rollout)
-        if rollout.first_token_logprob is not None:
-            mask[0] = 0
-        return mask

@@ -93,13 +93,13 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
         calls = 0
         original = table.read
 
-        def count(slots: Any, original: Any = original) -> None:
+        def count(slots: Any, draft: int = 0, original: Any = original) -> None:
             nonlocal calls
             slots = list(slots)
             calls += len(slots)
-            original(slots)
+            original(slots, draft)
 
-        table.read = count  # type: ignore[method-assign]
+        table.read = count  # type: ignore[method-assign,assignment]
         asked = play(model, table, rows, texts, drafts)
         for slot in range(len(rows)):
             table.flush(slot)

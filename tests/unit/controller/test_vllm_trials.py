@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from unittest.mock import Mock
 
@@ -38,11 +39,11 @@ class Completions:
     def serve(self) -> Iterator[str]:
         server = self
 
-        class Handler(JsonHandler):
-            def do_GET(self) -> None:  # noqa: N802
+        class Handler(JsonHandler, BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
                 self.reply(200, {"data": [{"id": "same"}]})
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 server.answers.wait(30)
                 self.send_response(200)

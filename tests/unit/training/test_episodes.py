@@ -18,7 +18,7 @@ from tersely.training.config import Data, RecipeError, Rollouts
 from tersely.training.methods import load_method
 from tersely.training.research import episodes
 from tersely.training.research.apo import choose_cheapest, to_alignment_trace
-from tersely.training.research.episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode, run_calls
+from tersely.training.research.episodes import EpisodeRollouts, TrainingEpisode, run_calls
 from tersely.training.rewards import AGENTIC, NO_THINK, THINK
 from tersely.training.rollouts import load_rows, load_tasks
 from tersely.training.sampling import FREE, CompletionRequest, Rollout, RolloutSampler
@@ -54,13 +54,9 @@ def sampler() -> RolloutSampler:
     return RolloutSampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOOL_SCHEMAS)
 
 
-def runner(sampler: RolloutSampler) -> EpisodeRunner:
-    return EpisodeRunner(sampler, TASKS, "easy", 6)
-
-
 def played(sampler: RolloutSampler, start_mode: str) -> list[TrainingEpisode]:
     asks = [CompletionRequest(row["prompt"], row["tier"], start_mode) for row in ROWS]
-    return runner(sampler)(asks, ROWS, 1)
+    return EpisodeRollouts(sampler, TASKS, "easy", 6).run(asks, ROWS, 1)
 
 
 def test_the_system_prompt_depends_on_the_model_as_in_use() -> None:
@@ -140,7 +136,7 @@ def test_one_weighted_step_stands_for_all_steps_on_average() -> None:
 
 def test_an_opened_call_is_masked_from_the_loss(sampler: RolloutSampler) -> None:
     plan = [AGENTIC, NO_THINK]
-    rollouts = EpisodeRollouts(runner(sampler), plan, 0)
+    rollouts = EpisodeRollouts(sampler, TASKS, "easy", 6, plan)
     rows = [ROWS[1], ROWS[1]]
     assert rows[0]["level"] == "instant"
     made = rollouts.sample([CompletionRequest(rows[0]["prompt"], "easy", start_mode) for start_mode in plan], rows, 0)

@@ -11,7 +11,7 @@ import torch
 from tersely.errors import OptionError
 from tersely.training.methods.adaptthink import NoThinkBonus, ReferenceBaseline
 from tersely.training.methods.length import HintBudget
-from tersely.training.methods.vsrm import find_cuts, find_settled, step_rewards
+from tersely.training.methods.vsrm import AccuracyCurve, find_cuts, step_rewards
 from tersely.training.research.apo import AdaptiveDiscount
 from tersely.training.rewards import (
     Correctness,
@@ -196,7 +196,8 @@ def test_steps_without_effect_are_penalised_if_the_answer_is_right() -> None:
 
 
 def test_settled_is_the_first_cut_as_good_as_the_end() -> None:
-    assert [find_settled(c) for c in ([0.2, 0.9, 1.0], [1.0, 0.2, 0.4], [0.4])] == [1, 0, 0]
+    curves = [AccuracyCurve((5, 7, 9), (0.2, 0.9, 1.0)), AccuracyCurve((5, 7, 9), (1.0, 0.2, 0.4))]
+    assert [curve.settled for curve in (*curves, AccuracyCurve((5,), (0.4,)))] == [7, 5, 5]
 
 
 def row(start_mode: str, right: float, p_no_think: float, tokens: int, **more: Any) -> dict[str, Any]:
