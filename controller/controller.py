@@ -62,6 +62,9 @@ class ControllerState(Enum):
     """No policy acts any more."""
 
 
+_THINKING = ControllerState.THINKING  # which is looked up for each token
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a policy wants done."""
@@ -166,17 +169,12 @@ class Controller:
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
-        state = self.state
-        if state is ControllerState.TRIAL:
-            return self._observe_trial(token, step)
+        if self.state is not _THINKING:
+            return self._observe_outside(token, step)
         self.position += 1
-        if state is ControllerState.ANSWER or state is ControllerState.BEFORE:
-            thinks_again = None if self._answer is None else self._answer.add(token)
-            if thinks_again is None:
-                return KEEP
-            return self._on_thinks_again(thinks_again) if state is ControllerState.ANSWER else self._on_open()
-        self.view._step = step
-        if token == self._close.id or (self._close.id is None and self._close.completes(token)):
+        close = self._close
+        if token == close.id or (close.id is None and close.completes(token)):
+            self.view._step = step
             return self._on_model_close(token)
         if token == self._eos:
             return self._on_end_of_turn()
@@ -184,7 +182,18 @@ class Controller:
         thinking.add(token, None if step is None else step.signals)
         if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
             return KEEP
+        self.view._step = step
         return self._on_wakeup()
+
+    def _observe_outside(self, token: int, step: StepInfo | None) -> Directive:
+        """Process a token that belongs to no thinking."""
+        if self.state is ControllerState.TRIAL:
+            return self._observe_trial(token, step)
+        self.position += 1
+        thinks_again = None if self._answer is None else self._answer.add(token)
+        if thinks_again is None:
+            return KEEP
+        return self._on_open() if self.state is ControllerState.BEFORE else self._on_thinks_again(thinks_again)
 
     def skip_thinking(self) -> None:
         """Follow nothing: the prompt has ended the thinking already."""
@@ -353,6 +362,8 @@ class Controller:
 
     def _decide(self, proposals: Sequence[Proposal]) -> Directive:
         """Closing or a helper wins over injecting, injecting over a trial; otherwise the first policy wins."""
+        if not proposals:
+            return KEEP
         actions = [p for p in proposals if not isinstance(p.action, Trial)]
         if not actions:
             return self._start_trial(proposals)
@@ -448,8 +459,6 @@ class Controller:
     def _start_trial(self, proposals: Sequence[Proposal]) -> Directive:
         """Start one trial for all policies that want the same one; reply None where there is no room for it."""
         wanted = [(p.task, p.action) for p in proposals if isinstance(p.action, Trial)]
-        if not wanted:
-            return KEEP
         sampled = self._ask_trial is None and any(action.sampled for _, action in wanted)
         asked = replace(wanted[0][1], sampled=sampled)
         tasks = []

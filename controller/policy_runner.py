@@ -6,6 +6,7 @@ An exception of a policy disables that policy and nothing else: it is reported, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from .policies.base import (
@@ -120,13 +121,12 @@ class PolicyScheduler:
 
     def update(self) -> None:
         """Recompute `next_wakeup` after policies have run."""
-        first = NEVER
-        for boundary, rank in BOUNDARY_RANK.items():
-            for task in self.tasks:
-                first = min(first, task.deadline, task.at if task.rank <= rank else NEVER)
-                if rank >= _SENTENCE:
-                    first = min(first, task.sentence_at)
-            self.next_wakeup[boundary] = first
+        first = [NEVER] * len(BOUNDARY_RANK)
+        for task in self.tasks:
+            first[0] = min(first[0], task.deadline)
+            first[_SENTENCE] = min(first[_SENTENCE], task.sentence_at)
+            first[task.rank] = min(first[task.rank], task.at)
+        self.next_wakeup.update(zip(BOUNDARY_RANK, accumulate(first, min), strict=True))
 
     def cancel_trials(self) -> None:
         """Give up trials without a reply yet."""

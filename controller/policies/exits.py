@@ -85,10 +85,10 @@ class Convergence(Policy):
             return
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought", sentence_at=view.tokens + self.stride)
-            stated = evidence.read(view.thinking.text_from(min(read, view.tokens)))
+            claim = evidence.find_answer(view.thinking.text_from(min(read, view.tokens)))
             read = view.tokens
-            if stated is not None and stated[1] is Finality.ANSWERS and (support := self.find_support(stated[0])):
-                yield Close(f"{support} the answer {stated[0].answer}", phrase="")
+            if claim is not None and (support := self.find_support(claim)):
+                yield Close(f"{support} the answer {claim.answer}", phrase="")
                 return
 
     def find_support(self, claim: Claim) -> str | None:

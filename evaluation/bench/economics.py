@@ -1,4 +1,4 @@
-"""What arms cost beyond their tokens: E3, FLOPs, dollars, seconds, their frontier, the ceiling of resampling.
+"""What arms cost beyond tokens: E3, FLOPs, dollars, seconds, the frontier of cost-of-pass, the resampling ceiling.
 
 Each figure is left out where it cannot be known, and a note says what is missing.
 """

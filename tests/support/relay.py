@@ -35,7 +35,11 @@ class Relay:
         if self._failing:
             writer.transport.abort()
             return
-        theirs, ours = await asyncio.open_connection(self._to.hostname, self._to.port)
+        try:
+            theirs, ours = await asyncio.open_connection(self._to.hostname, self._to.port)
+        except OSError:
+            writer.transport.abort()
+            return
         self._open |= {writer, ours}
         try:
             async with asyncio.TaskGroup() as group:
@@ -66,7 +70,9 @@ class Relay:
         listening.close()
         self._set(True)
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.wait(others, timeout=10) if others else None
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -103,6 +103,20 @@ def test_a_remainder_is_read_behind_its_equals_sign() -> None:
     assert found.answer == "501"
 
 
+def test_evidence_that_waits_for_an_answer_is_the_same() -> None:
+    pieces = (
+        "So 12 eggs are left. ", "Wait, that is 12. Yes, that matches.", "The answer is not clear.", "\\boxed{12}",
+        "So 13.", "Perhaps the answer is 13.", "Let me check. So 12 eggs are left.", "Answer:\n12", "The answer is 12.",
+    )  # fmt: skip
+    at_once, waits = AnswerEvidence(QUESTION), AnswerEvidence(QUESTION)
+    answered = []
+    for piece in pieces:
+        read, found = at_once.read(piece), waits.find_answer(piece)
+        assert found is None or (read is not None and found == read[0])
+        answered.append(found is not None)
+    assert answered == [False, False, False, True, False, False, False, True, True]
+
+
 def test_evidence_counts_what_speaks_for_a_claim() -> None:
     evidence = AnswerEvidence(QUESTION)
     evidence.read("Yes, that matches. So there are 12 eggs left.")
