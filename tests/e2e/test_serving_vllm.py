@@ -123,15 +123,12 @@ def test_clients_choose_policies_with_trials_and_name_no_server(http: httpx.Clie
 
 
 def test_a_served_verifier_is_asked_what_rules_cannot_decide(http: httpx.Client, judge: tuple[Judge, str]) -> None:
-    """The output begins with the number alone, so that no rule can tell that it is an answer."""
-    prompt = f"<|im_start|>user\n{PROBLEMS[5]}\n/hard<|im_end|>\n<|im_start|>assistant\n<think>\nSo I get"
-    asked = {"model": NAME, "prompt": prompt, "max_tokens": 300, "temperature": 0, "tersely": {"preset": "trimr"}}
-    reply = http.post("/v1/completions", json=asked)
-    assert reply.status_code == 200, reply.text
-    decisions = reply.json()["choices"][0]["tersely"]["decisions"]
-    first = judge[0].bodies[0]["messages"][0]["content"]
-    assert "state an answer" in first and "Wait" not in first
-    assert not any(d["action"] == "error" for d in decisions), decisions
+    """At this temperature some samples begin with what states nothing that rules can read."""
+    drawn = {"temperature": 2.0, "top_p": 1.0, "top_k": -1, "seed": 1, "n": 32, "max_tokens": 250}
+    reply = answered(http, problem=PROBLEMS[5], reasoning_effort="high", tersely={"preset": "trimr"}, **drawn)
+    decisions = [d for choice in reply["choices"] for d in choice["tersely"]["decisions"]]
+    assert decisions and not any(d["action"] == "error" for d in decisions), decisions
+    assert "state an answer" in judge[0].bodies[0]["messages"][0]["content"]
 
 
 def thinking(reply: dict[str, Any]) -> int:
