@@ -34,7 +34,8 @@ from .untrusted_text import sanitize_messages
 _log = logging.getLogger(__name__)
 _SHORT = 8_000
 """Characters of a request's text that take less time than handing it to a thread and back."""
-A, T = TypeVar("A"), TypeVar("T")
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class ServedRow(BatchRow):
