@@ -12,6 +12,7 @@ from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
 from . import StreamError
@@ -71,7 +72,7 @@ class OpenAIClient:
                 code="insecure_key",
             )
         self._httpx = httpx
-        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
         """The server's models by name; empty if it has no list. Raises ModelError if no server answers."""
