@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 from tersely.controller.policies.exits import CERTAINDEX_PROMPT, DEER_PROMPT
 from tersely.controller.types import Capability
@@ -160,9 +160,12 @@ def test_answers_that_agree_end_the_thinking() -> None:
 
 def test_a_dead_server_leaves_the_request_without_trials() -> None:
     with running("deer") as (row, context):
-        for _ in range(3):
-            row.write("I get five. Wait, more. ")
-            until(lambda: replied(row))
+        assert context.trials is not None
+        with patch.object(context.trials, "submit", wraps=context.trials.submit) as submit:
+            for _ in range(3):
+                row.write("I get five. Wait, more. ")
+                until(lambda: replied(row))
+        assert submit.call_count == 1, "nothing more is asked for this request"
         assert [(policy, action) for policy, action, _ in row.said] == [("trials", "error")]
         assert not row.controller.done and "</think>" not in row.words.decode(row.output)
         fresh = context.make_controller({KEY: {"policies": {"deer": {}}}}, row.words("a<think>")["input_ids"], 500)
