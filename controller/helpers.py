@@ -1,7 +1,8 @@
 """Larger models that write or review parts of another model's thinking, for the policies of `policies.speculative`.
 
-Only text goes from one model to the other, so they need not share a tokenizer; drafts are judged with one prefill. The
-words of the prompt for grades are ours; the likeliest digit is the grade, as SpecReason (arXiv 2504.07891) has it.
+Only text goes from one model to the other, so they need not share a tokenizer. Drafts are judged with one prefill: by
+the probabilities of their tokens, as in Sirius (arXiv 2409.03856), or by a grade, as in SpecReason (arXiv 2504.07891).
+The words of the prompt for grades are ours; the likeliest digit is the grade, as by default there.
 """
 
 from __future__ import annotations
