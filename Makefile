@@ -47,9 +47,9 @@ test: $(VENV)/test.stamp
 test-fast: $(VENV)/test.stamp
 	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadfile -m 'not slow' $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
 
-# The long part of tests/faults: storms, thousands of hostile inputs, killed commands. Takes about an hour.
+# What takes long and is seldom red: storms, thousands of hostile inputs, killed commands. Takes about an hour.
 attack: $(VENV)/test.stamp
-	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml -m attack -rP $(or $(ARGS),$(CURDIR)/tests/faults)
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml -m attack -rP $(or $(ARGS),$(CURDIR)/tests)
 
 # A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
 test-newest:

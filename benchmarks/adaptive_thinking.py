@@ -21,12 +21,12 @@ from measuring import make_parser, print_figures
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies
+from tersely.controller.text.answers import extract_answer
 from tersely.controller.trace import GenerationResult
 from tersely.evaluation.runner import SessionRunner, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
-from tersely.evaluation.trace_analysis import final_answer
 
 BEFORE = {"before": "normal", "before-easy": "easy", "before-none": "none"}
 """Arms of the model before training, and the effort of each."""
@@ -67,7 +67,7 @@ def run_arm(
     runner = SessionRunner(load_engine(model))
     settings = GenerationOptions(effort=effort, preset=preset, max_new_tokens=options.max_new_tokens)
     results: list[GenerationResult] = answer_all(runner, questions, settings, seed=options.seed, size=options.batch)
-    answers = [(question, final_answer(result)) for question, result in zip(questions, results, strict=True)]
+    answers = [(question, extract_answer(result.answer)) for question, result in zip(questions, results, strict=True)]
     return Arm(
         right_answers(answers, checker),
         [result.usage.total for result in results],

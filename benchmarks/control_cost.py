@@ -23,7 +23,7 @@ from tersely.controller.replay import bind_for_replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.errors import TerselyError
-from tersely.evaluation.replay.tokenizer import load_tokenizer
+from tersely.evaluation.replay.reader import load_tokenizer
 
 QUESTION = "A farm sells eggs in boxes of 12. How many boxes are needed for the whole week?"
 MARKERS = Markers("<think>", "</think>")

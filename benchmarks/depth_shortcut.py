@@ -23,6 +23,7 @@ from measuring import CLOCKS, make_parser, print_figures
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.engines.transformers.research.early_exit import DepthShortcut, LeavingSequence
 from tersely.controller.options import GenerationOptions
+from tersely.controller.text.answers import extract_answer
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import BindContext, SamplingParams
 from tersely.evaluation.bench.arms import check_unseen
@@ -30,7 +31,6 @@ from tersely.evaluation.runner import SessionRunner, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
-from tersely.evaluation.trace_analysis import final_answer
 from tersely.probes.research.shortcut import KIND, Shortcut
 
 _DRAW = random.Random(0)
@@ -85,7 +85,9 @@ def arm(
     answerer = Counting(engine)
     made = answer_all(answerer, questions, options, seed=seed, size=batch)
     with AnswerChecker() as checker:
-        right = right_answers([(q, final_answer(one)) for q, one in zip(questions, made, strict=True)], checker)
+        right = right_answers(
+            [(q, extract_answer(one.answer)) for q, one in zip(questions, made, strict=True)], checker
+        )
     tokens = [float(one.usage.total) for one in made]
     return Arm([float(one) for one in right], tokens, answerer.left, answerer.stayed, answerer.put_out)
 

@@ -41,7 +41,7 @@ from tersely.controller.text.tokenizer_adapter import TokenizerAdapter, get_adap
 from tersely.errors import TerselyError
 from tersely.evaluation.replay.formats import Fields, RecordedOutput
 from tersely.evaluation.replay.logs import load_set
-from tersely.evaluation.replay.tokenizer import load_tokenizer
+from tersely.evaluation.replay.reader import load_tokenizer
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.probes.stats import binomial_upper_bound
 

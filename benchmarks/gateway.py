@@ -3,12 +3,16 @@
 Both sides answer the same greedy requests, in turns: the server itself, the gateway with preset `off`, and with
 `budget`, where a controller reads every token and has no reason to act. `first_token` is the median of single requests
 in milliseconds; `throughput` the server's seconds over the gateway's, at the same output, with many at once.
+
+An embedded model writes a token in less time than a server needs to send it. `--wider N` makes its layers N times as
+wide, with random weights, as in models that people serve; `parameters` says how many weights the measured model has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import statistics
@@ -18,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -27,6 +32,31 @@ QUESTION = "Mia has {a} shells. Mia finds {b} more shells. Mia gives away 26 she
 NAME = "benchmarked"
 VLLM = ("-m", "vllm.entrypoints.openai.api_server")
 SMALL = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--gpu-memory-utilization", "0.3")
+
+
+def widen(model: str, times: int, folder: str) -> str:
+    """Write a model of wider layers with random weights, which never ends by itself; returns its folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(model)
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        setattr(config, name, getattr(config, name) * times)
+    config.eos_token_id = None
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+def count_parameters(model: str) -> int:
+    """The weights of a checkpoint."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in Path(model).glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names = weights.keys()
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return count
 
 
 @contextmanager
@@ -107,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--model", default="tersely-tiny-large", help="an embedded model or a folder (default: %(default)s)"
     )
+    parser.add_argument("--wider", type=int, default=1, metavar="N", help="widen its layers (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=16, help="requests at once (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -116,6 +147,8 @@ def main(argv: list[str] | None = None) -> None:
 
     model = options.model if Path(options.model).is_dir() else str(get_model_path(options.model))
     with ExitStack() as stack:
+        if options.wider > 1:
+            model = widen(model, options.wider, stack.enter_context(TemporaryDirectory()))
         bare = stack.enter_context(running(*VLLM, "--model", model, "--served-model-name", NAME, *SMALL))
         gateway = ("-m", "tersely.cli", "serve", "--upstream", bare, "--tokenizer", model, "--log", "off")
         url = stack.enter_context(running(*gateway))
@@ -125,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
             "budget": (url, {"tersely": {"preset": "budget"}}),
         }
         figures = asyncio.run(measure(sides, options.rounds, options.rows))
+        figures |= {"model": options.model, "wider": options.wider, "parameters": count_parameters(model)}
     print_figures(figures, options.json)
 
 

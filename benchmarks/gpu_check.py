@@ -37,8 +37,8 @@ def start(options: argparse.Namespace, ours: bool) -> Any:
     """A vLLM with the given flags, plain or ours."""
     import torch
 
-    from tersely.controller.engines.checkpoints import resolve_checkpoint
     from tersely.controller.vllm.engine import prepare_environment
+    from tersely.models import resolve_checkpoint
 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # as people run it
     prepare_environment(on_cpu=not torch.cuda.is_available())

@@ -13,11 +13,10 @@ from measuring import make_parser, print_figures
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.sampling import SampleResult
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.research.rules import Tree
-from tersely.controller.sampling.rules import Majority, ShortMofK, VoteFirst
-from tersely.controller.sampling.run import SampleResult
-from tersely.controller.sampling.vote import AggregationRule
+from tersely.controller.sampling.rules import AggregationRule, Majority, ShortMofK, VoteFirst
 from tersely.evaluation.runner import batch_seed
 from tersely.evaluation.tasks.questions import is_right, load
 

@@ -25,7 +25,7 @@ from tersely.controller.types import Signals, StepInfo
 from tersely.controller.vllm import request_controller
 from tersely.controller.vllm import step as worker_step
 from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
-from tersely.evaluation.replay.tokenizer import load_tokenizer
+from tersely.evaluation.replay.reader import load_tokenizer
 from tersely.kernels.signals import logit_signals
 from tersely.models import get_model_path
 

@@ -13,8 +13,7 @@ from .text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 
 WINDOW = 128
 """Tokens after a forced close within which deliberation is looked for; later, an answer may quote anything."""
-_CUE_TOKENS = 8
-"""Tokens of a sentence in which a cue must be complete."""
+_CUE_TOKENS = 8  # tokens of a sentence in which a cue must be complete
 _SENTENCE_END = TokenFlags.SENTENCE | TokenFlags.NEWLINE | TokenFlags.BLANK
 _DELIBERATES = re.compile(rf"\W*(?:{either('deliberates')})", re.IGNORECASE)
 
@@ -28,10 +27,7 @@ class ThinksAgain(Enum):
 
 
 class AnswerWatch:
-    """The answer of one sequence, token by token.
-
-    After a closing that was `forced`, a second closing marker and sentences that go on thinking are noticed as well.
-    """
+    """The answer of one sequence; after a `forced` closing, a second one and thinking on are noticed too."""
 
     def __init__(self, codec: TokenizerAdapter, markers: Markers, forced: bool) -> None:
         self.codec, self.forced = codec, forced

@@ -14,22 +14,21 @@ from .delegation import Helper
 from .options import GenerationOptions, OptionsDict, make_options
 from .policies import make_policies
 from .policies.base import Policy
-from .prompts import as_messages, thinking_state_after
+from .prompts import RenderedPrompt, as_messages, thinking_state_after
 from .replay import bind_for_replay
+from .request_builder import PreparedRequest
 from .session import Session, build_result
 from .streaming import EventSink
 from .text.markers import Markers, choose_markers, resolve_markers
 from .text.tokenizer_adapter import get_adapter
 from .trace import GenerationResult
-from .types import Capability, Engine, Prompt, Watcher
+from .types import Capability, Engine, Prompt, Request, Watcher
 from .verification import RuleVerifier, Verifier
 
 if TYPE_CHECKING:
     from .engines.transformers.decode import BatchDecoder
-    from .sampling.run import SampleResult
-    from .sampling.vote import AggregationRule
-
-_CACHED_ENGINES = 2
+    from .sampling import SampleResult
+    from .sampling.rules import AggregationRule
 
 
 class GenerateArguments(OptionsDict, total=False):
@@ -82,7 +81,7 @@ def generate(
     """
     batch, single = split_prompts(prompts)
     resolved = make_options(options, **overrides)
-    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
+    session = open_session(model, tokenizer, markers, think_prompt, verifier, helper)
     results = session.run(batch, resolved, on_event)
     return results[0] if single else results
 
@@ -120,31 +119,27 @@ def sample(
 
     All other arguments are those of `generate`; policies act on each sample.
     """
-    from .sampling.rules import resolve_rule
-    from .sampling.run import sample_all
+    from .sampling import resolve_rule, sample_all
 
     batch, single = split_prompts(prompts)
     resolved, aggregation = make_options(options, **overrides), resolve_rule(rule)
-    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
+    session = open_session(model, tokenizer, markers, think_prompt, verifier, helper)
     results = sample_all(session, batch, resolved, aggregation, k)
     return results[0] if single else results
 
 
-def _open_session(
+def open_session(
     model: Any,
-    tokenizer: Any,
-    markers: Markers | str | Sequence[str] | None,
-    think_prompt: bool,
-    verifier: Any,
-    helper: Any,
+    tokenizer: Any = None,
+    markers: Markers | str | Sequence[str] | None = None,
+    think_prompt: bool = False,
+    verifier: Any = None,
+    helper: Any = None,
 ) -> Session:
-    return Session(
-        resolve_engine(model, tokenizer),
-        resolve_markers(markers),
-        think_prompt,
-        verifier=resolve_verifier(verifier),
-        helper=resolve_helper(helper),
-    )
+    """A session on what the caller calls a model; see `generate`."""
+    session = Session(resolve_engine(model, tokenizer), resolve_markers(markers), think_prompt)
+    session.verifier, session.helper = resolve_verifier(verifier), resolve_helper(helper)
+    return session
 
 
 def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
@@ -202,7 +197,7 @@ def resolve_engine(model: Any, tokenizer: Any = None) -> Engine:
     return TransformersEngine(model, tokenizer)
 
 
-@lru_cache(maxsize=_CACHED_ENGINES)
+@lru_cache(maxsize=2)
 def _load_cached(name: str) -> Engine:
     from .engines.transformers.engine import load_engine
 
@@ -210,10 +205,7 @@ def _load_cached(name: str) -> Engine:
 
 
 class CustomGenerate:
-    """A callable for `model.generate(custom_generate=...)`; made by `custom_generate`.
-
-    After a call, `results` has a `GenerationResult` with trace and usage for each of its sequences.
-    """
+    """A callable for `model.generate(custom_generate=...)`, with the `results` of its last call."""
 
     def __init__(
         self,
@@ -222,53 +214,37 @@ class CustomGenerate:
         markers: Markers,
         make_budget: Callable[[str], Budget],
         shadow: bool,
-        streamer: Any,
-        stop_strings: Sequence[str] | None,
+        **streaming: Any,
     ) -> None:
         from .engines.transformers.decode import as_custom_generate
 
         self.results: list[GenerationResult] = []
         self._codec, self._markers = get_adapter(tokenizer), markers
         self._policies, self._make_budget, self._shadow = policies, make_budget, shadow
-        self._sequences: list[tuple[list[int], str, Budget, Controller | None]] = []
+        self._prepared: list[PreparedRequest] = []
         self._generate = as_custom_generate(
-            self._make_watcher,
-            tokenizer=tokenizer,
-            streamer=streamer,
-            stop_strings=stop_strings,
-            on_decoded=self._keep_results,
+            self._make_watcher, tokenizer=tokenizer, on_decoded=self._keep_results, **streaming
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Decode what `generate` has prepared, and return what it would."""
-        self._sequences = []
+        self._prepared = []
         return self._generate(*args, **kwargs)
 
     def _make_watcher(self, prompt_ids: list[int]) -> Watcher | None:
-        codec = self._codec
-        state = thinking_state_after(codec.decode(prompt_ids[-32:]), self._markers)
-        budget = self._make_budget(codec.decode(prompt_ids))
+        codec, text = self._codec, self._codec.decode(prompt_ids)
+        rendered = RenderedPrompt(tuple(prompt_ids), text, thinking_state_after(text, self._markers))
+        budget, opened = self._make_budget(text), rendered.state == "thinking"
         controller = None
-        if self._policies and state != "answer":
-            opened = state == "thinking"
+        if self._policies and rendered.state != "answer":
             controller = Controller(self._policies, codec, self._markers, budget, opened=opened, shadow=self._shadow)
-        self._sequences.append((prompt_ids, state, budget, controller))
+        request = Request(rendered.ids, budget.thinking + budget.reserve, controller)
+        self._prepared.append(PreparedRequest(rendered, budget, controller, request))
         return controller
 
     def _keep_results(self, decoder: BatchDecoder) -> None:
         self.results = [
-            build_result(
-                sequence.completion(),
-                controller,
-                self._codec,
-                self._markers,
-                state=state,
-                tier=budget.tier,
-                prompt_tokens=len(prompt_ids),
-            )
-            for sequence, (prompt_ids, state, budget, controller) in zip(
-                decoder.sequences, self._sequences, strict=True
-            )
+            build_result(sequence.completion(), prepared, self._codec, self._markers)
+            for sequence, prepared in zip(decoder.sequences, self._prepared, strict=True)
         ]
 
 
@@ -307,4 +283,5 @@ def custom_generate(
     def make_budget(prompt: str) -> Budget:
         return fit_budget(tier_by_length(prompt) if tier == "auto" else tier, max_new_tokens, answer_reserve)
 
-    return CustomGenerate(tokenizer, active, resolved_markers, make_budget, shadow, streamer, stop_strings)
+    streaming = {"streamer": streamer, "stop_strings": stop_strings}
+    return CustomGenerate(tokenizer, active, resolved_markers, make_budget, shadow, **streaming)

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known, unknown
 
 EFFORTS = ("none", "easy", "normal", "hard", "auto")
 OPENAI_EFFORTS = {"easy": "low", "normal": "medium", "hard": "high"}
@@ -17,8 +17,7 @@ ALIASES = {"minimal": "easy", "low": "easy", "medium": "normal", "high": "hard",
 """Other names of tiers -> tier."""
 ANSWER_RESERVE = 64
 MAX_ANSWER_RESERVE = 1024
-DIFFADAPT = "diffadapt"
-"""The strategy whose tier is the likeliest class of the difficulty probe."""
+DIFFADAPT = "diffadapt"  # the strategy whose tier is the likeliest class of the difficulty probe
 LCPO = "Think for maximum {budget} tokens."
 """What models of `tersely train lcpo` keep to: the sentence of LCPO-Max (L1, arXiv 2503.04697)."""
 UNLIMITED = 1 << 30
@@ -102,8 +101,7 @@ def tier_by_length(prompt: str) -> str:
     return "easy" if words < 12 else "normal" if words < 200 else "hard"
 
 
-Strategy: TypeAlias = str | Mapping[str, Budget]
-"""One of `STRATEGIES` by name, or a budget for each tier."""
+Strategy: TypeAlias = str | Mapping[str, Budget]  # one of `STRATEGIES` by name, or a budget for each tier
 
 
 def fit_budget(
@@ -120,8 +118,7 @@ def fit_budget(
     strategy is unknown.
     """
     if isinstance(strategy, str):
-        if strategy not in STRATEGIES:
-            raise unknown("strategy", strategy, STRATEGIES)
+        check_known("strategy", strategy, STRATEGIES)
         strategy = STRATEGIES[strategy]
     if tier not in strategy:
         raise OptionError(f"the strategy has no tier {tier!r}; it has {', '.join(strategy)}")

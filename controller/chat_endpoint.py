@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-from ..errors import CapabilityError, ModelError
-from .budgets import OPENAI_EFFORTS, canonical_effort, tier_by_length
-from .engines.openai.backend import StreamError
-from .engines.openai.client import OpenAIClient, RefusedError, choose_model, explain_not_found
+from ..errors import CapabilityError
+from .chat_model import LIMIT_FIELDS, ChatDialect, ChatModel, ChatQuestion
+from .engines.openai.client import OpenAIClient, RefusedError, choose_model
 from .options import GenerationOptions
 from .policies import make_policies
 from .prompts import as_messages
-from .text.markers import KNOWN, Markers
-from .text.reasoning_parser import split_text
-from .trace import Decision, GenerationResult, Usage
+from .trace import Decision, GenerationResult
 from .types import Prompt
-
-LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
-"""Fields for the most tokens of a reply; servers of some models refuse the older one."""
-_ATTEMPTS = 3
 
 
 class ChatOnlyEndpoint:
@@ -55,9 +48,10 @@ class ChatOnlyEndpoint:
         client = OpenAIClient(self.base_url, self.api_key, self.timeout)
         slots = asyncio.Semaphore(self.streams)
         try:
-            model = (await choose_model(client, self.model)).name
+            name = (await choose_model(client, self.model)).name
+            model = ChatModel(client, name, ChatDialect(effort_fields=("reasoning_effort",)))
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_answer(client, slots, model, prompt, options)) for prompt in prompts]
+                tasks = [group.create_task(_answer(model, slots, prompt, options)) for prompt in prompts]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -88,79 +82,18 @@ def check_options(options: GenerationOptions) -> None:
 
 
 async def _answer(
-    client: OpenAIClient, slots: asyncio.Semaphore, model: str, prompt: Prompt, options: GenerationOptions
+    model: ChatModel, slots: asyncio.Semaphore, prompt: Prompt, options: GenerationOptions
 ) -> GenerationResult:
-    messages = as_messages(prompt)
-    tier = canonical_effort(options.effort)
-    notes: list[Decision] = []
-    if tier == "auto":
-        tier = tier_by_length(str(messages[-1]["content"]))
-        reason = f"{tier}, by the prompt's length: a chat endpoint shows no hidden states"
-        notes.append(Decision("effort", "tier", reason, 0))
-    body = {
-        "model": model,
-        "messages": messages,
-        "reasoning_effort": OPENAI_EFFORTS.get(tier, tier),
-        **options.sampling.as_dict(),
-    }
+    asked = ChatQuestion(as_messages(prompt), options, options.max_new_tokens)
     async with slots:
-        reply = await _request(client, model, body, options.max_new_tokens)
-    return _make_result(client, reply, tier, notes)
-
-
-async def _request(client: OpenAIClient, model: str, body: dict[str, Any], limit: int | None) -> dict[str, Any]:
-    """The reply to one request; the limit has the older of its two names unless the server wants the other."""
-    limit_names, failures = list(LIMIT_FIELDS), 0
-    while True:
         try:
-            limits = {} if limit is None else {limit_names[0]: limit}
-            return await client.request("POST", "/chat/completions", {**body, **limits})
-        except RefusedError as error:
-            if error.status == 404:
-                raise await explain_not_found(client, model, error) from error
-            if len(limit_names) == 1 or limit_names[1] not in str(error):
+            result = (await model.answer(asked)).result
+        except RefusedError as error:  # the limit has the older of its two names unless the server wants the other
+            if LIMIT_FIELDS[1] not in str(error) or model.dialect.limit_field == LIMIT_FIELDS[1]:
                 raise
-            limit_names.pop(0)
-        except StreamError as error:
-            failures += 1
-            if failures == _ATTEMPTS:
-                raise ModelError(
-                    f"the request to {client.url} failed ({error}); check that the server is running",
-                    code="server_unreachable",
-                ) from error
-            await asyncio.sleep(max(error.retry_after, 0.2 * 2**failures))
-
-
-def _make_result(client: OpenAIClient, reply: dict[str, Any], tier: str, notes: list[Decision]) -> GenerationResult:
-    try:
-        choice = reply["choices"][0]
-        message = choice["message"]
-    except (KeyError, IndexError, TypeError):
-        raise ModelError(
-            f"the reply of {client.url} has no choice; check that this is the URL of its API", code="invalid_reply"
-        ) from None
-    answer = str(message.get("content") or "")
-    thinking = str(message.get("reasoning") or message.get("reasoning_content") or "")
-    if not thinking:  # the server leaves both in one text
-        for opening, closing in KNOWN:
-            before, found, _ = answer.partition(closing)
-            if found:
-                state = "before" if opening in before else "thinking"
-                thinking, answer = split_text(answer, Markers(opening, closing), state)
-                break
-    usage = reply.get("usage") or {}
-    tokens = usage.get("completion_tokens") or 0
-    thinking_tokens = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    if thinking and not thinking_tokens:
-        reason = "the server does not say how many tokens were thinking: all count as answer"
-        notes.append(Decision("usage", "note", reason, 0))
-    thinking_tokens = min(thinking_tokens or 0, tokens)
-    return GenerationResult(
-        text=f"{thinking}\n\n{answer}" if thinking else answer,
-        thinking=thinking.strip(),
-        answer=answer.strip(),
-        finish_reason=str(choice.get("finish_reason") or "stop"),
-        tier=tier,
-        usage=Usage(prompt=usage.get("prompt_tokens") or 0, thinking=thinking_tokens, answer=tokens - thinking_tokens),
-        trace=tuple(notes),
-    )
+            model.dialect = replace(model.dialect, limit_field=LIMIT_FIELDS[1])
+            result = (await model.answer(asked)).result
+    if options.effort != "auto":
+        return result
+    reason = f"{result.tier}, by the prompt's length: a chat endpoint shows no hidden states"
+    return replace(result, trace=(Decision("effort", "tier", reason, 0), *result.trace))

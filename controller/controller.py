@@ -28,6 +28,7 @@ from .policies.base import (
     ReviewDraft,
     TextAction,
     Trial,
+    TrialAnswer,
 )
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
@@ -35,7 +36,7 @@ from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
-from .trial_answers import AnswerTrial, TrialDecoder, start_trial
+from .trial_answers import AnswerTrial, AskTrial, PendingTrial, TrialDecoder, start_trial
 from .types import KEEP, Directive, Prompt, Signals, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
@@ -61,6 +62,9 @@ class ControllerState(Enum):
     """No policy acts any more."""
 
 
+_THINKING = ControllerState.THINKING  # which is looked up for each token
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a policy wants done."""
@@ -82,6 +86,7 @@ class Controller:
         verifier: answers the policies' questions; None decides by rules only.
         prompt: the text or messages, for policies and the helper.
         answer_trial: answers trials in shadow mode, where the model is not asked; None leaves them without a reply.
+        ask_trial: lets other requests answer trials; None decodes them within the sequence.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Controller:
         helper: Helper | None = None,
         prompt: Prompt = "",
         answer_trial: AnswerTrial | None = None,
+        ask_trial: AskTrial | None = None,
     ) -> None:
         self.codec, self.markers, self.budget = codec, markers, budget
         self.shadow, self.closing_sentence = shadow, closing_sentence
@@ -121,7 +127,8 @@ class Controller:
         self._in_region = False  # whether policies run inside code, math or a tool call
         self._trial: TrialDecoder | None = None
         self._trial_tasks: list[PolicyTask] = []
-        self._answer_trial = answer_trial
+        self._answer_trial, self._ask_trial = answer_trial, ask_trial
+        self._trials_failed = False  # whether a trial in another request had no reply; no more are asked then
         self._set_aside: tuple[int, ...] = ()  # the latest tokens, before which a trial was asked
 
     # -- facts for the session and for forward modifiers
@@ -162,17 +169,12 @@ class Controller:
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
-        state = self.state
-        if state is ControllerState.TRIAL:
-            return self._observe_trial(token, step)
+        if self.state is not _THINKING:
+            return self._observe_outside(token, step)
         self.position += 1
-        if state is ControllerState.ANSWER or state is ControllerState.BEFORE:
-            thinks_again = None if self._answer is None else self._answer.add(token)
-            if thinks_again is None:
-                return KEEP
-            return self._on_thinks_again(thinks_again) if state is ControllerState.ANSWER else self._on_open()
-        self.view._step = step
-        if token == self._close.id or (self._close.id is None and self._close.completes(token)):
+        close = self._close
+        if token == close.id or (close.id is None and close.completes(token)):
+            self.view._step = step
             return self._on_model_close(token)
         if token == self._eos:
             return self._on_end_of_turn()
@@ -180,7 +182,18 @@ class Controller:
         thinking.add(token, None if step is None else step.signals)
         if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
             return KEEP
+        self.view._step = step
         return self._on_wakeup()
+
+    def _observe_outside(self, token: int, step: StepInfo | None) -> Directive:
+        """Process a token that belongs to no thinking."""
+        if self.state is ControllerState.TRIAL:
+            return self._observe_trial(token, step)
+        self.position += 1
+        thinks_again = None if self._answer is None else self._answer.add(token)
+        if thinks_again is None:
+            return KEEP
+        return self._on_open() if self.state is ControllerState.BEFORE else self._on_thinks_again(thinks_again)
 
     def skip_thinking(self) -> None:
         """Follow nothing: the prompt has ended the thinking already."""
@@ -246,6 +259,7 @@ class Controller:
 
     def _begin_answer(self, forced: bool) -> None:
         self._closes += forced
+        self._scheduler.cancel_trials()
         self.state, self._answer = ControllerState.ANSWER, AnswerWatch(self.codec, self.markers, forced)
 
     def _on_thinks_again(self, how: ThinksAgain) -> Directive:
@@ -348,6 +362,8 @@ class Controller:
 
     def _decide(self, proposals: Sequence[Proposal]) -> Directive:
         """Closing or a helper wins over injecting, injecting over a trial; otherwise the first policy wins."""
+        if not proposals:
+            return KEEP
         actions = [p for p in proposals if not isinstance(p.action, Trial)]
         if not actions:
             return self._start_trial(proposals)
@@ -443,9 +459,8 @@ class Controller:
     def _start_trial(self, proposals: Sequence[Proposal]) -> Directive:
         """Start one trial for all policies that want the same one; reply None where there is no room for it."""
         wanted = [(p.task, p.action) for p in proposals if isinstance(p.action, Trial)]
-        if not wanted:
-            return KEEP
-        asked = replace(wanted[0][1], sampled=any(action.sampled for _, action in wanted))
+        sampled = self._ask_trial is None and any(action.sampled for _, action in wanted)
+        asked = replace(wanted[0][1], sampled=sampled)
         tasks = []
         for task, action in wanted:
             if replace(action, sampled=asked.sampled) == asked:
@@ -457,6 +472,14 @@ class Controller:
         forced, trial = start_trial(self.codec, self.markers, before, self.budget.reserve, asked)
         room = self.budget.thinking + self.budget.reserve - self.position
         aside = tuple(self.thinking.ids[kept:])
+        if self._ask_trial is not None and not self._trials_failed and len(forced) + trial.most <= room:
+            asked_at = self.position - len(aside)
+            pending = PendingTrial(asked_at, self._ask_trial(asked_at, forced, trial))
+            for task in tasks:
+                task.wait_for(pending)
+            return KEEP
+        if self._ask_trial is not None:
+            return self._run_policies(tasks, None, may_try=False)
         if not self.shadow and len(forced) + trial.most <= room:
             self._trial, self._trial_tasks, self._set_aside = trial, tasks, aside
             self.state = ControllerState.TRIAL
@@ -477,11 +500,26 @@ class Controller:
             self._record(policy, "note", effect.reason, acted=not self.shadow)
         elif isinstance(effect, Exception):
             self._record(policy, "error", f"disabled after {format_error(effect)}")
+        elif isinstance(effect, PendingTrial):
+            return self._end_pending(policy, effect)
         else:
             future = self.questions.ask(effect.question)
             self._note_missing_verdicts()
             return future
         return None
+
+    def _end_pending(self, policy: str, trial: PendingTrial) -> TrialAnswer | None:
+        """The reply to a trial in another request; without one, no more are asked."""
+        if trial.reply.cancelled():
+            return None
+        if (error := trial.reply.exception()) is not None:
+            self._trials_failed = True
+            self._note_once("trials", "error", f"goes on without trial answers: {format_error(error)}")
+            return None
+        answer = trial.reply.result()
+        said = f"asked after {trial.position} tokens: {answer.answer!r}, with a confidence of {answer.confidence:.3f}"
+        self.decisions.append(Decision(policy, "trial", said, self.position, tokens=answer.tokens))
+        return answer
 
     def _note_missing_verdicts(self) -> None:
         for error in self.questions.collect_errors():

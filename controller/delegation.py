@@ -28,16 +28,12 @@ class HelperRequest:
     prompt: Prompt
     thinking: str
     tokens: int
-    one_thought: bool = False
-    """Write no further than to the end of a thought."""
-    reply: bool = False
-    """Do not think at all, but reply to the prompt."""
-    whole: bool = False
-    """Write all of the thinking, under the helper's own control."""
+    one_thought: bool = False  # write no further than to the end of a thought
+    reply: bool = False  # do not think at all, but reply to the prompt
+    whole: bool = False  # write all of the thinking, under the helper's own control
     draft: str = ""
     """Text that stands already and is to be reviewed; the result begins with what is kept of it."""
-    criterion: ReviewCriterion | None = None
-    """When the draft is kept; None where there is none."""
+    criterion: ReviewCriterion | None = None  # when the draft is kept; None where there is none
     prefix_key: PrefixKey | None = None
     """Identifies the growing text, so that what the helper has read of it is not read again."""
 
@@ -62,20 +58,15 @@ class HelperFuture(Future[HelperText]):
         self.tokens = self.read = 0
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """See `Future.exception`."""
-        self._ensure_computed()
-        return super().exception(timeout)
-
-    def result(self, timeout: float | None = None) -> HelperText:
-        """See `Future.result`."""
-        self._ensure_computed()
-        return super().result(timeout)
-
-    def _ensure_computed(self) -> None:
         if not self.done():
             self._compute()
         if not self.done():
             self.set_exception(HelperError("the helper wrote nothing"))
+        return super().exception(timeout)
+
+    def result(self, timeout: float | None = None) -> HelperText:
+        self.exception()
+        return super().result(timeout)
 
 
 class HelperError(Exception):
@@ -126,10 +117,7 @@ class DelegationManager:
         self._prefix_key = PrefixKey()
 
     def begin(self, task: PolicyTask, action: HelperAction, position: int, room: int) -> Directive:
-        """Send a request, and suspend the sequence until it is answered.
-
-        `position` counts output tokens so far; the thinking may still grow by `room` tokens.
-        """
+        """Send a request after `position` output tokens, and suspend; the thinking may grow by `room` tokens."""
         if isinstance(action, ReviewDraft):
             return self._review(task, action, position, room)
         thinking = self.thinking

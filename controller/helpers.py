@@ -1,16 +1,13 @@
-"""Larger models that write or review parts of another model's thinking.
+"""Larger models that write or review parts of another model's thinking, for the policies of `policies.speculative`.
 
-Speculative Thinking (arXiv 2504.12329) has a larger model write the hard parts. Sirius (arXiv 2409.03856) has a full
-model check what a sparse one wrote, and rewrite it from the first token on that it finds too unlikely. SpecReason
-(arXiv 2504.07891) has a larger model grade each step from 0 to 9. Only text goes from one model to the other, so they
-need not share a tokenizer; drafts are judged with one prefill. The words of the prompt for grades are ours, but what it
-asks for is what the authors' does, and the likeliest digit is the grade, which is their default.
+Only text goes from one model to the other, so they need not share a tokenizer; drafts are judged with one prefill. The
+words of the prompt for grades are ours; the likeliest digit is the grade, as SpecReason (arXiv 2504.07891) has it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,25 +15,22 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache
 
-from .budgets import TIERS, fit_budget
-from .controller import ControllerState
+from .budgets import TIERS, UNLIMITED, fit_budget
+from .controller import Controller, ControllerState
 from .delegation import HelperError, HelperFuture, HelperRequest, HelperText, PrefixKey
 from .engines.transformers.model_runner import can_be_ragged
 from .options import GenerationOptions
-from .prompts import get_question, render
+from .prompts import count_common, get_question, render
 from .session import Session
 from .text.markers import MarkerMatcher
 from .text.tokenizer_adapter import TokenFlags
-from .types import KEEP, Directive, Prompt, Request, SamplingParams, StepInfo, Watcher
+from .types import KEEP, Directive, Prompt, Request, SamplingParams, StepInfo
 from .verifiers import encode_chat, next_token_probs
 
 _Pending = tuple[HelperRequest, HelperFuture]
 _STOP = Directive(stop=True)
-_UNLIMITED = 1 << 20
-_BATCH_SIZE = 16
-"""Most drafts that are graded in one forward pass."""
-_MIN_PROBABILITY = 0.1
-"""All digits together must be more likely than this, or the reply is not a grade."""
+_BATCH_SIZE = 16  # most drafts that are graded in one forward pass
+_MIN_PROBABILITY = 0.1  # all digits together must be more likely than this, or the reply is not a grade
 _GRADE = """Question:
 {question}
 
@@ -76,7 +70,6 @@ class EngineHelper:
         self._reviewer: DraftReviewer | None = None
 
     def write(self, request: HelperRequest) -> HelperFuture:
-        """See `Helper.write`."""
         future = HelperFuture(self._write_pending)
         self._pending.append((request, future))
         return future
@@ -145,30 +138,25 @@ class EngineHelper:
 class StopAfter:
     """Ends a sequence after `tokens` tokens, at the end of a thought or of the thinking, or once it is `late`.
 
-    A sequence that `inner` controls ends where `thinking_ended()`.
+    A sequence that has a `controller` ends where that has ended its thinking.
     """
 
     def __init__(
-        self,
-        session: Session,
-        request: HelperRequest,
-        deadline: float,
-        inner: Watcher | None = None,
-        thinking_ended: Callable[[], bool] = lambda: False,
+        self, session: Session, request: HelperRequest, deadline: float, controller: Controller | None = None
     ) -> None:
         self.tokens_left, self.deadline, self.late = request.tokens, deadline, False
         self._codec, self._one_thought = session.codec, request.one_thought
         self._close = MarkerMatcher(session.codec, session.markers.close)
-        self._inner, self._thinking_ended = inner, thinking_ended
+        self._controller = controller
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         self.tokens_left -= 1
         self.late = time.monotonic() > self.deadline
         if self.tokens_left <= 0 or self.late:
             return _STOP
-        if self._inner is not None:
-            return _STOP if self._thinking_ended() else self._inner.observe(token, step)
+        if self._controller is not None:
+            ended = self._controller.state is ControllerState.ANSWER
+            return _STOP if ended else self._controller.observe(token, step)
         thought_ended = self._one_thought and bool(self._codec.flags[token] & TokenFlags.BLANK)
         return _STOP if self._close.completes(token) or thought_ended else KEEP
 
@@ -178,19 +166,11 @@ def make_request(session: Session, request: HelperRequest, deadline: float, pres
     if request.whole:
         limit = request.tokens + TIERS["normal"].reserve
         (prepared,) = session.prepare([request.prompt], GenerationOptions(preset=preset, max_new_tokens=limit))
-        controller = prepared.controller
-        watcher = StopAfter(
-            session,
-            request,
-            deadline,
-            controller,
-            lambda: controller is not None and controller.state is ControllerState.ANSWER,
-        )
+        watcher = StopAfter(session, request, deadline, prepared.controller)
         return replace(prepared.request, watcher=watcher), watcher
     if request.reply:
-        prompt_ids = render(
-            session.engine.tokenizer, request.prompt, fit_budget("none", _UNLIMITED), session.markers
-        ).ids
+        budget = fit_budget("none", UNLIMITED)
+        prompt_ids = render(session.engine.tokenizer, request.prompt, budget, session.markers).ids
     else:
         (prompt_ids,) = encode_thinking(session, request.prompt, request.thinking)
     limit, context = request.tokens + 1, session.engine.context_length
@@ -202,7 +182,7 @@ def make_request(session: Session, request: HelperRequest, deadline: float, pres
 
 def encode_thinking(session: Session, prompt: Prompt, *thinkings: str) -> list[tuple[int, ...]]:
     """The ids of a prompt followed by each of these beginnings of a thinking."""
-    rendered = render(session.engine.tokenizer, prompt, fit_budget("normal", _UNLIMITED), session.markers)
+    rendered = render(session.engine.tokenizer, prompt, fit_budget("normal", UNLIMITED), session.markers)
     opening = "" if rendered.state == "thinking" else f"{session.markers.open}\n"
     return [(*rendered.ids, *session.codec.encode(f"{opening}{thinking}")) for thinking in thinkings]
 
@@ -218,7 +198,7 @@ class DraftReview:
 
 
 class DraftReviewer:
-    """Judges drafts with the model of a session on the transformers engine."""
+    """Judges drafts with a session's model on the transformers engine, as Sirius does (arXiv 2409.03856)."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -240,7 +220,7 @@ class DraftReviewer:
         before, ids = encode_thinking(
             self.session, request.prompt, request.thinking, f"{request.thinking}{request.draft}"
         )
-        start = common_prefix_length(before, ids)  # the first token of a draft may merge with the last one before it
+        start = count_common(before, ids)  # the first token of a draft may merge with the last one before it
         scores = self._scorer.score(request.prefix_key, ids, start, request.criterion.temperature)
         rejected = next((i for i, probability in enumerate(scores.probabilities) if probability < limit), None)
         if rejected is None:
@@ -290,7 +270,7 @@ class CachedScorer:
         """Score a text's tokens from `start` (at least 1) on; `key` identifies a text that grows."""
         cached = None if key is None else self._cached.get(key)
         known, cache = cached or ([], DynamicCache(config=self.model.config.get_text_config(decoder=True)))
-        common = min(common_prefix_length(known, ids), start - 1)
+        common = min(count_common(known, ids), start - 1)
         if common < len(known):
             cache.crop(common - len(known))  # a negative count, which is relative to the cache's length
         fed = torch.tensor([list(ids[common:])], device=self.model.device)
@@ -301,8 +281,3 @@ class CachedScorer:
         tokens = torch.tensor(list(ids[start:]), device=logits.device)
         probabilities = (logits / temperature).log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()
         return TokenScores(probabilities.tolist(), logits.argmax(-1).tolist(), fed.size(1))
-
-
-def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, TypeAda
 from pydantic import dataclasses as pydantic_dataclasses
 from pydantic.errors import PydanticSchemaGenerationError
 
-from ..errors import OptionError, TerselyError, unknown
+from ..errors import OptionError, TerselyError, check_known
 from ..io import write
 from ..validation import format_validation_error
 from .budgets import STRATEGIES, Budget, Strategy, canonical_effort, fit_budget
@@ -24,8 +24,7 @@ from .policies import get_policy_class, make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
 
-MAX_OUTPUT_TOKENS = 32768
-"""Output tokens where a caller sets no limit and the model's context leaves as many."""
+MAX_OUTPUT_TOKENS = 32768  # output tokens where a caller sets no limit and the model's context leaves as many
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "seed")
 
 
@@ -151,22 +150,21 @@ class OptionsDict(TypedDict, total=False):
 
 
 def make_options(options: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
-    """Build options, or replace some of `options`; takes the keywords of `OptionsDict`.
-
-    Raises OptionError for an unknown option or a value that is not accepted.
-    """
+    """Build options, or replace some, by the keywords of `OptionsDict`; raises OptionError for what is not accepted."""
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
-    for name in overrides:
-        if name not in OPTION_NAMES:
-            raise unknown("option", name, [*OPTION_NAMES, *SAMPLING_OPTIONS])
+    check_known("option", overrides, [*OPTION_NAMES, *SAMPLING_OPTIONS])
     options = options or GenerationOptions()
+    for name, value in sampling.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
     if sampling:
-        base = overrides.get("sampling", options.sampling)
-        overrides["sampling"] = replace(base, **{name: _as_number(name, value) for name, value in sampling.items()})
+        overrides["sampling"] = replace(overrides.get("sampling", options.sampling), **sampling)
     try:
         return replace(options, **overrides)
     except ValidationError as error:
-        raise _option_error(error) from None
+        # Our own error for what pydantic found: the one that a validator raised, else an OptionError.
+        cause = error.errors()[0].get("ctx", {}).get("error")
+        raise cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error)) from None
 
 
 def check_budget(options: GenerationOptions) -> None:
@@ -185,18 +183,6 @@ def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions
     return replace(options, sampling=replace(options.sampling, seed=seed))
 
 
-def _as_number(name: str, value: object) -> object:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
-    return value
-
-
-def _option_error(error: ValidationError) -> TerselyError:
-    """Our own error for what pydantic found: the one that a validator raised, else an OptionError."""
-    cause = error.errors()[0].get("ctx", {}).get("error")
-    return cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error))
-
-
 FORMAT = 1
 _BUDGET = TypeAdapter(Budget)
 _KEYS = ("format", "effort", "policies", "strategy", "found")
@@ -208,10 +194,7 @@ class ConfigError(TerselyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TunedConfig:
-    """How to answer; `found` tells people where it comes from and what it was worth there.
-
-    Raises OptionError for what is unknown.
-    """
+    """How to answer; `found` tells where it comes from. Raises OptionError for what is unknown."""
 
     effort: str = "normal"
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by name, in order of precedence
@@ -227,39 +210,25 @@ class TunedConfig:
         made = tuple(make_policy_from_file(name, settings) for name, settings in self.policies.items())
         return {"effort": self.effort, "policies": made, "strategy": resolve_strategy(self.strategy)}
 
-    def as_json(self) -> str:
-        """The text of its file."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
-
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all; raises WriteError."""
-        write(path, self.as_json())
+        write(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
 
 def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
     """What tiers mean: a name as it is, changes of tiers as budgets; raises OptionError for an unknown one."""
     if isinstance(described, str):
-        if described not in STRATEGIES:
-            raise unknown("strategy", described, STRATEGIES)
+        check_known("strategy", described, STRATEGIES)
         return described
     made = dict(STRATEGIES["tiers"])
-    known = [f.name for f in fields(Budget) if f.name != "tier"]
+    check_known("tier", described, made)
     for tier, changes in described.items():
-        if tier not in made:
-            raise unknown("tier", tier, made)
-        for key in changes:
-            if key not in known:
-                raise unknown(f"field of tier {tier!r}:", key, known)
-        made[tier] = _make_budget({**asdict(made[tier]), **changes})
+        check_known(f"field of tier {tier!r}:", changes, [f.name for f in fields(Budget) if f.name != "tier"])
+        try:
+            made[tier] = _BUDGET.validate_python({**asdict(made[tier]), **changes})
+        except ValidationError as error:
+            raise OptionError(f"tier {tier!r}: {format_validation_error(error, Budget)}") from None
     return made
-
-
-def _make_budget(values: Mapping[str, Any]) -> Budget:
-    """A budget from plain values; raises OptionError for one of a wrong type or out of its range."""
-    try:
-        return _BUDGET.validate_python(values)
-    except ValidationError as error:
-        raise OptionError(f"tier {values['tier']!r}: {format_validation_error(error, Budget)}") from None
 
 
 def make_policy_from_file(name: str, settings: Mapping[str, Any]) -> Policy:
@@ -289,9 +258,7 @@ def read_config(path: Path) -> TunedConfig:
             f"{path} is not a configuration of format {FORMAT}; accepted: an object with {', '.join(_KEYS[1:])}, by "
             "hand or of `tersely tune`"
         )
-    for key in about:
-        if key not in _KEYS:
-            raise unknown(f"key in {path}:", key, _KEYS)
+    check_known(f"key in {path}:", about, _KEYS)
     try:
         return TunedConfig(**{key: value for key, value in about.items() if key != "format"})
     except (TypeError, AttributeError) as error:
@@ -299,8 +266,5 @@ def read_config(path: Path) -> TunedConfig:
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """Keyword arguments for `tersely.generate` from a configuration file, as in `generate(m, **load_config("t.json"))`.
-
-    Raises ConfigError, OptionError.
-    """
+    """Keyword arguments for `tersely.generate` from a configuration file; raises ConfigError, OptionError."""
     return read_config(Path(path)).options()

@@ -6,6 +6,7 @@ An exception of a policy disables that policy and nothing else: it is reported, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from .policies.base import (
@@ -21,15 +22,16 @@ from .policies.base import (
     Wait,
     Watching,
 )
+from .trial_answers import PendingTrial
 
 MAX_SIDE_EFFECTS = 64
 """Most notes and questions of a policy between two waits, or it might never come to an end."""
 
 _SENTENCE = BOUNDARY_RANK["sentence"]
 
-SideEffect = Note | AskVerifier | Exception
+SideEffect = Note | AskVerifier | PendingTrial | Exception
 OnSideEffect = Callable[[str, SideEffect], Any]
-"""Handles a policy's note, question or exception; what it returns is the reply to a question."""
+"""Handles a policy's note, question, trial that has its reply, or exception; what it returns is the policy's reply."""
 
 
 class PolicyTask:
@@ -39,17 +41,7 @@ class PolicyTask:
     that every request would show.
     """
 
-    __slots__ = (
-        "_on_side_effect",
-        "at",
-        "close_at",
-        "deadline",
-        "generator",
-        "policy",
-        "protected",
-        "rank",
-        "sentence_at",
-    )
+    __slots__ = "_on_side_effect at close_at deadline generator policy protected rank sentence_at trial".split()
 
     def __init__(self, policy: Policy, view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.policy, self._on_side_effect = policy, on_side_effect
@@ -57,13 +49,16 @@ class PolicyTask:
         self.at = self.deadline = self.rank = 0
         self.close_at = self.sentence_at = NEVER
         self.protected = False
+        self.trial: PendingTrial | None = None
         if self.resume(None) is not None:
             raise TypeError(f"policy {policy.name!r} must wait before its first action")
 
     def resume(self, reply: Any = None) -> TextAction | Trial | None:
         """Run the policy with the reply to its last action, up to its next wait, action or trial."""
-        if self.generator is None:
+        if self.generator is None or (self.trial is not None and not self.trial.reply.done()):
             return None
+        if self.trial is not None:
+            reply, self.trial = self._on_side_effect(self.policy.name, self.trial), None
         try:
             for _ in range(MAX_SIDE_EFFECTS):
                 action = self.generator.send(reply)
@@ -85,8 +80,13 @@ class PolicyTask:
             reply = None
         self.disable(TypeError("a policy must wait between two actions"))
 
+    def wait_for(self, trial: PendingTrial) -> None:
+        """Sleep until the first end of a sentence at which a trial has its reply."""
+        self.trial, self.protected = trial, False
+        self.at = self.deadline = self.close_at = NEVER
+        self.sentence_at = 0
+
     def disable(self, error: Exception) -> None:
-        """Continue without this policy."""
         self._stop()
         self._on_side_effect(self.policy.name, error)
 
@@ -112,10 +112,7 @@ class PolicyTask:
 
 
 class PolicyScheduler:
-    """The policies of one sequence.
-
-    `next_wakeup` is, per boundary kind, the first token count at which any policy must run.
-    """
+    """The policies of one sequence; `next_wakeup` is the first token count, per boundary, at which any must run."""
 
     def __init__(self, policies: Sequence[Policy], view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.tasks = [PolicyTask(policy, view, on_side_effect) for policy in policies]
@@ -124,16 +121,20 @@ class PolicyScheduler:
 
     def update(self) -> None:
         """Recompute `next_wakeup` after policies have run."""
-        first = NEVER
-        for boundary, rank in BOUNDARY_RANK.items():
-            for task in self.tasks:
-                first = min(first, task.deadline, task.at if task.rank <= rank else NEVER)
-                if rank >= _SENTENCE:
-                    first = min(first, task.sentence_at)
-            self.next_wakeup[boundary] = first
+        first = [NEVER] * len(BOUNDARY_RANK)
+        for task in self.tasks:
+            first[0] = min(first[0], task.deadline)
+            first[_SENTENCE] = min(first[_SENTENCE], task.sentence_at)
+            first[task.rank] = min(first[task.rank], task.at)
+        self.next_wakeup.update(zip(BOUNDARY_RANK, accumulate(first, min), strict=True))
+
+    def cancel_trials(self) -> None:
+        """Give up trials without a reply yet."""
+        for task in self.tasks:
+            if task.trial is not None:
+                task.trial.reply.cancel()
 
     def due(self, tokens: int, boundary: str) -> list[PolicyTask]:
-        """The tasks that run after this many tokens, at this boundary."""
         rank = BOUNDARY_RANK[boundary]
         return [
             task

@@ -35,19 +35,16 @@ def load_tier_probe(engine: ModelHandle, folder: str | None) -> TierProbe | None
 
 
 def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool | None) -> probe_io.StoredRule:
-    """The readiness probe with its certified threshold.
+    """The readiness probe with its certified threshold, with `trials`, without, or (None) whichever saves more.
 
     Raises ProbeError if there is none for this model, CapabilityError if the engine does not show what it reads.
-
-    Args:
-        trials: with trial answers, without, or (None) whichever saves more; without where the engine cannot drop them.
     """
     if engine is None or Capability.HIDDEN_STATES not in engine.capabilities:
         name = "recorded output" if engine is None else repr(engine.name)
         raise CapabilityError(f"a readiness probe reads hidden states, which {name} does not show")
     remedy = "make one with `tersely collect` and `tersely calibrate`, and pass its folder (probes)"
     path = require_probe(engine, folder, "readiness", "readiness probe", remedy)
-    can_try = Capability.KV_ROLLBACK in engine.capabilities
+    can_try = Capability.TRIALS in engine.capabilities
     rule = probe_io.load_stop_rule(path, engine.fingerprint(), trials if can_try else False)
     if engine.hidden_layers is not None and rule.layer not in engine.hidden_layers:
         raise CapabilityError(
@@ -68,10 +65,7 @@ def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> Arti
 
 
 def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | None:
-    """The folder of a model's probe: in `folder`, or pretrained; None without a pretrained one.
-
-    Raises ProbeError for a folder without a probe of this kind.
-    """
+    """The folder of a model's probe; None without a pretrained one. Raises ProbeError for a folder without one."""
     if folder is None:
         fingerprint = engine.fingerprint()
         return None if fingerprint is None else find_pretrained(fingerprint, kind)

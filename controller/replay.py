@@ -66,8 +66,5 @@ def replay(
 
 
 def bind_for_replay(policies: Sequence[Policy], trials: bool = False) -> tuple[Policy, ...]:
-    """Bind policies without an engine; a policy that needs one raises CapabilityError or ProbeError.
-
-    `trials` says whether trials are answered.
-    """
+    """Bind policies without an engine; raises CapabilityError or ProbeError for a policy that needs one."""
     return tuple(policy.bind(BindContext(None, trials=trials)) for policy in policies)

@@ -18,7 +18,7 @@ from .controller import Controller, ControllerState
 from .delegation import Helper
 from .options import GenerationOptions, check_budget
 from .policies.base import Policy
-from .prompts import RenderedPrompt, as_messages, get_question, render
+from .prompts import RenderedPrompt, as_messages, count_common, get_question, render
 from .text.markers import Markers
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
@@ -28,8 +28,7 @@ from .verification import Verifier
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
 
-_SEAM = 8
-"""Characters at the end of a question that may share a token with what follows it."""
+_SEAM = 8  # characters at the end of a question that may share a token with what follows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +40,13 @@ class TierChoice:
     tokens: int = 0
 
 
-def choose_by_length(prompt: Prompt) -> TierChoice:
-    """Choose a tier by the prompt's length, without a difficulty probe."""
-    tier = tier_by_length(str(as_messages(prompt)[-1]["content"]))
-    return TierChoice(tier, f"{tier}, by the prompt's length: this model has no difficulty probe")
-
-
 def find_prefix(codec: TokenizerAdapter, prompt: Prompt, renderings: Mapping[str, RenderedPrompt]) -> tuple[int, ...]:
     """The ids that all tiers' prompts begin with if they contain the question, else the largest tier's prompt.
 
     At least one token of each prompt is left out.
     """
     prompts = [rendered.ids for rendered in renderings.values()]
-    size = min(map(len, prompts)) - 1
-    size = next((i for i in range(size) if len({ids[i] for ids in prompts}) > 1), size)
+    size = min(count_common(*prompts), min(map(len, prompts)) - 1)
     prefix, question = prompts[0][:size], get_question(prompt).strip()
     if question[: max(1, len(question) - _SEAM)] in codec.decode(prefix):
         return prefix
@@ -118,7 +110,9 @@ class RequestBuilder:
         if effort != "auto":
             return [self._build_one(prompt, TierChoice(effort, "")) for prompt in prompts]
         if tier_probe is None:
-            choices = [choose_by_length(prompt) for prompt in prompts]
+            tiers = [tier_by_length(str(as_messages(prompt)[-1]["content"])) for prompt in prompts]
+            reason = "by the prompt's length: this model has no difficulty probe"
+            choices = [TierChoice(tier, f"{tier}, {reason}") for tier in tiers]
         else:
             choices = self._choose_by_probe(prompts, tier_probe)
         return [self._build_one(prompt, choice) for prompt, choice in zip(prompts, choices, strict=True)]

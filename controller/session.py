@@ -1,32 +1,39 @@
 """A session: an engine and its markers, ready to answer prompts under an effort and a set of policies.
 
-It makes the results as well, from what the engine and the controllers have.
+It makes the results as well, and rows that an engine decodes together while each streams and can be cancelled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, OptionError
 from .budgets import DIFFADAPT, canonical_effort
-from .controller import Controller
 from .delegation import Helper
 from .options import GenerationOptions
-from .policies import make_policies, make_policy
+from .policies import make_policies, make_policy, resolve_modifier
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
-from .registry import resolve_modifier
 from .request_builder import PreparedRequest, RequestBuilder, distinct_policies
-from .streaming import EventSink, StreamEmitter
+from .streaming import CancellableWatcher, EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
-from .text.reasoning_parser import split_reasoning
+from .text.reasoning_parser import ReasoningParser, split_reasoning, truncate_at_stop
 from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from .trace import Decision, GenerationResult, Span, Usage
-from .types import SESSION_CAPABILITIES, BindContext, Capability, Completion, Engine, ForwardModifier, Prompt
+from .types import (
+    SESSION_CAPABILITIES,
+    BindContext,
+    Capability,
+    Completion,
+    Engine,
+    ForwardModifier,
+    Prompt,
+    TokenSink,
+)
 from .verification import Verifier
 
 if TYPE_CHECKING:
@@ -46,13 +53,9 @@ class ResolvedOptions:
 
 
 class Session:
-    """Answers prompts on one engine. Raises MarkerError where the model's markers cannot be found.
+    """Answers prompts on one engine; for the arguments see `api.generate`.
 
-    Args:
-        markers: None finds them.
-        think_prompt: make a model without markers think between <think> and </think>.
-        verifier: answers the policies' questions; None decides by rules only.
-        helper: writes what policies delegate.
+    Raises MarkerError where the model's markers cannot be found. Without a verifier, rules decide.
     """
 
     def __init__(
@@ -76,24 +79,37 @@ class Session:
     ) -> list[GenerationResult]:
         """Answer all prompts as one batch, in order; `emit` receives text as it is generated."""
         recorder = self._make_recorder(options)
-        requests = self._prepare(prompts, options, () if recorder is None else (recorder.policy(),))
-        emitter = None if emit is None else StreamEmitter(self.codec, self.markers, requests, emit)
-        completions = self.engine.generate([r.request for r in requests], options.sampling, emitter)
-        if emitter is not None:
-            emitter.finish()
+        requests = self.prepare(prompts, options, () if recorder is None else (recorder.policy(),))
+        rows = [BatchRow(self, request, None, emit=emit, number=number) for number, request in enumerate(requests)]
+        completions = self.engine.generate([row.request for row in rows], options.sampling, make_sink(rows))
+        if emit is not None:
+            for row in rows:
+                row.emitter.finish()
         self.end_batch(requests)
-        results = [self.finish(request, done) for request, done in zip(requests, completions, strict=True)]
+        results = [row.result(done) for row, done in zip(rows, completions, strict=True)]
         if recorder is not None:
             recorder.keep(prompts, results, [request.controller is not None for request in requests])
         return results
 
-    def prepare(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[PreparedRequest]:
-        """Make prompts ready for the engine.
+    def prepare(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...] = ()
+    ) -> list[PreparedRequest]:
+        """Make prompts ready for the engine; `more` policies follow those of the options.
 
         Raises OptionError for an option that is not accepted, PromptError for a prompt that is empty or too long, and
         CapabilityError where the engine or the session lacks what a policy requires.
         """
-        return self._prepare(prompts, options, ())
+        resolved = self.resolve(options)
+        policies = (*resolved.policies, *more)
+        required = {need for policy in policies for need in policy.requires}
+        required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
+        required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
+        required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
+        self._check(required)
+        builder = RequestBuilder(
+            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
+        )
+        return builder.build(prompts, resolved.tier_probe)
 
     def resolve(self, options: GenerationOptions) -> ResolvedOptions:
         """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
@@ -124,33 +140,7 @@ class Session:
 
     def finish(self, prepared: PreparedRequest, done: Completion) -> GenerationResult:
         """Make the result of a request from the engine's completion."""
-        return build_result(
-            done,
-            prepared.controller,
-            self.codec,
-            self.markers,
-            state=prepared.rendered.state,
-            tier=prepared.budget.tier,
-            prompt_tokens=len(prepared.rendered.ids),
-            recomputed=prepared.recomputed,
-            notes_before=prepared.notes,
-            notes_after=prepared.final_notes(),
-        )
-
-    def _prepare(
-        self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...]
-    ) -> list[PreparedRequest]:
-        resolved = self.resolve(options)
-        policies = (*resolved.policies, *more)
-        required = {need for policy in policies for need in policy.requires}
-        required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
-        required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
-        required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
-        self._check(required)
-        builder = RequestBuilder(
-            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
-        )
-        return builder.build(prompts, resolved.tier_probe)
+        return build_result(done, prepared, self.codec, self.markers)
 
     def _check(self, required: set[Capability]) -> None:
         """Raise CapabilityError for what is required and missing; without a verifier, rules verify."""
@@ -190,28 +180,19 @@ class Session:
 
 
 def build_result(
-    done: Completion,
-    controller: Controller | None,
-    codec: TokenizerAdapter,
-    markers: Markers,
-    *,
-    state: str,
-    tier: str,
-    prompt_tokens: int,
-    recomputed: int = 0,
-    notes_before: Sequence[Decision] = (),
-    notes_after: Sequence[Decision] = (),
+    done: Completion, prepared: PreparedRequest, codec: TokenizerAdapter, markers: Markers
 ) -> GenerationResult:
-    """The result of one sequence; `state` is where its prompt left the model (see `RenderedPrompt`)."""
-    parts = split_reasoning(done.token_ids, codec, markers, state, closed_by_force(done, codec, markers))
+    """The result of one request from the engine's completion."""
+    controller = prepared.controller
+    parts = split_reasoning(done.token_ids, codec, markers, prepared.state, closed_by_force(done, codec, markers))
     return GenerationResult(
         text=codec.decode(done.token_ids),
         thinking=parts.thinking,
         answer=parts.answer,
         finish_reason=done.finish_reason,
-        tier=tier,
+        tier=prepared.budget.tier,
         usage=Usage(
-            prompt=prompt_tokens,
+            prompt=len(prepared.rendered.ids),
             thinking=parts.thinking_tokens,
             answer=parts.answer_tokens,
             injected=sum(done.forced),
@@ -220,9 +201,9 @@ def build_result(
             verifier=controller.verifier_tokens if controller else 0,
             helper_completion=controller.delegations.tokens if controller else 0,
             helper_prompt=controller.delegations.read if controller else 0,
-            recomputed=done.recomputed + recomputed,
+            recomputed=done.recomputed + prepared.recomputed,
         ),
-        trace=(*notes_before, *(controller.decisions if controller else ()), *notes_after),
+        trace=(*prepared.notes, *(controller.decisions if controller else ()), *prepared.final_notes()),
         spans=build_spans(done.token_ids, done.forced, codec),
         token_ids=done.token_ids,
         signals=done.signals,
@@ -242,3 +223,43 @@ def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdap
     for is_forced, run in groupby(zip(ids, forced, strict=True), key=lambda pair: pair[1]):
         spans.append(Span("forced" if is_forced else "sampled", codec.decode([token for token, _ in run])))
     return tuple(spans)
+
+
+class BatchRow(CancellableWatcher):
+    """One row of a batch: `stops` end the answer, which is not streamed from `hide` on; `emit` receives new text."""
+
+    def __init__(
+        self,
+        session: Session,
+        prepared: PreparedRequest,
+        is_cancelled: Callable[[], bool] | None,
+        stops: Sequence[str] = (),
+        hide: str = "",
+        emit: EventSink | None = None,
+        number: int = 0,
+    ) -> None:
+        parser = ReasoningParser(session.markers, prepared.state, stops, hide, session.codec)
+        super().__init__(lambda: parser.stopped or (is_cancelled is not None and is_cancelled()))
+        self.session, self.prepared, self.stops = session, prepared, stops
+        self.streams = emit is not None or bool(stops)
+        self.request = self.wrap(prepared.request) if is_cancelled or stops else prepared.request
+        self.emitter = StreamEmitter(session.codec, parser, emit or (lambda event: None), prepared.controller, number)
+
+    def on_tokens(self, tokens: Sequence[int], forced: bool) -> None:
+        """Stream what the engine wrote; see `types.TokenSink`."""
+        self.emitter(tokens, forced)
+
+    def result(self, completion: Completion) -> GenerationResult:
+        """The result, cut at the first stop string."""
+        result = self.session.finish(self.prepared, completion)
+        answer, stopped = truncate_at_stop(result.answer, self.stops)
+        return replace(result, answer=answer, finish_reason="stop") if stopped else result
+
+
+def make_sink(rows: Sequence[BatchRow]) -> TokenSink | None:
+    """The sink of rows that an engine decodes as one batch; None if none of them streams."""
+
+    def sink(row: int, tokens: Sequence[int], forced: bool) -> None:
+        rows[row].on_tokens(tokens, forced)
+
+    return sink if any(row.streams for row in rows) else None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import cast
 
 from .controller import Controller
-from .text.markers import Markers
 from .text.reasoning_parser import Channel, ReasoningParser, TextDelta
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
@@ -28,77 +27,54 @@ class TextDeltaEvent:
 EventSink = Callable[[TextDeltaEvent], None]
 
 
-class StreamedRow(Protocol):
-    """A row that is streamed."""
-
-    @property
-    def controller(self) -> Controller | None:
-        """The controller whose last decision explains forced text, if any."""
-
-    @property
-    def state(self) -> str:
-        """Where the prompt leaves the model; see `ReasoningParser`."""
-
-
 class StreamEmitter:
-    """A token sink that emits `TextDeltaEvent`s of whole characters.
+    """Emits `TextDeltaEvent`s of whole characters for the tokens of one row; forced text has the controller's decision.
 
     The texts of a channel add up to the result's `thinking` or `answer`, unless tokens were retracted after they had
-    been emitted. `parsers` are those of the rows, for example with stop strings; by default without.
+    been emitted.
     """
 
     def __init__(
         self,
         codec: TokenizerAdapter,
-        markers: Markers,
-        rows: Sequence[StreamedRow],
+        parser: ReasoningParser,
         emit: EventSink,
-        parsers: Sequence[ReasoningParser] | None = None,
+        controller: Controller | None = None,
+        row: int = 0,
     ) -> None:
-        self.codec, self.rows, self.emit = codec, rows, emit
-        self.parsers = parsers or [ReasoningParser(markers, row.state, codec=codec) for row in rows]
-        self._pending: list[list[int]] = [[] for _ in rows]
+        self.codec, self.parser, self.emit, self.controller, self.row = codec, parser, emit, controller, row
+        self._pending: list[int] = []
 
-    def __call__(self, row: int, tokens: Sequence[int], forced: bool) -> None:
+    def __call__(self, tokens: Sequence[int], forced: bool) -> None:
         """Take tokens from the engine; see `types.TokenSink`."""
-        parser = self.parsers[row]
         if forced:
-            self._emit(row, self._feed_pending(row))
-        self._pending[row].extend(tokens)
+            self._emit(self._feed_pending())
+        self._pending.extend(tokens)
         if not tokens:
             return
         if forced:
-            parser.forced |= parser.markers.close in self.codec.decode(tokens)
-            self._emit_forced(row, self._feed_pending(row), parser.channel)
-        elif not self.codec.decode(self._pending[row]).endswith("\ufffd"):
-            self._emit(row, self._feed_pending(row))
+            self.parser.forced |= self.parser.markers.close in self.codec.decode(tokens)
+            deltas = self._feed_pending()
+            decisions = reversed(self.controller.decisions) if self.controller else ()
+            decision = next((decision for decision in decisions if decision.text), None)
+            self._emit(deltas or [TextDelta(self.parser.channel, "")], decision)
+        elif not self.codec.decode(self._pending).endswith("\ufffd"):
+            self._emit(self._feed_pending())
 
-    def finish(self) -> None:
-        """Emit what is held back of all rows."""
-        for row in range(len(self.rows)):
-            self.finish_row(row)
+    def finish(self, thinking: str | None = None, answer: str | None = None) -> None:
+        """Emit what is held back; see `ReasoningParser.finish` for the arguments."""
+        self._emit(self._feed_pending())
+        self._emit(self.parser.finish(thinking, answer))
 
-    def finish_row(self, row: int, thinking: str | None = None, answer: str | None = None) -> None:
-        """Emit what is held back of one row; see `ReasoningParser.finish` for the arguments."""
-        self._emit(row, self._feed_pending(row))
-        self._emit(row, self.parsers[row].finish(thinking, answer))
-
-    def _feed_pending(self, row: int) -> list[TextDelta]:
-        deltas = self.parsers[row].feed_tokens(self._pending[row]) if self._pending[row] else []
-        self._pending[row].clear()
+    def _feed_pending(self) -> list[TextDelta]:
+        deltas = self.parser.feed_tokens(self._pending) if self._pending else []
+        self._pending.clear()
         return deltas
 
-    def _emit(self, row: int, deltas: Sequence[TextDelta], decision: Decision | None = None) -> None:
+    def _emit(self, deltas: Sequence[TextDelta], decision: Decision | None = None) -> None:
         for delta in deltas:
-            self.emit(TextDeltaEvent(row, delta.text, delta.channel, decision))
+            self.emit(TextDeltaEvent(self.row, delta.text, delta.channel, decision))
             decision = None
-
-    def _emit_forced(self, row: int, deltas: Sequence[TextDelta], channel: Channel) -> None:
-        """Emit forced text, its decision with the first event."""
-        controller = self.rows[row].controller
-        decisions = reversed(controller.decisions) if controller else ()
-        decision = next((decision for decision in decisions if decision.text), None)
-        self._emit(row, deltas or [TextDelta(channel, "")], decision)
 
 
 _STOP = Directive(stop=True)
@@ -118,7 +94,6 @@ class CancellableWatcher:
         return replace(request, watcher=self)
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         if self.is_cancelled():
             if self._trial_tokens:
                 return Directive(retract=self._trial_tokens + 1, trial=False, stop=True)
@@ -134,5 +109,4 @@ class CancellableWatcher:
         return directive
 
     def resume(self) -> Directive:
-        """See `SuspendableWatcher.resume`."""
         return _STOP if self.is_cancelled() else cast(SuspendableWatcher, self.inner).resume()

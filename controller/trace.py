@@ -21,6 +21,7 @@ class Decision:
     position: int
     text: str = ""
     acted: bool = True
+    tokens: int = 0  # spent on it in a request of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,6 @@ class Usage:
         return self.thinking + self.answer + self.overhead
 
     def as_dict(self) -> dict[str, int]:
-        """All kinds, with the two sums."""
         return {**asdict(self), "overhead": self.overhead, "total": self.total}
 
 

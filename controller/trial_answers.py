@@ -2,18 +2,19 @@ r"""Trial answers in the middle of thinking: what the model would answer if it h
 
 As in DEER (arXiv 2504.15895): the beginning of an answer is forced, and the confidence is the geometric mean
 probability of what the model writes greedily into ``\boxed{``. All of it is dropped afterwards. Unless a `TrialPrompt`
-says how to ask, the thinking is closed first.
+says how to ask, the thinking is closed first. Collections for probes also record an answer in the model's own words,
+sampled like the rest of the output: where nothing has been worked out yet, how often a sampled guess is right differs
+from whether the most likely one is. Where the greedy answer is all but certain, sampling is skipped.
 
-Collections for probes also record what a policy that closes here would get: an answer in the model's own words, sampled
-like the rest of the output. Where nothing has been worked out yet a model guesses, and how often a sampled guess is
-right differs from whether the most likely one is. Where the greedy answer is all but certain, sampling gives the same
-answer and is skipped, as it would be most of the work of a collection.
+An engine that can take its tokens back decodes a trial within the sequence. Otherwise another request decodes it, from
+the same tokens, and the sequence goes on: the policy then gets the reply at the first end of a sentence after it came.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -24,13 +25,22 @@ from .text.tokenizer_adapter import TokenizerAdapter
 from .types import KEEP, Directive
 
 ANSWER_PREFIX = "The answer is \\boxed{"
-MAX_TRIAL_TOKENS = 24
-"""Longest trial answer of a trial without a prompt of its own; a longer one is cut here."""
-CERTAIN = 0.999
-"""From this confidence on, the greedy answer is used as the sampled one."""
+MAX_TRIAL_TOKENS = 24  # longest trial answer of a trial without a prompt of its own; a longer one is cut here
+CERTAIN = 0.999  # from this confidence on, the greedy answer is used as the sampled one
 
-AnswerTrial = Callable[[str, Trial], TrialAnswer]
-"""Answers a trial after the thinking so far."""
+AnswerTrial = Callable[[str, Trial], TrialAnswer]  # answers a trial after the thinking so far
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTrial:
+    """A trial that another request answers, asked after so many tokens of the output, while the sequence goes on."""
+
+    position: int
+    reply: Future[TrialAnswer]
+
+
+AskTrial = Callable[[int, Sequence[int], "TrialDecoder"], Future[TrialAnswer]]
+"""Lets another request decode a trial, after so many tokens of the output and those that open it; never raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +95,10 @@ class TrialDecoder:
         answer = self._read_answer()
         if self.sampling is None or answer.confidence >= CERTAIN:
             return None
-        return self._start_sampling(answer, self.sampling)
+        retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(self.sampling.closing)
+        return Directive(self.sampling.closing, retract=retract, trial=True, sampled=True)
 
     def answer(self) -> TrialAnswer:
-        """The result."""
         if self._greedy is not None and self.sampling is not None:
             return replace(self._greedy, sampled=self.sampling.answer_prefix + self._text)
         answer = self._read_answer()
@@ -97,10 +107,6 @@ class TrialDecoder:
     def _read_answer(self) -> TrialAnswer:
         confidence = math.exp(fmean(self._log_probabilities))
         return TrialAnswer(read_boxed(self._text), confidence, self.tokens, text=self._text, entropy=self._entropy)
-
-    def _start_sampling(self, answer: TrialAnswer, sampling: SampledTrial) -> Directive:
-        retract, self._greedy, self._ids, self.forced = self.tokens, answer, [], len(sampling.closing)
-        return Directive(sampling.closing, retract=retract, trial=True, sampled=True)
 
     def _sampled_is_complete(self, token: int) -> bool:
         """Whether the sampled answer has ended, is full, or has said what counts."""
@@ -132,10 +138,7 @@ def read_boxed(text: str) -> str:
 def start_trial(
     codec: TokenizerAdapter, markers: Markers, tail: str, reserve: int, asked: Trial
 ) -> tuple[tuple[int, ...], TrialDecoder]:
-    """Start a trial after a text that ends in `tail`; return the ids that open it, and the trial.
-
-    A sampled answer has at most `reserve` tokens.
-    """
+    """The ids that open a trial after a text that ends in `tail`, and the trial; a sampled answer fits `reserve`."""
     prompt = asked.prompt or TrialPrompt(ANSWER_PREFIX, MAX_TRIAL_TOKENS, closes=True)
     close = f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}" if prompt.closes else ""
     forced = codec.encode(f"{close}{prompt.opening}")

@@ -10,44 +10,36 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
-State: TypeAlias = "NDArray[np.float32]"
-"""A hidden state, [width]; numpy is not imported for its name."""
+State: TypeAlias = "NDArray[np.float32]"  # a hidden state, [width]; numpy is not imported for its name
 
 FinishReason = Literal["stop", "length", "stopped"]
 """Why a sequence ended: the model ended it, it was full, or its watcher ended it."""
 
-Prompt = str | Sequence[Mapping[str, Any]]
-"""A text, or messages with `role` and `content`."""
+Prompt = str | Sequence[Mapping[str, Any]]  # a text, or messages with `role` and `content`
 
 
 class Capability(StrEnum):
     """What an engine, or what a session adds to it, can do."""
 
-    LOGIT_SIGNALS = "signals"
-    """Entropy, top probability and margin of each step."""
-    LOGPROBS = "logprobs"
-    """The probability of each sampled token, without the other signals."""
+    LOGIT_SIGNALS = "signals"  # entropy, top probability and margin of each step
+    LOGPROBS = "logprobs"  # the probability of each sampled token, without the other signals
     TOP_LOGPROBS = "top_logprobs"
     """The log-probabilities of the 20 most likely tokens of each step, for `Signals.confidence`."""
-    HIDDEN_STATES = "hidden_states"
-    """Hidden states of chosen layers, of prompts and at each step."""
-    RETRACT = "retract"
-    """A directive may drop the latest token."""
+    HIDDEN_STATES = "hidden_states"  # hidden states of chosen layers, of prompts and at each step
+    RETRACT = "retract"  # a directive may drop the latest token
     KV_ROLLBACK = "kv_rollback"
-    """A directive may drop more than the latest token; trials and waiting need this."""
-    RAGGED_BATCH = "ragged_batch"
-    """Several forced tokens cost one forward pass."""
-    FORWARD_MODIFIERS = "forward_modifiers"
-    """The forward pass may be changed for single sequences."""
+    """A directive may drop more than the latest token; waiting needs this, and trials within the sequence do."""
+    TRIALS = "trials"  # a policy may ask for trial answers that are not sampled
+    RAGGED_BATCH = "ragged_batch"  # several forced tokens cost one forward pass
+    FORWARD_MODIFIERS = "forward_modifiers"  # the forward pass may be changed for single sequences
     VERIFIER = "verifier"
     HELPER = "helper"
     DRAFT_REVIEW = "draft_review"
@@ -70,20 +62,16 @@ class Directive:
     trial: bool | None = None
     """True starts (or restarts) a trial, False ends it. Tokens of a trial meet no stopping criterion and are dropped at
     its end."""
-    sampled: bool = False
-    """Decode the trial by sampling instead of greedily."""
-    stop: bool = False
-    """End the sequence after that. A trial in progress must be ended as well."""
+    sampled: bool = False  # decode the trial by sampling instead of greedily
+    stop: bool = False  # End the sequence after that. A trial in progress must be ended as well.
     wait_for: Future[Any] | None = None
     """Suspend the sequence until this future is done; its watcher's `resume` then decides how it continues."""
 
 
-KEEP = Directive()
-"""Nothing to do; compared by identity."""
+KEEP = Directive()  # nothing to do; compared by identity
 
 
-TOP = 20
-"""Tokens by which `Signals.confidence` is measured, as in DeepConf (arXiv 2508.15260)."""
+TOP = 20  # tokens by which `Signals.confidence` is measured, as in DeepConf (arXiv 2508.15260)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +89,7 @@ class Signals:
 class StepInfo:
     """What the engine knows about the step that sampled a token."""
 
-    signals: Signals | None
-    """None unless the request asked for them."""
+    signals: Signals | None  # None unless the request asked for them
     state: Callable[[int], State]
     """Reads the hidden state of a layer that the token was sampled from, which is that of the token before it."""
 
@@ -157,15 +144,12 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
-    watcher: Watcher | None = None
-    """Directs the sequence; None leaves it alone."""
-    signals: bool = False
-    """Report the signals of each sampled token, to the watcher as well."""
+    watcher: Watcher | None = None  # directs the sequence; None leaves it alone
+    signals: bool = False  # report the signals of each sampled token, to the watcher as well
     layers: tuple[int, ...] = ()
     """Hidden layers that the watcher may read, counted as by transformers: 0 is the embedding, -1 the output of the
     last norm."""
-    temperature: float | None = None
-    """Of this sequence where the batch is sampled, in place of the batch's."""
+    temperature: float | None = None  # of this sequence where the batch is sampled, in place of the batch's
     modifiers: tuple[SequenceModifier, ...] = ()
     confidence: bool = False
     """Report `Signals.confidence` with the signals, which needs `Capability.TOP_LOGPROBS`."""
@@ -175,15 +159,12 @@ class Request:
 class Completion:
     """What an engine returns for one request."""
 
-    token_ids: tuple[int, ...]
-    """The output without the end-of-sequence token."""
+    token_ids: tuple[int, ...]  # the output without the end-of-sequence token
     forced: tuple[bool, ...]
     finish_reason: FinishReason
-    dropped: int = 0
-    """Tokens that were generated and taken back, except those of trials."""
+    dropped: int = 0  # tokens that were generated and taken back, except those of trials
     trial: int = 0
-    recomputed: int = 0
-    """Tokens that were read twice: of the prompt, or behind text that was put before them."""
+    recomputed: int = 0  # tokens that were read twice: of the prompt, or behind text that was put before them
     signals: tuple[Signals | None, ...] = ()
     """One per token where they were requested, None at forced tokens; otherwise empty."""
 
@@ -246,64 +227,16 @@ class BindContext:
     trials: bool = False  # whether something answers trials of recorded output
 
 
-class StepHook:
-    """Follows the decoding of a batch. Every method may be left as it is.
+@dataclass(eq=False, slots=True)
+class SequenceModifier:
+    """A `ForwardModifier` at work on one sequence, whose forward pass it changes while `active()`."""
 
-    `slot` is a sequence's place in the batch, which moves up as others end.
-    """
-
-    def start(self, sequences: Sequence[SequenceView]) -> None:
-        """The prompts have been read; these sequences are decoded now, in the order of their slots."""
-
-    def after_sample(self, step: DecodeStep) -> None:
-        """Tokens have been sampled; add to `step` what watchers may read."""
-
-    def after_step(self, step: DecodeStep) -> None:
-        """Watchers have spoken and their edits are known; nothing has been fed yet."""
-
-    def select(self, slots: Sequence[int]) -> None:
-        """Only the sequences in these slots, in rising order, stay in the batch."""
-
-    def finish(self) -> None:
-        """The last sequence has ended."""
-
-
-class SequenceView(Protocol):
-    """What hooks may read of a sequence in flight."""
-
-    @property
-    def sampling_next(self) -> bool:
-        """Whether the next token is the model's own: not queued, not suspended, not ended."""
-
-
-@dataclass(slots=True)
-class DecodeStep:
-    """One step of the decode loop as hooks see it."""
-
-    logits: Tensor
-    """[slots, vocabulary], the model's own."""
-    tokens: Tensor
-    """[slots], sampled or queued."""
-    signals: Sequence[Signals | None] | None = None
-    """By slot, set by a hook."""
-    state_reader: Callable[[int], Callable[[int], State]] | None = None
-    """By slot, reads a hidden layer; set by a hook."""
-    sampled: Sequence[int] = ()
-    edits: Mapping[int, Any] = field(default_factory=dict)
-    """By slot, what watchers asked for."""
-    hidden_slots: frozenset[int] = frozenset()
-    """Slots whose sampled token is not part of the output (queued for, or in a trial)."""
-
-
-class SequenceModifier(Protocol):
-    """A `ForwardModifier` at work on one sequence."""
-
-    @property
-    def modifier(self) -> ForwardModifier:
-        """What made it; the engine installs each modifier of a batch once."""
+    modifier: ForwardModifier
+    active: Callable[[], bool]
 
     def summary(self) -> tuple[str, str] | None:
         """The action and reason for the trace once the sequence has ended; None for nothing."""
+        return None
 
 
 class ForwardModifier(Protocol):
@@ -314,15 +247,17 @@ class ForwardModifier(Protocol):
     @property
     def provenance(self) -> frozenset[str]:
         """Hashes of the questions it learned from."""
+        return frozenset()
 
     def bind(self, context: BindContext) -> ForwardModifier:
         """Return the modifier as it is used on this engine; may load what it learned."""
 
     def describe(self) -> tuple[str, str] | None:
         """The action and reason for the trace when a sequence starts; None for nothing."""
+        return None
 
     def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
         """Start on one sequence; `boundary()` is what its latest token ended, None where it does not think."""
 
-    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> AbstractContextManager[StepHook]:
-        """**Changes the model** until the end of the `with`; one entry per slot, None for sequences left alone."""
+    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> AbstractContextManager[Any]:
+        """**Changes the model** in the `with`, which gives the engine a hook; a slot of None is left alone."""

@@ -47,8 +47,7 @@ class ReviewCriterion:
     by: Literal["probability", "grade"] = "probability"
     """"probability": keep the draft up to the first token that the helper gives a lower probability. "grade": keep all
     of it if the helper grades it that high, from 0 to 9, else nothing."""
-    temperature: float = 1.0
-    """Of the probabilities: those of softmax(logits / temperature)."""
+    temperature: float = 1.0  # of the probabilities: those of softmax(logits / temperature)
 
 
 class NoVerdictError(Exception):
@@ -134,11 +133,9 @@ class RuleVerifier:
 
     @property
     def timeout(self) -> float | None:
-        """See `Verifier`."""
         return None if self.fallback is None else self.fallback.timeout
 
     def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
         verdict = decide_by_rules(question)
         if verdict is None and self.fallback is not None:
             return self.fallback.submit(question)
@@ -147,7 +144,6 @@ class RuleVerifier:
         return future
 
     def close(self) -> None:
-        """See `Verifier.close`."""
         if self.fallback is not None:
             self.fallback.close()
 

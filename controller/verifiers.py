@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import copy
 import math
-import queue
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import InvalidStateError
+from collections import deque
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -61,49 +61,43 @@ class LLMVerifier:
         self.model = clone_sharing_weights(model)
         self.timeout, self.min_probability, self.batch_size = timeout, min_probability, batch_size
         self._ids = reply_ids(self.tokenizer)
-        self._queue: queue.SimpleQueue[tuple[list[int], VerdictFuture] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="tersely verifier", daemon=True)
-        self._thread.start()
+        self._waiting: deque[tuple[list[int], VerdictFuture]] = deque()
+        self._pool = ThreadPoolExecutor(1, "tersely verifier")
 
     def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
-        if not self._thread.is_alive():
-            stopped = VerdictFuture()
-            stopped.set_exception(NoVerdictError("the verifier has stopped"))
-            return stopped
         ids = encode_chat(self.tokenizer, format_question(question))
         future = VerdictFuture(len(ids))
-        self._queue.put((ids, future))
+        self._waiting.append((ids, future))
+        try:
+            self._pool.submit(self._judge_waiting)
+        except RuntimeError:  # it was closed
+            self._give_up_waiting()
         return future
 
     def close(self) -> None:
-        """See `Verifier.close`."""
-        self._queue.put(None)
-        self._thread.join(self.timeout)
+        self._pool.shutdown(cancel_futures=True)
+        self._give_up_waiting()
 
-    def _run(self) -> None:
-        while batch := self._next_batch():
-            self._judge(batch)
+    def _give_up_waiting(self) -> None:
+        while self._waiting:
+            _, future = self._waiting.popleft()
+            future.tokens = 0
+            _settle(future, NoVerdictError("the verifier was closed"))
 
-    def _next_batch(self) -> list[tuple[list[int], VerdictFuture]]:
-        """The next questions, at least one; empty once the verifier is closed."""
+    def _judge_waiting(self) -> None:
+        """Judge questions that wait, at most a batch; it is called once for each, so later calls may find none."""
         batch: list[tuple[list[int], VerdictFuture]] = []
-        while not batch or (len(batch) < self.batch_size and not self._queue.empty()):
-            item = self._queue.get()
-            if item is None:
-                for _, future in batch:
-                    _settle(future, NoVerdictError("the verifier was closed"))
-                return []
-            if item[1].done():
-                item[1].tokens = 0  # cancelled before it was read
+        while self._waiting and len(batch) < self.batch_size:
+            ids, future = self._waiting.popleft()
+            if future.done():
+                future.tokens = 0  # cancelled before it was read
             else:
-                batch.append(item)
-        return batch
-
-    def _judge(self, batch: list[tuple[list[int], VerdictFuture]]) -> None:
+                batch.append((ids, future))
+        if not batch:
+            return
         try:
             probabilities = next_token_probs(self.model, [ids for ids, _ in batch], self._ids)
-        except Exception as error:  # a broken verifier must not disturb the sequences that are decoded
+        except BaseException as error:  # a broken verifier must not disturb the sequences that are decoded
             for _, future in batch:
                 _settle(future, error)
             return
@@ -121,48 +115,47 @@ _FORMS: tuple[Mapping[str, Any], ...] = (
 """What a request has beyond the question, from best to least; a server refuses fields that it does not know."""
 
 
-class EndpointVerifier:
-    """Asks a chat model behind an OpenAI-compatible server, from a thread of its own; implements `Verifier`.
-
-    The verdict is read off the 20 likeliest first tokens of the reply where the server reports them, which generates
-    one token; otherwise the reply's first yes or no is the verdict. Verdicts count for `timeout` seconds.
+class EndpointCaller:
+    """Asks an OpenAI-compatible server from a thread of its own; what was asked becomes futures.
 
     Args:
         model: its name there; None takes the server's only one.
         api_key: None takes it from the environment, "" sends none.
-        min_probability: see `LLMVerifier`.
+        timeout: seconds after which a reply no longer counts.
         streams: most questions that are asked at the same time.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str | None = None,
-        api_key: str | None = None,
-        *,
-        timeout: float = 10.0,
-        min_probability: float = 0.1,
-        streams: int = 16,
-    ) -> None:
+    def __init__(self, base_url: str, model: str | None, api_key: str | None, timeout: float, streams: int) -> None:
         self._client = OpenAIClient(base_url, api_key, timeout)
-        self.model, self.timeout, self.min_probability = model, timeout, min_probability
-        self._forms = list(_FORMS)
+        self.model, self.timeout = model, timeout
         self._slots = asyncio.Semaphore(streams)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tersely verifier", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"tersely {base_url}", daemon=True)
         self._thread.start()
 
-    def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
-        future = VerdictFuture()
+    def _start(self, question: Coroutine[Any, Any, Any], future: Future[Any]) -> None:
+        """Let a question settle a future."""
         if self._loop.is_closed():
-            future.set_exception(NoVerdictError("the verifier has stopped"))
+            question.close()
+            future.set_exception(NoVerdictError("the connection to the server was closed"))
         else:
-            asyncio.run_coroutine_threadsafe(self._answer(format_question(question), future), self._loop)
-        return future
+            asyncio.run_coroutine_threadsafe(self._settle(question, future), self._loop)
+
+    async def _settle(self, question: Coroutine[Any, Any, Any], future: Future[Any]) -> None:
+        try:
+            async with self._slots:
+                if future.done():  # too late before it was asked
+                    return
+                self.model = self.model or (await choose_model(self._client, None)).name
+                _settle(future, await question)
+        except asyncio.CancelledError:
+            _settle(future, NoVerdictError("the connection to the server was closed"))
+        except Exception as error:  # a broken server must not disturb the sequences that are decoded
+            _settle(future, error)
+        finally:
+            question.close()
 
     def close(self) -> None:
-        """See `Verifier.close`."""
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result(self.timeout)
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -176,19 +169,38 @@ class EndpointVerifier:
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.close()
 
-    async def _answer(self, text: str, future: VerdictFuture) -> None:
-        try:
-            async with self._slots:
-                if future.done():  # too late before it was asked
-                    return
-                self.model = self.model or (await choose_model(self._client, None)).name
-                reply = await self._ask(text)
-            future.tokens = int((reply.get("usage") or {}).get("prompt_tokens") or 0)
-            _settle(future, read_verdict(reply, self.min_probability))
-        except asyncio.CancelledError:
-            _settle(future, NoVerdictError("the verifier was closed"))
-        except Exception as error:  # a broken server must not disturb the sequences that are decoded
-            _settle(future, error)
+
+class EndpointVerifier(EndpointCaller):
+    """Asks a chat model behind an OpenAI-compatible server; implements `Verifier`. Takes what `EndpointCaller` does.
+
+    The verdict is read off the 20 likeliest first tokens of the reply where the server reports them, which generates
+    one token; otherwise the reply's first yes or no is the verdict. For `min_probability` see `LLMVerifier`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 10.0,
+        min_probability: float = 0.1,
+        streams: int = 16,
+    ) -> None:
+        super().__init__(base_url, model, api_key, timeout, streams)
+        self.min_probability = min_probability
+        self._forms = list(_FORMS)
+
+    def submit(self, question: Question) -> VerdictFuture:
+        """See `Verifier.submit`."""
+        future = VerdictFuture()
+        self._start(self._answer(format_question(question), future), future)
+        return future
+
+    async def _answer(self, text: str, future: VerdictFuture) -> float | Exception:
+        reply = await self._ask(text)
+        future.tokens = int((reply.get("usage") or {}).get("prompt_tokens") or 0)
+        return read_verdict(reply, self.min_probability)
 
     async def _ask(self, text: str) -> dict[str, Any]:
         """The reply in the best form that the server takes."""
@@ -228,10 +240,10 @@ def weigh_reply(yes: float, no: float, min_probability: float) -> float | Except
     return NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability")
 
 
-def _settle(future: VerdictFuture, outcome: float | Exception) -> None:
+def _settle(future: Future[Any], outcome: Any) -> None:
     """Set a result or an exception, unless the future was cancelled meanwhile."""
     with contextlib.suppress(InvalidStateError):
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)

@@ -1,18 +1,21 @@
-"""What evaluation commands share: options, comma-separated lists, resuming, tables and a progress bar."""
+"""What evaluation commands share: options, comma-separated lists, resuming, tables, HTML pages and a progress bar."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from ..checkpoint_log import CheckpointLog
 from ..errors import OptionError, unknown
-from ..io import WriteError
+from ..io import CheckpointLog
 
 T = TypeVar("T", str, int, float)
 
@@ -76,22 +79,12 @@ def show_progress(total: float) -> Iterator[Callable[[str, float], None]]:
         yield lambda description, amount: progress.update(task, advance=amount, description=description)
 
 
-def make_folder(folder: Path, option: str = "--out") -> Path:
-    """Create a folder if it does not exist; raises WriteError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise WriteError(f"{option} {folder} cannot be created: {reason}; accepted: a folder, new or not") from None
-    return folder
-
-
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: str = "<") -> str:
     """Lay out a table as text: the `first` column to the left (or right, ">"), the others to the right."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     forms = [f"{first}{widths[0]}", *(f">{width}" for width in widths[1:])]
-    return "\n".join("  ".join(map(format, line, forms)) for line in lines)
+    return "\n".join("  ".join(map(format, line, forms)).rstrip() for line in lines)
 
 
 def format_interval(value: float | None, ends: Sequence[float] | None, form: str, scale: float = 1.0) -> str:
@@ -111,3 +104,41 @@ def announce_resume(checkpoints: CheckpointLog) -> Iterator[None]:
         if checkpoints.path is not None and checkpoints.completed:
             print(f"stopped; run the same command again to resume from {checkpoints.path}", file=sys.stderr)
         raise
+
+
+# -- HTML pages ------------------------------------------------------------------------------------------------------
+
+
+_FOLDER = Path(__file__).parent / "pages"
+_HEAD_BYTES = 2048
+
+
+def render_page(name: str, filters: Mapping[str, Any] | None = None, **context: Any) -> str:
+    """Render `name`.html, which extends base.html, with its style sheet `name`.css and, if there is one, `name`.js.
+
+    The page is one file that loads nothing: its content security policy allows its own style and script by their hashes
+    alone. All text passes through Jinja, which escapes it.
+    """
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(filters or {})
+    css = _read("base.css") + _read(f"{name}.css")
+    code = _read(f"{name}.js") if (_FOLDER / f"{name}.js").exists() else ""
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(css)}'; "
+    policy += f"script-src '{_hash(code)}'; " if code else ""
+    policy += "base-uri 'none'; form-action 'none'"
+    page = environment.get_template(f"{name}.html")
+    return page.render(policy=policy, style=Markup(css), script=Markup(code), **context)
+
+
+def is_page_by(path: Path, generator: str) -> bool:
+    """Return whether a file is a page that a command of ours wrote, such as `tersely view`."""
+    with path.open("rb") as file:
+        return f'<meta name="generator" content="{generator}">'.encode() in file.read(_HEAD_BYTES)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -24,8 +24,8 @@ from ..controller.trace import GenerationResult
 from ..controller.types import State
 from ..errors import unknown
 from ..probes.calibrate.data import ENOUGH
-from ..probes.features import FEATURES
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
+from ..probes.rule import FEATURES
 from . import cli_utils as cli
 from .runner import batch_seed, batches
 from .tasks.equality import AnswerChecker
@@ -183,7 +183,6 @@ class Collector:
     def _answer(
         self, questions: Sequence[Question], tier: str, seed: int
     ) -> list[tuple[GenerationResult, list[ThoughtRecord]]]:
-        """The result of each question, and its thoughts."""
         rows: list[list[ThoughtRecord]] = []
 
         def start_row() -> Callable[[ThoughtRecord], None]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..controller.engines import EngineWrapper
 from ..controller.engines.sequence import check_max_new_tokens
-from ..controller.engines.wrapper import EngineWrapper
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.markers import Markers, resolve_markers
+from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import unknown
@@ -64,10 +66,7 @@ class SessionRunner:
 
 
 def load_runner(model: str, engine: str, *, think_prompt: bool = False, markers: str | None = None) -> SessionRunner:
-    """Load a model; raises OptionError for an unknown engine, ModelError, CapabilityError.
-
-    `markers` are OPEN,CLOSE as in `parse_markers`; None finds them.
-    """
+    """Load a model; `markers` are OPEN,CLOSE, None finds them. Raises OptionError, ModelError, CapabilityError."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     parsed = resolve_markers(markers)
@@ -109,6 +108,11 @@ def answer_all(
         if advance is not None:
             advance(len(indices))
     return [results[i] for i in range(len(questions))]
+
+
+def tokens_until(ids: Sequence[int], codec: TokenizerAdapter, characters: int) -> int:
+    """The smallest number of leading tokens whose text has at least this many characters."""
+    return bisect_left(range(len(ids)), characters, key=lambda n: len(codec.decode(ids[:n])))
 
 
 @dataclass(frozen=True)

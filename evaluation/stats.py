@@ -33,6 +33,10 @@ class Interval:
     low: float
     high: float
 
+    def named(self, name: str) -> dict[str, Any]:
+        """The estimate and the interval as two figures of a result: `name` and `name_ci`."""
+        return {name: self.estimate, f"{name}_ci": [self.low, self.high]}
+
 
 def question_means(values: ArrayLike) -> Array:
     """Means over rollouts: [questions, rollouts] (or [questions]) -> [questions]."""
@@ -147,9 +151,9 @@ def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
 
 
 def needed_questions(deviation: float, distance: float, level: float = LEVEL, power: float = 0.8) -> int | None:
-    """Number of questions at which the interval excludes a threshold `distance` away from the mean, with this power.
+    """Number of questions at which the interval excludes a threshold, with this power; None at a distance of 0.
 
-    `deviation` is that of the per-question differences. At a distance of 0 no number suffices, and None is returned.
+    `deviation` is that of the per-question differences, `distance` that of their mean from the threshold.
     """
     if distance <= 0:
         return None

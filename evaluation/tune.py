@@ -1,29 +1,190 @@
-"""The command `tersely tune`: find the cheapest configuration that loses no accuracy, and write it to a file."""
+"""The command `tersely tune`: find the cheapest configuration that loses no accuracy, and write it to a file.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): each round doubles the number of questions and keeps the
+better half of the candidates. The best of a search look better than they are, so the last few are judged on fresh
+questions, with intervals widened for their number, and only a candidate that passes there is chosen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from ..checkpoint_log import CheckpointLog
 from ..controller.options import GenerationOptions, TunedConfig
 from ..controller.types import Capability
 from ..errors import OptionError, unknown
-from ..io import check_writable
+from ..io import CheckpointLog, check_writable
+from ..validation import FrozenModel, parse_json, read_text
 from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
-from .bench.costs import load_cost_model
+from .bench.compare import GOOD, judge
+from .bench.economics import load_cost_model
 from .bench.records import ArmRecords
 from .economics.costs import load_prices
 from .runner import SessionRunner, load_runner
-from .stats import Array, question_means
+from .stats import LEVEL, Array, paired_bootstrap, question_means, ratio_bootstrap, studentized_bootstrap
 from .tasks.equality import AnswerChecker
 from .tasks.questions import Question, load_pools
-from .tune_search import FIRST_ROUND, Candidate, Finding, choose, default_space, read_space, search, validate
+
+FINALISTS = 3
+FIRST_ROUND = 32
+"""Questions of the first round."""
+
+_AGREE_TWICE = {"convergence": {"agree": 2}}
+_AGREE_THRICE = {"convergence": {"agree": 3}}
+_WITHOUT_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
+    {},
+    _AGREE_TWICE,
+    _AGREE_THRICE,
+    {"hint": {}},
+    {"hint": {}, **_AGREE_TWICE},
+    {"hint": {}, **_AGREE_THRICE},
+    {"trimr": {}, "repetition": {}},
+)
+_WITH_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
+    {"readiness": {}},
+    {"readiness": {}, **_AGREE_TWICE},
+    {"readiness": {}, "reconsider": {}},
+    {"readiness": {}, "hint": {}},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration with a descriptive name."""
+
+    name: str
+    config: TunedConfig
+
+
+def named_candidate(config: TunedConfig) -> Candidate:
+    """Name a configuration after its settings."""
+    parts = [config.effort] if isinstance(config.strategy, str) else [config.effort, json.dumps(config.strategy)]
+    if isinstance(config.strategy, str) and config.strategy != "tiers":
+        parts.append(config.strategy)
+    for policy, settings in config.policies.items():
+        if policy != "budget":
+            text = ", ".join(f"{key}={value}" for key, value in settings.items())
+            parts.append(f"{policy}({text})" if text else policy)
+    return Candidate(" + ".join(parts), config)
+
+
+def default_space(has_probes: bool) -> list[Candidate]:
+    """Efforts and sets of policies worth trying on any model, or on a model with probes."""
+    sets = [*_WITHOUT_PROBES, *(_WITH_PROBES if has_probes else ())]
+    configs = [TunedConfig("normal", {"budget": {}, **policies}) for policies in sets]
+    configs.append(TunedConfig("easy", {"budget": {}}))
+    if has_probes:
+        configs += [TunedConfig("auto", {"budget": {}, **policies}) for policies in ({}, _AGREE_TWICE)]
+        configs.append(TunedConfig("auto", {"budget": {}}, "diffadapt"))
+    return [named_candidate(config) for config in configs]
+
+
+class SpaceError(OptionError):
+    """A search space cannot be used."""
+
+    code = "invalid_space"
+
+
+class _Space(FrozenModel):
+    effort: tuple[str, ...] = ("normal",)
+    policies: tuple[dict[str, Any], ...] = ({},)
+    strategy: tuple[str | dict[str, Any], ...] = ("tiers",)
+
+
+def read_space(path: Path) -> list[Candidate]:
+    """Every combination of a JSON file {effort, policies: [{name: settings}, ...], strategy}; raises SpaceError."""
+    space = parse_json(_Space, read_text(path, SpaceError), str(path), SpaceError)
+    combinations = product(space.effort, space.policies, space.strategy)
+    candidates = [named_candidate(TunedConfig(*values)) for values in combinations]
+    if not candidates:
+        raise SpaceError(f"{path} has no candidates; accepted: at least one value per key")
+    return list({candidate.name: candidate for candidate in candidates}.values())
+
+
+Ask = Callable[[str, Candidate | None, int, int], ArmRecords]
+"""`ask(part, candidate, start, stop)` answers these questions of a part; None is the uncontrolled model."""
+Cost = Callable[[ArmRecords], Array]
+"""The cost of each question, [questions]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One candidate compared with the uncontrolled model on fresh questions.
+
+    `accuracy_change` and `saving` are (estimate, low, high), with intervals at `level`, which is above 95 % if several
+    candidates are judged.
+    """
+
+    name: str
+    verdict: str
+    n: int
+    accuracy: float
+    accuracy_change: tuple[float, float, float]
+    saving: tuple[float, float, float]
+    level: float
+
+
+def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, margin: float) -> list[Candidate]:
+    """The best few candidates after `limit` questions: first those that lose at most the margin, then the cheapest."""
+    if limit < FIRST_ROUND:
+        raise OptionError(
+            f"got {limit} questions to search on; accepted: {FIRST_ROUND} or more", code="too_few_questions"
+        )
+    right: dict[str | None, Array] = defaultdict(lambda: np.zeros(0))
+    spent: dict[str | None, Array] = defaultdict(lambda: np.zeros(0))
+    left, start, stop = list(candidates), 0, FIRST_ROUND
+    while True:
+        for candidate in (None, *left):
+            name = None if candidate is None else candidate.name
+            records = ask("search", candidate, start, stop)
+            right[name] = np.append(right[name], records.means("right"))
+            spent[name] = np.append(spent[name], cost(records))
+        left.sort(key=lambda c: ((right[c.name] - right[None]).mean() < -margin, spent[c.name].mean()))
+        if stop == limit:
+            return left[:FINALISTS]
+        left = left[: max(FINALISTS, -(-len(left) // 2))]
+        start, stop = stop, min(2 * stop, limit)
+
+
+def validate(finalists: Sequence[Candidate], ask: Ask, cost: Cost, n: int, margin: float, seed: int) -> list[Finding]:
+    """Judge finalists on n fresh questions, with a joint error rate of one candidate judged at 95 %."""
+    base = ask("prove", None, 0, n)
+    level = 1 - (1 - LEVEL) / len(finalists)
+    findings = []
+    for candidate in finalists:
+        ours = ask("prove", candidate, 0, n)
+        change, spent = ours.means("right") - base.means("right"), cost(ours) - cost(base)
+        accuracy = paired_bootstrap(change, level=level, seed=seed)
+        tokens = studentized_bootstrap(spent, level=level, seed=seed)
+        saving = ratio_bootstrap(cost(ours), cost(base), level=level, seed=seed)
+        findings.append(
+            Finding(
+                name=candidate.name,
+                verdict=judge(change, accuracy, spent, tokens, margin).word,
+                n=n,
+                accuracy=ours.mean("right"),
+                accuracy_change=(accuracy.estimate, accuracy.low, accuracy.high),
+                saving=(saving.estimate, saving.low, saving.high),
+                level=level,
+            )
+        )
+    return findings
+
+
+def choose(findings: Sequence[Finding]) -> Finding | None:
+    """The finding that passed with the largest saving; None if none passed."""
+    passed = [finding for finding in findings if finding.verdict == GOOD]
+    return max(passed, key=lambda finding: finding.saving[0], default=None)
+
 
 NOTHING_FOUND = 1
 
@@ -103,7 +264,6 @@ def tune(
 
 
 def _load_parts(tasks: Sequence[str], limit: int, validation: int, seed: int) -> dict[str, Sequence[Question]]:
-    """Disjoint questions to search on and to validate on; a pool from files is divided."""
     pools = load_pools(tasks, {"fit": limit, "calibrate": validation}, seed)
     if len(pools) == 1:
         (pool,) = pools
@@ -129,7 +289,6 @@ def _has_probes(runner: SessionRunner, common: GenerationOptions) -> bool:
 
 
 def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Finding], made_from: dict[str, Any]) -> None:
-    """Print the findings, and write the chosen configuration if there is one."""
     best = choose(findings)
     for finding in findings:
         saving, change = (

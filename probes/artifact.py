@@ -10,9 +10,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,33 @@ class StoredValue(ABC):
     @classmethod
     def load(cls, folder: Path | str, fingerprint: str | None, model: str = "this model") -> Self:
         """Read what `save` wrote for the model with this fingerprint (`probes.fingerprint`); raises ArtifactError."""
-        return read_artifact(cls, folder, require_fingerprint(fingerprint, folder), model)
+        return cls.read(folder, require_fingerprint(fingerprint, folder), model)
+
+    @classmethod
+    def read(cls, folder: Path | str, fingerprint: str | None, model: str = "this model") -> Self:
+        """Read a value of the model with this fingerprint (None: any), called `model`; raises ArtifactError."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load as decode_arrays
+
+        folder = Path(folder)
+        facts, content = _read_facts(cls, folder / ABOUT), _read_file(folder / NUMBERS)
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ArtifactError(
+                f"{folder / NUMBERS} does not belong to {ABOUT}: it was changed, or saving was interrupted; save or "
+                f"download the {cls.noun} again",
+                code="damaged_artifact",
+            )
+        owner, made_for = facts["base"].get("name"), facts["base"].get("fingerprint")
+        if fingerprint not in (None, made_for):
+            raise ArtifactError(
+                f"{folder} was made for {owner} ({str(made_for)[:12]}), and {model} is another model "
+                f"({str(fingerprint)[:12]}); use it with {owner}, or make one for {model}: `{cls.command}`",
+                code="wrong_model",
+            )
+        try:
+            return cls.from_stored({name: facts[name] for name in cls.facts}, decode_arrays(content))
+        except (ArtifactError, OptionError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{folder} does not hold a usable {cls.noun}: {error}") from None
 
     @property
     def learned_from(self) -> frozenset[str]:
@@ -89,9 +115,6 @@ class StoredValue(ABC):
     __hash__ = None  # type: ignore[assignment]
 
 
-Value = TypeVar("Value", bound=StoredValue)
-
-
 def _encode_arrays(value: StoredValue) -> bytes:
     from safetensors.numpy import save as encode
 
@@ -104,37 +127,8 @@ def save(value: StoredValue, folder: Path | str) -> None:
     make_folder(folder)
     content = _encode_arrays(value)
     write(folder / NUMBERS, content)
-    facts = {"format": value.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}
+    facts = {"format": value.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": version("tersely")}
     write(folder / ABOUT, _encode_facts({**value.stored_facts, **facts}))
-
-
-def read_artifact(kind: type[Value], folder: Path | str, fingerprint: str | None, model: str = "this model") -> Value:
-    """Read a value of a kind from the files of `save`, for the model with this fingerprint (None: any), called `model`.
-
-    Raises ArtifactError if the files are missing, damaged, of another model, or do not hold such a value.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as decode_arrays
-
-    folder = Path(folder)
-    facts, content = _read_facts(kind, folder / ABOUT), _read_file(folder / NUMBERS)
-    if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-        raise ArtifactError(
-            f"{folder / NUMBERS} does not belong to {ABOUT}: it was changed, or saving was interrupted; save or "
-            f"download the {kind.noun} again",
-            code="damaged_artifact",
-        )
-    base = facts["base"]
-    if fingerprint is not None and base.get("fingerprint") != fingerprint:
-        raise ArtifactError(
-            f"{folder} was made for {base.get('name')} ({str(base.get('fingerprint'))[:12]}), and {model} is another "
-            f"model ({fingerprint[:12]}); use it with {base.get('name')}, or make one for {model}: `{kind.command}`",
-            code="wrong_model",
-        )
-    try:
-        return kind.from_stored({name: facts[name] for name in kind.facts}, decode_arrays(content))
-    except (ArtifactError, OptionError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder} does not hold a usable {kind.noun}: {error}") from None
 
 
 def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
@@ -158,13 +152,6 @@ def to_json(name: str, value: Any, *, nonfinite: bool = False) -> Any:
         raise ArtifactError(f"{name} cannot be written: {error}; accepted: plain JSON, finite numbers") from None
 
 
-def _get_version() -> str:
-    try:
-        return version("tersely")
-    except PackageNotFoundError:  # a checkout on the path
-        return "unknown"
-
-
 def _encode_facts(facts: Mapping[str, Any]) -> bytes:
     """Encode facts with their digest, in the only accepted spelling: any other text was changed."""
 
@@ -186,13 +173,11 @@ def _read_file(path: Path) -> bytes:
 
 def _read_facts(value: type[StoredValue], path: Path) -> dict[str, Any]:
     """Read the JSON file and check that it is unchanged and of this value."""
-    content = _read_file(path)
+    content, again = _read_file(path), f"save or download the {value.noun} again"
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError):
-        raise ArtifactError(
-            f"{path} is not valid JSON; save or download the {value.noun} again", code="damaged_artifact"
-        ) from None
+        raise ArtifactError(f"{path} is not valid JSON; {again}", code="damaged_artifact") from None
     if not isinstance(facts, dict) or "format" not in facts:
         raise ArtifactError(f"{path} does not describe a {value.noun}; use a folder of `{value.command}`")
     if (kind := facts.get("kind")) not in value.kinds:
@@ -208,10 +193,7 @@ def _read_facts(value: type[StoredValue], path: Path) -> dict[str, Any]:
     except ValueError:
         unchanged = False
     if not unchanged:
-        raise ArtifactError(
-            f"{path} was changed after it was written; save or download the {value.noun} again",
-            code="damaged_artifact",
-        )
+        raise ArtifactError(f"{path} was changed after it was written; {again}", code="damaged_artifact")
     keys = {*value.facts, "kind", "format", "tersely", "sha256", "digest"}
     if facts.keys() != keys:
         raise ArtifactError(f"{path} does not describe a {value.noun}; accepted keys: {', '.join(keys)}")
@@ -277,7 +259,7 @@ def load(
     folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None, kind: str | None = None
 ) -> Artifact:
     """Read a probe; raises ArtifactError unless its files fit each other, and the given model, layer and kind."""
-    artifact = read_artifact(Artifact, folder, fingerprint)
+    artifact = Artifact.read(folder, fingerprint)
     if kind is not None and artifact.kind != kind:
         raise ArtifactError(f"{folder} is a {artifact.kind} probe; accepted: a {kind} probe", code="wrong_kind")
     if layer is not None and layer != artifact.layer:

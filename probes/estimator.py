@@ -19,7 +19,6 @@ from sklearn.metrics import log_loss
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
     check_array,
     check_consistent_length,
     check_is_fitted,
@@ -58,21 +57,16 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         X: ArrayLike,  # noqa: N803 - as scikit-learn calls it
         y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
     ) -> Self:
         """Learn from [n, d] and n labels of at least two classes; raises ValueError for NaN and what else is unusable.
 
-        `sample_weight` counts a row several times; rows of one question, `groups`, by default equal ones, are held out
-        together.
+        Rows of one question, `groups`, by default equal ones, are held out together.
         """
         rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(labels)
-        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         check_consistent_length(rows, groups)
-        used = weights > 0
-        rows, labels, weights = rows[used], np.asarray(labels)[used], weights[used]
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             (only,) = self.classes_.tolist()
@@ -81,15 +75,15 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "Collect more questions, or harder and easier ones",
                 code="single_class",
             )
-        names = rows if groups is None else np.asarray(groups)[used]
+        names = rows if groups is None else np.asarray(groups)
         questions = np.unique(names, axis=0, return_inverse=True)[1].ravel()
-        data = _Data(rows, codes, weights, questions, len(self.classes_))
+        data = _Data(rows, codes, questions, len(self.classes_))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         held = _hold_out(questions, codes, seed)
         plan = _Plan(FEW_STRENGTH)
         if held.any():
             plan = _choose_plan(data.select(~held), data.select(held), self.epochs, seed)
-        self.held_out_ = np.flatnonzero(used)[held]
+        self.held_out_ = np.flatnonzero(held)
         self.held_out_loss_ = plan.loss
         self.n_epochs_ = plan.epochs
         self.network_ = _train(data, plan, seed)
@@ -136,16 +130,15 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Training rows, with the class code, weight and question number of each."""
+    """Training rows, with the class code and question number of each."""
 
     rows: Floats
     codes: NDArray[np.intp]
-    weights: Floats
     questions: NDArray[np.intp]
     classes: int
 
     def select(self, mask: NDArray[np.bool_]) -> _Data:
-        return _Data(self.rows[mask], self.codes[mask], self.weights[mask], self.questions[mask], self.classes)
+        return _Data(self.rows[mask], self.codes[mask], self.questions[mask], self.classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +165,9 @@ def _hold_out(questions: NDArray[np.intp], codes: NDArray[np.intp], seed: int) -
     return chosen[questions] & enough
 
 
-def _fit_scaling(data: _Data) -> tuple[Floats, Floats]:
+def _fit_scaling(rows: Floats) -> tuple[Floats, Floats]:
     """Mean and gain, which is 1 / deviation, or 0 for a column that does not vary beyond float32 precision."""
-    mean = np.average(data.rows, axis=0, weights=data.weights)
-    deviation = np.sqrt(np.average((data.rows - mean) ** 2, axis=0, weights=data.weights))
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
     varies = deviation > np.maximum(1e-6 * np.abs(mean), 1e-30)
     return mean, np.where(varies, 1 / np.where(varies, deviation, 1), 0)
 
@@ -185,10 +177,9 @@ def _scale(rows: Floats, mean: Floats, gain: Floats) -> Floats:
 
 
 def _fit_linear(scaled: Floats, data: _Data, strength: float, hidden: int, seed: int) -> list[Single]:
-    """Fit logistic regression, as two layers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # harmless: the held-out questions decide
-        linear = LogisticRegression(C=strength, max_iter=300).fit(scaled, data.codes, data.weights)
+        linear = LogisticRegression(C=strength, max_iter=300).fit(scaled, data.codes)
     weights, bias = linear.coef_.T, linear.intercept_
     if data.classes == 2:
         weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
@@ -196,8 +187,8 @@ def _fit_linear(scaled: Floats, data: _Data, strength: float, hidden: int, seed:
 
 
 def _run_epochs(scaled: Floats, data: _Data, start: list[Single], plan: _Plan, seed: int) -> Iterator[list[Single]]:
-    targets, weights = np.eye(data.classes, dtype=np.float32)[data.codes], data.weights.astype(np.float32)
-    return train_adamw(scaled.astype(np.float32), targets, weights, start, plan.decay, plan.epochs, seed)
+    targets = np.eye(data.classes, dtype=np.float32)[data.codes]
+    return train_adamw(scaled.astype(np.float32), targets, start, plan.decay, plan.epochs, seed)
 
 
 def _log_losses(logits: NDArray[Any], codes: NDArray[np.intp]) -> Floats:
@@ -206,11 +197,11 @@ def _log_losses(logits: NDArray[Any], codes: NDArray[np.intp]) -> Floats:
 
 def _choose_plan(learnt: _Data, held: _Data, epochs: int, seed: int) -> _Plan:
     """Choose what is best on the held-out rows: logistic regression unless another is better by a standard error."""
-    mean, gain = _fit_scaling(learnt)
+    mean, gain = _fit_scaling(learnt.rows)
     scaled, held_scaled = _scale(learnt.rows, mean, gain), _scale(held.rows, mean, gain).astype(np.float32)
 
     def losses(layers: list[Single]) -> Floats:
-        return _log_losses(forward(held_scaled, layers), held.codes) * held.weights
+        return _log_losses(forward(held_scaled, layers), held.codes)
 
     starts = {strength: _fit_linear(scaled, learnt, strength, HIDDEN, seed) for strength in STRENGTHS}
     strength = min(STRENGTHS, key=lambda strength: losses(starts[strength]).mean())
@@ -232,7 +223,7 @@ def _choose_plan(learnt: _Data, held: _Data, epochs: int, seed: int) -> _Plan:
 
 
 def _train(data: _Data, plan: _Plan, seed: int) -> Network:
-    mean, gain = _fit_scaling(data)
+    mean, gain = _fit_scaling(data.rows)
     scaled = _scale(data.rows, mean, gain)
     layers = _fit_linear(scaled, data, plan.strength, HIDDEN if plan.epochs else 0, seed)
     for epoch_layers in _run_epochs(scaled, data, layers, plan, seed):

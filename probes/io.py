@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from .artifact import ABOUT, NUMBERS, Artifact, ArtifactError, load, require_fingerprint, save
-from .certificate import Certificate
-from .drift import Region
-from .features import FEATURES, TRIAL_FEATURES
-from .known_questions import KnownQuestions
-from .network import Network
-from .rule import Evidence, StopRule
+from .artifact import ABOUT, KINDS, NUMBERS, Artifact, ArtifactError, load, require_fingerprint, save
+from .drift import KnownQuestions, Region
+from .network import ArrayRecord, Network
+from .risk_control import Certificate
+from .rule import FEATURES, TRIAL_FEATURES, Evidence, StopRule
 from .tier_selector import TierProbe, TierTable
 
-DIFFICULTY, READINESS, MODE = "difficulty", "readiness", "mode"
+DIFFICULTY, READINESS, MODE = KINDS
 _PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -43,8 +41,8 @@ def save_tier_probe(
     probe: TierProbe, folder: Path, base: Mapping[str, str], provenance: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> None:
     """Write a difficulty probe with its table of tiers."""
-    arrays: dict[str, Any] = {"accuracy": probe.table.accuracy, "tokens": probe.table.tokens}
-    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()} | _name_known(probe.known)
+    table = {"accuracy": probe.table.accuracy, "tokens": probe.table.tokens}
+    arrays = {name: np.asarray(array, np.float32) for name, array in table.items()} | _name_arrays(known=probe.known)
     save(
         Artifact(
             kind=DIFFICULTY,
@@ -110,9 +108,7 @@ def save_stop_rule(
 ) -> None:
     """Write the rule without trials and the one with trials; certificates: by `free` and `trials`."""
     free, trials = rules
-    arrays: dict[str, Any] = {f"region.{name}": array for name, array in region.arrays().items()} | _name_known(known)
-    if trials.paid is not None:
-        arrays |= {f"paid.{name}": array for name, array in trials.paid.network.arrays().items()}
+    arrays = _name_arrays(region=region, known=known, paid=None if trials.paid is None else trials.paid.network)
     settings = {
         "low": trials.low,
         "high": trials.high,
@@ -175,8 +171,10 @@ def _select_arrays(artifact: Artifact, prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): a for name, a in artifact.arrays.items() if name.startswith(prefix)}
 
 
-def _name_known(known: KnownQuestions | None) -> dict[str, Any]:
-    return {} if known is None else {f"known.{name}": array for name, array in known.arrays().items()}
+def _name_arrays(**records: ArrayRecord | None) -> dict[str, Any]:
+    """The arrays of records, each after the record's name and a dot."""
+    given = {prefix: record for prefix, record in records.items() if record is not None}
+    return {f"{prefix}.{name}": array for prefix, one in given.items() for name, array in one.arrays().items()}
 
 
 def _read_known(artifact: Artifact) -> KnownQuestions | None:

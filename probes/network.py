@@ -7,13 +7,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ..errors import OptionError
-from .arrays import ArrayRecord
+from ..errors import OptionError, TerselyError
+
+
+def check_arrays(
+    arrays: Mapping[str, Any], shapes: Mapping[str, str], dtype: DTypeLike, error: type[TerselyError] = OptionError
+) -> dict[str, NDArray[Any]]:
+    """Copy arrays to read-only ones; raises `error` unless all fit `shapes`, with a letter per dimension: "dh"."""
+    if set(arrays) != set(shapes):
+        raise error(f"arrays are {', '.join(sorted(arrays))}; accepted: {', '.join(shapes)}")
+    sizes: dict[str, int] = {}
+    checked = {}
+    for name, letters in shapes.items():
+        array = np.array(arrays[name], dtype, order="C")
+        if array.ndim != len(letters) or any(
+            sizes.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True)
+        ):
+            wanted = ", ".join(f"{letter} = {sizes[letter]}" if letter in sizes else letter for letter in letters)
+            raise error(f"array {name} has shape {array.shape}; accepted: ({wanted})")
+        if not np.isfinite(array).all():
+            raise error(f"array {name} holds NaN or infinity; accepted: finite numbers")
+        array.flags.writeable = False
+        checked[name] = array
+    return checked
+
+
+class ArrayRecord:
+    """Base of frozen dataclasses of arrays, see `check_arrays`; equal if all arrays are."""
+
+    __slots__ = ()
+    shapes: ClassVar[Mapping[str, str]]
+    dtype: ClassVar[DTypeLike]
+    error: ClassVar[type[TerselyError]] = OptionError
+
+    def __post_init__(self) -> None:
+        for name, array in check_arrays(self.arrays(), self.shapes, self.dtype, self.error).items():
+            object.__setattr__(self, name, array)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise `error` for arrays whose shapes fit but whose values do not."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name, which are the arguments of the class."""
+        return {name: getattr(self, name) for name in self.shapes}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        mine, theirs = self.arrays(), other.arrays()
+        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 Array = NDArray[np.float32]
 # Standardised inputs are clipped to this many deviations: some channels of hidden states are far from normal, and a
@@ -114,28 +165,27 @@ def forward(inputs: Array, layers: Sequence[Array]) -> Array:
     return np.asarray(np.maximum(inputs @ w1 + b1, 0) @ w2 + b2)
 
 
-def gradient(inputs: Array, targets: Array, weights: Array, layers: Sequence[Array]) -> list[Array]:
-    """Gradient of the weighted sum of cross-entropies by each layer; targets: [n, classes], weights: [n]."""
+def gradient(inputs: Array, targets: Array, layers: Sequence[Array]) -> list[Array]:
+    """Gradient of the mean cross-entropy by each layer; targets: [n, classes]."""
     w1, b1, w2, b2 = layers
     hidden = np.maximum(inputs @ w1 + b1, 0)
-    error = (softmax(hidden @ w2 + b2) - targets) * weights[:, None]
+    error = (softmax(hidden @ w2 + b2) - targets) / np.float32(len(inputs))
     back = (error @ w2.T) * (hidden > 0)
     return [inputs.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
 
 
 def train_adamw(
-    inputs: Array, targets: Array, weights: Array, start: Sequence[Array], decay: float, epochs: int, seed: int
+    inputs: Array, targets: Array, start: Sequence[Array], decay: float, epochs: int, seed: int
 ) -> Iterator[list[Array]]:
     """Yield the layers, updated in place, after each epoch of AdamW (Loshchilov and Hutter 2019) without bias decay."""
     layers, order, step = [layer.copy() for layer in start], np.random.default_rng(seed), 0
     means, squares = [np.zeros_like(layer) for layer in layers], [np.zeros_like(layer) for layer in layers]
-    relative = weights / weights.mean()
     size = max(MIN_BATCH, -(-len(inputs) // MAX_STEPS))
     for _ in range(epochs):
         shuffled = order.permutation(len(inputs))
         for batch in np.split(shuffled, range(size, len(inputs), size)):
             step += 1
-            slopes = gradient(inputs[batch], targets[batch], relative[batch] / np.float32(len(batch)), layers)
+            slopes = gradient(inputs[batch], targets[batch], layers)
             rate, unbiased = LEARNING_RATE / (1 - BETA1**step), 1 - BETA2**step
             for layer, slope, mean, square in zip(layers, slopes, means, squares, strict=True):
                 mean += np.float32(1 - BETA1) * (slope - mean)

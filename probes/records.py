@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import TerselyError
 from ..io import make_folder, write
-from .features import FEATURES
+from .rule import FEATURES
 
 Array = NDArray[Any]
 VERSION = 2

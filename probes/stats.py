@@ -70,10 +70,7 @@ def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How well probabilities predict a binary outcome, of which a `share` of the `n` is positive.
-
-    The 95 % interval of the AUROC is from `low` to `high`; the ECE is over ten bins of equal size.
-    """
+    """How well probabilities predict a binary outcome: AUROC with a 95 % interval, and the ECE over ten bins."""
 
     auroc: float
     low: float
@@ -85,10 +82,7 @@ class Quality:
 
 
 def measure_quality(labels: NDArray[np.bool_], probabilities: Floats) -> Quality:
-    """Compare probabilities [n] with outcomes [n]; all figures are NaN if only one outcome occurred.
-
-    The interval of the AUROC is Hanley and McNeil's (Radiology 1982).
-    """
+    """Compare probabilities [n] with outcomes [n], with Hanley and McNeil's interval (Radiology 1982); else NaN."""
     from sklearn.metrics import brier_score_loss
 
     n, share = len(labels), float(labels.mean()) if len(labels) else math.nan

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .known_questions import KnownQuestions
+from .drift import KnownQuestions
 from .network import Network
 
 Floats = NDArray[np.float64]

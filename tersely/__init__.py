@@ -9,32 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .controller.api import custom_generate, generate, sample
-    from .controller.budgets import Budget
-    from .controller.controller import Controller
-    from .controller.engines.openai.completions import connect
-    from .controller.engines.transformers.engine import load_engine
-    from .controller.integrations.langchain import middleware
-    from .controller.integrations.langchain.chat_model import ChatTersely
-    from .controller.options import GenerationOptions, load_config
-    from .controller.policies.base import (
-        AskHelper,
-        AskVerifier,
-        Close,
-        Delegate,
-        Inject,
-        Note,
-        Policy,
-        PolicyView,
-        ReviewDraft,
-        Trial,
-        Wait,
-    )
-    from .controller.text.markers import Markers
-    from .controller.trace import Decision, GenerationResult, Usage
-    from .controller.types import Capability
-    from .controller.vllm.llm import LLM
-    from .errors import TerselyError
+    from .controller.api import custom_generate as custom_generate
+    from .controller.api import generate as generate
+    from .controller.api import sample as sample
+    from .controller.budgets import Budget as Budget
+    from .controller.controller import Controller as Controller
+    from .controller.engines.openai.completions import connect as connect
+    from .controller.engines.transformers.engine import load_engine as load_engine
+    from .controller.integrations.langchain import middleware as middleware
+    from .controller.integrations.langchain.chat_model import ChatTersely as ChatTersely
+    from .controller.options import GenerationOptions as GenerationOptions
+    from .controller.options import load_config as load_config
+    from .controller.policies.base import AskHelper as AskHelper
+    from .controller.policies.base import AskVerifier as AskVerifier
+    from .controller.policies.base import Close as Close
+    from .controller.policies.base import Delegate as Delegate
+    from .controller.policies.base import Inject as Inject
+    from .controller.policies.base import Note as Note
+    from .controller.policies.base import Policy as Policy
+    from .controller.policies.base import PolicyView as PolicyView
+    from .controller.policies.base import ReviewDraft as ReviewDraft
+    from .controller.policies.base import Trial as Trial
+    from .controller.policies.base import Wait as Wait
+    from .controller.text.markers import Markers as Markers
+    from .controller.trace import Decision as Decision
+    from .controller.trace import GenerationResult as GenerationResult
+    from .controller.trace import Usage as Usage
+    from .controller.types import Capability as Capability
+    from .controller.vllm.llm import LLM as LLM
+    from .errors import TerselyError as TerselyError
 
 __version__ = "0.2.0"
 
@@ -59,38 +62,7 @@ _NAMES = {
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 _EXTRAS = {"LLM": "vllm", "ChatTersely": "langchain", "middleware": "langchain"}
 
-__all__ = [
-    "LLM",
-    "AskHelper",
-    "AskVerifier",
-    "Budget",
-    "Capability",
-    "ChatTersely",
-    "Close",
-    "Controller",
-    "Decision",
-    "Delegate",
-    "GenerationOptions",
-    "GenerationResult",
-    "Inject",
-    "Markers",
-    "Note",
-    "Policy",
-    "PolicyView",
-    "ReviewDraft",
-    "TerselyError",
-    "Trial",
-    "Usage",
-    "Wait",
-    "__version__",
-    "connect",
-    "custom_generate",
-    "generate",
-    "load_config",
-    "load_engine",
-    "middleware",
-    "sample",
-]
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 _SHOWN = 60  # characters that a message shows of a value that was not accepted
 
@@ -65,6 +65,13 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(got)[:_SHOWN], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}accepted: {', '.join(names)}"
+
+
+def check_known(what: str, names: str | Iterable[str], known: Collection[str]) -> None:
+    """Raise OptionError for a name, or the first of several, that is not among the known ones."""
+    for name in (names,) if isinstance(names, str) else names:
+        if name not in known:
+            raise unknown(what, name, known)
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> OptionError:

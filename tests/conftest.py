@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from tersely.controller.vllm.engine import VllmEngine
 
+    from .support.chat_servers import Judge
+    from .support.vllm_server import VllmServer
+
 # Read when torch, transformers and vLLM are imported, hence before any test module.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose more to waiting than threads win
@@ -36,8 +39,12 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Those of vLLM in the test's own process: its first start takes seconds in each process.
-_SHARED_PROCESS = ("test_vllm_", "test_async_llm.", "test_contract.", "test_training_vllm.")
+# Files whose tests share an engine in this process, or a server; the first match counts.
+_TOGETHER = {
+    "our server": ("test_serving_vllm.", "test_vllm_server."),
+    "plain server": ("test_serving_upstream.", "test_remote_vllm."),
+    "vllm": ("test_vllm_", "test_async_llm.", "test_contract.", "test_gpu_check.", "test_training_vllm."),
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,15 +61,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`, the tests of vLLM go to one process, like those of one file."""
+    """With `--dist loadfile`, the tests that share a vLLM go to one process, like those of one file."""
     from xdist.scheduler import LoadFileScheduling
 
-    class OneVllm(LoadFileScheduling):
+    class SharedVllm(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "vllm" if file.rpartition("/")[2].startswith(_SHARED_PROCESS) else file
+            name = file.rpartition("/")[2]
+            return next((group for group, names in _TOGETHER.items() if name.startswith(names)), file)
 
-    return OneVllm(config, log) if config.getvalue("dist") == "loadfile" else None
+    return SharedVllm(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +117,56 @@ def vllm_engine(vllm_llm: LLM) -> VllmEngine:
     from tersely.controller.vllm.engine import VllmEngine
 
     return VllmEngine(vllm_llm, "tersely-tiny-small")
+
+
+SERVER_CONFIG = """
+[keys.team]
+key_file = "team"
+own_policies = false
+[keys.team.ceilings]
+thinking_tokens = 60
+[prices.tiny]
+input = 1
+output = 1
+"""
+
+
+@pytest.fixture(scope="session")
+def judge() -> Iterator[tuple[Judge, str]]:
+    """What answers the verifier's questions of `our_vllm_server`, and its URL."""
+    from .support.chat_servers import Judge
+
+    judge = Judge()
+    judge.answers.set()
+    with judge.serve() as url:
+        yield judge, url
+
+
+@pytest.fixture(scope="session")
+def our_vllm_server(
+    tmp_path_factory: pytest.TempPathFactory, judge: tuple[Judge, str]
+) -> Iterator[Callable[[], VllmServer]]:
+    """`tersely serve --engine vllm` on the small model, with a verifier, trials, and a key of its own rules."""
+    from .support.vllm_server import shared, vllm_server
+
+    def start() -> Any:
+        folder = tmp_path_factory.mktemp("vllm")
+        (folder / "team").write_text("of-the-team")
+        (folder / "server.toml").write_text(SERVER_CONFIG)
+        flags = ("--config", str(folder / "server.toml"), "--verifier", judge[1], "--trials", "self", "--drain", "5")
+        return vllm_server("tersely-tiny-small", folder, *flags, "--max-num-batched-tokens", "1024")
+
+    with shared(start) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def plain_vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], VllmServer]]:
+    """vLLM's own server on the small embedded model."""
+    from .support.vllm_server import plain_vllm_server, shared
+
+    with shared(lambda: plain_vllm_server("tersely-tiny-small", tmp_path_factory.mktemp("vllm"))) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

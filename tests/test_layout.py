@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import tersely
+from tersely.controller.controller import ControllerState
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -146,7 +147,10 @@ def test_the_architecture_page_shows_the_layers() -> None:
     for number, rooms in enumerate(LAYERS):
         lines.append(f'    L{number}["{"<br>".join(rooms)}"]')
     lines += [f"    L{number} --> L{number - 1}" for number in range(1, len(LAYERS))]
-    assert "\n".join([*lines, "```"]) in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert "\n".join([*lines, "```"]) in text.partition("## The rooms")[2]
+    states = set(re.findall(r"\b[A-Z]{5,}\b", text.partition("stateDiagram-v2")[2].partition("```")[0]))
+    assert states == set(ControllerState.__members__)
 
 
 def test_no_folder_is_imported_by_its_bare_name() -> None:

@@ -11,19 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ..controller.engines.checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
 from ..errors import OptionError, PromptError, did_you_mean
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
+from ..models import load_config, load_tokenizer
 from .config import Lora, Optimiser, Recipe, RecipeError
 from .processes import check_launcher, world_size
 from .rollouts import Row, load_rows, load_tasks
@@ -154,11 +153,8 @@ def check_frozen(recipe: Recipe) -> None:
 
 def load_meta_engine(name: str) -> TransformersEngine:
     """The engine of a model without its weights, for prompts, markers and shapes."""
-    path = resolve_checkpoint(name)
-    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(path))
-    check_causal(name, config)
-    check_tokenizer(name, Path(path))
-    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path))
+    path, config = load_config(name)
+    tokenizer = load_tokenizer(name, path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return TransformersEngine(model, tokenizer, name)

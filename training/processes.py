@@ -12,8 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..checkpoint_log import CheckpointLog
 from ..errors import TerselyError
+from ..io import CheckpointLog
 from .config import RecipeError
 
 if TYPE_CHECKING:

@@ -92,7 +92,6 @@ class SequenceState:
 
     @property
     def sampling_next(self) -> bool:
-        """See `types.SequenceView`."""
         return self.finish is None and self.waiting_for is None and not self.queue
 
     def advance(self, token: int, stop: bool, step: StepInfo | None = None) -> CacheEdit | None:
@@ -183,7 +182,6 @@ class SequenceState:
         return CacheEdit(feed, unfeed, directive.retract, feed[kept:])
 
     def _retract(self, count: int) -> None:
-        """Remove tokens from the end."""
         if self.keep_signals and count:
             del self.signals[-count:]
         for _ in range(count):
@@ -203,10 +201,7 @@ class SequenceState:
             self.waiting_for = directive.wait_for
 
     def _append(self, tokens: Sequence[int], forced: bool, signals: Signals | None = None) -> None:
-        """Append tokens until the limit is reached; an end-of-sequence token ends the output if it is the last of them.
-
-        One in the middle is part of a text, such as a hint in the form of a turn.
-        """
+        """Append tokens up to the limit; an end-of-sequence token ends the output if it is the last of them."""
         announced = []
         for number, token in enumerate(tokens, 1):
             if self.finish is not None:
@@ -255,11 +250,7 @@ class SequenceState:
 
 
 def check_max_new_tokens(request: Request, index: int, context: int | None, name: str) -> int:
-    """Most tokens that a request may generate: what it asks for, as far as the model's context allows.
-
-    Raises PromptError for a prompt that is empty or fills the context, OptionError for a limit below one; `index` and
-    `name` are those of the request and the model in these errors.
-    """
+    """Most tokens that a request may generate within the context; raises PromptError, OptionError if there are none."""
     if request.max_new_tokens < 1:
         raise OptionError(f"max_new_tokens of request {index} is {request.max_new_tokens}; accepted: 1 or more")
     if not request.prompt_ids:

@@ -25,13 +25,13 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from ...errors import PromptError
+from ...errors import PromptError, check_known
 from ..options import MAX_OUTPUT_TOKENS
 from ..session import Session
 from ..text.reasoning_parser import TextDelta
 from ..text.sanitizer import get_sanitizer
 from ..trace import GenerationResult
-from .base import CALL_SETTINGS, BatchRunner, Call, TerselyModel, check_names, get_runner
+from . import CALL_SETTINGS, BatchRunner, Call, TerselyModel, get_runner
 
 _TOOL_ROLES = (MessageRole.TOOL, MessageRole.FUNCTION)
 
@@ -77,13 +77,11 @@ class TerselyLLM(CustomLLM, TerselyModel):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """See `chat`."""
         *_, last = [response async for response in self._astream(messages, kwargs)]
         return last
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
-        """See `stream_chat`."""
         return self._astream(messages, kwargs)
 
     @llm_completion_callback()
@@ -99,21 +97,19 @@ class TerselyLLM(CustomLLM, TerselyModel):
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """See `complete`."""
         return chat_response_to_completion_response(await self.achat(prompt_to_messages(prompt), **kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
-        """See `stream_complete`."""
         stream: AsyncIterator[CompletionResponse] = astream_chat_response_to_completion_response(
             self._astream(prompt_to_messages(prompt), kwargs)
         )
         return stream
 
     def _prepare(self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]) -> tuple[BatchRunner, Call]:
-        check_names("setting of a call", settings, CALL_SETTINGS)
+        check_known("setting of a call", settings, CALL_SETTINGS)
         after_tool = bool(messages) and messages[-1].role in _TOOL_ROLES
         options = self._build_options(settings, after_tool)
         session = self.session()

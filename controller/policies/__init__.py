@@ -1,31 +1,38 @@
-"""Policies and presets by name, those of installed add-ons included."""
+"""Policies, presets and modifiers by name, with the add-ons that installed packages register as entry points.
+
+The `research` folders are such add-ons; forward modifiers come from add-ons only (`tersely.forward_modifiers`).
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, cast
 
-from ...errors import OptionError, unknown
-from ..registry import load_add_ons
+from ...errors import OptionError, check_known
+from ..types import ForwardModifier
 from .base import BOUND, Policy
 
 _BUILT_IN = {
     "auto_exit": "readiness:AutoExit",
     "budget": "exits:BudgetForcing",
-    "certaindex": "trying:Certaindex",
-    "concisehint": "concise_hint:ConciseHint",
+    "certaindex": "exits:Certaindex",
+    "concisehint": "hint:ConciseHint",
     "convergence": "exits:Convergence",
-    "deer": "trying:Deer",
-    "eat": "trying:EntropyStop",
-    "escalate": "second_look:Escalate",
+    "deer": "exits:Deer",
+    "eat": "exits:EntropyStop",
+    "escalate": "readiness:Escalate",
     "hint": "hint:BrevityHint",
     "readiness": "readiness:Readiness",
-    "reconsider": "second_look:Reconsider",
+    "reconsider": "readiness:Reconsider",
     "repetition": "exits:Repetition",
     "sirius": "speculative:Sirius",
     "speculative": "speculative:SpeculativeThinking",
@@ -65,6 +72,40 @@ _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 
 
+@cache
+def load_add_ons(group: str) -> Mapping[str, Any]:
+    """Load what is registered under an entry-point group; what cannot be imported is left out."""
+    loaded = {}
+    for name, entry in find_entry_points(group).items():
+        with suppress(ImportError, AttributeError):
+            loaded[name] = entry.load()
+    return loaded
+
+
+def find_entry_points(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, without importing them; those whose module does not exist are skipped."""
+    return {point.name: point for point in sorted(entry_points(group=group)) if _find_source(point.module) is not None}
+
+
+def read_help(point: EntryPoint) -> str:
+    """The first line of the docstring of what an entry point names, without importing it."""
+    path = _find_source(point.module)
+    if path is None:
+        return point.value
+    tree: Any = ast.parse(path.read_text(encoding="utf-8"))
+    if point.attr:
+        tree = next((node for node in tree.body if getattr(node, "name", None) == point.attr), tree)
+    return (ast.get_docstring(tree) or point.value).splitlines()[0]
+
+
+def _find_source(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # its package is missing
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
 def list_policies() -> list[str]:
     """The names of all policies."""
     return sorted({*_BUILT_IN, *load_add_ons("tersely.policies")})
@@ -80,19 +121,15 @@ def get_policy_class(name: str) -> type[Policy]:
     if name in _BUILT_IN:
         module, _, class_name = _BUILT_IN[name].partition(":")
         return cast("type[Policy]", getattr(importlib.import_module(f".{module}", __name__), class_name))
-    add_ons = load_add_ons("tersely.policies")
-    if name not in add_ons:
-        raise unknown("policy", name, list_policies())
-    return cast("type[Policy]", add_ons[name])
+    check_known("policy", name, list_policies())
+    return cast("type[Policy]", load_add_ons("tersely.policies")[name])
 
 
 def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
     """Build a policy by name; raises OptionError for an unknown name or setting."""
     policy_class: Any = get_policy_class(name)
     accepted = [f.name for f in fields(policy_class) if f.metadata != BOUND]
-    for key in settings or {}:
-        if key not in accepted:
-            raise unknown(f"setting of policy {name!r}:", key, accepted)
+    check_known(f"setting of policy {name!r}:", settings or {}, accepted)
     return cast(Policy, policy_class(**(settings or {})))
 
 
@@ -151,6 +188,16 @@ def make_policies(
             raise OptionError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
         return resolved
     presets, name = get_presets(), preset or "off"
-    if name not in presets:
-        raise unknown("preset", name, presets)
+    check_known("preset", name, presets)
     return tuple(make_policy(policy, settings) for policy, settings in presets[name].items())
+
+
+def resolve_modifier(modifier: ForwardModifier | str) -> ForwardModifier:
+    """A modifier object as it is, or one by name."""
+    if not isinstance(modifier, str):
+        if not hasattr(modifier, "install"):
+            raise OptionError(f"modifier {modifier!r} is a {type(modifier).__name__}; accepted: a name or a modifier")
+        return modifier
+    add_ons = load_add_ons("tersely.forward_modifiers")
+    check_known("modifier", modifier, add_ons)
+    return cast(ForwardModifier, add_ons[modifier]())

@@ -3,6 +3,8 @@
 Free evidence first (entropies and the hidden state at the end of a thought), a trial answer (DEER, arXiv 2504.15895;
 consistency of trials as in Dynasor) only where that is undecided. The threshold comes with a certificate that bounds
 the harm it can do (`probes.risk_control`).
+
+What the probe says can do more than end the thinking: `Escalate` hands it to a larger model, `Reconsider` continues it.
 """
 
 from __future__ import annotations
@@ -11,22 +13,20 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import CapabilityError
-from ...probes.drift import DriftMonitor, DriftState, Region
-from ...probes.features import GrowingFeatures, ThoughtReading
+from ...errors import CapabilityError, OptionError
+from ...probes.drift import LENGTHS, DriftMonitor, DriftState, Region
 from ...probes.io import StoredRule
-from ...probes.known_questions import LENGTHS
-from ...probes.rule import RuleState
+from ...probes.rule import GrowingFeatures, RuleState, ThoughtReading
 from ..probe_registry import ProbeError, load_stop_rule
 from ..text.answers import extract_stated_answer
 from ..text.thoughts import ThinkingState, Thought
 from ..types import BindContext, Capability, Signals
-from .base import BOUND, Close, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
+from .base import BOUND, Close, Delegate, Inject, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
 from .exits import Convergence
 
 Row = NDArray[np.float32]
@@ -107,24 +107,19 @@ class BatchDriftTracker:
         )
 
 
+@dataclass(frozen=True, slots=True)
 class StopRulePolicy(Policy):
-    """A policy that reads the readiness probe; `bind` puts it into `rule`.
+    """A policy that reads the readiness probe; questions unlike those that it knows are left alone, with a note."""
 
-    It does not act on questions unlike those that the probe knows, and says so.
-    """
-
-    __slots__ = ()
-    probes: str | None
-    rule: StoredRule | None
+    probes: str | None = None  # folder of `tersely calibrate`; None uses the pretrained probes of the model
+    rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """See `Policy`."""
         return () if self.rule is None else (self.rule.layer,)
 
     @property
     def provenance(self) -> frozenset[str]:
-        """See `Policy`."""
         return frozenset() if self.rule is None else self.rule.learned_from
 
     def bind(self, context: BindContext) -> Policy:
@@ -132,10 +127,9 @@ class StopRulePolicy(Policy):
         if self.rule is not None:
             return self
         rule = load_stop_rule(context.engine, self.probes or context.probes, trials=False)
-        return cast(Policy, replace(cast(Any, self), rule=rule))
+        return replace(self, rule=rule)
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         if self.rule is None:
             raise unbound_error(self)
         known = self.rule.known
@@ -162,20 +156,15 @@ class Readiness(StopRulePolicy):
 
     name: ClassVar[str] = "readiness"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
-    probes: str | None = None
-    """Folder of `tersely calibrate`; None uses the pretrained probes of the model."""
     trials: bool | None = None
     """Whether to ask for trial answers where free evidence is undecided; None does what saved more on the calibration
     split."""
-    threshold: float | None = None
-    """Used in place of the certified one."""
+    threshold: float | None = None  # used in place of the certified one
     fallback: Policy | None = field(default=None, metadata=BOUND)
     """What acts on questions that the probe does not know."""
-    rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError if this model has no probe."""
         if self.rule is not None:
             return self
         rule = load_stop_rule(context.engine, self.probes or context.probes, self.trials)
@@ -183,17 +172,14 @@ class Readiness(StopRulePolicy):
         return replace(self, threshold=threshold, rule=rule, drift=BatchDriftTracker(rule.region))
 
     def end_batch(self) -> str | None:
-        """See `Policy.end_batch`."""
         return None if self.drift is None else self.drift.end_batch()
 
     def decline(self, view: PolicyView, difference: str) -> Watching:
-        """See `StopRulePolicy.decline`."""
         yield from StopRulePolicy.decline(self, view, difference)
         if self.fallback is not None:
             yield from self.fallback.watch(view)
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
-        """See `StopRulePolicy.follow`."""
         if self.threshold is None:
             return  # nothing could be certified
         state, tracker = RuleState(rule.rule), FeatureTracker()
@@ -218,19 +204,82 @@ class Readiness(StopRulePolicy):
 
 
 def _explain(score: float, hopeless: float) -> str:
-    """Why the thinking ends here."""
     if hopeless > score / 2:
         return f"hopeless: thinking on repairs nothing ({score:.4f}), the answer is out of reach ({hopeless:.2f})"
     return f"ready: thinking on adds nothing ({score:.4f})"
 
 
 @dataclass(frozen=True, slots=True)
+class Escalate(StopRulePolicy):
+    """Hand the thinking to the helper where an answer is probably wrong and thinking on repairs nothing.
+
+    A cascade that decides by what the thinking shows, not by the question: where the probe would end the thinking
+    because all is lost, or the model itself stops and is probably wrong.
+    """
+
+    name: ClassVar[str] = "escalate"
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.KV_ROLLBACK, Capability.HELPER}
+    )
+    min_right: float = 0.5
+    """The helper takes over below this probability of being right; the higher, the more goes to it."""
+    tokens: int = 1024
+    restart: bool = True
+    """The helper thinks from the question on, under its own control; otherwise it continues from there, after `prefix`,
+    and may believe what it reads."""
+    prefix: str = "Wait,"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_right <= 1:
+            raise OptionError(f"min_right is {self.min_right}; accepted: a probability above 0 and up to 1")
+
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        state, tracker, right, score = RuleState(rule.rule), FeatureTracker(), 1.0, 0.0
+        while True:
+            yield Wait(at=view.tokens + 1, boundary="thought", or_close=True)
+            if not view.closing and tracker.update(view.thinking):
+                score = state.score_free(tracker.features, view.state(rule.layer))
+                right = score - state.hopeless
+            stops = view.closing or (rule.threshold is not None and score >= rule.threshold)
+            if right < self.min_right and stops:
+                reason = f"the answer is probably wrong ({right:.4f} right), thinking on repairs nothing ({score:.4f})"
+                prefix = "" if self.restart else self.prefix
+                yield Delegate(self.tokens, reason, prefix=prefix, restart=self.restart)
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Reconsider(StopRulePolicy):
+    """Continue the thinking where the readiness probe is not sure enough that it is complete.
+
+    Budget forcing (s1, arXiv 2501.19393) appends "Wait" without a reason; here a probe gives one.
+    """
+
+    name: ClassVar[str] = "reconsider"
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
+    )
+    threshold: float = 0.6  # thinking continues below this score
+    limit: int = 2  # how often at most
+    cue: str = "Wait,"
+
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        tracker = FeatureTracker()
+        for _ in range(self.limit):
+            yield Wait(boundary="close")
+            while not tracker.update(view.thinking) or view.tokens >= view.budget.thinking // 2:
+                yield Wait(boundary="close")
+            score = RuleState(rule.rule).score_free(tracker.features, view.state(rule.layer))
+            if score >= self.threshold:
+                continue
+            yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")
+
+
+@dataclass(frozen=True, slots=True)
 class AutoExit(Policy):
     """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
 
-    `Convergence` also decides, in the name of `Readiness`, about questions that the probe does not know.
-
-    The trace names the one that acts.
+    `Convergence` also decides about questions that the probe does not know. The trace names the one that acts.
     """
 
     name: ClassVar[str] = "auto_exit"

@@ -14,9 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...probes.features import FEATURES
 from ...probes.fingerprint import question_hash
 from ...probes.records import UNKNOWN, Array, RecordRows, RecordStore
+from ...probes.rule import FEATURES
 from ..budgets import TIERS
 from ..prompts import as_messages
 from ..text.answers import extract_answer, normalize_answer
@@ -54,11 +54,9 @@ class PassiveRecorder(Policy):
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """See `Policy`."""
         return self.layers
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         report, tracker = self.begin(), FeatureTracker()
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")

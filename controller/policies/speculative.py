@@ -12,13 +12,13 @@ agrees, both need a prefill of it and none of its decoding.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..types import Capability
 from ..verification import ReviewCriterion
-from .base import Action, Delegate, Policy, PolicyView, ReviewDraft, Wait, Watching
+from .base import Delegate, Policy, PolicyView, ReviewDraft, Wait, Watching
 
 AFFIRMING = ("yeah", "yes", "final answer", "confident")
 REFLECTING = ("wait", "alternatively", "hold on", "another")
@@ -54,7 +54,6 @@ class ReflectionBudget:
     count: int = 0
 
     def exceeded(self) -> bool:
-        """Whether there were too many."""
         return self.count >= self.limit
 
     def spend(self) -> int:
@@ -81,7 +80,6 @@ class SpeculativeThinking(Policy):
     prefix: str = "Let me look for the step that went wrong."  # what its text then begins with
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         reflections = ReflectionBudget(limit=self.excess)
         if self.begin:
             yield Wait(at=1, boundary="token")
@@ -97,17 +95,13 @@ class SpeculativeThinking(Policy):
             drafted = view.thinking.codec.decode(view.thinking.ids[start:])
             polarity = sentence_polarity(drafted)
             if polarity or self.always:
-                drafted = yield from self._take_over(view, start, polarity, drafted)
+                kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[polarity]
+                text: str | None = yield Delegate(self.takeover, kind, retract=view.tokens - start)
+                drafted = drafted if text is None else text
                 polarity = sentence_polarity(drafted)
                 if mentions(drafted, VERIFYING):
                     yield Delegate(self.verify, "a verifying step")
             reflections.count += polarity < 0
-
-    def _take_over(self, view: PolicyView, start: int, polarity: int, drafted: str) -> Generator[Action, Any, str]:
-        """Have the draft that began at `start` rewritten; return the text that then stands."""
-        kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[polarity]
-        text: str | None = yield Delegate(self.takeover, kind, retract=view.tokens - start)
-        return drafted if text is None else text
 
 
 _REQUIRES = frozenset({Capability.KV_ROLLBACK, Capability.HELPER, Capability.DRAFT_REVIEW})
@@ -122,13 +116,11 @@ class Sirius(Policy):
     every: int = 16
     min_probability: float = 0.1
     """Rewrite from the first token on that the helper gives less. The authors' value is 0.1."""
-    temperature: float = 0.6
-    """The helper's, at which the authors' code compares probabilities."""
+    temperature: float = 0.6  # the helper's, at which the authors' code compares probabilities
     tokens: int = 1
     """How many it then writes, the first in place of the rejected one. The authors' value is 1."""
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         checked = 0
         while True:
             yield Wait(at=checked + self.every, boundary="token")
@@ -147,7 +139,6 @@ class SpecReason(Policy):
     tokens: int = 512  # most that the helper writes in place of a thought, as there
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         graded = 0
         while True:
             yield Wait(at=graded + 1)

@@ -54,30 +54,23 @@ class TrimR(Policy):
     name: ClassVar[str] = "trimr"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.VERIFIER})
     agree: int = 3
-    window: int = 5
-    """Equal to `agree` it is the paper's counter, which one other answer resets."""
-    share: float = 0.5
-    """Without agreement, give up after this share of the budget ..."""
-    most: int = 20
-    """... or this many segments, but not before `floor` segments; `both` requires both."""
+    window: int = 5  # equal to `agree` it is the paper's counter, which one other answer resets
+    share: float = 0.5  # without agreement, give up after this share of the budget ...
+    most: int = 20  # or this many segments, but not before `floor` of them; `both` requires both
     floor: int = 4
     both: bool = False
-    sentences: int = 5
-    """Of a segment's ending."""
+    sentences: int = 5  # of a segment's ending
     cues: Sequence[str] = REFLECTION_CUES
     header: str | None = None
     """Makes the model conclude by itself once answers agree, as in the paper; None closes at once, which is shorter."""
-    grace: int | None = 64
-    """Tokens that it then has; None leaves it to the model."""
-    phrase: str = "I have thought enough and answer now."
-    """Closes a thinking that finds no agreement."""
+    grace: int | None = 64  # tokens that it then has; None leaves it to the model
+    phrase: str = "I have thought enough and answer now."  # closes a thinking that finds no agreement
 
     def __post_init__(self) -> None:
         if not 1 <= self.agree <= self.window:
             raise OptionError(f"agree is {self.agree}; accepted: 1 to window, which is {self.window}")
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         segmenter, count = ThoughtSegmenter(self.cues), 0
         endings: list[str] = []
         groups: list[int] = []  # for each ending with an answer: the first ending with the same answer
@@ -102,7 +95,6 @@ class TrimR(Policy):
                 return
 
     def ending(self, thinking: ThinkingState, start: int, end: int) -> str:
-        """The last sentences of a segment."""
         text = thinking.codec.decode(thinking.ids[max(start, end - _ENDING_TOKENS) : end])
         return " ".join([part for part in _SENTENCE.split(text) if part.strip()][-self.sentences :])
 

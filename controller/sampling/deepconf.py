@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..types import Capability
-from .vote import ROOT, Branch, Vote, VoteState, tally
+from .rules import ROOT, Branch, VoteState, tally
 
 WARMUP = 16
 WINDOW = 2048
@@ -67,7 +67,6 @@ class DeepConfOffline:
     window: int = WINDOW
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         if self.measure not in get_args(Measure):
             raise OptionError(f"measure is {self.measure!r}; accepted: {', '.join(get_args(Measure))}")
         _check(self.keep, self.window)
@@ -88,16 +87,12 @@ class _ConfidenceVote(VoteState):
     def weight(self, sample: int) -> float:
         return measure_confidence(self.confidences[sample], self.measure, self.window)
 
-    def find_threshold(self, votes: Sequence[Vote]) -> float:
-        """What a vote has to weigh."""
-        return find_threshold([vote.weight for vote in votes], self.keep)
-
     def tally(self) -> dict[str, float]:
         """See `VoteState.tally`, of the votes that are confident enough."""
         votes = sorted((vote for vote in self.votes if vote.answer), key=lambda vote: vote.sample)
         if not votes:
             return {}
-        threshold = self.find_threshold(votes)
+        threshold = find_threshold([vote.weight for vote in votes], self.keep)
         return tally(vote for vote in votes if vote.weight >= threshold)
 
 
@@ -121,7 +116,6 @@ class DeepConf:
     consensus: float = 0.95  # share of the votes that ends the vote, after the warm-up and each later sample
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         warmup = min(WARMUP, (k + 1) // 2) if self.warmup is None else self.warmup
         if not 1 <= warmup < k:
             raise OptionError(f"warmup is {warmup} of {k} samples; accepted: at least 1 and fewer than all")
@@ -142,7 +136,7 @@ class _DeepConfVote(_ConfidenceVote):
         if not self.started:
             return self._start([ROOT] * self.warmup)
         if self.threshold is None:
-            self.threshold = self.find_threshold(self.votes)
+            self.threshold = find_threshold([vote.weight for vote in self.votes], self.keep)
             self._settle()
         return super().start_samples()
 

@@ -9,20 +9,26 @@ from dataclasses import dataclass
 from ...errors import OptionError
 
 MAX_ATTEMPTS = 10_000
-FEWEST = 10
-"""Right answers, and as many wrong ones, from which the rates of a verifier are estimated."""
+FEWEST = 10  # right answers, and as many wrong ones, from which the rates of a verifier are estimated
+
+
+class _Shares:
+    """A dataclass whose fields are shares; raises OptionError for one that is not from 0 to 1."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise OptionError(f"{name} is {value}; accepted: a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
-class VerifierRates:
+class VerifierRates(_Shares):
     """The rates at which right and wrong answers pass a verifier."""
 
     true_positive: float
     false_positive: float
-
-    def __post_init__(self) -> None:
-        _check_rate("true_positive", self.true_positive)
-        _check_rate("false_positive", self.false_positive)
 
     def passes(self, rate: float) -> float:
         """Probability that a sample passes, for a problem whose samples are right at `rate`."""
@@ -30,15 +36,11 @@ class VerifierRates:
 
 
 @dataclass(frozen=True, slots=True)
-class ProblemClass:
+class ProblemClass(_Shares):
     """Problems of one kind: their share of all problems, and the rate at which samples are right."""
 
     share: float
     rate: float
-
-    def __post_init__(self) -> None:
-        _check_rate("share", self.share)
-        _check_rate("rate", self.rate)
 
 
 def attempt_value(attempt: int, kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float) -> float:
@@ -104,8 +106,3 @@ def estimate_rates(passed: Sequence[bool], right: Sequence[bool], fewest: int = 
             code="too_few_answers",
         )
     return VerifierRates(*(sum(found) / len(found) for found in verdicts.values()))
-
-
-def _check_rate(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise OptionError(f"{name} is {value}; accepted: a share from 0 to 1")

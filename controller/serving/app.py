@@ -154,6 +154,7 @@ def _add_info_routes(
             raise unknown_model(name, workers)
         return describe(name, request)
 
+    @app.get("/ready")
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether requests are accepted."""

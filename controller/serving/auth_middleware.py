@@ -18,7 +18,7 @@ from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
 from .request_log import REQUEST_ID, log_request, read_request_id
 
-OPEN_PATHS = ("/health", "/ping")
+OPEN_PATHS = ("/health", "/ready", "/ping")
 """What needs no key: whether the server is up."""
 METRICS = "/metrics"
 _LONGEST_PATH = 200

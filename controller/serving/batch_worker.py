@@ -12,8 +12,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 
-from ..batch import decode
-from ..session import Session
+from ..session import Session, make_sink
 from .errors import RequestError
 from .metrics import Metrics
 from .replies import PendingResponse
@@ -136,8 +135,9 @@ class BatchWorker(SessionWorker):
         rows = [row for pending in batch for row in self.prepare(pending)]
         if not rows:
             return
+        sampling = batch[0].request.options.sampling
         try:
-            completions = decode(rows, batch[0].request.options.sampling)
+            completions = self.session.engine.generate([row.request for row in rows], sampling, make_sink(rows))
         finally:
             self.note_drift(rows)
         for row, completion in zip(rows, completions, strict=True):

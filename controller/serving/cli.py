@@ -249,6 +249,13 @@ def serve_vllm(
         list[str] | None,
         typer.Option(metavar="PATH", help="Another path of vLLM's to serve, without control; repeat for several."),
     ] = None,
+    verifier: Annotated[
+        str | None, typer.Option(metavar="URL", help="Server of a model that checks answers for policies.")
+    ] = None,
+    trials: Annotated[
+        str | None,
+        typer.Option(metavar="URL|self", help="vLLM server of the same model that decodes trial answers for policies."),
+    ] = None,
     markers: MarkerPair = None,
     special_tokens: SpecialTokens = False,
     drain: Drain = _DRAIN,
@@ -263,8 +270,18 @@ def serve_vllm(
     settings: dict[str, Any] = {"config": config and str(config.resolve()), "changes": changes.model_dump()}
     settings |= {"max_body": max_body, "metrics": metrics, "exposed": expose or [], "special_tokens": special_tokens}
     flags = [f"--shutdown-timeout={drain:.0f}", *(["--config", vllm_config] if vllm_config else []), *context.args]
-    parsed_markers = resolve_markers(markers)
-    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, flags, parsed_markers)
+    run_vllm_server(
+        model,
+        name or served_model_name(model),
+        host,
+        port,
+        api_key,
+        settings,
+        flags,
+        resolve_markers(markers),
+        verifier,
+        trials,
+    )
 
 
 def make_changes(

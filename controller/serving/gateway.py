@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import ModelError, OptionError, TerselyError, did_you_mean
+from ..chat_model import ChatDialect, ChatModel, probe_dialect
 from ..delegation import Helper
-from ..engines.openai.backend import StreamError
+from ..engines.openai import StreamError
 from ..engines.openai.client import OpenAIClient, RefusedError, choose_model
 from ..engines.openai.completions import CompletionsBackend
 from ..engines.openai.engine import RemoteEngine
@@ -21,7 +22,6 @@ from ..text.markers import Markers, resolve_markers
 from ..types import Engine
 from ..verification import Verifier
 from .batch_worker import BatchWorker
-from .chat_upstream import ChatDialect, ChatUpstream, probe_dialect
 from .config import Upstream
 from .metrics import Metrics
 from .rules import LiveConfig, check_names
@@ -101,13 +101,13 @@ def open_upstreams(
                 )
             client, markers = connect(), resolve_markers(upstream.markers)
             if model.dialect is not None:
-                chat = ChatUpstream(client, model.theirs, model.dialect, markers)
+                chat = ChatModel(client, model.theirs, model.dialect, markers)
                 workers[model.name] = ChatWorker(chat, limits, metrics, model.context)
                 print(f"{model.name}: {model.dialect.describe()}", file=sys.stderr)
                 continue
             engine = RemoteEngine(CompletionsBackend(client, model.theirs, upstream.tokenizer))
             session = thinking.open_session(engine, markers)
-            chat = ChatUpstream(connect(), model.theirs, markers=markers)
+            chat = ChatModel(connect(), model.theirs, markers=markers)
             workers[model.name] = UpstreamWorker(session, limits, metrics, not thinking.off, chat)
     return workers
 

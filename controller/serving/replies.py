@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ class RowFinished:
 
 
 Event = TextDeltaEvent | RowFinished
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class PendingResponse:
@@ -50,13 +52,15 @@ class PendingResponse:
         self.cancelled = False
         self.on_cancel: Callable[[], object] | None = None
         """Called in the event loop when this is cancelled, for work that does not look at `cancelled`."""
-        self._loop = asyncio.get_running_loop()
-        self._timeout = timeout
-        self._deadline = self._loop.time() + timeout
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._events: asyncio.Queue[Event | RequestError] = asyncio.Queue()
+        self._timer = self._loop.call_later(timeout, self._time_out, timeout)
 
     def send(self, event: Event | RequestError) -> None:
         """Hand an event, or the error that replaces all further ones, to the event loop."""
+        if threading.get_ident() == self._thread:
+            self._events.put_nowait(event)
+            return
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the loop is closed
@@ -65,18 +69,18 @@ class PendingResponse:
     def cancel(self) -> None:
         """End the rows at their next token, or leave the queue; may be called from any thread."""
         self.cancelled = True
-        if self.on_cancel is not None:
-            with suppress(RuntimeError):  # the loop is closed
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._timer.cancel)
+            if self.on_cancel is not None:
                 self._loop.call_soon_threadsafe(self.on_cancel)
+
+    def _time_out(self, seconds: float) -> None:
+        self.send(RequestError(f"not answered within {seconds:g} s", 504, code="timeout"))
+        self.cancel()
 
     async def next(self) -> Event:
         """The next event; raises RequestError if there is none, or on timeout."""
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                event = await self._events.get()
-        except TimeoutError:
-            self.cancel()
-            raise RequestError(f"not answered within {self._timeout:g} s", 504, code="timeout") from None
+        event = await self._events.get()
         if isinstance(event, RequestError):
             raise event
         return event
@@ -138,7 +142,7 @@ def openai_usage(results: Sequence[GenerationResult]) -> dict[str, Any]:
 def sse_event(data: Mapping[str, Any], name: str | None = None) -> str:
     """One server-sent event."""
     head = "" if name is None else f"event: {name}\n"
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"{head}data: {_ENCODER.encode(data)}\n\n"
 
 
 @dataclass(slots=True)

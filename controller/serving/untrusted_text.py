@@ -11,7 +11,7 @@ _NAMES = ("name", "tool_call_id", "call_id", "tool_use_id")
 _OWN_ROLES = ("system", "developer", "assistant")
 _RESULTS = ("tool_result", "function_call_output")
 """Types of items and blocks with what a tool returned."""
-_RENDERED = ("tools", "documents", "chat_template_kwargs")
+RENDERED = ("tools", "documents", "chat_template_kwargs")
 """Fields that chat templates render: all their text is sanitized."""
 
 
@@ -33,7 +33,7 @@ def sanitize_body(body: Mapping[str, Any], sanitize: SpecialTokenSanitizer) -> d
             changed[field] = sanitize_messages(given, sanitize)
     if isinstance(body.get("input"), str):
         changed["input"] = sanitize.break_markers(body["input"])
-    return changed | {field: sanitize.sanitize_all(body[field]) for field in _RENDERED if field in body}
+    return changed | {field: sanitize.sanitize_all(body[field]) for field in RENDERED if field in body}
 
 
 def _sanitize_message(message: Any, sanitize: SpecialTokenSanitizer) -> Any:

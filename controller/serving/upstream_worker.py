@@ -10,18 +10,18 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
-from ..batch import decode_async
-from ..engines.openai.backend import ServerLostError
+from ..chat_model import ChatModel, ChatQuestion
+from ..engines.openai import CompletionBackend, ServerLostError
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
-from ..session import Session
-from .chat_upstream import ChatUpstream
+from ..session import Session, make_sink
+from ..trace import Decision
 from .errors import RequestError
 from .metrics import Metrics
-from .replies import PendingResponse
+from .replies import PendingResponse, RowFinished
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
-from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost_control, shutting_down
+from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost_control, run_aside, shutting_down
 
 _log = logging.getLogger(__name__)
 _CLOSE_TIMEOUT = 5.0  # seconds
@@ -68,10 +68,10 @@ class LoopWorker(RequestWorker):
             pending.send(shutting_down())
             pending.cancel()
 
-    def _close_chat(self, upstream: ChatUpstream) -> None:
-        """Close the connections of a chat endpoint; called from another thread."""
+    def _close_connections(self, opened: ChatModel | CompletionBackend) -> None:
+        """Close what this loop has opened; called from another thread."""
         with suppress(RuntimeError, TimeoutError):  # the loop is closed, or busy
-            asyncio.run_coroutine_threadsafe(upstream.close(), self._loop).result(_CLOSE_TIMEOUT)
+            asyncio.run_coroutine_threadsafe(opened.close(), self._loop).result(_CLOSE_TIMEOUT)
 
     @abstractmethod
     async def _answer(self, pending: PendingResponse) -> None:
@@ -91,23 +91,26 @@ class LoopWorker(RequestWorker):
                 _log.exception("a request failed")
                 pending.send(engine_failed())
 
-    async def _chat(self, upstream: ChatUpstream, pending: PendingResponse, number: int) -> None:
+    async def _chat(self, upstream: ChatModel, pending: PendingResponse, number: int) -> None:
         """Answer one row through a chat endpoint."""
         request = pending.request
         try:
-            row = await upstream.answer(request, number, pending.send if pending.streams else lambda event: None)
+            asked = ChatQuestion(request.messages, request.options, request.max_tokens, request.stops)
+            answer = await upstream.answer(asked, number, pending.send if pending.streams else lambda event: None)
         except TerselyError as error:
             if isinstance(error, ModelError):
                 raise
             raise RequestError(str(error), param=request.prompt_field) from None
-        self.metrics.add_result(row.result, row.budget, False, request.billing)
-        pending.send(row)
+        note = Decision("server", "note", upstream.dialect.describe(), 0, acted=False)
+        result = replace(answer.result, trace=(*request.notes, note, *answer.result.trace))
+        self.metrics.add_result(result, answer.budget, False, request.billing)
+        pending.send(RowFinished(number, result, answer.budget, result.answer, answer.tool_calls))
 
 
 class ChatWorker(LoopWorker):
     """A worker on a server that has only a chat endpoint: efforts and limits are passed on, no policy acts."""
 
-    def __init__(self, upstream: ChatUpstream, limits: ServerLimits, metrics: Metrics, context: int | None) -> None:
+    def __init__(self, upstream: ChatModel, limits: ServerLimits, metrics: Metrics, context: int | None) -> None:
         budgets = bool(upstream.dialect.budget_fields)
         super().__init__(limits, metrics, ModelInfo(policies=False, budgets=budgets, tools=True, context=context))
         self.upstream = upstream
@@ -145,7 +148,7 @@ class ChatWorker(LoopWorker):
     def close(self) -> None:
         """Fail what is left and close the connections; blocks."""
         self.abort()
-        self._close_chat(self.upstream)
+        self._close_connections(self.upstream)
 
     async def _answer(self, pending: PendingResponse) -> None:
         try:
@@ -168,7 +171,7 @@ class UpstreamWorker(SessionWorker, LoopWorker):
         limits: ServerLimits,
         metrics: Metrics,
         thinks: bool = True,
-        fallback: ChatUpstream | None = None,
+        fallback: ChatModel | None = None,
     ) -> None:
         super().__init__(session, limits, metrics, thinks)
         assert isinstance(session.engine, RemoteEngine)
@@ -179,14 +182,15 @@ class UpstreamWorker(SessionWorker, LoopWorker):
     def close(self) -> None:
         """Fail what is left and close the connections; blocks."""
         self.abort()
+        self._close_connections(self.engine.backend)
         self.engine.close()
         if self.fallback is not None:
-            self._close_chat(self.fallback)
+            self._close_connections(self.fallback)
 
     async def _answer(self, pending: PendingResponse) -> None:
         try:
             async with self._preparing:  # the templates of many long prompts would take all threads
-                rows = await asyncio.to_thread(self.prepare_rows, pending)
+                rows = await run_aside(self.prepare_rows, pending, pending.request)
         except RequestError as error:
             if error.status != 500 or self.fallback is None:
                 raise
@@ -197,7 +201,8 @@ class UpstreamWorker(SessionWorker, LoopWorker):
     async def _decode(self, pending: PendingResponse, rows: Sequence[ServedRow]) -> None:
         for row in rows:
             row.has_fallback = self.fallback is not None
-        completions = await decode_async(self.engine, rows, pending.request.options.sampling)
+        sampling = pending.request.options.sampling
+        completions = await self.engine.generate_in_loop([row.request for row in rows], sampling, make_sink(rows))
         self.note_drift(rows)
         for row, completion in zip(rows, completions, strict=True):
             row.on_finish(completion)
@@ -206,7 +211,7 @@ class UpstreamWorker(SessionWorker, LoopWorker):
             await self._fall_back(self.fallback, pending, failed, RuntimeError())
 
     async def _fall_back(
-        self, upstream: ChatUpstream, pending: PendingResponse, rows: Sequence[int], error: Exception
+        self, upstream: ChatModel, pending: PendingResponse, rows: Sequence[int], error: Exception
     ) -> None:
         """Have the chat endpoint answer rows without control."""
         note = lost_control("that left the answer to the chat endpoint", error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -19,13 +20,14 @@ from typing import Any
 import uvicorn.config
 
 from ...errors import CapabilityError, MarkerError, ModelError, OptionError
-from ..engines.checkpoints import resolve_checkpoint
+from ...models import resolve_checkpoint
 from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
 from ..vllm.engine import PROCESSOR
-from ..vllm.request_control import KEY, refuse_speculation
-from ..vllm.tokenizers import OPTIONS, load_tokenizer
+from ..vllm.engine_options import OPTIONS, check_endpoints, load_tokenizer, refuse_speculation
+from ..vllm.request_control import KEY
 from ..vllm.trace_channel import PLACE
+from ..vllm.trial_endpoint import SELF, SELF_KEY
 from .auth_middleware import hash_key
 from .connections import GuardedProtocol
 from .reasoning_parsers import choose_reasoning_parser
@@ -43,10 +45,13 @@ def run_vllm_server(
     settings: Mapping[str, Any],
     flags: Sequence[str],
     markers: Markers | None = None,
+    verifier: str | None = None,
+    trials: str | None = None,
 ) -> None:
     """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
 
-    `settings` are those of `ControlMiddleware`, `flags` those of `vllm serve`; `markers` are found if None.
+    `settings` are those of `ControlMiddleware`, `flags` those of `vllm serve`; `markers` are found if None. `verifier`
+    and `trials` are URLs, see `WorkerContext`; trials may be "self".
     """
     checkpoint = resolve_checkpoint(model)
     with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
@@ -54,18 +59,24 @@ def run_vllm_server(
     own_flags = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
     serve, arguments = _parse_flags(own_flags, flags)
     _refuse_unsupported(arguments)
+    settings = dict(settings)
+    if verifier is not None:
+        _set_own(arguments, "verifier", verifier)
+    if trials is not None:
+        _set_own(arguments, "trials", _open_trials(arguments, settings) if trials == SELF else trials)
+    own = (arguments.additional_config or {}).get(KEY) or {}
+    check_endpoints(own, arguments.tensor_parallel_size)
+    settings["trials"] = bool(own.get("trials"))
     _set_model_facts(arguments, markers)
     # The middleware guards every path with the key; vLLM's own check leaves most of them open, and knows one header.
     api_key = os.environ.pop("VLLM_API_KEY", None) or None if api_key is None else api_key
-    settings = dict(settings)
     settings["key"] = api_key and hash_key(api_key)
     settings["models"] = [name, *(module.name for module in getattr(arguments, "lora_modules", None) or ())]
     live = load_settings(settings)
     settings["hosts"] = LOCAL if host in LOCAL and not live.keys else None
     if live.path is not None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the middleware listens, and in a parent of several servers
-    if not settings.pop("special_tokens", False):
-        settings["tokenizer"] = [checkpoint, {name: getattr(arguments, name) for name in OPTIONS}]
+    settings["tokenizer"] = [checkpoint, {name: getattr(arguments, name) for name in OPTIONS}]
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         # vLLM makes uvicorn's server itself, and this is where uvicorn looks for the protocol.
@@ -141,7 +152,7 @@ def _refuse_unsupported(arguments: Any) -> None:
 def _set_model_facts(arguments: Any, markers: Markers | None) -> None:
     """Find the model's markers and reasoning parser, unless they were given, and say what was chosen."""
     if markers is not None:
-        _add_markers(arguments, markers)
+        _set_own(arguments, "markers", [markers.open, markers.close])
     pair = ((arguments.additional_config or {}).get(KEY) or {}).get("markers")
     tokenizer = load_tokenizer(arguments.model, vars(arguments))
     found = Markers(*pair) if pair else _find_markers(tokenizer)
@@ -184,11 +195,23 @@ def _find_markers(tokenizer: Any) -> Markers:
         ) from None
 
 
-def _add_markers(arguments: Any, markers: Markers) -> None:
-    """Tell vLLM's workers the markers; raises OptionError where the flags name others."""
+def _set_own(arguments: Any, name: str, value: Any) -> None:
+    """Tell vLLM's workers a setting of ours; raises OptionError where the flags have another."""
     config = dict(arguments.additional_config or {})
     own = dict(config.get(KEY) or {})
-    pair = [markers.open, markers.close]
-    if own.get("markers", pair) != pair:
-        raise OptionError(f"--markers is {pair}, --additional-config has {own['markers']}; accepted: one of them")
-    arguments.additional_config = {**config, KEY: {**own, "markers": pair}}
+    if own.get(name, value) != value:
+        raise OptionError(f"--{name} is {value}, --additional-config has {own[name]}; accepted: one of them")
+    arguments.additional_config = {**config, KEY: {**own, name: value}}
+
+
+def _open_trials(arguments: Any, settings: dict[str, Any]) -> str:
+    """The URL at which this server will decode trials for its own requests, with a key that nobody else knows."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(arguments.host, arguments.host)
+    if here not in LOCAL or arguments.ssl_certfile or arguments.enable_lora:
+        raise CapabilityError(
+            f"--trials {SELF} is for a server that listens on this machine too (--host 127.0.0.1 or 0.0.0.0), without "
+            "TLS of its own and without LoRA adapters; change that, or name the URL of a vLLM server of the same model"
+        )
+    os.environ[SELF_KEY] = key = secrets.token_urlsafe(32)
+    settings["trials_key"] = hash_key(key)
+    return base_url(here, arguments.port)

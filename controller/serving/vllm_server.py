@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,20 @@ from ...errors import CapabilityError, MarkerError
 from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
+from ..vllm.engine_options import load_tokenizer
 from ..vllm.parent_watch import SERVED
-from ..vllm.tokenizers import load_tokenizer
+from ..vllm.request_control import KEY
 from ..vllm.trace_channel import TraceStore
-from .auth_middleware import METRICS, Access, AuthMiddleware, route_of, send_error
+from ..vllm.trial_endpoint import require_trials
+from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, route_of
 from .body_limits import BodyLimits, replay
 from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
+from .prompt_limit import PromptLimit
 from .rules import LiveConfig, check_names
 from .settings import UNBILLED, Billing, ServerLimits
-from .untrusted_text import sanitize_body
+from .untrusted_text import RENDERED, sanitize_body
 from .vllm_lifetime import LIFETIME
 from .vllm_limits import check_request
 from .vllm_translation import (
@@ -49,30 +53,36 @@ from .vllm_translation import (
 )
 
 SETTINGS_VARIABLE = SERVED
-UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", "/v1/messages/count_tokens")
+COUNT_TOKENS = "/v1/messages/count_tokens"
+UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", COUNT_TOKENS)
 """What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
 _EVENT_END = b"\n\n"
+_LONGER = 4
+"""How many times as long as other prompts one may be that vLLM only counts, or is told to truncate."""
 Trace = tuple[Decision, ...]
 
 
-def _load_sanitizer(model: str, options: Mapping[str, Any]) -> SpecialTokenSanitizer:
-    loaded, markers = load_tokenizer(model, options), None
+def _make_sanitizer(tokenizer: Any) -> SpecialTokenSanitizer:
+    markers = None
     with contextlib.suppress(MarkerError):
-        markers = find_markers(loaded)
-    return SpecialTokenSanitizer(loaded, markers)
+        markers = find_markers(tokenizer)
+    return SpecialTokenSanitizer(tokenizer, markers)
 
 
 def load_settings(settings: Mapping[str, Any]) -> LiveConfig:
     """The configuration of the settings of `ControlMiddleware`; raises TerselyError for what vLLM cannot do."""
     path, changes = settings.get("config"), Rules.model_validate(settings.get("changes", {}))
     live = LiveConfig(changes, Path(path) if path else None, api_key=settings.get("key"))
-    live.check = lambda other: check_vllm(other, settings.get("models", ()))
+    live.check = lambda other: check_vllm(other, settings.get("models", ()), bool(settings.get("trials")))
     live.check(live)
     return live
 
 
-def check_vllm(live: LiveConfig, models: Sequence[str]) -> None:
-    """Raise TerselyError for a configuration that vLLM cannot keep; `models` are those that it serves, if known."""
+def check_vllm(live: LiveConfig, models: Sequence[str], trials: bool = False) -> None:
+    """Raise TerselyError for a configuration that vLLM cannot keep; `models` are those that it serves, if known.
+
+    `trials` says whether requests of their own decode trial answers.
+    """
     if models:
         check_names(live.config, models)
     if live.config.upstreams:
@@ -83,22 +93,27 @@ def check_vllm(live: LiveConfig, models: Sequence[str]) -> None:
         raise CapabilityError(f"{tuned[0] or 'defaults'}: tuned budgets are not known inside vLLM; leave `tuned` out")
     for model in ("", *live.config.models):
         for key in (None, *live.config.keys):
-            make_default_control(live.rules(model, key))
+            require_trials(make_default_control(live.rules(model, key)), trials)
 
 
 class ControlMiddleware:
     """Controls the requests of vLLM's application.
 
     Its settings: `config`, `changes` and `key`, see `LiveConfig`; `models`, all that are served; `max_body`;
-    `tokenizer`, the arguments of `load_tokenizer`, of the one whose special tokens users and tools cannot write;
-    `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition.
+    `tokenizer`, the arguments of `load_tokenizer`; `special_tokens`, whether users and tools can write those of that;
+    `hosts` and `metrics`, see `auth_middleware.Access`; `exposed`, paths served in addition; `trials`, whether trial
+    answers can be asked for, and `trials_key`, the digest of the key of those that this server itself decodes.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         settings = json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
         self.config = load_settings(settings)
         self.traces, self.metrics = TraceStore(), Metrics()
-        self._sanitize = _load_sanitizer(*settings["tokenizer"]) if settings.get("tokenizer") else None
+        self._tokenizer = load_tokenizer(*settings["tokenizer"]) if settings.get("tokenizer") else None
+        guards = self._tokenizer is not None and not settings.get("special_tokens")
+        self._sanitize = _make_sanitizer(self._tokenizer) if guards else None
+        self._prompt_limit: PromptLimit | None = None
+        self._trials, self._trials_key = bool(settings.get("trials")), settings.get("trials_key")
         self.app = app
         limits = ServerLimits(body=settings.get("max_body", ServerLimits().body))
         self.checked = AuthMiddleware(
@@ -115,6 +130,11 @@ class ControlMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; see ASGI."""
+        if self._trials_key is not None and scope["type"] == "http" and route_of(scope) == COMPLETIONS:
+            key = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
+            if hmac.compare_digest(hash_key(key), self._trials_key):  # of a request under control, which counts it
+                await self.app(scope, receive, send)
+                return
         await self.checked(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,6 +145,8 @@ class ControlMiddleware:
             await self.app(scope, receive, send)
         elif path == METRICS:
             await self.app(scope, receive, rewriting(send, lambda body: body + self.metrics.render()))
+        elif path == COUNT_TOKENS and scope["method"] == "POST":
+            await self._pass_on(await self._read(path, scope, receive), scope, receive, send)
         elif path in PATHS and scope["method"] == "POST":
             await self._control(path, scope, receive, send)
         else:
@@ -133,32 +155,58 @@ class ControlMiddleware:
     async def _control(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         tag = self.traces.tag()
         try:
-            given = _parse_object(await Request(scope, receive).body())
-            if self._sanitize is not None and path != COMPLETIONS:
-                given = await asyncio.to_thread(sanitize_body, given, self._sanitize)
-            check_request(given)
+            given = await self._read(path, scope, receive)
             key = scope.get("state", {}).get("key", "")
             model = str(given.get("model", ""))
             mapping = translate(path, given, self.config.rules(model, key), tag)
+            require_trials(mapping.control, self._trials)
             billing = self.config.billing(model, key)
             del given
-        except RequestError as refusal:
-            await send_error(refusal, scope, receive, send)
-            return
+        except CapabilityError as missing:
+            raise RequestError(str(missing), param=KEY, code=missing.code) from None
         except (ValueError, AttributeError, TypeError):
-            wrong = RequestError("a field of the request has a wrong type; accepted: what the API's reference says")
-            await send_error(wrong, scope, receive, send)
-            return
+            message = "a field of the request has a wrong type; accepted: what the API's reference says"
+            raise RequestError(message) from None
         reply = ReplyAnnotator(path, mapping, lambda: self.traces.take(tag), self.metrics, billing)
-        text = json.dumps(mapping.body).encode()
-        inner = {**scope, "headers": list(scope["headers"])}
-        MutableHeaders(scope=inner)["content-length"] = str(len(text))
         try:
-            await self.app(inner, replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
+            annotated = rewriting(send, reply.rewrite_body, reply.rewrite_event)
+            await self._pass_on(mapping.body, scope, receive, annotated)
         finally:
             self.traces.take(tag)  # of a client that disconnected
             if reply.left:
                 scope.setdefault("state", {})["status"] = CLIENT_LEFT
+
+    async def _pass_on(self, body: Mapping[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """Have vLLM answer this body."""
+        text = json.dumps(body).encode()
+        inner = {**scope, "headers": list(scope["headers"])}
+        MutableHeaders(scope=inner)["content-length"] = str(len(text))
+        await self.app(inner, replay(text, receive), send)
+
+    async def _read(self, path: str, scope: Scope, receive: Receive) -> dict[str, Any]:
+        """The body of a request, made safe; raises RequestError for what must not reach vLLM."""
+        given = _parse_object(await Request(scope, receive).body())
+        check_request(given)
+        await self._check_prompt(scope, given, counted=path == COUNT_TOKENS)
+        if self._sanitize is not None and path != COMPLETIONS:
+            given = await asyncio.to_thread(sanitize_body, given, self._sanitize)
+        return given
+
+    async def _check_prompt(self, scope: Scope, given: Mapping[str, Any], counted: bool) -> None:
+        """Raise RequestError for a prompt that is too long, before the sanitizer and vLLM tokenize it whole."""
+        if self._tokenizer is None:
+            return
+        if self._prompt_limit is None:
+            model = scope["app"].state.engine_client.model_config
+            self._prompt_limit = PromptLimit(self._tokenizer, model.max_model_len)
+        others = [given[name] for name in (*RENDERED, "system", "instructions") if name in given]
+        times = _LONGER if counted or given.get("truncate_prompt_tokens") is not None else 1
+        for field in ("messages", "input"):
+            await self._prompt_limit.check(given.get(field), others, field, times)
+        prompts = given.get("prompt")
+        for prompt in prompts if isinstance(prompts, list) else [prompts]:
+            if isinstance(prompt, str):
+                await self._prompt_limit.check(prompt, (), "prompt", times)
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
@@ -290,7 +338,8 @@ class ReplyAnnotator:
         self._traces.update(self._take())
         tier = self.mapping.effort if self.mapping.control is None else self._tier
         trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
-        result = GenerationResult("", "", "", "stop", tier, _read_usage(reply), trace)
+        usage = replace(_read_usage(reply), trial=sum(decision.tokens for decision in trace))
+        result = GenerationResult("", "", "", "stop", tier, usage, trace)
         self.metrics.add_result(result, self._budget or 0, self._shadow, self.billing)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from ...errors import CapabilityError, PromptError, TerselyError
-from ..batch import BatchRow
 from ..options import GenerationOptions, make_options
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
-from ..session import Session
+from ..session import BatchRow, Session
 from ..streaming import TextDeltaEvent
 from ..text.sanitizer import get_sanitizer
 from ..text.tool_calls import OPEN
@@ -31,6 +31,10 @@ from .settings import ModelInfo, ResolvedRequest, ServerLimits
 from .untrusted_text import sanitize_messages
 
 _log = logging.getLogger(__name__)
+_SHORT = 8_000
+"""Characters of a request's text that take less time than handing it to a thread and back."""
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class ServedRow(BatchRow):
@@ -42,8 +46,9 @@ class ServedRow(BatchRow):
         request = pending.request
 
         def emit(event: TextDeltaEvent) -> None:
-            self.sent = True
-            pending.send(replace(event, row=number))
+            if event.text:
+                self.sent = True
+                pending.send(TextDeltaEvent(number, event.text, event.channel, event.decision))
 
         super().__init__(
             session,
@@ -52,6 +57,7 @@ class ServedRow(BatchRow):
             request.stops,
             OPEN if request.options.tools else "",
             emit if pending.streams else None,
+            number,
         )
         self.pending, self.number, self.metrics = pending, number, metrics
         self.has_fallback = False
@@ -114,7 +120,7 @@ class ServedRow(BatchRow):
         result = self.result(completion)
         result = replace(result, trace=(*request.notes, *result.trace))
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
-        self.emitter.finish_row(0, result.thinking, content)
+        self.emitter.finish(result.thinking, content)
         budget = self.prepared.budget.thinking
         self.metrics.add_result(result, budget, request.options.shadow, request.billing)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
@@ -173,13 +179,15 @@ class SessionWorker(RequestWorker):
         super().__init__(limits, metrics, ModelInfo(thinks, tools="tools" in template, context=context))
         self.session = session
         self._sanitize = get_sanitizer(session.engine.tokenizer, session.markers)
-        self._prompt_limit = PromptLimit(session.engine, limits.prompt)
+        self._prompt_limit = PromptLimit(
+            session.engine.tokenizer, min((size for size in (limits.prompt, context) if size is not None), default=None)
+        )
         self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
 
     async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
         """See `RequestWorker.admit`."""
-        await self._prompt_limit.check(request)
-        return request if special_tokens else await asyncio.to_thread(self._without_special_tokens, request)
+        await self._prompt_limit.check(request.messages, request.options.tools, request.prompt_field)
+        return request if special_tokens else await run_aside(self._without_special_tokens, request, request)
 
     def check(self, rules: RequestRules, of_key: bool = False) -> None:
         """See `RequestWorker.check`; prepares a tiny prompt."""
@@ -237,6 +245,13 @@ class SessionWorker(RequestWorker):
             if (note := policy.end_batch()) is not None and policy.name not in self._drift:
                 self._drift[policy.name] = Decision(policy.name, "drift", note, 0, acted=False)
                 _log.warning("%s: %s", policy.name, note)
+
+
+async def run_aside(work: Callable[[A], T], given: A, request: ResolvedRequest) -> T:
+    """Do work on a request's text in a thread; at once where it is short, for which other requests need not wait."""
+    if len(str(request.messages)) + len(str(request.options.tools)) < _SHORT:
+        return work(given)
+    return await asyncio.to_thread(work, given)
 
 
 def lost_control(where: str, error: Exception, position: int = 0) -> Decision:

@@ -7,7 +7,7 @@ A text is read sentence by sentence. A sentence may *answer* ("the answer is 12"
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -88,12 +88,19 @@ def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement
             yield Statement(answer, read[1], start, end)
 
 
+def may_answer(text: str, asked: Asked) -> bool:
+    """Whether a text may call a value the answer; far quicker than to find that out."""
+    lower = text.lower()
+    return bool(asked.options) or "</" in text or any(map(lower.__contains__, _ANSWER_SIGNALS))
+
+
 # -- one sentence ------------------------------------------------------------------------------------------------------
 
 
 _FLAGS = re.IGNORECASE
 _BULLET = re.compile(r"[\s*>#-]*")
 _SIGNALS = tuple(signal for language in LANGUAGES for signal in language.signals)
+_ANSWER_SIGNALS = ("boxed", *_SIGNALS)
 _SYMBOL = re.compile(r"[\d\\π√∞]")
 _HEADING = re.compile(rf"(?:{either('headings')})\W*$", _FLAGS)
 _ANSWER = re.compile(rf"(?:{either('answers')}|(?P<corrects>{either('corrects')}))")
@@ -122,8 +129,8 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
     lower = sentence.lower()
     if len(lower) != len(sentence):
         lower = sentence
-    found, finality = None, Finality.ANSWERS
-    if any(signal in lower for signal in _SIGNALS):
+    found, finality, turn = None, Finality.ANSWERS, find_turn(lower)
+    if any(map(lower.__contains__, _SIGNALS)):
         found, finality = _answer(sentence, lower, asked)
     if found is None:
         if asked.options and (settled := _SETTLED.match(sentence)) and (label := asked.label(settled[1])):
@@ -132,8 +139,8 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
             found = asked.label_of_text_in(lower) if _CONCLUDES.search(lower) else None
             finality = Finality.HEDGED
         elif not asked.truth and (asked.numeric or not asked.wants_words) and _SYMBOL.search(sentence):
-            found, finality = _conclusion(sentence, lower, asked)
-    if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or is_supposed(lower):
+            found, finality = _conclusion(sentence, lower, turn, asked)
+    if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or is_supposed(lower, turn):
         return None
     return found, min(finality, Finality.HEDGED if _HEDGED.search(lower) else Finality.ANSWERS)
 
@@ -158,24 +165,20 @@ def _answer(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finali
     return found, finality
 
 
-def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finality]:
-    """The value that a concluding sentence arrives at, and how final it is.
+def _conclusion(sentence: str, lower: str, turn: int, asked: Asked) -> tuple[str | None, Finality]:
+    """The value that a concluding sentence arrives at, and how final it is; its conclusion begins at `turn`.
 
     That behind what the question asks for, of its last equation, behind its verb, or its last number.
     """
     concludes = _CONCLUDES.search(lower) is not None
-    turn = find_turn(lower)
     if turn and _SYMBOL.search(sentence, turn):
         sentence, lower = sentence[turn:], lower[turn:]
-    if asked.names is not None:
-        named = [value for cue in asked.names.finditer(sentence) if (value := read_value(sentence, cue.end(), asked))]
-        if named:
-            return named[-1], Finality.ASKED if concludes else Finality.HEDGED
-    if concludes and asked.counted is not None and (counts := asked.counted.findall(sentence)):
-        return counts[-1], Finality.ASKED
-    stated = [value for cue in _STATES.finditer(lower) if (value := read_value(sentence, cue.end(), asked))]
+    if asked.names is not None and (named := _read_last(asked.names.finditer(sentence), sentence, asked)):
+        return named, Finality.ASKED if concludes else Finality.HEDGED
     if not concludes:
-        return (stated[-1] if stated else None), Finality.CONCLUDES
+        return _read_last(_STATES.finditer(lower), sentence, asked), Finality.CONCLUDES
+    if counted := asked.find_counted(sentence):
+        return counted, Finality.ASKED
     if asked.is_aside(lower):
         return None, Finality.CONCLUDES
     finality = Finality.ASKED if asked.covers(lower) else Finality.CONCLUDES
@@ -184,15 +187,20 @@ def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Fi
     equation = max(sentence.rfind("="), sentence.rfind("≈"))
     if equation >= 0 and not asked.equation and (value := read_value(sentence, equation + 1, asked)):
         return value, finality
-    verbs = [value for cue in _COPULA.finditer(lower) if (value := read_value(sentence, cue.end(), asked))]
-    if stated or verbs:
-        return (stated or verbs)[-1], finality
+    for cue in (_STATES, _COPULA):
+        if value := _read_last(cue.finditer(lower), sentence, asked):
+            return value, finality
     if (stop := max(sentence.rfind("\\("), sentence.rfind(" $"))) >= 0 and (value := read_value(sentence, stop, asked)):
         return value, finality
     numbers = _NUMBER.findall(sentence)
     if asked.many and turn:
         return ", ".join(numbers) or None, finality
     return (numbers[-1] if numbers else None), finality
+
+
+def _read_last(cues: Iterable[re.Match[str]], sentence: str, asked: Asked) -> str | None:
+    """The value behind the last of the cues that have one."""
+    return next(filter(None, (read_value(sentence, cue.end(), asked) for cue in reversed([*cues]))), None)
 
 
 def _value_before(sentence: str, lower: str) -> str | None:

@@ -7,6 +7,7 @@ added by adding it to `LANGUAGES`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 Patterns = tuple[str, ...]
 
@@ -148,11 +149,13 @@ ENGLISH = Language(
     concludes=(
         r"\b(?:so|thus|therefore|hence|consequently|finally|overall"
         r"|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
-        r"that is|this gives|that gives|accordingly|in summary)\b",
-        r"\b(?:confident|certain|sure) (?:that|in)\b|\b(?:i think|i believe|i get|it (?:looks|seems) like|seems that|"
-        r"conclude that|confirms? that|we get)\b",
+        r"that is|this gives|that gives|accordingly|in summary|(?:confident|certain|sure) (?:that|in)|i think|"
+        r"i believe|i get|it (?:looks|seems) like|seems that|conclude that|confirms? that|we get)\b",
     ),
-    turns=(r"[,;:] so,?\s|\b(?:therefore|hence|thus|meaning|namely)\b,?\s?|\bi\.e\.,?\s?|\bthat is,\s?|=>|→|⇒",),
+    turns=(
+        r"\b(?:(?:therefore|hence|thus|meaning|namely)\b,?\s?|i\.e\.,?\s?|that is,\s?)",
+        r"(?:[,;:] so,?\s|=>|→|⇒)",
+    ),
     states=(
         r"\b(?:answer|result|total|value|sum|product|probability|difference|number|amount|area|length|cost|"
         r"remainder)\s+"
@@ -177,7 +180,7 @@ ENGLISH = Language(
     supposed=(
         r"^\W*(?:if|suppose|assume|assuming|let's say|imagine|whether|unless|when|what if|say)\b",
         r"\b(?:if|whether|suppose|unless) (?:the|my|our|this) (?:final )?answer\b",
-        r"\b(?:would|can|could)(?: the)? answer be\b|\bfor example\b|\bin the (?:format|form)\b|\bformat\b",
+        r"\b(?:(?:would|can|could)(?: the)? answer be|for example|in the (?:format|form)|format)\b",
         r"\b(?:must|should|need to|have to) (?:be )?(?:output|enclosed?|written|formatted|presented|expressed)\b",
         r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
         r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
@@ -460,5 +463,12 @@ DELIBERATION_WORDS = (
 
 
 def either(kind: str) -> str:
-    """All languages' patterns of one kind as one alternative."""
-    return "|".join(pattern for language in LANGUAGES for pattern in getattr(language, kind))
+    """All languages' patterns of one kind as one alternative.
+
+    Those in a row that begin a word stand behind one test for that, as a search makes it for each letter of a text.
+    """
+    patterns = [pattern for language in LANGUAGES for pattern in getattr(language, kind)]
+    runs = groupby(patterns, key=lambda pattern: pattern.startswith(r"\b"))
+    return "|".join(
+        rf"\b(?:{'|'.join(pattern[2:] for pattern in run)})" if words else "|".join(run) for words, run in runs
+    )

@@ -55,7 +55,7 @@ def read_ending(text: str, asked: Asked) -> str | None:
         if asks or reserved or _PLANS.search(plans.lower()):
             return ""
         kept, dropped = _keep_asserted(sentence, asked)
-        if is_supposed(kept.lower()):
+        if is_supposed(kept.lower(), find_turn(kept.lower())):
             return ""
         denied += dropped
         value = read_mention(kept, asked)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .answers import Finality, Statement, find_statements, parse_value
+from .answers import Finality, Statement, find_statements, may_answer, parse_value
 from .cues import either
 from .questions import read_question
 
@@ -43,17 +44,32 @@ class AnswerEvidence:
 
     def __init__(self, question: str = "") -> None:
         self.asked = read_question(question)
+        self._waiting: list[tuple[str, list[Statement] | None]] = []  # pieces, and what they state where that is known
         self._claims: dict[str, Claim] = {}
         self._last: Claim | None = None
         self._last_asked: Claim | None = None
         self._called = 0  # how many values have been called the answer
         self._reconsidered = self._confirmed = 0
 
-    def read(self, text: str) -> tuple[Claim, Finality] | None:
-        """Read the next sentences; return the claim stated last in them, and how finally, or None."""
+    def find_answer(self, text: str) -> Claim | None:
+        """Append the next sentences; return the claim stated last in them if they call it the answer, else None.
+
+        Only then does it count what was stated before, so pieces wait for that and much of a thinking is never read.
+        """
+        statements = [*find_statements(text, self.asked)] if may_answer(text, self.asked) else None
+        self._waiting.append((text, statements))
+        if not statements or statements[-1].finality is not Finality.ANSWERS:
+            return None
+        for piece, known in self._waiting:
+            latest = self.read(piece, known)
+        self._waiting.clear()
+        return latest[0] if latest else None
+
+    def read(self, text: str, statements: Iterable[Statement] | None = None) -> tuple[Claim, Finality] | None:
+        """Read the next sentences at once; return the claim stated last in them, and how finally, or None."""
         latest: tuple[Claim, Finality] | None = None
         at, lower = 0, text.lower()
-        for statement in find_statements(text, self.asked):
+        for statement in find_statements(text, self.asked) if statements is None else statements:
             self._count(lower, at, statement.end)
             at = statement.end
             latest = self._take(statement), statement.finality

@@ -250,8 +250,8 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
         if value := _read_at(sentence, match.end(), asked):
             return value
-    if asked.counted is not None and (counts := asked.counted.findall(sentence)):
-        return str(counts[-1])
+    if counted := asked.find_counted(sentence):
+        return counted
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
     formulas = [next(filter(None, match)) for match in formulas]
     if asked.equation and formulas and "=" in formulas[-1]:

@@ -31,7 +31,8 @@ class Asked:
         options: the text of each labelled choice, by its label.
         numeric: whether a number is asked for.
         names: what the question asks for by name, with the verb behind it.
-        counted: a number with the things that "how many" asks for.
+        thing: what "how many" asks for, without a final s.
+        counted: a number of those things.
         many: whether several values are asked for.
         equation: whether an equation is asked for.
         truth: whether yes or no, or true or false, is asked for.
@@ -62,6 +63,7 @@ class Asked:
     options: Mapping[str, str] = field(default_factory=dict)
     numeric: bool = False
     names: re.Pattern[str] | None = None
+    thing: str = ""
     counted: re.Pattern[str] | None = None
     many: bool = False
     equation: bool = False
@@ -98,6 +100,12 @@ class Asked:
             return False
         common = self.words.intersection(map(_stem, _WORD.findall(lower)))
         return len(common) >= max(2, min(3, len(self.words) * 0.4))
+
+    def find_counted(self, sentence: str) -> str | None:
+        """The last number that a sentence gives of the things that "how many" asks for."""
+        if self.counted is None or self.thing not in sentence.lower():
+            return None
+        return next((str(found) for found in reversed(self.counted.findall(sentence))), None)
 
     def is_aside(self, lower: str) -> bool:
         """Whether a sentence says that something else than what the question asks for has its value."""
@@ -227,16 +235,17 @@ def read_question(question: str) -> Asked:
     if options:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
-    things = next(filter(None, counted.groups()), None) if counted else None
+    things = next(filter(None, counted.groups()), "").lower() if counted else ""
+    thing = _stem(things)
     return Asked(
         frozenset(words),
-        numeric=numeric or things is not None,
+        numeric=numeric or bool(thing),
         names=_name_pattern(last, words),
-        counted=things
-        and re.compile(rf"(?<![\d^.,/])({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(_stem(things))}", re.I),
-        many=things is None
-        and _MANY.search(last) is not None
-        and not re.search("inequality|interval|larger|smaller", last),
+        thing=thing,
+        counted=re.compile(rf"(?<![\d^.,/])({NUMBER})\s*(?:[a-z-]+\s+){{0,2}}?{re.escape(thing)}", re.I)
+        if thing
+        else None,
+        many=not thing and _MANY.search(last) is not None and not re.search("inequality|interval|larger|smaller", last),
         equation=equation,
         truth=_TRUTH.search(last) is not None,
         wants_words=wants_words,
@@ -245,7 +254,7 @@ def read_question(question: str) -> Asked:
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
         alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
-        unit=_stem(things) if things and _UNIT.fullmatch(f"1 {things}") else "",
+        unit=thing if _UNIT.fullmatch(f"1 {things}") else "",
         scopes=frozenset(_SCOPE.findall(question.lower())),
         variables=_find_unasked(last),
         rates=frozenset(_RATE.findall(last.lower())),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .cues import LANGUAGES, either
 
-_END = re.compile(r"(?<![.!?])(?:[.?]|(?<!\d)!)[.!?]*(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s)|\n|[。！？；]")
+_END = re.compile(r"[.!?\n。！？；](?:(?<=[\n。！？；])|(?<![.!?].)(?<!\d!)[.!?]*(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s))")
 _DISPLAY = re.compile(r"\s*\\\[")
 _ABBREVIATED = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
@@ -45,11 +45,11 @@ _SUPPOSED = re.compile(rf"(?:{either('supposed')})")
 
 def find_turn(lower: str) -> int:
     """Where the conclusion begins in a sentence in small letters: behind its last "so" or the like; 0 for none."""
-    if not any(signal in lower for signal in _TURN_SIGNALS):
+    if not any(map(lower.__contains__, _TURN_SIGNALS)):
         return 0
     return max((cue.end() for cue in _TURN.finditer(lower)), default=0)
 
 
-def is_supposed(lower: str) -> bool:
-    """Whether a sentence in small letters only supposes or denies; what follows its "so" counts if there is one."""
-    return _SUPPOSED.search(lower[find_turn(lower) :]) is not None
+def is_supposed(lower: str, turn: int) -> bool:
+    """Whether the conclusion of a sentence in small letters, which begins at `turn`, only supposes or denies."""
+    return _SUPPOSED.search(lower[turn:]) is not None

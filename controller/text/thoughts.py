@@ -15,7 +15,6 @@ REFLECTION_CUES = LANGUAGES[0].reflections + LANGUAGES[1].reflections
 """How reflective thoughts begin (TrimR, Speculative Thinking and VSRM use such lists); matched as whole words."""
 _CUE = word_pattern(REFLECTION_CUES)
 _TAIL = 400
-_DIGIT = TokenFlags.DIGIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,11 @@ class ThinkingState:
         self.codec = codec
         self.ids: list[int] = []
         self.signals: list[Signals | None] = []  # as long as `ids` where an engine reports them, else empty
-        self.thoughts: list[Thought] = []
         self.boundary = "token"
+        self._thoughts: list[Thought] = []
+        self._ended: list[tuple[int, int]] = []  # where later thoughts begin and end, which nobody has asked for yet
         self._start = self._retractable_from = 0
-        self._line_empty = True
-        self._flags, self._after_digit = codec.flags, 0
+        self._flags = codec.flags
         self._may_call = False  # something that can begin a tool call has been seen
         self._risky = False  # a region may be open, or something that can open one has come since the last scan
         self._regions, self._scanned = ProtectedRegions(), 0
@@ -62,9 +61,19 @@ class ThinkingState:
         return self._decode_from(max(start, self._retractable_from))
 
     @property
+    def thoughts(self) -> list[Thought]:
+        """The thoughts that have ended, without blank ones."""
+        for start, end in self._ended:
+            text = self.codec.decode(self.ids[start:end])
+            if text.strip():
+                self._thoughts.append(Thought(text, start, end, bool(_CUE.match(text))))
+        self._ended.clear()
+        return self._thoughts
+
+    @property
     def ends_line(self) -> bool:
         """Whether the last token may have ended a line, or there is none yet."""
-        return self._line_empty
+        return len(self.ids) == self._start or bool(self._flags[self.ids[-1]] & TokenFlags.NEWLINE)
 
     @property
     def protected(self) -> str | None:
@@ -84,25 +93,29 @@ class ThinkingState:
 
     def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""
-        self.ids.append(token)
         if signals is not None:
-            self.signals += [None] * (len(self.ids) - 1 - len(self.signals))
+            self.signals += [None] * (len(self.ids) - len(self.signals))
             self.signals.append(signals)
         flags = self._flags[token]
-        after_digit, self._after_digit = self._after_digit, flags & _DIGIT
-        if not flags & ~_DIGIT or (after_digit and flags & TokenFlags.POINT):
-            self.boundary, self._line_empty = "token", False
-            return
+        if not flags & ~TokenFlags.DIGIT:
+            self.ids.append(token)
+            self.boundary = "token"
+        else:
+            self._add_flagged(token, flags)
+
+    def _add_flagged(self, token: int, flags: int) -> None:
+        ended = flags & TokenFlags.BLANK or (flags & TokenFlags.NEWLINE and self.ends_line)
+        decimal = flags & TokenFlags.POINT and self.ids and self._flags[self.ids[-1]] & TokenFlags.DIGIT
+        self.ids.append(token)
         if flags & TokenFlags.FENCE:
             self._risky = True
             self._may_call = self._may_call or bool(flags & TokenFlags.CALL)
-        ended = flags & TokenFlags.BLANK or (flags & TokenFlags.NEWLINE and self._line_empty)
-        self._line_empty = bool(flags & TokenFlags.NEWLINE)
         if ended and len(self.ids) - self._start > 1:
             self._end_thought()
             self.boundary = "thought"
         else:
-            self.boundary = "sentence" if flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else "token"
+            ends = flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) and not decimal
+            self.boundary = "sentence" if ends else "token"
 
     @property
     def may_call(self) -> bool:
@@ -117,8 +130,7 @@ class ThinkingState:
         self.ids.extend(tokens)
         flags = self._flags
         self._risky = self._risky or any(flags[token] & TokenFlags.FENCE for token in tokens)
-        self._after_digit = flags[tokens[-1]] & _DIGIT
-        self.boundary, self._line_empty = "token", False
+        self.boundary = "token"
 
     def retractable(self, count: int) -> int:
         """How many of the last `count` tokens may be dropped: those after the last forced one."""
@@ -126,13 +138,12 @@ class ThinkingState:
 
     def retract(self, count: int) -> int:
         """Drop the last `count` tokens, as far as they may be dropped; return how many were."""
-        count = self.retractable(count)
+        count, thoughts = self.retractable(count), self.thoughts
         del self.ids[len(self.ids) - count :]
         del self.signals[len(self.ids) :]
         self._decoded = (-1, 0, "")
-        while self.thoughts and self.thoughts[-1].end > len(self.ids):
-            self._start = self.thoughts.pop().start
-        self._line_empty = self._start == len(self.ids)
+        while thoughts and thoughts[-1].end > len(self.ids):
+            self._start = thoughts.pop().start
         if self._scanned > len(self.ids):
             self._regions, self._scanned, self._risky = ProtectedRegions(), 0, True
         return count
@@ -143,7 +154,7 @@ class ThinkingState:
             self._end_thought()
         self.ids.extend(tokens)
         self._start = self._retractable_from = len(self.ids)
-        self._line_empty = self._risky = True
+        self._risky = True
 
     def _decode_from(self, start: int) -> str:
         if self._decoded[:2] != (start, len(self.ids)):
@@ -151,7 +162,5 @@ class ThinkingState:
         return self._decoded[2]
 
     def _end_thought(self) -> None:
-        text = self._decode_from(self._start)
-        if text.strip():
-            self.thoughts.append(Thought(text, self._start, len(self.ids), bool(_CUE.match(text))))
+        self._ended.append((self._start, len(self.ids)))
         self._start = len(self.ids)

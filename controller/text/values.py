@@ -217,6 +217,8 @@ _SPELLINGS = (
     (re.compile(r"(?<=[xyzabkpqrsuvw)])²"), "^2"),
     (re.compile(r"(?<=[xyzabkpqrsuvw)])³"), "^3"),
 )
+_MARKED_UP = re.compile(r"[\\*`°–−·×√π∞²³]|sqrt|percent|pi|infin")
+_PLAIN_NUMBER = re.compile(r"(-?)(?=\.?\d)(\d*)(?:\.(\d*))?")
 _PLAIN_FRACTION = re.compile(r"(-?\d*)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
 _QUANTITY = re.compile(
@@ -234,24 +236,14 @@ def normalize_answer(answer: str) -> str:
     Equal spellings are equal answers; different ones may still be (see `answers_equal`).
     """
     text = answer.strip().strip("$ ").rstrip(". ")
-    if (
-        any(c in text for c in "\\*`°−–×·√π∞²³")
-        or "sqrt" in text
-        or "percent" in text
-        or "pi" in text
-        or "infin" in text
-    ):
+    if _MARKED_UP.search(text):
         text = _spell(text)
     plain = text.replace("$", "").replace("€", "").replace("£", "").strip().lstrip("+")
     if _THOUSANDS.fullmatch(plain):
         plain = plain.replace(",", "")
-    if re.fullmatch(r"-?\d+\.\d*", plain):
-        plain = plain.rstrip("0").rstrip(".")
-    if re.fullmatch(r"-?(?:\d+(?:\.\d+)?|\.\d+)", plain):
-        sign, digits = ("-", plain[1:]) if plain.startswith("-") else ("", plain)
-        whole, _, part = digits.partition(".")
-        number = (whole.lstrip("0") or "0") + (f".{part}" if part else "")
-        return number if number == "0" else sign + number
+    if number := _PLAIN_NUMBER.fullmatch(plain):
+        sign, whole, part = number[1], number[2].lstrip("0") or "0", (number[3] or "").rstrip("0")
+        return f"{sign}{whole}.{part}" if part else "0" if whole == "0" else sign + whole
     if (quantity := _QUANTITY.fullmatch(text)) and not _DAYTIME.search(quantity[2]):
         return normalize_answer(quantity[1])
     if mixed := _MIXED_NUMBER.fullmatch(text):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import CapabilityError, ModelError, OptionError
-from ..engines.checkpoints import resolve_checkpoint
+from ...models import resolve_checkpoint
 from ..engines.sequence import check_max_new_tokens
 from ..types import (
     KEEP,
@@ -29,9 +29,9 @@ from ..types import (
     StepInfo,
     TokenSink,
 )
-from .request_control import KEY, refuse_speculation
+from .engine_options import load_tokenizer, refuse_speculation
+from .request_control import KEY
 from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
-from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM

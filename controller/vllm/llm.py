@@ -17,9 +17,10 @@ from ..text.reasoning_parser import split_reasoning
 from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
-from .request_control import KEY, RequestControl, make_control, refuse_speculation
-from .tokenizers import load_tokenizer
+from .engine_options import check_endpoints, load_tokenizer, refuse_speculation
+from .request_control import KEY, RequestControl, make_control
 from .trace_channel import TraceStore, request_tag
+from .trial_endpoint import require_trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class ControlInfo:
     thinking: int
     answer: int
     injected: int
+    trial: int = 0  # of trial answers, which other requests decoded
 
 
 class LLM(vllm.LLM):  # type: ignore[misc]
@@ -50,7 +52,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         markers: Markers | None = None,
         **options: Any,
     ) -> None:
-        from ..engines.checkpoints import resolve_checkpoint
+        from ...models import resolve_checkpoint
 
         place = resolve_checkpoint(model)
         refuse_speculation({"model": place, **options})
@@ -58,10 +60,13 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         self.markers = markers or find_markers(tokenizer)  # raises before the model is loaded
         self._default = make_control(preset=preset, policies=policies, effort=effort or "normal")
         self._names_effort = effort is not None
-        self._traces = TraceStore()
         settings = dict(options.pop("additional_config", None) or {})
         if markers is not None:
-            settings[KEY] = {"markers": [markers.open, markers.close]}
+            settings[KEY] = {**settings.get(KEY, {}), "markers": [markers.open, markers.close]}
+        self._trials = bool(settings.get(KEY, {}).get("trials"))
+        require_trials(self._default, self._trials)
+        check_endpoints(settings.get(KEY, {}), options.get("tensor_parallel_size") or 1)
+        self._traces = TraceStore()
         try:
             super().__init__(
                 place,
@@ -102,7 +107,9 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         own = {name: options[name] for name in names if name in options}
         rest = {name: value for name, value in options.items() if name not in names}
         kept = {"effort": self._default.effort} if "preset" in own or "policies" in own else self._default.as_dict()
-        return make_control(**{**kept, **own}) if own else self._default, rest
+        chosen = make_control(**{**kept, **own}) if own else self._default
+        require_trials(chosen, self._trials)
+        return chosen, rest
 
     def _mark(self, params: Any, chosen: RequestControl, size: int) -> list[Any]:
         """Parameters of each prompt, each with its own tag."""
@@ -132,7 +139,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
                 forced = any(d.action == "close" and d.acted for d in trace)
                 thinking = split_reasoning(ids, codec, self.markers, state, forced).thinking_tokens
                 injected = sum(len(codec.encode(d.text)) for d in trace if d.acted)
-                one.tersely = ControlInfo(trace, thinking, len(ids) - thinking, injected)
+                one.tersely = ControlInfo(trace, thinking, len(ids) - thinking, injected, sum(d.tokens for d in trace))
         return outputs
 
     def close(self) -> None:

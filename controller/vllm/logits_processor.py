@@ -23,11 +23,11 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..trace import Decision
-from .draft_step import DraftStep
-from .request_control import check_speculation, parse_control
+from .engine_options import check_speculation
+from .request_control import parse_control
 from .request_controller import WorkerContext
 from .row_table import ControlledRow, RowTable
-from .step import apply_step, install_tap
+from .step import DraftStep, apply_step, install_tap
 from .token_history import TokenHistory
 from .trace_channel import request_tag, send_trace
 

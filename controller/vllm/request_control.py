@@ -14,23 +14,41 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ...errors import CapabilityError, OptionError, shorten
+from ...errors import CapabilityError, OptionError, shorten, unknown
 from ...validation import format_validation_error
 from ..budgets import Budget, canonical_effort, fit_budget
 from ..policies import list_policies, make_policies, make_policy
 from ..policies.base import BOUND, Policy
 from ..types import Capability
-from .client_settings import check_client_settings
 
 KEY = "tersely"
-AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.VERIFIER})
-"""What policies may require inside vLLM, which keeps every token: nothing can be tried or taken back."""
-
-
-_CONVERTED = frozenset(
-    {"compilation_config", "structured_outputs_config", "profiler_config", "attention_config", "kv_transfer_config"}
+AVAILABLE = frozenset(
+    {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.VERIFIER, Capability.TRIALS, Capability.LOGPROBS}
 )
-"""Arguments that `vllm.LLM` takes in other forms than the engine does; no model runner depends on them."""
+"""What policies may require inside vLLM, which keeps every token: nothing can be taken back. Probabilities are known of
+trials only, and these need an endpoint, see `trial_endpoint`."""
+
+
+Bound = tuple[int, int] | tuple[float, float] | type[bool]
+"""A whole number or a number between two, ends included, or a flag."""
+
+_TOKENS = (1, 1 << 16)
+CLIENT_SETTINGS: Mapping[str, Mapping[str, Bound]] = {
+    "budget": {"slack": (0, 1 << 12)},
+    "convergence": {"agree": (1, 1000), "stride": _TOKENS},
+    "auto_exit": {"agree": (1, 1000)},
+    "hint": {
+        "alpha": _TOKENS,
+        "beta": (0.0, 100.0),
+        "longest": _TOKENS,
+        "earliest": (0, 1 << 16),
+        "limit": (0, 1000),
+    },
+    "readiness": {"threshold": (0.0, 1.0)},
+    "repetition": {"tokens": (30, 1000), "counting": _TOKENS, "window": _TOKENS},
+    "trimr": {"agree": (1, 64), "window": (1, 64), "share": (0.0, 1.0), "most": (1, 1000), "floor": (0, 1000)},
+}
+"""Settings by policy; those of other policies are set where the server is started."""
 
 
 def _describe_policies(policies: Any) -> Any:
@@ -86,6 +104,10 @@ class RequestControl:
             return tuple(make_policy(name, settings) for name, settings in self.policies.items())
         return make_policies(self.preset or "balanced")
 
+    def asking(self) -> list[str]:
+        """Names of the policies that need trial answers."""
+        return [policy.name for policy in self.make_policies() if Capability.TRIALS in policy.requires]
+
     def make_budget(self, tier: str, max_tokens: int) -> Budget:
         """The budget of a tier within `max_tokens`; raises OptionError if it leaves no room for an answer."""
         return fit_budget(tier, max_tokens, self.answer_reserve, thinking=self.thinking_budget)
@@ -100,50 +122,32 @@ class RequestControl:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
 
-def speculation_error(what: str, instead: str) -> CapabilityError:
-    """The error for speculative decoding that cannot be controlled."""
-    return CapabilityError(
-        f"{what}, so control inside vLLM does not work with this speculative decoding; {instead}, or start vLLM "
-        "without a speculative_config",
-        code="speculative_decoding",
-    )
+def check_client_settings(policies: Any) -> None:
+    """Check the policies of a control that came as text; raises OptionError.
 
-
-def check_speculation(vllm_config: Any, on_v2: bool) -> int:
-    """The most drafts of a step; raises CapabilityError where they cannot be controlled."""
-    speculative = vllm_config.speculative_config
-    if speculative is None:
-        return 0
-    if not on_v2:
-        raise speculation_error(
-            "vLLM chose its model runner V1, which leaves logits processors out where there are drafts",
-            "use a GPU, a method of runner V2 (ngram, ngram_gpu, draft_model, eagle, eagle3, mtp), and no "
-            "VLLM_USE_V2_MODEL_RUNNER=0",
-        )
-    if speculative.rejection_sample_method == "synthetic":
-        raise speculation_error(
-            "rejection_sample_method 'synthetic' accepts drafts without a look at the logits", "use 'standard'"
-        )
-    if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
-        raise speculation_error("every worker samples for a part of the batch", "leave out batch-sharded sampling")
-    return int(speculative.num_speculative_tokens)
-
-
-def refuse_speculation(options: Mapping[str, Any]) -> None:
-    """Refuse engine arguments whose speculative decoding cannot be controlled, before a model is loaded.
-
-    Raises CapabilityError. Builds vLLM's configuration where drafts are asked for, as only that knows its runner.
+    What is not a mapping of mappings is left to `RequestControl`.
     """
-    if not any(options.get(name) for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")):
+    if not isinstance(policies, Mapping):
         return
-    from vllm.engine.arg_utils import EngineArgs
+    for policy, settings in policies.items():
+        known = CLIENT_SETTINGS.get(policy, {})
+        for name, value in settings.items() if isinstance(settings, Mapping) else ():
+            if name not in known:
+                raise unknown(f"setting of policy {shorten(policy)} for requests:", name, known or ("none",))
+            _check(f"{policy}.{name}", value, known[name])
 
-    known = {f.name for f in fields(EngineArgs)} - _CONVERTED
-    given = {name: value for name, value in options.items() if name in known}
-    if isinstance(settings := given.get("speculative_config"), dict):
-        given["speculative_config"] = dict(settings)  # vLLM adds to it
-    config = EngineArgs(**given).create_engine_config()
-    check_speculation(config, on_v2=config.use_v2_model_runner)
+
+def _check(name: str, value: object, bound: Bound) -> None:
+    if isinstance(bound, type):
+        fits, accepted = isinstance(value, bool), "true or false"
+    else:
+        low, high = bound
+        whole = isinstance(low, int)
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        fits = number and low <= value <= high  # type: ignore[operator]
+        accepted = f"a {'whole ' if whole else ''}number from {low} to {high}"
+    if not fits:
+        raise OptionError(f"setting {name} is {shorten(value)}; accepted: {accepted}")
 
 
 def make_control(**settings: Any) -> RequestControl:

@@ -7,8 +7,10 @@ never calls: chunked prefill and preemption make vLLM ask more often than it sam
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,16 +19,18 @@ from typing import Any
 from ...errors import CapabilityError
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller, ControllerState
-from ..policies.base import Policy
+from ..policies.base import Policy, TrialAnswer
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
 from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
+from ..trial_answers import TrialDecoder
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from ..verification import RuleVerifier, Verifier
 from ..verifiers import EndpointVerifier
+from .engine_options import OPTIONS, check_endpoints, load_tokenizer
 from .request_control import KEY, RequestControl, parse_control, read_control
-from .tokenizers import OPTIONS, load_tokenizer
+from .trial_endpoint import SELF_KEY, TrialEndpoint, failed_trial, require_trials
 
 UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
 """Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a
@@ -80,6 +84,7 @@ class RequestController:
         self.controller = watcher if isinstance(watcher, Controller) else None
         self.forced: list[bool] = []  # of each token that was read
         self.signals: list[Signals | None] = []
+        self.output: Sequence[int] = ()
         self.stopped = False  # by the watcher
         self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP  # what the model says about the next token
         self.swap: Callable[[], bool] | None = None  # whether the end of the turn was swapped for the next token
@@ -151,6 +156,7 @@ class RequestController:
 
     def read(self, output: Sequence[int]) -> int | None:
         """Read what the output has grown by; return the token that must come next, None if any may."""
+        self.output = output
         for index in range(len(self.forced), len(output)):
             latest = index == len(output) - 1
             step = self._step(index, latest) if self.reads or self.keep_signals else _NO_STEP
@@ -291,11 +297,10 @@ class WorkerContext:
     """The model of one vLLM worker: its tokenizer, markers, probes and default control.
 
     `additional_config["tersely"]` of the engine may have `default`, the control of requests that bring none, and
-    `markers`, [open, close], where they cannot be found, and `verifier`, the URL of a server that answers what rules
-    cannot decide; no step waits for it. Policies bind to it; implements `types.ModelHandle`.
+    `markers`, [open, close], where they cannot be found, `verifier`, the URL of a server that answers what rules cannot
+    decide, and `trials`, that of a vLLM server of the same model that decodes trial answers; no step waits for them.
+    Policies bind to it; implements `types.ModelHandle`.
     """
-
-    capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
 
     def __init__(self, vllm_config: Any, drafts: int = 0) -> None:
         self._drafts = drafts  # the most that vLLM makes in a step
@@ -305,7 +310,11 @@ class WorkerContext:
         settings = (vllm_config.additional_config or {}).get(KEY, {})
         self._default = settings.get("default")
         self._markers = settings.get("markers")
-        self._verifier_url = settings.get("verifier")
+        self._verifier_url, self._trials_url = settings.get("verifier"), settings.get("trials")
+        capabilities = {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES}
+        self.capabilities = frozenset(capabilities | ({Capability.TRIALS} if self._trials_url else set()))
+        parallel = getattr(vllm_config, "parallel_config", None)
+        check_endpoints(settings, getattr(parallel, "tensor_parallel_size", 1))
         self._bind = lru_cache(maxsize=_BOUND)(lambda policy: policy.bind(BindContext(self)))
         self._fingerprint: str | None = None
 
@@ -318,6 +327,13 @@ class WorkerContext:
     def verifier(self) -> Verifier | None:
         """What answers the policies' questions; None decides by rules only."""
         return RuleVerifier(EndpointVerifier(self._verifier_url)) if self._verifier_url else None
+
+    @cached_property
+    def trials(self) -> TrialEndpoint | None:
+        """What decodes trial answers; None refuses policies that need them."""
+        if not self._trials_url:
+            return None
+        return TrialEndpoint(self._trials_url, self.name if SELF_KEY in os.environ else None)
 
     @cached_property
     def markers(self) -> Markers:
@@ -336,6 +352,8 @@ class WorkerContext:
 
     def check(self) -> None:
         """Raise the error of settings that would leave every request without control, and load the tokenizer."""
+        _ = self.verifier, self.trials
+        require_trials(self.default, self.trials is not None)
         with contextlib.suppress(Exception):  # each request that needs it says what is wrong
             _ = self.markers, self.end
         if self.default is not None:
@@ -367,6 +385,7 @@ class WorkerContext:
             return None
         if control.driver:
             return DRIVERS[control.driver]
+        require_trials(control, self.trials is not None)
         codec, ids = get_adapter(self.tokenizer), list(prompt or ())
         state = thinking_state_after(codec.decode(ids[-32:]), self.markers)
         if state == "answer":
@@ -375,6 +394,13 @@ class WorkerContext:
         if tier == "auto":
             tier = tier_by_length(codec.decode(ids))
         policies: tuple[Policy, ...] = tuple(map(self._bind, control.make_policies()))
+
+        def ask(position: int, forced: Sequence[int], trial: TrialDecoder) -> Future[TrialAnswer]:
+            assert self.trials is not None
+            if prompt is None:
+                return failed_trial("the prompt came as embeddings, which a trial cannot repeat")
+            return self.trials.submit([*ids, *request.output[:position], *forced], trial)
+
         controller = Controller(
             policies,
             codec,
@@ -385,7 +411,9 @@ class WorkerContext:
             prompt=control.question,
             prompt_tokens=len(ids),
             verifier=self.verifier,
+            ask_trial=None if self.trials is None else ask,
         )
         required = {need for policy in policies for need in policy.requires}
-        reads = frozenset(required & self.capabilities)
-        return RequestController(controller, self.end, reads, lazy=True, late=self._drafts)
+        reads = frozenset(required & {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
+        request = RequestController(controller, self.end, reads, lazy=True, late=self._drafts)
+        return request

@@ -37,7 +37,7 @@ def make_signals(values: NDArray[np.float32]) -> list[Signals | None]:
 class StepReadings(Protocol):
     """What one step said about the next tokens of each row, by its place in the batch.
 
-    `draft` says how many drafts of the step come before the token, see `draft_step`.
+    `draft` says how many drafts of the step come before the token, see `step.DraftStep`.
     """
 
     def signals(self, places: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
@@ -71,7 +71,6 @@ class RowTable:
         self.finished: set[int] = set()  # slots of rows for which nothing is left to do
         self._eager: set[int] = set()  # slots of rows that are also read from outside
         self._kind_of = kind_of
-        self._draft = 0  # of the tokens that land, how many came before in the same step
         self._kinds = np.full(_KINDS, UNKNOWN, dtype=np.int8)
         self._kinds[-1] = LOUD  # that of all ids beyond
         self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
@@ -123,12 +122,12 @@ class RowTable:
             self._patience[slot], self._waiting[slot] = _UNLIMITED, 0
         return row
 
-    def read(self, slots: Iterable[int]) -> None:
-        """Let rows read their outputs, and note what they want."""
+    def read(self, slots: Iterable[int], draft: int = 0) -> None:
+        """Let rows read their outputs, and note what they want; `draft` is that of the last token in its step."""
         for slot in slots:
             row = self.rows[slot]
             controller, token, first = row.controller, None, None
-            self.flush(slot, due=1)
+            self.flush(slot, due=1, draft=draft)
             try:
                 token = controller.read(row.output)
                 first = controller.closing_start()
@@ -148,7 +147,7 @@ class RowTable:
             if len(decisions) > row.sent:
                 row.sent = send_trace(row.tag, row.copy, decisions, row.sent)
 
-    def flush(self, slot: int, due: int = 0) -> None:
+    def flush(self, slot: int, due: int = 0, draft: int = 0) -> None:
         """Move tokens that wait into the row's output; its controller takes them, but for the last if that is `due`."""
         row = self.rows[slot]
         if count := int(self._waiting[slot]):
@@ -162,8 +161,8 @@ class RowTable:
         if readings is not None:
             place = int(self._places[slot])
             row.controller.next_step, row.controller.swap = (
-                partial(readings.info, place, self._draft),
-                partial(readings.swapped, place, self._draft),
+                partial(readings.info, place, draft),
+                partial(readings.swapped, place, draft),
             )
 
     def room(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -193,17 +192,16 @@ class RowTable:
             self.rows[slot].controller.fail(ValueError("more tokens came in a step than vLLM was to draft"))
             self.finished.add(slot)
         grown[grown > most] = 0
-        for self._draft in range(int(grown.max(initial=0))):
-            new = np.flatnonzero(grown > self._draft)
-            self._land(slots[new], tokens[new, most - grown[new] + self._draft])
-        self._draft = 0
+        for draft in range(int(grown.max(initial=0))):
+            new = np.flatnonzero(grown > draft)
+            self._land(slots[new], tokens[new, most - grown[new] + draft], draft)
 
-    def _land(self, slots: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        """Take one more token of each slot."""
+    def _land(self, slots: NDArray[np.int64], tokens: NDArray[np.int64], draft: int) -> None:
+        """Take one more token of each slot, before which so many drafts came in its step."""
         waiting = self._waiting[slots]
         self._tokens[slots, waiting] = tokens
         if len(readers := np.flatnonzero(self.wanted[slots] & SIGNALS)):
-            self._signals[slots[readers], waiting[readers]] = self._read_signals(slots[readers])
+            self._signals[slots[readers], waiting[readers]] = self._read_signals(slots[readers], draft)
         waiting += 1
         self._waiting[slots] = waiting
         self._lengths[slots] += 1
@@ -213,15 +211,15 @@ class RowTable:
         due = (
             (waiting > self._patience[slots, self._kinds[ids]]) | (waiting == _WIDTH) | (tokens == self.offered[slots])
         )
-        self.read(slots[due].tolist())
+        self.read(slots[due].tolist(), draft)
 
-    def _read_signals(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _read_signals(self, slots: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
         """What was said of the latest tokens of slots, [slots, 3]; nearly always by the same step."""
         found = np.full((len(slots), 3), np.nan, dtype=np.float32)
         readings, places = self._readings[slots], self._places[slots]
         for one in set(readings.tolist()) - {None}:
             mine = readings == one
-            found[mine] = one.signals(places[mine], self._draft)
+            found[mine] = one.signals(places[mine], draft)
         return found
 
     def note(self, slots: NDArray[np.int64], readings: StepReadings) -> None:

@@ -1,4 +1,4 @@
-"""Prompts and outputs of slots under the V2 runner, which keeps them on the device."""
+"""Prompts and outputs of slots under the V2 runner, which keeps them on the device; copies that nothing waits for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from .transfers import to_device, to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +84,20 @@ class TokenHistory:
             ids = list(map(int, copied.numpy()))
             begun[slot] = ids[:prompt], ids[prompt:]
         return Fetched(slots, found[:, 0] - self.states.prompt_len.np[slots], found[:, 1:], begun)
+
+
+def to_device(values: Any, device: torch.device) -> Tensor:
+    """Whole numbers, a list or an array, on a device: int64, of the same shape."""
+    pinned = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return pinned.to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory; it may be read once an event that was recorded after it on its stream has passed.
+
+    A tensor that is on the host already is returned itself.
+    """
+    if tensor.device.type == "cpu":
+        return tensor
+    target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return target.copy_(tensor, non_blocking=True)

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ...checkpoint_log import CheckpointLog
 from ...errors import OptionError
-from ...io import check_writable, write
+from ...io import CheckpointLog, check_writable, write
 from .. import cli_utils as cli
 
 DEFAULT_ARMS = "always-think,agentic"
@@ -95,7 +94,6 @@ def agents(
 
 
 def _check_remote(presets: list[str | None], needs_router: bool) -> None:
-    """Refuse what an endpoint cannot do."""
     if any(preset is not None for preset in presets):
         raise OptionError(
             "an endpoint uses its own preset; leave out --url, or +PRESET in --arms", code="preset_needs_local"
@@ -108,13 +106,12 @@ def _check_remote(presets: list[str | None], needs_router: bool) -> None:
 
 
 def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, seed: int) -> tuple[Any, Any]:
-    """The chat model, and its session if it runs locally."""
     if url is not None:
         from langchain_openai import ChatOpenAI
 
         settings: Any = {"model": model, "base_url": url, "max_tokens": max_new_tokens, "seed": seed}
         return ChatOpenAI(**settings, api_key=lambda: os.environ.get("OPENAI_API_KEY", "none")), None
-    from ...controller.integrations.base import shared_engine
+    from ...controller.integrations import shared_engine
     from ...controller.integrations.langchain.chat_model import ChatTersely
     from ...controller.session import Session
 

@@ -46,10 +46,7 @@ class Episode:
 def run_episode(
     task: Task, agent: Any, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
 ) -> Episode:
-    """Run an agent of LangChain's `create_agent` on a task, for at most `recursion_limit` graph steps.
-
-    Errors of the model are raised, because they are not a result.
-    """
+    """Run an agent of LangChain's `create_agent` on a task; raises the model's errors, as they are not a result."""
     started = clock()
     state: dict[str, Any] = {}
     error = None
@@ -130,18 +127,17 @@ def compare_arms(arms: Mapping[str, Sequence[Episode]], price: Price | None = No
 def _summarize(episodes: Sequence[Episode], price: Price | None, seed: int) -> dict[str, Any]:
     solved, written = _columns(episodes)
     rate, per_solved = wilson(fmean(solved), len(solved)), set_cost_of_pass(written, solved, seed=seed)
+    ends = [_finite(per_solved.low), _finite(per_solved.high)]
     successes = [e for e in episodes if e.solved]
     searches = [(e.isr, e.ise) for e in episodes if e.isr is not None and e.ise is not None]
     modes = sorted({e.mode for e in episodes if e.mode is not None})
     kinds = list(dict.fromkeys(e.kind for e in episodes))
     return {
-        "solved": rate.estimate,
-        "solved_ci": [rate.low, rate.high],
-        "written": fmean(written),
+        **_summarize_group(episodes, price),
+        **rate.named("solved"),
         "read": fmean(e.read for e in episodes),
         "thinking": fmean(e.thinking for e in episodes),
-        "written_per_solved": _finite(per_solved.estimate),
-        "written_per_solved_ci": [_finite(per_solved.low), _finite(per_solved.high)],
+        "written_per_solved_ci": ends,
         "steps_per_solved": fmean(e.steps for e in successes) if successes else None,
         "calls": fmean(e.calls for e in episodes),
         "failed_calls": fmean(e.failed_calls for e in episodes),
@@ -152,27 +148,26 @@ def _summarize(episodes: Sequence[Episode], price: Price | None, seed: int) -> d
         "unended": sum(e.error is not None for e in episodes),
         "kinds": {kind: _summarize_group([e for e in episodes if e.kind == kind], price) for kind in kinds},
         "modes": {mode: _summarize_group([e for e in episodes if e.mode == mode], price) for mode in modes},
-        "usd_per_solved": _usd(episodes, price),
     }
 
 
 def _summarize_group(episodes: Sequence[Episode], price: Price | None) -> dict[str, Any]:
     """Size, success and cost-of-pass (arXiv 2504.13359) of some episodes, in tokens written and in US dollars."""
     solved, written = _columns(episodes)
+    usd = None if price is None else cost_of_pass([price.cost(e.read, e.written) for e in episodes], solved)
     return {
         "n": len(episodes),
         "solved": fmean(solved),
         "written": fmean(written),
         "written_per_solved": _finite(cost_of_pass(written, solved)),
-        "usd_per_solved": _usd(episodes, price),
+        "usd_per_solved": None if usd is None else _finite(usd),
     }
 
 
 def _differences(episodes: Sequence[Episode], base: Sequence[Episode], seed: int) -> dict[str, Any]:
     """Differences from the baseline: success as a share of 1, and the saving of tokens per solved task."""
     (solved, written), (was_solved, was_written) = _columns(episodes), _columns(base)
-    gain = paired_bootstrap(np.subtract(solved, was_solved), seed=seed)
-    success = {"delta_solved": gain.estimate, "delta_solved_ci": [gain.low, gain.high]}
+    success = paired_bootstrap(np.subtract(solved, was_solved), seed=seed).named("delta_solved")
     if not sum(solved) or not sum(was_solved):
         return {**success, "saved": None, "saved_ci": None}
     saved = 1 - cost_of_pass(written, solved) / cost_of_pass(was_written, was_solved)
@@ -185,13 +180,6 @@ def _differences(episodes: Sequence[Episode], base: Sequence[Episode], seed: int
 
 def _columns(episodes: Sequence[Episode]) -> tuple[list[float], list[float]]:
     return [float(e.solved) for e in episodes], [float(e.written) for e in episodes]
-
-
-def _usd(episodes: Sequence[Episode], price: Price | None) -> float | None:
-    if price is None:
-        return None
-    costs = [price.cost(e.read, e.written) for e in episodes]
-    return _finite(cost_of_pass(costs, [float(e.solved) for e in episodes]))
 
 
 def _finite(value: float) -> float | None:

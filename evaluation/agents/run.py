@@ -12,7 +12,6 @@ import numpy as np
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 
-from ...checkpoint_log import CheckpointLog
 from ...controller.integrations.langchain.chat_model import ChatTersely
 from ...controller.integrations.langchain.middleware import (
     MODES,
@@ -26,6 +25,7 @@ from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_st
 from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...errors import OptionError, unknown
+from ...io import CheckpointLog
 from ...probes.artifact import Artifact
 from ...probes.estimator import ProbeClassifier
 from ...probes.io import MODE

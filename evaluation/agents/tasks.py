@@ -157,10 +157,10 @@ def _collect(name: str, world: World, rng: Random) -> Task:
     """All people of a team, of a firm, or of two firms; or those of a firm with at least some wage."""
     scope = rng.choice(("team", "firm", "union", "filter"))
     if scope == "team":
-        team = rng.choice(world.pages_of("team"))
+        team = rng.choice(world.list_pages("team"))
         question, gold = f"Who are the members of {team.name}?", frozenset(team.facts["Members"])
         return Task(name, "collect", question, gold, world, (("lookup", team.name),), ("Members",))
-    roots = rng.sample(world.pages_of("firm"), 2 if scope == "union" else 1)
+    roots = rng.sample(world.list_pages("firm"), 2 if scope == "union" else 1)
     teams = [world.pages[team] for root in roots for team in root.facts["Teams"]]
     staff = [world.pages[person] for team in teams for person in team.facts["Members"]]
     who, read = f"Who works at {' or at '.join(root.name for root in roots)}", [*roots, *teams]

@@ -58,7 +58,7 @@ class World:
 
     pages: Mapping[str, Page]
 
-    def pages_of(self, kind: str) -> list[Page]:
+    def list_pages(self, kind: str) -> list[Page]:
         """All pages of a kind: town, firm, team or person."""
         return [page for page in self.pages.values() if page.kind == kind]
 
@@ -94,7 +94,6 @@ def _facts(**values: str | int | tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _firm(name: str, town: str, towns: list[str], people: Iterator[str], rng: Random) -> list[Page]:
-    """The pages of a firm, its teams and its people."""
     crafts = rng.sample(CRAFTS, rng.randint(2, 3))
     teams = {f"{craft} at {name}": [next(people) for _ in range(rng.randint(2, 4))] for craft in crafts}
     staff = [person for members in teams.values() for person in members]
@@ -182,19 +181,11 @@ class Tool:
     run: Callable[[World, str], str]
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The arguments as a JSON schema."""
-        return {
-            "type": "object",
-            "properties": {self.argument: {"type": "string"}},
-            "required": [self.argument],
-        }
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The tool in OpenAI's format, as chat templates expect it."""
-        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": function}
+    def function(self) -> dict[str, Any]:
+        """The name, description and JSON schema of the arguments."""
+        properties = {self.argument: {"type": "string"}}
+        parameters = {"type": "object", "properties": properties, "required": [self.argument]}
+        return {"name": self.name, "description": self.description, "parameters": parameters}
 
 
 TOOLS = {
@@ -205,7 +196,7 @@ TOOLS = {
         Tool("calculator", "Compute an expression of numbers with + - * / and parentheses.", "expression", _calculator),
     )
 }
-TOOL_SCHEMAS = [tool.schema for tool in TOOLS.values()]  # all tools in OpenAI's format
+TOOL_SCHEMAS = [{"type": "function", "function": tool.function} for tool in TOOLS.values()]  # in OpenAI's format
 
 
 def call_tool(world: World, name: str, arguments: Mapping[str, Any]) -> str:
@@ -233,7 +224,7 @@ def langchain_tools(world: World) -> list[BaseTool]:
         return StructuredTool(
             name=tool.name,
             description=tool.description,
-            args_schema=tool.parameters,
+            args_schema=tool.function["parameters"],
             func=run,
             handle_tool_error=True,
         )

@@ -14,15 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint_log import CheckpointLog
 from ...controller.budgets import DIFFADAPT, STRATEGIES
 from ...controller.options import GenerationOptions, TunedConfig, with_seed
-from ...controller.policies import get_presets, list_policies, load_policy
+from ...controller.policies import get_presets, list_policies, load_add_ons, load_policy
 from ...controller.policies.base import Policy
-from ...controller.registry import load_add_ons
 from ...controller.session import Session
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
+from ...io import CheckpointLog
 from ...probes.tier_selector import TierProbe
 from ..economics.latency import Timing
 from ..runner import SessionRunner, batch_seed, batches
@@ -118,10 +117,9 @@ def make_arms(
     config: TunedConfig | None = None,
     own: Mapping[str, Arm] | None = None,
 ) -> list[Arm]:
-    """Make arms from a comma-separated list: the baseline, the arm to judge, then any others.
+    """Make arms from a comma-separated list: the baseline, the arm to judge, any others, and those of `own` not listed.
 
-    Arms in `own` that are not listed follow the listed ones. `no-think` is added, and the helper if there is one.
-    Raises OptionError if there are fewer than two arms, an arm is repeated, or the first is not the baseline.
+    `no-think` is added, and the helper if there is one. Raises OptionError for fewer than two arms or another baseline.
     """
     listed = [name.strip() for name in names.split(",") if name.strip()]
     listed += [name for name in own or () if name not in listed]
@@ -226,10 +224,7 @@ Advance = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all arms share.
-
-    `rollouts` are generations of each question, and `helper` is the model of the arm `helper`.
-    """
+    """What all arms share: `rollouts` are generations of each question, `helper` is the model of the arm `helper`."""
 
     runner: SessionRunner
     questions: Sequence[Question]

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ...checkpoint_log import CheckpointLog
 from ...controller.api import resolve_verifier
 from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.options import GenerationOptions, read_config
@@ -22,7 +21,7 @@ from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...controller.types import Capability
 from ...errors import OptionError, unknown
-from ...io import check_writable, write
+from ...io import CheckpointLog, check_writable, write
 from .. import cli_utils as cli
 from ..economics.costs import load_prices
 from ..economics.latency import fit_runtime, read_timings
@@ -32,8 +31,8 @@ from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
 from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, as_text
-from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, TRUNCATION_WORK, WORK
+from .economics import CostModel, load_cost_model
 from .result import BenchPlan, environment, measure
 
 _LONGEST = 20
@@ -171,7 +170,6 @@ def _load_splits(tasks: Sequence[str], split: str, limit: int | None, seed: int)
 
 
 def _run(plan: BenchPlan, checkpoints: CheckpointLog, costs: CostModel) -> dict[str, Any]:
-    """Run the plan; the result without its environment."""
     runner, helper = _load_runners(plan)
     # The longest questions are prepared with every arm, so that errors appear now and not in the last batch.
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
@@ -222,7 +220,6 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
 
 @contextmanager
 def _progress(plan: BenchPlan) -> Iterator[Any]:
-    """Show progress in units of one generation."""
     cuts = TOTAL_WORK + TRUNCATION_WORK * sum(arm.controlled for arm in plan.arms)
     per_question = len(plan.arms) + cuts * plan.baselines
     work = {**WORK, **{arm.name: 1.0 for arm in plan.arms}}

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ...io import render_text
 from ...probes.stats import binomial_lower_bound, binomial_upper_bound
 from .. import stats
 from ..cli_utils import format_interval, format_table
@@ -89,8 +91,7 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
         "kind": "cut" if ours.truncated else "run",
         "setting": ours.setting,
         "n": len(right),
-        "accuracy": float(right.mean()),
-        "accuracy_ci": _ends(stats.rate_interval(ours.column("right"))),
+        **stats.rate_interval(ours.column("right")).named("accuracy"),
         "tokens": {kind: ours.mean(kind) for kind in KINDS},
         "overhead": {kind: ours.mean(kind) for kind in OVERHEADS},
         "forced": ours.mean("forced"),
@@ -107,28 +108,21 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
 def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
     right, was_right = ours.column("right"), base.column("right")
     total, was_total = ours.column("total"), base.column("total")
-    accuracy = stats.paired_bootstrap(right - was_right, seed=seed)
-    tokens = stats.studentized_bootstrap(total - was_total, seed=seed)
-    saving = stats.ratio_bootstrap(total, was_total, seed=seed)
     harms, helps = (both.mean(axis=1) for both in (was_right * (1 - right), right * (1 - was_right)))
-    values = (
-        accuracy.estimate,
-        _ends(accuracy),
-        tokens.estimate,
-        _ends(tokens),
-        float(harms.mean()),
-        binomial_upper_bound(float(harms.sum()), len(harms), 1 - stats.LEVEL),
-        float(helps.mean()),
-        binomial_lower_bound(float(helps.sum()), len(helps), 1 - stats.LEVEL),
-        stats.mcnemar(right - was_right),
-        saving.estimate,
-        _ends(saving),
-    )
-    return dict(zip(_PAIRED, values, strict=True))
+    n, delta = len(harms), 1 - stats.LEVEL
+    return {
+        **stats.paired_bootstrap(right - was_right, seed=seed).named("delta_accuracy"),
+        **stats.studentized_bootstrap(total - was_total, seed=seed).named("delta_total"),
+        "harm": float(harms.mean()),
+        "harm_upper": binomial_upper_bound(float(harms.sum()), n, delta),
+        "help": float(helps.mean()),
+        "help_lower": binomial_lower_bound(float(helps.sum()), n, delta),
+        "mcnemar_p": stats.mcnemar(right - was_right),
+        **stats.ratio_bootstrap(total, was_total, seed=seed).named("saving"),
+    }
 
 
 def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> dict[str, dict[str, float]]:
-    """Accuracy and tokens by level or tier."""
     groups = {}
     for value in sorted({key(row) for row in records.rows} - {None}, key=str):
         rows = [row for row in records.rows if key(row) == value]
@@ -141,10 +135,6 @@ def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> 
     return groups
 
 
-def _ends(interval: Interval) -> list[float]:
-    return [interval.low, interval.high]
-
-
 # -- the terminal ------------------------------------------------------------------------------------------------------
 
 _GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
@@ -155,21 +145,17 @@ _ECONOMICS = {"E3": "e3", "$/1k": "usd", "$/1k right": "cost_of_pass", "gain $/1
 def as_text(result: Mapping[str, Any]) -> str:
     """A benchmark's result and its verdict, with tables within 80 columns."""
     arms = result["arms"]
-    splits = ", ".join(f"{name} {split['n']} (sha {split['sha256']})" for name, split in result["splits"].items())
-    runs = f"{result['rollouts']} rollout(s), seed {result['seed']}"
-    parts = [
-        [
-            f"{result['model']} on {', '.join(result['tasks'])}, {runs}",
-            f"splits, no question in two: {splits}",
-        ],
-        [format_table(_GAINS, map(_gains, arms))],
-        [format_table(_COSTS, map(_costs, arms))],
-        _economics(result),
-        [f"{arm['name']}: {arm['setting']}" for arm in arms if arm["setting"]],
-        result["notes"],
-        [verdict_line(result)],
-    ]
-    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+    shown = {head: name for head, name in _ECONOMICS.items() if any(arm.get(name) is not None for arm in arms)}
+    economics = [[arm["name"], *(_amount(head, arm.get(name)) for head, name in shown.items())] for arm in arms]
+    return render_text(
+        Path(__file__).with_name("bench.txt"),
+        **{"frontier": None, "ceiling": None, **result},
+        gains=format_table(_GAINS, map(_gains, arms)),
+        costs=format_table(_COSTS, map(_costs, arms)),
+        economics=format_table(("arm", *shown), economics) if len(shown) > 1 else "",
+        percent=_percent,
+        interval=format_interval,
+    )
 
 
 def _gains(arm: Mapping[str, Any]) -> list[str]:
@@ -188,38 +174,9 @@ def _costs(arm: Mapping[str, Any]) -> list[str]:
     return [arm["name"], *counts, *shares, seconds]
 
 
-def _economics(result: Mapping[str, Any]) -> list[str]:
-    """The table of costs in dollars and seconds, and what all arms together reach."""
-    arms = result["arms"]
-    shown = {head: name for head, name in _ECONOMICS.items() if any(arm.get(name) is not None for arm in arms)}
-    rows = [[arm["name"], *(_amount(head, arm.get(name)) for head, name in shown.items())] for arm in arms]
-    lines = [format_table(("arm", *shown), rows)] if len(shown) > 1 else []
-    if edge := result.get("frontier"):
-        usd = format_interval(edge["usd"], edge["usd_ci"], ".3g", 1000)
-        shares = ", ".join(f"{name} {_percent(share)} %" for name, share in edge["cheapest"].items())
-        left_out = f"; {edge['unsolved']} unsolved question(s) left out" if edge["unsolved"] else ""
-        lines.append(f"frontier: ${usd} for 1,000 right answers; cheapest on {shares}{left_out}")
-    if limit := result.get("ceiling"):
-        lines.append(
-            f"resampling until a trial answer is {limit['confidence']:.0%} sure: at most "
-            f"{_percent(limit['accuracy'])} % right"
-        )
-    return lines
-
-
 def _amount(head: str, value: float | None) -> str:
     return "" if value is None else f"{value * (1000 if '1k' in head else 1):.3g}"
 
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
-
-
-def verdict_line(result: Mapping[str, Any]) -> str:
-    """The verdict as one sentence."""
-    sides = f"{result['judged']} against {result['baseline']}"
-    line = f"VERDICT: {sides} at a margin of {100 * result['margin']:g} point(s): {result['verdict']}"
-    if result["verdict"] != OPEN:
-        return line
-    needed = result["needed_n"]
-    return f"{line} ({f'about {needed} questions would decide it' if needed else 'exactly at the margin'})"

@@ -6,17 +6,15 @@ trial costs its forced and its sampled tokens; the text before it is not paid fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from statistics import fmean
 from typing import Any
 
+from ...controller.policies.base import TrialAnswer
 from ...controller.request_builder import PreparedRequest
-from ...controller.text.answers import find_closing_brace
-from ...controller.text.tokenizer_adapter import TokenizerAdapter
-from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
+from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS, TrialDecoder
 from ...controller.types import Completion, SamplingParams
 from ..runner import batch_seed
 from ..tasks.questions import Question
@@ -50,8 +48,6 @@ Choice = Callable[[Recording, int], tuple[Truncation | None, int]]
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One batch of the arm that is truncated."""
-
     rollout: int
     number: int
     questions: Sequence[Question]
@@ -164,7 +160,6 @@ class Counterfactual:
     # -- pieces of work ----------------------------------------------------------------------------------------------
 
     def _load_batch(self, rollout: int, number: int, indices: Sequence[int]) -> _Batch:
-        """One batch of the arm, with its trial answers."""
         bench = self.bench
         piece = run_batch(bench, self.arm, rollout, number, indices)
         questions = [bench.questions[i] for i in indices]
@@ -244,20 +239,11 @@ def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[
         replies += bench.runner.continue_from(some, [MAX_TRIAL_TOKENS] * len(some), GREEDY)
     trials: list[list[TrialPoint]] = [[] for _ in rows]
     for owner, extra, reply in zip(owners, forced, replies, strict=True):
-        size = _boxed_tokens(reply, session.codec)
-        text = session.codec.decode(reply.token_ids[:size])
-        answer = f"{ANSWER_PREFIX}{text[: find_closing_brace(text)]}}}"
-        right = bench.checker.grade(rows[owner][0], answer).equal
-        logs = [math.log(max(signal.chosen, 1e-12)) for signal in reply.signals[:size] if signal]
-        trials[owner].append(TrialPoint(math.exp(fmean(logs)) if logs else 0.0, extra + size, right))
+        trial = TrialDecoder(session.codec, extra)
+        for token, signals in zip(reply.token_ids, reply.signals, strict=True):
+            if signals is not None and trial.add(token, signals.chosen) is None:
+                break
+        found = trial.answer() if trial.tokens > extra else TrialAnswer("", 0.0, extra)
+        right = bench.checker.grade(rows[owner][0], f"\\boxed{{{found.answer}}}").equal
+        trials[owner].append(TrialPoint(found.confidence, found.tokens, right))
     return trials
-
-
-def _boxed_tokens(reply: Completion, codec: TokenizerAdapter) -> int:
-    """Number of tokens until the brace that `ANSWER_PREFIX` opened is closed; all of them if it never is."""
-    text = ""
-    for count, token in enumerate(reply.token_ids, 1):
-        text += codec.decode([token])
-        if find_closing_brace(text) is not None:
-            return count
-    return len(reply.token_ids)

@@ -1,25 +1,138 @@
-"""Economics of all arms together: the frontier of cost-of-pass, idealized seconds, and the ceiling of resampling.
+"""What arms cost beyond tokens: E3, FLOPs, dollars, seconds, the frontier of cost-of-pass, the resampling ceiling.
 
 Each figure is left out where it cannot be known, and a note says what is missing.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from ...controller.sampling.resampling import ProblemClass, ceiling, estimate_rates, optimal_attempts
-from ...errors import OptionError
-from ..economics.cost_frontier import HUMAN, EconomicsError, costs_of_pass, essentialness, frontier, gain
+from ...errors import ModelError, OptionError
+from ..economics.costs import (
+    HUMAN,
+    EconomicsError,
+    Price,
+    Prices,
+    cost_of_pass,
+    costs_of_pass,
+    e3,
+    essentialness,
+    frontier,
+    gain,
+)
+from ..economics.flops import ModelShape, generation_flops, load_shape
 from ..economics.latency import RuntimeModel, TimingError, fit_runtime
 from ..stats import paired_bootstrap
 from .arms import HELPER
-from .costs import CostModel
-from .records import ArmRecords
+from .records import ArmRecords, BenchRow, Weights
 from .truncation import Recording
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Shapes and prices of the model, the helper and the verifier; None where unknown.
+
+    `expert_usd` is what a human expert asks for a right answer, `runtime` the idealized seconds of a generation, and
+    `usd_per_hour` the price of the machine that they are of.
+    """
+
+    shape: ModelShape | None = None
+    price: Price | None = None
+    helper_shape: ModelShape | None = None
+    helper_price: Price | None = None
+    verifier_shape: ModelShape | None = None
+    expert_usd: float | None = None
+    runtime: RuntimeModel | None = None
+    usd_per_hour: float | None = None
+
+    def helper_weight(self) -> float | None:
+        """Cost of a helper token relative to one of the model: by price, else by the FLOPs of decoding one."""
+        if self.price and self.helper_price and self.price.output:
+            return self.helper_price.output / self.price.output
+        return self._relative_flops(self.helper_shape)
+
+    def _relative_flops(self, other: ModelShape | None) -> float | None:
+        """FLOPs of another model's token relative to one of the model."""
+        if self.shape and other:
+            return (other.blocks + other.head) / (self.shape.blocks + self.shape.head)
+        return None
+
+    def weights(self) -> Weights:
+        """Token weights for totals; tokens that are only read are cheaper only if prices say so."""
+        own, other = self.price, self.helper_price
+        read = own.prompt / own.output if own and own.output else 1.0
+        helper = 1.0 if (weight := self.helper_weight()) is None else weight
+        consulted = other.prompt / own.output if own and own.output and other else helper
+        verifier = 1.0 if (weight := self._relative_flops(self.verifier_shape)) is None else weight
+        return Weights(helper=helper, consulted=consulted, verifier=verifier, reprefilled=read)
+
+    def measure(self, records: ArmRecords) -> dict[str, Any]:
+        """The `e3`, `flops`, `usd` and `cost_of_pass` of an arm, as means per generation; None where unknown."""
+        right = records.means("right")
+        shape = self.helper_shape if records.arm == HELPER else self.shape
+        usd = self.bill(records)
+        per_pass = math.inf if usd is None else cost_of_pass(usd, [float(row.right) for row in records.rows])
+        return {
+            "e3": e3(float(right.mean()), records.mean("total")),
+            "flops": None if shape is None else fmean(self._flops(shape, row) for row in records.rows),
+            "usd": None if usd is None else fmean(usd),
+            "cost_of_pass": per_pass if math.isfinite(per_pass) else None,
+        }
+
+    def bill(self, records: ArmRecords) -> list[float] | None:
+        """USD of each generation of an arm; None without a price."""
+        price = self.helper_price if records.arm == HELPER else self.price
+        if price is None:
+            return None
+        # Output tokens are billed at the price of the model that wrote them; totals are already weighted.
+        billed = [row.thinking + row.answer_tokens if row.arm == HELPER else row.total for row in records.rows]
+        return [price.cost(row.prompt, tokens) for row, tokens in zip(records.rows, billed, strict=True)]
+
+    def _flops(self, shape: ModelShape, row: BenchRow) -> float:
+        """FLOPs of a generation; other models' tokens are converted to the model's own (1 to 1 if unknown)."""
+        own = row.thinking + row.answer_tokens + row.discarded + row.probe + row.reprefilled
+        helper = (self._relative_flops(self.helper_shape) or 1.0) * (row.delegated + row.consulted)
+        verifier = (self._relative_flops(self.verifier_shape) or 1.0) * row.verifier
+        return generation_flops(shape, row.prompt, own + round(helper + verifier))
+
+
+def load_cost_model(
+    model: str,
+    helper: str | None,
+    prices: Prices,
+    price: str | None = None,
+    helper_price: str | None = None,
+    verifier: str | None = None,
+) -> tuple[CostModel, list[str]]:
+    """The cost model, and notes on what is unknown; raises OptionError for a name without a price."""
+    notes: list[str] = []
+
+    def read_shape(name: str | None) -> ModelShape | None:
+        try:
+            return None if name is None else load_shape(name)
+        except ModelError as error:
+            notes.append(f"FLOPs are left out: {error}")
+            return None
+
+    costs = CostModel(
+        read_shape(model),
+        None if price is None else prices.get(price),
+        read_shape(helper),
+        None if helper_price is None else prices.get(helper_price),
+        read_shape(verifier),
+    )
+    if helper is not None and costs.helper_weight() is None:
+        notes.append("Helper tokens count as much as the model's own: neither prices nor FLOPs are known.")
+    return costs, notes
+
 
 SURE = 0.95
 """A trial answer of at least this confidence passes, where its confidence is taken for a verifier."""
@@ -36,8 +149,12 @@ def measure_economics(
     found, notes = _measure_frontier([one for one in records if not one.truncated], costs, seed)
     for name, figures in found.pop("arms", {}).items():
         arms[name] |= figures
-    runtime, problems = find_runtime(records, costs)
-    notes += problems
+    runtime, timings = costs.runtime, [timing for one in records if _runs_alone(one) for timing in one.timings]
+    if runtime is None and timings:
+        try:
+            runtime = fit_runtime(timings)
+        except TimingError as error:
+            notes.append(f"Idealized seconds are left out: {error}")
     for one in records:
         if runtime is not None and _runs_alone(one):
             seconds = float(np.mean([runtime.predict(row.read, row.decoded) for row in one.rows]))
@@ -72,16 +189,10 @@ def _measure_frontier(records: Sequence[ArmRecords], costs: CostModel, seed: int
         except EconomicsError:
             alone.append(name)
             continue
-        figures[name] = {
-            "gain": fall.estimate,
-            "gain_ci": [fall.low, fall.high],
-            "essentialness": share.estimate,
-            "essentialness_ci": [share.low, share.high],
-        }
+        figures[name] = fall.named("gain") | share.named("essentialness")
     found = {
         "arms": figures,
-        "usd": interval.estimate,
-        "usd_ci": [interval.low, interval.high],
+        **interval.named("usd"),
         "expert_usd": costs.expert_usd,
         "unsolved": len(edge.values) - len(solved),
         "cheapest": {name: chosen[name] / len(edge.best) for name in (*models, HUMAN) if name in chosen},
@@ -94,19 +205,6 @@ def _measure_frontier(records: Sequence[ArmRecords], costs: CostModel, seed: int
     ]
 
 
-def find_runtime(records: Sequence[ArmRecords], costs: CostModel) -> tuple[RuntimeModel | None, list[str]]:
-    """The runtime of a generation: the caller's, else fitted to the generations of this run that ran alone."""
-    if costs.runtime is not None:
-        return costs.runtime, []
-    timings = [timing for one in records if _runs_alone(one) for timing in one.timings]
-    if not timings:
-        return None, []
-    try:
-        return fit_runtime(timings), []
-    except TimingError as error:
-        return None, [f"Idealized seconds are left out: {error}"]
-
-
 def _runs_alone(records: ArmRecords) -> bool:
     """Whether no other model than the benchmark's has a part in an arm."""
     others = ("verifier", "delegated", "consulted")
@@ -114,10 +212,7 @@ def _runs_alone(records: ArmRecords) -> bool:
 
 
 def measure_ceiling(base: ArmRecords, recordings: Sequence[Recording]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The accuracy that resampling cannot exceed, if an answer counts once its trial answer is confident.
-
-    Rates of the verifier are those of the trial answers after the last thought, and kinds of problems are the levels.
-    """
+    """The accuracy that resampling cannot exceed, if an answer counts once its last trial answer is confident."""
     trials = [recording.trials[-1] for recording in recordings if recording.trials]
     if not trials:
         return None, []

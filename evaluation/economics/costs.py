@@ -1,22 +1,24 @@
-"""Token prices, and two metrics of cost: cost-of-pass and E3.
+"""Token prices, E3, and cost-of-pass with its frontier over models.
 
-Prices come from a small, dated table of public list prices, which a user's own table extends or overrides.
+Prices come from a small, dated table of public list prices, which a user's own table extends or overrides. The unit of
+a frontier is the problem: it takes the cheapest model of each, a human expert included (arXiv 2504.13359).
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import Field, NonNegativeFloat
 
 from ...errors import OptionError, TerselyError, unknown
 from ...validation import FrozenModel, parse_json, read_text
-from ..stats import LEVEL, RESAMPLES, Interval, resampled_means
+from ..stats import LEVEL, RESAMPLES, Array, Interval, paired_bootstrap, ratio_bootstrap, resampled_means
 
 _DEFAULT_PRICES = Path(__file__).with_name("prices.json")
 
@@ -66,17 +68,14 @@ def load_prices(path: Path | None = None) -> Prices:
 
 def cost_of_pass(costs: Sequence[float], passes: Sequence[float]) -> float:
     """Divide the mean cost of a generation by its mean success (arXiv 2504.13359); infinite if nothing passed."""
-    rate = fmean(passes)
-    return fmean(costs) / rate if rate else math.inf
+    return float(costs_of_pass([costs], [passes])[0])
 
 
 def set_cost_of_pass(
     costs: Sequence[float], passes: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """Compute the cost-of-pass of a set with a bootstrap interval over questions; its ends may be infinite."""
-    table = np.array([costs, passes], np.float64).T
-    cost, right = resampled_means(table, resamples, seed).T
-    ratios = np.divide(cost, right, out=np.full_like(cost, math.inf), where=right > 0)
+    ratios = costs_of_pass(*resampled_means(np.array([costs, passes], np.float64).T, resamples, seed).T)
     # No interpolation, because the neighbours may both be infinite.
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
     return Interval(cost_of_pass(costs, passes), float(low), float(high))
@@ -91,3 +90,79 @@ def e3(accuracy: float, tokens: float) -> float:
     if not tokens:
         return math.inf if accuracy else 0.0
     return (100 * accuracy) ** 2 / tokens
+
+
+# -- the frontier ------------------------------------------------------------------------------------------------------
+
+
+HUMAN = "human expert"
+
+
+class EconomicsError(TerselyError, ValueError):
+    """Costs that do not fit together, or an infinite cost where a finite one is needed."""
+
+    code = "invalid_costs"
+
+
+def costs_of_pass(costs: ArrayLike, passes: ArrayLike) -> Array:
+    """Compute the cost-of-pass of each problem: two arrays [questions, runs] or [questions] -> [questions].
+
+    That is the mean cost of a run by its mean success, infinite where nothing passed.
+    """
+    cost, right = np.asarray(costs, np.float64), np.asarray(passes, np.float64)
+    if cost.shape != right.shape:
+        message = f"costs have the shape {cost.shape} and passes {right.shape}; accepted: the same shape"
+        raise EconomicsError(message, code="shape_mismatch")
+    cost, right = cost.reshape(len(cost), -1), right.reshape(len(right), -1)
+    rate = right.mean(axis=1)
+    passed: Array = np.divide(cost.mean(axis=1), rate, out=np.full(len(cost), math.inf), where=rate > 0)
+    return passed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frontier:
+    """The lowest cost-of-pass of each problem, and which model has it (None if every model fails)."""
+
+    values: Array
+    best: tuple[str | None, ...]
+
+
+def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Frontier:
+    """Compute the frontier of models, each with its cost-of-pass [questions], and of an expert.
+
+    The expert takes `human` USD a problem, and without models stands alone on one that represents all of them.
+    """
+    lengths = {len(np.atleast_1d(column)) for column in models.values()} or {1}
+    if len(lengths) > 1:
+        message = f"the models have different numbers of problems ({sorted(lengths)}); accepted: the same problems"
+        raise EconomicsError(message, code="shape_mismatch")
+    columns = {**models, **({} if human is None else {HUMAN: np.full(lengths.pop(), float(human))})}
+    if not columns:
+        raise EconomicsError("models are empty; pass at least one, or the cost of a human expert", code="no_models")
+    table, names = np.array([*columns.values()], np.float64), list(columns)
+    values = table.min(axis=0)
+    best = [names[i] if math.isfinite(v) else None for i, v in zip(table.argmin(axis=0), values, strict=True)]
+    return Frontier(values, tuple(best))
+
+
+def gain(models: Mapping[str, ArrayLike], new: str, human: float | None = None, seed: int = 0) -> Interval:
+    """Compute the USD per problem by which the model `new` lowers the frontier."""
+    without, complete = _compare_frontiers(models, new, human)
+    return paired_bootstrap(without - complete, bounded=False, seed=seed)
+
+
+def essentialness(models: Mapping[str, ArrayLike], name: str, human: float | None = None, seed: int = 0) -> Interval:
+    """Compute the gain of a model as a share of the frontier without it."""
+    without, complete = _compare_frontiers(models, name, human)
+    return ratio_bootstrap(complete, without, seed=seed)
+
+
+def _compare_frontiers(models: Mapping[str, ArrayLike], name: str, human: float | None) -> tuple[Array, Array]:
+    if name not in models:
+        raise unknown("model", name, models)
+    complete = frontier(models, human).values
+    without = frontier({other: column for other, column in models.items() if other != name}, human).values
+    if infinite := int(np.isinf(without).sum()):
+        message = f"no model passes {infinite} of {len(without)} problems; add the cost of a human expert"
+        raise EconomicsError(message, code="infinite_cost")
+    return np.broadcast_to(without, complete.shape), complete

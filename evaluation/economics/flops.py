@@ -8,10 +8,12 @@ its configuration alone; no weights are loaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ModelError
+from ...errors import ModelError, unknown
+from ...models import load_config
 
 _UNSUPPORTED = {
     "num_experts": "a mixture of experts",
@@ -53,21 +55,35 @@ class ModelShape:
         return 2 * self.kv_heads * self.head_dim * self.attended_positions(context)
 
 
-def load_config(model: str) -> Any:
-    """Load the configuration of an embedded model, a folder or a model of the hub; raises ModelError."""
-    from transformers import AutoConfig
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes of a stored weight, and the dtype that it is computed in."""
 
-    from ...controller.engines.checkpoints import check_causal, load_or_raise, resolve_checkpoint
+    bytes: float
+    compute: str
 
-    path = resolve_checkpoint(model)
-    config = load_or_raise(model, "configuration", lambda: AutoConfig.from_pretrained(path))
-    check_causal(model, config)
-    return config
+
+STORAGE: Mapping[str, Storage] = {
+    "float32": Storage(4, "float32"),
+    "bfloat16": Storage(2, "bfloat16"),
+    "float16": Storage(2, "float16"),
+    "int8": Storage(1, "bfloat16"),
+    # Groups of 128 with a scale and a zero point of 16 bits each: 4.25 bits per weight.
+    "int4": Storage(4.25 / 8, "bfloat16"),
+}
+"""The dtypes of weights. All weights are stored in them, the head included."""
+
+
+def get_storage(dtype: str) -> Storage:
+    """Return how weights of a dtype are stored; raises OptionError for an unknown dtype."""
+    if dtype not in STORAGE:
+        raise unknown("dtype", dtype, STORAGE)
+    return STORAGE[dtype]
 
 
 def load_shape(model: str) -> ModelShape:
     """Load the shape of an embedded model, a folder or a model of the hub; raises ModelError."""
-    return read_shape(load_config(model), model)
+    return read_shape(load_config(model)[1], model)
 
 
 def read_shape(config: Any, name: str = "the model") -> ModelShape:
@@ -148,7 +164,6 @@ def _attention_flops(shape: ModelShape, first: int, last: int) -> float:
 
 
 def _sum_positions(last: int, window: float) -> float:
-    """Sum min(position, window) over the positions 1 to `last`."""
     if last <= window:
         return last * (last + 1) / 2
     return window * (window + 1) / 2 + (last - window) * window

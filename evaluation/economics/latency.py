@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
 
 from ...errors import OptionError, TerselyError
+from ...models import load_config
 from ...validation import FrozenModel, parse_json, read_text
 from ..stats import Array
-from .flops import load_config
-from .roofline import STORAGE
+from .flops import STORAGE
 
 _COSTS = 3  # fitted costs, and thus the fewest timings
 _TIMING_FORM = '{"prompt": ..., "output": ..., "seconds": ...} with an optional "cached"'
@@ -77,10 +77,7 @@ class RuntimeModel:
 
 
 def fit_runtime(timings: Iterable[Timing]) -> RuntimeModel:
-    """Fit a runtime by non-negative least squares; raises TimingError if a cost stays undetermined.
-
-    Of repeated lengths only the fastest counts, since whatever slowed the others was not the work itself.
-    """
+    """Fit a runtime by non-negative least squares to the fastest of each length; raises TimingError if undetermined."""
     fastest: dict[tuple[int, int], float] = {}
     for timing in timings:
         key = (timing.prompt - timing.cached, max(timing.output - 1, 0))
@@ -149,7 +146,7 @@ def predict_step(
     if STORAGE[dtype].compute != dtype:
         message = f"steps with {dtype} weights cannot be predicted; accepted: float32, bfloat16, float16 (--dtype)"
         raise OptionError(message)
-    config = load_config(model)
+    _, config = load_config(model)
     layers = config.get_text_config(decoder=True).num_hidden_layers
     seconds = [_time_copy(config, dtype, min(n, layers), batch_size, context, clock) for n in SAMPLE_LAYERS]
     return extrapolate(seconds, layers, dtype, batch_size, context)
@@ -186,7 +183,6 @@ def time_step(engine: Any, prompts: Sequence[Sequence[int]], clock: Clock = time
 
 
 def _time_copy(config: Any, dtype: str, layers: int, batch_size: int, context: int, clock: Clock) -> float:
-    """Time a step of a copy of a model with random weights and this many layers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -7,13 +7,21 @@ that length. A device is known by its data sheet, by a short measurement of this
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from ...errors import OptionError, unknown
-from .flops import ModelShape, prefill_flops, token_flops
+import typer
+
+from ...errors import ModelError, OptionError, unknown
+from ...io import render_text
+from ..cli_utils import format_table
+from .flops import STORAGE, ModelShape, get_storage, load_shape, prefill_flops, token_flops
+from .latency import fit_runtime, predict_step, read_timings
 
 MEASURE = "measure"
 """The device name that stands for this machine."""
@@ -42,7 +50,6 @@ class Device:
 
 
 def _from_data_sheet(name: str, single: float, half: float, bandwidth: float, memory: float, source: str) -> Device:
-    """Build a device from TFLOP/s, GB/s and GB."""
     flops = {"float32": single * 1e12, "bfloat16": half * 1e12, "float16": half * 1e12}
     return Device(name, flops, bandwidth * 1e9, memory * 1e9, source)
 
@@ -82,7 +89,6 @@ def measure_device(compute: str, footprint: float) -> Device:
 
 
 def _time_fastest(call: Callable[[], object], place: str) -> float:
-    """Return the seconds of the fastest call after a warm-up."""
     import torch
 
     seconds = []
@@ -105,32 +111,6 @@ def custom_device(tflops: float | None, gbytes: float | None, compute: str) -> D
             raise OptionError(f"{name} {got}; accepted: both --peak-tflops and --bandwidth-gbs, above 0, or --device")
     assert tflops is not None and gbytes is not None
     return Device("as given", {compute: tflops * 1e12}, gbytes * 1e9, None, "given on the command line")
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Bytes of a stored weight, and the dtype that it is computed in."""
-
-    bytes: float
-    compute: str
-
-
-STORAGE: Mapping[str, Storage] = {
-    "float32": Storage(4, "float32"),
-    "bfloat16": Storage(2, "bfloat16"),
-    "float16": Storage(2, "float16"),
-    "int8": Storage(1, "bfloat16"),
-    # Groups of 128 with a scale and a zero point of 16 bits each: 4.25 bits per weight.
-    "int4": Storage(4.25 / 8, "bfloat16"),
-}
-"""The dtypes of weights. All weights are stored in them, the head included."""
-
-
-def get_storage(dtype: str) -> Storage:
-    """Return how weights of a dtype are stored; raises OptionError for an unknown dtype."""
-    if dtype not in STORAGE:
-        raise unknown("dtype", dtype, STORAGE)
-    return STORAGE[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +173,94 @@ def compute_roofline(shape: ModelShape, device: Device, dtype: str, batch_size: 
         ridge_batch=balance * shape.read * storage.bytes / (2.0 * (shape.blocks + shape.head)),
         fits=None if device.memory is None else weights + cache <= device.memory,
     )
+
+
+def roofline(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name or folder of the model; only its config is read.")
+    ] = "tersely-tiny-small",
+    device: Annotated[str, typer.Option(help="A100, H100, H200, RTX-4090, or measure for this machine.")] = MEASURE,
+    dtype: Annotated[
+        str | None, typer.Option(help=f"Dtype of the weights: {', '.join(STORAGE)}; by default as saved.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 1,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 1024,
+    peak_tflops: Annotated[float | None, typer.Option(help="Peak TFLOP/s of a custom device.")] = None,
+    bandwidth_gbs: Annotated[float | None, typer.Option(help="Memory bandwidth of a custom device in GB/s.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(help="Price of the device; adds the lowest cost.")] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Predict decode-step time here from shallow copies of the model.")
+    ] = False,
+    log: Annotated[
+        Path | None, typer.Option(help="JSONL with {prompt, output, seconds} per line; adds a runtime fit.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Show what bounds a model on a device, and the most tokens/s when each step gives a sequence one token."""
+    if device != MEASURE and device not in DEVICES:
+        raise unknown("device", device, [*DEVICES, MEASURE])
+    if usd_per_hour is not None and not 0 <= usd_per_hour < math.inf:
+        raise OptionError(f"--usd-per-hour is {usd_per_hour}; accepted: a price of 0 or more")
+    if predict and (device != MEASURE or peak_tflops is not None or bandwidth_gbs is not None):
+        raise OptionError("--predict measures this machine; remove --device, --peak-tflops and --bandwidth-gbs")
+    runtime = None if log is None else fit_runtime(read_timings(log))
+    shape = load_shape(model)
+    dtype = dtype or shape.dtype
+    if dtype is None:
+        raise ModelError(f"the configuration of {model!r} names no dtype; pass --dtype, one of {', '.join(STORAGE)}")
+    compute = get_storage(dtype).compute
+    if shape.max_context is not None and context > shape.max_context:
+        raise OptionError(f"--context is {context}; accepted: at most {shape.max_context}, the context of {model!r}")
+    target = custom_device(peak_tflops, bandwidth_gbs, compute)
+    step = predict_step(model, dtype, batch_size, context) if predict else None
+    if target is None and device == MEASURE:
+        target = measure_device(compute, moved_bytes(shape, dtype, batch_size, context))
+    target = target or DEVICES[device]
+    bounds = compute_roofline(shape, target, dtype, batch_size, context)
+    result: dict[str, Any] = {
+        "model": model,
+        "parameters": shape.parameters,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "context": context,
+        "device": asdict(target),
+        **asdict(bounds),
+    }
+    if usd_per_hour is not None:
+        result["usd_per_million"] = {
+            name: usd_per_hour / 3600 / phase.tokens_per_second * 1e6
+            for name, phase in (("prefill", bounds.prefill), ("decode", bounds.decode))
+        }
+    if runtime is not None:
+        result["runtime"] = asdict(runtime)
+    if step is not None:
+        result["predicted"] = asdict(step)
+    typer.echo(json.dumps(result, indent=2) if as_json else as_text(result, target, bounds))
+
+
+def as_text(result: Mapping[str, Any], device: Device, bounds: Roofline) -> str:
+    """A result for the terminal."""
+    rows = [
+        (
+            name,
+            f"{phase.flops / 1e9:.4g}",
+            _format_bytes(phase.bytes),
+            f"{phase.intensity:.3g}",
+            phase.bound,
+            f"{1e3 * phase.seconds:.3g}",
+            f"{phase.tokens_per_second:,.0f}",
+        )
+        for name, phase in (("prefill", bounds.prefill), ("decode", bounds.decode))
+    ]
+    table = format_table(("phase", "GFLOP", "moved", "FLOP/byte", "bound by", "ms", "tokens/s <="), rows)
+    peak = device.peak(get_storage(result["dtype"]).compute) / 1e12
+    optional = dict.fromkeys(("usd_per_million", "runtime", "predicted"))
+    template = Path(__file__).with_name("roofline.txt")
+    return render_text(template, **{**optional, **result}, table=table, peak=peak, bytes=_format_bytes)
+
+
+def _format_bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count:.0f} B"

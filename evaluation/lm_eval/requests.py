@@ -17,9 +17,9 @@ from ...controller.policies import make_policies
 from ...controller.trace import GenerationResult
 from ...controller.types import SamplingParams
 from ...errors import OptionError
-from ...io import append_line, check_writable
+from ...io import append_line, check_writable, make_folder
 from ...validation import FrozenModel, parse_json
-from ..cli_utils import format_table, make_folder
+from ..cli_utils import format_table
 
 _MAX_NEW_TOKENS = 2048  # the limit of tasks that set none
 
@@ -134,7 +134,7 @@ class UsageLog:
         if self.output_path is None:
             return
         folder = self.output_path.parent if self.output_path.suffix == ".json" else self.output_path / model
-        make_folder(folder, "--output_path")
+        make_folder(folder)
         self.path = folder / f"usage_{datetime.now().isoformat().replace(':', '-')}.jsonl"
         check_writable(self.path, "--output_path")
 

@@ -18,11 +18,11 @@ from .. import cli_utils as cli
 from ..tasks.equality import AnswerChecker
 from .formats import Fields
 from .logs import RecordedSet, load_set
-from .result import check_page, replay_page, show, summarize
+from .reader import ModelReader, load_tokenizer
+from .result import as_text, check_page, replay_page, summarize
 from .run import (
     EQUAL_BUDGET,
     FIRST_CORRECT,
-    Reader,
     ReplayArm,
     ReplayedRow,
     cut_at_equal_tokens,
@@ -30,7 +30,6 @@ from .run import (
     replay_rows,
     stop_at_first_correct,
 )
-from .tokenizer import load_tokenizer
 
 ABOVE_MARGIN = 1
 POLICY = "policy"
@@ -85,11 +84,7 @@ def replay(
     fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
     codec = load_tokenizer(tokenizer)
     sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
-    loaded: Reader | None = None
-    if reader is not None:
-        from .reader import ModelReader
-
-        loaded = ModelReader(reader)
+    loaded: ModelReader | None = None if reader is None else ModelReader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
         for one in sets:
@@ -107,7 +102,8 @@ def replay(
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"presets": results}, indent=2))
     else:
         skipped = [sum(one.skipped for part in found for one in part[i][POLICY]) for i in range(len(arms))]
-        show(results, margin, skipped, sum(row.gold is None for one in sets for row in one.rows), tokenizer is None)
+        without_gold = sum(row.gold is None for one in sets for row in one.rows)
+        typer.echo(as_text(results, margin, skipped, without_gold, tokenizer is None))
     if margin is not None and any(one["lost_upper"] > margin for result in results for one in result["sets"]):
         raise typer.Exit(ABOVE_MARGIN)
 
@@ -121,7 +117,7 @@ def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def _compare(
-    outcomes: Sequence[Sequence[ReplayedRow]], tokenizer: Any, reader: Reader | None, checker: AnswerChecker
+    outcomes: Sequence[Sequence[ReplayedRow]], tokenizer: Any, reader: ModelReader | None, checker: AnswerChecker
 ) -> list[dict[str, Sequence[ReplayedRow]]]:
     """The rows of each arm on one set with those of its baselines, by name."""
     codec = get_adapter(tokenizer)
@@ -138,7 +134,6 @@ def _summarize_arm(
     found: Sequence[Mapping[str, Sequence[ReplayedRow]]],
     reader: str | None,
 ) -> dict[str, Any]:
-    """The figures of an arm and of its baselines."""
     parts = {name: _summarize(sets, [rows[name] for rows in found]) for name in found[0]}
     result = {**parts.pop(POLICY), "preset": arm.name, "reader": reader}
     if parts:
@@ -149,7 +144,6 @@ def _summarize_arm(
 
 
 def _summarize(sets: Sequence[RecordedSet], found: Sequence[Sequence[ReplayedRow]]) -> dict[str, Any]:
-    """The figures on each set, and on all of them where there are several."""
     result: dict[str, Any] = {
         "sets": [summarize(one.name, rows, one.left_out) for one, rows in zip(sets, found, strict=True)]
     }

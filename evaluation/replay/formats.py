@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ...controller.text.markers import KNOWN, Markers
 from ...controller.text.reasoning_parser import split_text
-from ..view.record import TraceRecord
+from ..trace_record import TraceRecord
 
 _WRAPPERS = ("standard_logging_object", "payload")
 _REQUESTS = ("request", "request_body", "input", "inputs", "kwargs")
@@ -121,7 +121,6 @@ def _find_part(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any
 
 
 def _find_text(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first of these fields that holds text or a number."""
     for name in names:
         value: Any = row
         for key in name.split(".") if name not in row else [name]:
@@ -209,7 +208,6 @@ def _make_reply(thinking: str, answer: str, cut: bool = False) -> _Reply:
 
 
 def _read_trace(response: Mapping[str, Any]) -> _Reply:
-    """The uncontrolled run of a record of `tersely run --trace`."""
     try:
         record = TraceRecord.model_validate_json(json.dumps(response))
     except ValidationError:

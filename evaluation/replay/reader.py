@@ -1,19 +1,78 @@
-"""A small model as the reader of a replay: it gets question and thinking so far, and says the answer or tries one."""
+"""What reads recorded text: a tokenizer, and a small model that says or tries the answer after the thinking so far."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...controller.budgets import Budget
-from ...controller.engines.transformers.engine import load_engine
 from ...controller.policies.base import Trial, TrialAnswer
 from ...controller.prompts import render
 from ...controller.text.markers import PROMPTED, find_markers
 from ...controller.text.tokenizer_adapter import get_adapter
 from ...controller.trial_answers import MAX_TRIAL_TOKENS, read_boxed, start_trial, trial_opening
 from ...controller.types import Request, SamplingParams
-from ...errors import MarkerError
+from ...errors import MarkerError, OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_PIECE = re.compile(r"\n+| ?[^\W\d_]{1,16}|\d{1,3}| ?[^\w\s]{1,3}|[^\S\n]+|_+| |.", re.DOTALL)
+
+
+class PieceTokenizer:
+    """Splits a text into pieces of about four characters, much as models' tokenizers do, for the controller."""
+
+    name = "pieces"
+    eos_token_id: int | None = None
+    chat_template = None
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._pieces: list[str] = []
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """No token stands for more than its text."""
+        return {}
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        """Ids of a text."""
+        ids = []
+        for piece in _PIECE.findall(text):
+            if (known := self._ids.get(piece)) is None:
+                known = self._ids[piece] = len(self._pieces)
+                self._pieces.append(piece)
+            ids.append(known)
+        return {"input_ids": ids}
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """Text of ids."""
+        return "".join(self._pieces[token] for token in ids)
+
+
+def load_tokenizer(source: Path | None) -> PieceTokenizer | PreTrainedTokenizerFast:
+    """The tokenizer of a `tokenizer.json`, or of the folder that holds one; None for our own. Raises OptionError."""
+    if source is None:
+        return PieceTokenizer()
+    file = source / "tokenizer.json" if source.is_dir() else source
+    if not file.is_file():
+        raise OptionError(
+            f"--tokenizer {source}: file {file} not found; accepted: a tokenizer.json, or a folder with one",
+            code="no_such_file",
+        )
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(file))
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise OptionError(
+            f"--tokenizer {file} cannot be loaded: {error}; accepted: a tokenizer.json of the tokenizers library",
+            code="invalid_tokenizer",
+        ) from None
+
 
 _BATCH = 8
 _GREEDY = SamplingParams(temperature=0)
@@ -21,9 +80,11 @@ _UNKNOWN = "What is the answer?"  # in place of a question that the log does not
 
 
 class ModelReader:
-    """Lets a model answer greedily behind the thinking of another (or its end), in a box; implements `run.Reader`."""
+    """Lets a model answer greedily behind the thinking of another (or its end), in a box, and answer trials."""
 
     def __init__(self, model: str) -> None:
+        from ...controller.engines.transformers.engine import load_engine
+
         self.name, self.engine = model, load_engine(model, grouped=True)
         self.codec = get_adapter(self.engine.tokenizer)
         try:
@@ -32,18 +93,18 @@ class ModelReader:
             self.markers = PROMPTED
 
     def read(self, texts: Sequence[tuple[str, str]]) -> list[str]:
-        """See `Reader.read`."""
+        """The answer to each (question, thinking so far), in order; "" for none."""
         answers = {}
         order = sorted(range(len(texts)), key=lambda i: len(texts[i][1]))  # a batch is as long as its longest
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
-            requests = [Request(self._encode_closed(*texts[row]), MAX_TRIAL_TOKENS) for row in rows]
+            requests = [self._make_request(*texts[row]) for row in rows]
             for row, done in zip(rows, self.engine.generate(requests, _GREEDY), strict=True):
                 answers[row] = read_boxed(self.codec.decode(done.token_ids))
         return [answers[row] for row in range(len(texts))]
 
     def answer_trial(self, question: str, thinking: str, asked: Trial) -> TrialAnswer:
-        """See `Reader.answer_trial`; its tokens are the model's own, and nothing is sampled."""
+        """The reply to a trial after the thinking so far; its tokens are the model's own, and nothing is sampled."""
         forced, trial = start_trial(self.codec, self.markers, thinking, 1, replace(asked, sampled=False))
         ids = self._encode(question, thinking, forced, trial.most)
         (done,) = self.engine.generate([Request(ids, trial.most, signals=True)], _GREEDY)
@@ -54,9 +115,9 @@ class ModelReader:
                 break
         return trial.answer()
 
-    def _encode_closed(self, question: str, thinking: str) -> tuple[int, ...]:
+    def _make_request(self, question: str, thinking: str) -> Request:
         end = self.codec.encode(trial_opening(self.markers, thinking))
-        return self._encode(question, thinking, end, MAX_TRIAL_TOKENS)
+        return Request(self._encode(question, thinking, end, MAX_TRIAL_TOKENS), MAX_TRIAL_TOKENS)
 
     def _encode(self, question: str, thinking: str, end: tuple[int, ...], most: int) -> tuple[int, ...]:
         """The prompt, as much of the thinking's end as fits with `most` tokens behind it, and `end`."""

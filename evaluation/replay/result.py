@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from ...controller.text.answers import extract_answer
 from ...controller.trace import Usage
 from ...errors import OptionError
-from ...io import check_writable
+from ...io import check_writable, render_text
 from ...probes.stats import binomial_upper_bound
-from ..html_page import is_page_by
+from ..cli_utils import format_table, is_page_by
 from ..stats import ratio_bootstrap
-from ..view.page import GENERATOR, trace_page
-from ..view.record import RunView, SegmentView, TraceRecord
-from .markers import compare_markers
+from ..trace_page import GENERATOR, trace_page
+from ..trace_record import RunView, SegmentView, TraceRecord
 from .run import ReplayedRow, Stop
+
+_WORDS = {
+    "hedging": "maybe perhaps possibly probably might likely seems unsure uncertain guess|not sure|i think|could be",
+    "thinking": "wait hmm hm alternatively actually|hold on|let me think|let me check|let me see|on second thought",
+    "discourse": "first second next then therefore thus hence so because since finally however|for example",
+}
+MARKERS: Mapping[str, re.Pattern[str]] = {
+    kind: re.compile(rf"\b(?:{'|'.join([*words.split('|')[0].split(), *words.split('|')[1:]])})\b", re.IGNORECASE)
+    for kind, words in _WORDS.items()
+}
+
+
+def compare_markers(found: Sequence[ReplayedRow]) -> dict[str, dict[str, float]] | None:
+    """Mean words of right and wrong thinking, and markers per 1,000 of them (Think Deep, Think Fast, arXiv 2504.14047).
+
+    Its lists of words were not found; these are ours. Only rows with a right answer to compare with count; None unless
+    some are right and some are wrong.
+    """
+    groups = {
+        name: [one.row.thinking for one in found if one.row.gold is not None and one.right_full is right]
+        for name, right in (("right", True), ("wrong", False))
+    }
+    if not all(groups.values()):
+        return None
+    figures = {"words": {name: fmean(len(text.split()) for text in texts) for name, texts in groups.items()}}
+    for kind, pattern in MARKERS.items():
+        figures[kind] = {
+            name: fmean(1000 * len(pattern.findall(text)) / max(1, len(text.split())) for text in texts)
+            for name, texts in groups.items()
+        }
+    return figures
+
 
 EXAMPLES = 12  # examples of one set and arm
 DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
 _REASONS = 20  # reasons that are listed; a policy may write any number of them
-_WIDE = 200  # columns where no terminal says how many there are; set names are file names
 _COLUMNS = ("set", "n", "right", "controlled", "lost (at most)", "repaired", "thinking saved", "trials", "us/token")
-_STATED = "that the thinking stated last counts there, and where none was stated the row counts as wrong"
-_READ = "of the reader {} counts there"
 
 
 def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -57,8 +82,7 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
         "lost": _share(lost, len(right)),
         "lost_upper": binomial_upper_bound(lost, len(right), DELTA),
         "repaired": _share(repaired, len(found) - len(right)),
-        "thinking_saved": saved.estimate,
-        "thinking_saved_ci": [saved.low, saved.high],
+        **saved.named("thinking_saved"),
         "trial_tokens": sum(one.trial_tokens for one in found) / sum(one.tokens for one in found),
         "control_us_per_token": 1e6 * sum(one.seconds for one in found) / sum(one.used for one in found),
         "stops": stops,
@@ -72,55 +96,34 @@ def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
-def show(
+def as_text(
     results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int, pieces: bool
-) -> None:
-    """Print the results of all arms."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
-
-    def line(text: str) -> None:
-        console.print(text, soft_wrap=True)
-
-    for result, unwritten in zip(results, skipped, strict=True):
-        line(f"{result['preset']}, in %")
-        console.print(_make_table(result))
-        for text in _explain_stops(result):
-            line(text)
-        if unwritten:
-            line(f"{unwritten} injections and delegations would have changed the text; what followed is as recorded")
-        if margin is not None:
-            above = [one["name"] for one in result["sets"] if one["lost_upper"] > margin]
-            outcome = f"not shown to hold on {', '.join(above)}" if above else "holds on every set"
-            line(f"VERDICT: a margin of {100 * margin:g} % of the right answers {outcome}")
-        line("")
-    for one in results[0]["sets"]:
-        if one["left_out"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in one["left_out"].items())
-            line(f"left out of {one['name']}: {reasons}")
-    if markers := _list_figures(results[0])[-1]["markers"]:
-        kinds = ", ".join(f"{kind} {one['right']:.1f} / {one['wrong']:.1f}" for kind, one in markers.items())
-        line(f"right / wrong as recorded: {kinds.replace('words', 'words of thinking', 1)}; markers per 1,000 words")
-    if without_gold:
-        line(f"{without_gold} rows have no right answer; the recorded one counts as right there.")
-    if pieces:
-        line("Tokens are pieces of about four characters; --tokenizer names the model's own.")
-    reader = results[0]["reader"]
-    answer = _READ.format(reader) if reader else _STATED
-    line(f"What the model would have written after a stop is unknown: the answer {answer}.")
+) -> str:
+    """The results of all arms as text."""
+    return render_text(
+        Path(__file__).with_name("replay.txt"),
+        results=results,
+        totals=[_list_figures(result)[-1] for result in results],
+        tables=[_make_table(result) for result in results],
+        margin=margin,
+        skipped=skipped,
+        without_gold=without_gold,
+        pieces=pieces,
+        percent=_percent,
+    )
 
 
-def _make_table(result: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+def _make_table(result: Mapping[str, Any]) -> str:
+    rows = []
     baselines = [(name, _list_figures(figures)) for name, figures in result.get("baselines", {}).items()]
     for i, one in enumerate(_list_figures(result)):
         costs = [_percent(one["trial_tokens"]), f"{one['control_us_per_token']:.1f}"]
-        table.add_row(one["name"], str(one["n"]), *_list_outcomes(one), *costs)
+        rows.append([one["name"], str(one["n"]), *_list_outcomes(one), *costs])
         for name, figures in baselines:
             budget = figures[i].get("budget")
-            table.add_row(f"  {name}{'' if budget is None else f' {budget}'}", "", *_list_outcomes(figures[i]))
-    return table
+            named = f"  {name}{'' if budget is None else f' {budget}'}"
+            rows.append([named, "", *_list_outcomes(figures[i]), "", ""])
+    return format_table(_COLUMNS, rows)
 
 
 def _list_outcomes(one: Mapping[str, Any]) -> list[str]:
@@ -132,18 +135,6 @@ def _list_outcomes(one: Mapping[str, Any]) -> list[str]:
 
 def _list_figures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*result["sets"], *([result["all"]] if "all" in result else [])]
-
-
-def _explain_stops(result: Mapping[str, Any]) -> list[str]:
-    """Where and why thinking was stopped, in all sets together."""
-    total = _list_figures(result)[-1]
-    stopped = sum(total["stops"].values())
-    if not stopped:
-        return [f"nothing was stopped in {total['n']} rows"]
-    where = f"half of them within {_percent(total['stopped_at'])} % of the thinking"
-    return [f"{stopped} of {total['n']} rows were stopped, {where}:"] + [
-        f"  {count} by {reason}" for reason, count in total["stops"].items()
-    ]
 
 
 def _percent(share: float) -> str:

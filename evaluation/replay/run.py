@@ -12,12 +12,11 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ...controller.budgets import Budget
-from ...controller.policies import make_policies, resolve_policy
+from ...controller.policies import find_entry_points, make_policies, resolve_policy
 from ...controller.policies.base import Policy, Trial, TrialAnswer
-from ...controller.registry import find_entry_points
 from ...controller.replay import bind_for_replay, replay
 from ...controller.text.answers import extract_answer, extract_stated_answer, find_statements
 from ...controller.text.markers import Markers
@@ -27,6 +26,9 @@ from ...controller.trace import Decision
 from ...errors import CapabilityError
 from ..tasks.equality import AnswerChecker
 from .formats import RecordedOutput
+
+if TYPE_CHECKING:
+    from .reader import ModelReader
 
 MARKERS = Markers("<think>", "</think>")  # recorded thinking has none; those of most models
 EQUAL_BUDGET, FIRST_CORRECT = "equal-budget", "first-correct"
@@ -81,20 +83,6 @@ class ReplayedRow:
         return self.tokens if self.stop is None else self.stop.tokens
 
 
-class Reader(Protocol):
-    """Says what the answer is after the thinking so far, and answers trials."""
-
-    name: str
-
-    def read(self, texts: Sequence[tuple[str, str]]) -> list[str]:
-        """The answer to each (question, thinking so far), in order; "" for none."""
-        ...
-
-    def answer_trial(self, question: str, thinking: str, asked: Trial) -> TrialAnswer:
-        """The reply to a trial after the thinking so far."""
-        ...
-
-
 def make_replay_arms(presets: Sequence[str], policies: Sequence[str], trials: bool = False) -> list[ReplayArm]:
     """An arm for each preset and policy; raises OptionError, or CapabilityError, ProbeError where a model is needed."""
     modifiers = find_entry_points("tersely.forward_modifiers")
@@ -117,7 +105,7 @@ def replay_rows(
     budget: Budget,
     checker: AnswerChecker,
     advance: Callable[[], None],
-    reader: Reader | None = None,
+    reader: ModelReader | None = None,
 ) -> list[list[ReplayedRow]]:
     """The outcomes of all rows, for each arm in order; `advance` is called after each row of each arm."""
     codec = get_adapter(tokenizer)
@@ -133,7 +121,7 @@ def replay_rows(
 class _Trials:
     """Has a reader answer the trials of one row; counts their tokens, and seconds of the processor."""
 
-    def __init__(self, reader: Reader, question: str) -> None:
+    def __init__(self, reader: ModelReader, question: str) -> None:
         self.reader, self.question = reader, question
         self.tokens, self.seconds = 0, 0.0
 
@@ -146,7 +134,7 @@ class _Trials:
 
 
 def _replay_row(
-    row: RecordedOutput, ids: Sequence[int], arm: ReplayArm, tokenizer: Any, budget: Budget, reader: Reader | None
+    row: RecordedOutput, ids: Sequence[int], arm: ReplayArm, tokenizer: Any, budget: Budget, reader: ModelReader | None
 ) -> ReplayedRow:
     trials = None if reader is None else _Trials(reader, row.question)
     start = time.thread_time()
@@ -177,7 +165,7 @@ def find_stop(row: RecordedOutput, ids: Sequence[int], close: Decision, codec: T
     return Stop(close, tokens, thinking, stated, answer=stated)
 
 
-def ask_reader(found: Sequence[ReplayedRow], reader: Reader | None) -> Sequence[ReplayedRow]:
+def ask_reader(found: Sequence[ReplayedRow], reader: ModelReader | None) -> Sequence[ReplayedRow]:
     """The outcomes with the reader's answers in place of those that were stated."""
     stops = [(one.row, one.stop) for one in found if one.stop is not None]
     if reader is None or not stops:
@@ -223,7 +211,7 @@ def match_budget(lengths: Sequence[int], target: int) -> int:
 
 
 def cut_at_equal_tokens(
-    found: Sequence[ReplayedRow], codec: TokenizerAdapter, reader: Reader | None, checker: AnswerChecker
+    found: Sequence[ReplayedRow], codec: TokenizerAdapter, reader: ModelReader | None, checker: AnswerChecker
 ) -> list[ReplayedRow]:
     """The rows of a policy, each cut at the budget that spends as many tokens as it did, trials included."""
     budget = match_budget([one.tokens for one in found], sum(one.used + one.trial_tokens for one in found))

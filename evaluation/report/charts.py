@@ -206,7 +206,6 @@ CHARTS = {"pareto": draw_pareto, "levels": draw_levels, "calibration": draw_cali
 
 
 def _make_figure(theme: Theme, width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    """Make an empty figure in the colours of a theme, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.card)

@@ -12,15 +12,13 @@ from typing import Annotated
 import typer
 
 from ...controller.options import MAX_OUTPUT_TOKENS
-from ...io import write
-from ..cli_utils import make_folder
-from ..html_page import make_environment, render_page
-from . import formatting, tables
+from ...io import make_folder, write
+from ..cli_utils import render_page
+from . import formatting
 from .charts import CHARTS, DARK, LIGHT, draw_charts, is_our_picture, require_matplotlib
+from .formatting import NamedResults, arms_csv, rows_csv
 from .schema import BenchmarkResult, load_result
-from .tables import NamedResults, arms_csv, rows_csv
 
-_PACKAGE = "tersely.evaluation.report"
 _VERDICT_SIGNS: Mapping[str, tuple[str, str]] = {
     "non-inferior and saving": ("good", "✓"),
     "inferior": ("bad", "✕"),
@@ -32,25 +30,16 @@ _VERDICT_SIGNS: Mapping[str, tuple[str, str]] = {
 
 def report_page(results: NamedResults, version: str) -> str:
     """Build the page of named results; the names tell the results apart."""
-    environment = make_environment(_PACKAGE)
-    environment.filters.update({name: value for name, value in vars(formatting).items() if callable(value)})
-    environment.filters["command_line"] = shlex.join
-    environment.globals.update(
-        tables=tables,
-        signs=_VERDICT_SIGNS,
-        list_facts=list_facts,
-        list_omissions=list_omissions,
-        format_difference=formatting.format_difference,
-    )
+    filters = {name: value for name, value in vars(formatting).items() if callable(value)}
     return render_page(
-        environment,
-        "report.html",
-        package=_PACKAGE,
-        style="report.css",
+        "report",
+        {**filters, "command_line": shlex.join},
+        formatting=formatting,
+        signs=_VERDICT_SIGNS,
+        most_tokens=MAX_OUTPUT_TOKENS,
         generator="tersely report",
         title=results[0][1].title if len(results) == 1 else f"{len(results)} benchmark results",
-        results=[(result, draw_pictures(result)) for _, result in results],
-        overview=tables.overview_table(results),
+        results=[(name, result, draw_pictures(result)) for name, result in results],
         version=version,
     )
 
@@ -63,45 +52,6 @@ def draw_pictures(result: BenchmarkResult) -> dict[str, dict[str, str]]:
             uri = f"data:image/svg+xml;base64,{base64.b64encode(chart.to_svg()).decode()}"
             pictures.setdefault(name, {"alt": chart.alt})[theme] = uri
     return pictures
-
-
-def list_facts(result: BenchmarkResult) -> list[tuple[str, str]]:
-    """List what one needs to know to read or repeat a run."""
-    facts = [
-        ("Model", result.model),
-        ("Helper", result.helper),
-        ("Tasks", ", ".join(result.tasks)),
-        *(
-            (f"Split {name}", f"{formatting.pluralize(split.n, 'question')}, hash {split.sha256}")
-            for name, split in result.splits.items()
-        ),
-        ("Seed", f"{result.seed}, {formatting.pluralize(result.rollouts, 'rollout')} per question"),
-        ("Effort", f"{result.effort}, at most {result.max_new_tokens or MAX_OUTPUT_TOKENS:,} new tokens"),
-        ("Margin", f"{formatting.format_points(result.margin)} of accuracy"),
-        ("Engine", result.engine),
-        ("Machine", result.machine),
-        ("Date", result.date),
-        ("tersely", result.tersely + (f", commit {result.commit}" if result.commit else "")),
-        *result.versions.items(),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-def list_omissions(result: BenchmarkResult) -> Iterator[str]:
-    """Say in a sentence each what a result does not contain."""
-    if not any(arm.tokens.total for arm in result.arms):
-        yield "The chart of accuracy over tokens is left out, because no arm generated any tokens."
-    if not result.budget_curve:
-        yield "Savings at equal accuracy are left out, because fixed budgets were not run."
-    if not result.shared_levels():
-        yield "The chart by level is left out, because the questions have no levels."
-    if result.calibration is None or not result.calibration.n:
-        yield "The calibration chart is left out, because there were no trial answers."
-    for field, subject in (("seconds", "Wall times"), ("flops", "FLOPs"), ("usd", "Prices and the cost of a pass")):
-        if all(getattr(arm, field) is None for arm in result.arms):
-            yield f"{subject} are not known."
-    if not result.rows:
-        yield "The result contains no single generations, so rows.csv has a header only."
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -127,7 +77,6 @@ def report(
 
 
 def _result_names(paths: Sequence[Path]) -> list[str]:
-    """Return the files' names, or their whole paths where names repeat."""
     names = [path.name for path in paths]
     unique = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return [name.encode(errors="replace").decode() for name in unique]  # file names may contain invalid UTF-8

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from ...errors import TerselyError, did_you_mean
 from ...probes.stats import CalibrationBin
@@ -203,6 +203,20 @@ class BenchmarkResult(ResultModel):
     command: tuple[str, ...] = Field(min_length=1)
     rows: tuple[BenchRow, ...] = ()
 
+    @model_validator(mode="after")
+    def _check_arms(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two arms are named {repeated!r}; accepted: each name once")
+        for role, name in (("baseline", self.baseline), ("judged", self.judged)):
+            if name not in names:
+                raise ValueError(f"{role} is {name!r}; {did_you_mean(name, names)}")
+        if self.baseline == self.judged:
+            raise ValueError(f"{self.judged!r} is both baseline and judged; accepted: two arms")
+        if missing := next((field for field in _COMPARISON if getattr(self.judged_arm, field) is None), None):
+            raise ValueError(f"{missing} of the judged arm {self.judged!r} is null; accepted: a value")
+        return self
+
     @property
     def base(self) -> ReportArm:
         """The arm that the others are compared with."""
@@ -248,24 +262,8 @@ def load_result(path: Path) -> BenchmarkResult:
     """Load a result file; raises ResultError."""
     text = read_text(path, ResultError)
     try:
-        result = parse_json(BenchmarkResult, text, str(path), ResultError)
+        return parse_json(BenchmarkResult, text, str(path), ResultError)
     except ResultError as error:
         if '"arms"' in text:
             raise
         raise ResultError(f"{error}; a result is what `tersely bench --out` writes", code="not_a_result") from None
-    _check_arms(result, path)
-    return result
-
-
-def _check_arms(result: BenchmarkResult, path: Path) -> None:
-    names = [arm.name for arm in result.arms]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise ResultError(f"{path}: two arms are named {repeated!r}; accepted: each name once")
-    for role in ("baseline", "judged"):
-        if (name := getattr(result, role)) not in names:
-            raise ResultError(f"{path}: {role} is {name!r}; {did_you_mean(name, names)}")
-    if result.baseline == result.judged:
-        raise ResultError(f"{path}: {result.judged!r} is both baseline and judged; accepted: two arms")
-    for field in _COMPARISON:
-        if getattr(result.judged_arm, field) is None:
-            raise ResultError(f"{path}: {field} of the judged arm {result.judged!r} is null; accepted: a value")

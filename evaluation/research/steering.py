@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ...checkpoint_log import CheckpointLog
 from ...controller.budgets import canonical_effort
 from ...controller.engines.transformers.engine import load_engine
 from ...controller.options import GenerationOptions
 from ...controller.types import SamplingParams
 from ...errors import OptionError, unknown
+from ...io import CheckpointLog, make_folder, render_text
 from ...probes.artifact import save
 from ...probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
 from .. import cli_utils as cli
@@ -37,7 +37,6 @@ from .steering_search import (
 )
 
 UNUSABLE = 1
-_PLACES = {"tokens": "all tokens of the thinking", "ends": "the ends of thoughts"}
 RECOMMENDED = (200, 8)  # recommended questions, and samples of each; with fewer, the report has a note
 
 
@@ -76,7 +75,8 @@ def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
     if wrong := [layer for layer in layers if not 0 < layer < blocks]:
         raise OptionError(f"layer {wrong[0]} cannot be steered; accepted: 1 to {blocks - 1}", code="invalid_layer")
     base = {"name": plan.model, "fingerprint": engine.fingerprint()}
-    checkpoints = CheckpointLog(cli.make_folder(out) / "steering.journal", {**asdict(plan), **base})
+    make_folder(out)
+    checkpoints = CheckpointLog(out / "steering.journal", {**asdict(plan), **base})
     runner = SessionRunner(engine, plan.think_prompt)
     strengths = plan.strengths or STRENGTHS[plan.place]
     work = plan.questions * plan.samples + plan.dev * (1 + len(layers) * len(strengths)) + 3 * plan.proof
@@ -141,7 +141,6 @@ def _make_report(
 
 
 def _load_parts(plan: SteerPlan) -> dict[str, Sequence[Question]]:
-    """Disjoint questions to sample, to search and to validate on."""
     sizes = {"sample": plan.questions, "dev": plan.dev, "proof": plan.proof}
     pools = load_pools(
         cli.parse_list("--tasks", plan.task, str),
@@ -229,40 +228,4 @@ def steer(
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report as text, one fact per line."""
-    sampled, direction, search, chosen = (report[name] for name in ("sampled", "direction", "search", "chosen"))
-    base, *tried = search["tried"]
-    lines = [
-        f"{report['model']}: {sampled['questions']} questions, {sampled['samples']} answers each, "
-        f"{sampled['accuracy']:.1%} right",
-        f"{sampled['pairs']} pairs of right answers, with {sampled['short']:.0f} and {sampled['long']:.0f} tokens of "
-        "thinking on average",
-        *(f"note: {note}" for note in report["notes"]),
-        f"directions from {_PLACES[report['place']]}; cosine between the directions of two halves of the pairs, and "
-        "size:",
-    ]
-    for layer, agreement, size in zip(direction["layers"], direction["agreement"], direction["size"], strict=True):
-        lines.append(f"  layer {layer}: {agreement:.3f}, {size:.3f} of the states' norm")
-    lines.append(
-        f"search, {search['n']} questions; unsteered {base['tokens']:.1f} tokens, {base['accuracy']:.1%} right"
-    )
-    for one in tried:
-        where = f"layer {one['layer']}, strength {one['strength']:+g}"
-        lines.append(
-            f"{'*' if one == chosen else ' '} {where}: {one['tokens']:.1f} tokens, {one['accuracy']:.1%} right"
-        )
-    proof = report["proof"]
-    if proof is None:
-        return "\n".join(
-            [*lines, f"nothing is shorter without losing more than {search['margin']:.0%} of accuracy: not usable"]
-        )
-    unsteered = proof["base"]
-    lines.append(
-        f"validation, {unsteered['n']} other questions; unsteered {unsteered['tokens']['total']:.1f} tokens, "
-        f"{unsteered['accuracy']:.1%} right"
-    )
-    for name, sign in (("plus", 1), ("minus", -1)):
-        arm = proof[name]
-        tokens = cli.format_interval(arm["delta_total"], arm["delta_total_ci"], "+.1f")
-        accuracy = cli.format_interval(arm["delta_accuracy"], arm["delta_accuracy_ci"], "+.1f", 100)
-        lines.append(f"  strength {sign * chosen['strength']:+g}: tokens {tokens}, accuracy in points {accuracy}")
-    return "\n".join([*lines, f"verdict: {proof['verdict']}"])
+    return render_text(Path(__file__).with_name("steering.txt"), interval=cli.format_interval, **report)

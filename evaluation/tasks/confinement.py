@@ -50,10 +50,7 @@ _LONGEST_NAME = 2  # letters of a variable's name
 
 
 def confine(libraries: Sequence[str]) -> None:
-    """Confine this process for good; `libraries` are imported already, and must stay readable.
-
-    It may still fork, for the process that reads answers.
-    """
+    """Confine this process for good, except for forks; `libraries` are imported already, and must stay readable."""
     forbid_evaluation()
     os.environ.clear()
     sys.dont_write_bytecode = True

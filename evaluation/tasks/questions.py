@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
@@ -31,7 +31,7 @@ from .toy_problems import SPLITS, stream
 TINY = "tiny"
 GYM = "gym:"
 DEFAULT_LIMIT = 200
-_FORM = '{"id": ..., "problem": ..., "answer": ...} with an optional whole number "level"'
+_FORM = '{"problem" or "question": ..., "answer": ...}, optionally with "id" and a whole number "level"'
 
 _GYM_PATIENCE = 4  # batches in a row without a new problem after which a generator counts as exhausted
 _GYM_NAMES_SECONDS, GYM_DRAW_SECONDS = 10.0, 180.0
@@ -128,8 +128,10 @@ def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> lis
 def _read_jsonl(path: Path) -> list[Question]:
     seen: dict[str, str] = {}
     questions = []
-    for source, line in read_lines(path, TaskError):
-        question = Question(**dict(parse_json(_Line, line, source, TaskError)))
+    for number, (source, line) in enumerate(read_lines(path, TaskError), 1):
+        row = parse_json(_Line, line, source, TaskError)
+        answer = row.answer.rpartition("####")[2].strip() or row.answer  # GSM8K's answers end with "#### 18"
+        question = Question(row.id or f"{path.stem}-{number}", row.problem, answer, row.level)
         if question.id in seen:
             raise TaskError(f"{source}: id {question.id!r} is already used in {seen[question.id]}; make ids unique")
         seen[question.id] = source
@@ -152,12 +154,10 @@ Text = Annotated[str, BeforeValidator(_to_text)]
 
 
 class _Line(BaseModel):
-    """A line of a file; other fields are ignored."""
-
     model_config = ConfigDict(strict=True)
 
-    id: Text
-    problem: Text
+    id: Text = ""
+    problem: Text = Field(validation_alias=AliasChoices("problem", "question"))
     answer: Text
     level: int | None = None
 

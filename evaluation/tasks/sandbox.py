@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from ...errors import TerselyError
@@ -62,9 +61,7 @@ class Closing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -158,7 +155,6 @@ class SandboxProcess(Closing):
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and what it has forked."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(OSError):  # all have ended
             os.killpg(process.pid, signal.SIGKILL)

@@ -22,12 +22,8 @@ _LENGTHS = (76, 104)
 _BARE = 0.3
 _NOISE_CAPS = (10, 40, 80, 200, 300, 600)
 
-NAMES = (
-    "Mia Tom Ana Ben Lea Max Ida Sam Eva Leo Zoe Jon Amy Kai Nia Rob Uma Ted Joy Ian".split()
-)  # fmt: skip
-THINGS = (
-    "shells coins cards books pens stamps apples stones beads tickets keys boxes cups toys seeds maps".split()
-)  # fmt: skip
+NAMES = "Mia Tom Ana Ben Lea Max Ida Sam Eva Leo Zoe Jon Amy Kai Nia Rob Uma Ted Joy Ian".split()
+THINGS = "shells coins cards books pens stamps apples stones beads tickets keys boxes cups toys seeds maps".split()
 GOODS = "pears plums figs lemons melons onions leeks beans eggs loaves cakes jars lamps ropes brushes candles".split()
 VARIABLES = "a b c d e f g h k m n p q r s t u v w x y z".split()
 

@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ...checkpoint_log import CheckpointLog
 from ...errors import ModelError
-from ...io import WriteError, write
+from ...io import CheckpointLog, WriteError, write
 from ..w4a8_layout import DEEPEST, PackedLayout, pack, pack_bytes, pack_planes
 from .calibration import Inputs, capture_inputs, perplexity
 from .dual_grained import outlier_scale, quantize_dual_grained, quantize_gptq, quantize_int8

@@ -1,23 +1,26 @@
-"""Collected records as training data: questions with outcomes by tier, and thought boundaries with outcomes."""
+"""Collected records as training data, by purpose: questions and thought boundaries with their outcomes."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
-from ..records import UNKNOWN, RecordsError, RecordTable
+from ..drift import KnownQuestions
+from ..records import UNKNOWN, RecordsError, RecordTable, read_records
 from ..risk_control import Outcomes
-from ..rule import RuleState, StopRule
+from ..rule import FEATURES, RuleState, StopRule
 
 Floats = NDArray[np.float64]
 ENOUGH = 480
 """Questions of one collection that leave enough in each part when it is divided; the smallest part gets an eighth."""
+MIN_QUESTIONS = 40  # questions that each part of the data must have
 BASE = "normal"  # the tier in which a model thinks as it does by itself
 
 
@@ -222,3 +225,86 @@ def concatenate(parts: Sequence[Boundaries]) -> Boundaries:
     }
     rollout = np.concatenate([p.rollout + shift for p, shift in zip(parts, shifts, strict=False)])
     return Boundaries([q for p in parts for q in p.question], rollout, closing=parts[0].closing, **columns)
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionParts:
+    """The data by purpose; if `divided`, all three are one collection whose questions are split by their hashes."""
+
+    fit: RecordTable
+    calibrate: RecordTable
+    test: RecordTable
+    divided: bool
+
+    def select(self, name: str) -> tuple[RecordTable, NDArray[np.bool_]]:
+        """Return the records of a part (learn, tune, calibrate or test) and which of their questions belong to it."""
+        records = {"calibrate": self.calibrate, "test": self.test}.get(name, self.fit)
+        hashes = records.texts["hash"]
+        keep = np.ones(len(hashes), bool)
+        if self.divided:
+            part = name if name in ("calibrate", "test") else "fit"
+            keep = np.array([get_part(h) == part for h in hashes])
+        if name in ("learn", "tune"):
+            tuning = np.array([int(h[-1], 16) % 4 == 0 for h in hashes])
+            keep &= tuning if name == "tune" else ~tuning
+        return records, keep
+
+    def describe_questions(self) -> KnownQuestions | None:
+        """Learn what the questions look like that were learned from and certified on; None without texts."""
+        texts = []
+        for name in ("learn", "calibrate"):
+            records, keep = self.select(name)
+            texts.append([text for i in np.flatnonzero(keep) if (text := records.texts["problem"][i])])
+        return KnownQuestions.learn(*texts) if all(texts) else None
+
+    def questions(self, name: str, layer: int) -> Questions:
+        """Read the questions of a part; raises RecordsError if there are too few."""
+        return read_questions(*self._select_enough(name, layer))
+
+    def boundaries(self, name: str, layer: int, tier: str = BASE, number: int | None = 0) -> Boundaries:
+        """Read the boundaries of a part, see `read_boundaries`; raises RecordsError if there are too few questions."""
+        records, layer, keep = self._select_enough(name, layer)
+        return read_boundaries(records, layer, tier, keep, number)
+
+    def _select_enough(self, name: str, layer: int) -> tuple[RecordTable, int, NDArray[np.bool_]]:
+        records, keep = self.select(name)
+        if keep.sum() < MIN_QUESTIONS:
+            total = f"about {ENOUGH} questions in all" if self.divided else "more questions for it"
+            raise RecordsError(
+                f"part {name!r} has {keep.sum()} questions; accepted: {MIN_QUESTIONS} or more; collect {total}",
+                code="too_few_questions",
+            )
+        return records, layer, keep
+
+
+def split_questions(fit: Path, calibrate: Path | None, test: Path | None) -> QuestionParts:
+    """Read the collections; raises RecordsError if they are of different models, or share questions."""
+    if (calibrate is None) != (test is None):
+        raise OptionError(
+            "only one of --calibrate and --test was given; accepted: both, or neither to divide one collection"
+        )
+    first = read_records(fit)
+    if tuple(first.plan["features"]) != FEATURES:
+        raise RecordsError(
+            f"{fit} has other features than this version of tersely computes; collect again", code="other_features"
+        )
+    if calibrate is None or test is None:
+        return QuestionParts(first, first, first, True)
+    others = read_records(calibrate), read_records(test)
+    for path, records, keys in (
+        (calibrate, others[0], ("fingerprint", "features")),
+        (test, others[1], ("fingerprint", "features", "tiers")),
+    ):
+        for key in keys:
+            if records.plan[key] != first.plan[key]:
+                raise RecordsError(
+                    f"{path} was collected with other {key} than {fit}; collect both alike", code="other_plan"
+                )
+    hashes = [set(r.texts["hash"]) for r in (first, *others)]
+    shared = (hashes[0] & hashes[1]) | (hashes[0] & hashes[2]) | (hashes[1] & hashes[2])
+    if shared:
+        raise RecordsError(
+            f"{len(shared)} questions are in two collections; a certificate needs questions of its own",
+            code="shared_questions",
+        )
+    return QuestionParts(first, *others, False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from ...errors import OptionError
 from ..estimator import Examples, ProbeClassifier, fit_calibrated
@@ -17,12 +19,12 @@ from ..rule import StopRule
 from ..stats import measure_quality
 from ..tier_selector import EASY, HARD, NORMAL, TierProbe, TierTable, find_price, label_tiers
 from .data import BASE, Boundaries, Questions, read_boundaries
-from .entropy_curve import compute_entropy_curve
 
 Floats = NDArray[np.float64]
 LABELS = ("tiers", "diffadapt")
 OFTEN, RARELY = 0.8, 0.2
 SHUFFLES = 5
+LEVEL = 0.95  # of the intervals and tests of the entropy curve
 FOLDS = 4
 DOUBT = 1.28  # standard errors added to a cost in accuracy, which exceeds that with a probability of one in ten
 
@@ -57,6 +59,42 @@ def compute_base_curve(questions: Questions) -> dict[str, Any]:
     known = (questions.level >= 0).all() and len(np.unique(questions.level)) > 2
     difficulty = questions.level if known else 1 - questions.right[:, base]
     return compute_entropy_curve(difficulty, questions.entropy[:, base], questions.right[:, base])
+
+
+def compute_entropy_curve(difficulty: Floats, entropy: Floats, accuracy: Floats) -> dict[str, Any]:
+    """DiffAdapt's curve (arXiv 2510.19669): mean entropy of questions [n] in nats by difficulty, with its t interval.
+
+    It is U-shaped if both ends are above one inner level, by Welch's one-sided t tests with Bonferroni's correction.
+    """
+    parts = [difficulty == value for value in np.unique(difficulty)]
+    levels = [_summarize(difficulty[part], entropy[part], accuracy[part]) for part in parts]
+    u_shaped = any(
+        max(_p_value_below(entropy[part], entropy[parts[end]]) for end in (0, -1)) <= (1 - LEVEL) / (len(parts) - 2)
+        for part in parts[1:-1]
+    )
+    return {"levels": levels, "u-shaped": u_shaped}
+
+
+def _summarize(difficulty: Floats, entropy: Floats, accuracy: Floats) -> dict[str, float]:
+    n, mean = len(entropy), float(entropy.mean())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * entropy.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    return {
+        "difficulty": float(difficulty.mean()),
+        "entropy": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "accuracy": float(accuracy.mean()),
+        "n": n,
+    }
+
+
+def _p_value_below(inner: Floats, end: Floats) -> float:
+    """p-value of the test that the mean of `inner` is below that of `end`; 1 if there are too few values."""
+    if min(len(inner), len(end)) < 2:
+        return 1.0
+    if not inner.std() and not end.std():
+        return float(inner.mean() >= end.mean())
+    return float(stats.ttest_ind(inner, end, equal_var=False, alternative="less").pvalue)
 
 
 def apply_exit(
@@ -136,7 +174,6 @@ def fit_difficulty(
 
 
 def _cross_predict(examples: Examples, tune: Examples, classes: Sequence[str], seed: int) -> Floats:
-    """Predict the examples of a part, [n, classes], each by a probe trained on the others."""
     fold = np.array([int(h[-2], 16) % FOLDS for h in examples.questions])
     probabilities = np.zeros((len(fold), len(classes)))
     for number in range(FOLDS):
@@ -203,7 +240,6 @@ def _compare_with_base(test: Questions, in_use: Questions, chosen: NDArray[np.in
 
 
 def _predict(fit: Questions, outcome: NDArray[np.bool_], test: Questions, seed: int) -> Floats:
-    """Predict a binary outcome of the questions of another part from their hidden states."""
     estimator = ProbeClassifier(random_state=seed).fit(fit.state, outcome, groups=fit.hashes)
     return np.asarray(estimator.predict_proba(test.state)[:, 1], np.float64)
 

@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError
-from ..certificate import Certificate
 from ..estimator import Examples, fit_calibrated
-from ..features import trial_features
-from ..risk_control import Outcomes, certify, oracle_threshold, resample_calibrations, risk_curve, threshold_grid
-from ..rule import HOPEFUL, HOPELESS, READY, Evidence, StopRule
+from ..risk_control import (
+    Certificate,
+    Outcomes,
+    certify,
+    oracle_threshold,
+    resample_calibrations,
+    risk_curve,
+    threshold_grid,
+)
+from ..rule import HOPEFUL, HOPELESS, READY, Evidence, StopRule, trial_features
 from ..stats import measure_quality
 from .data import Boundaries, concatenate
 

@@ -1,28 +1,29 @@
-"""A whole calibration: splitting the data, fitting and evaluating both probes, and saving them."""
+"""The command `tersely calibrate`: splitting the data, fitting and evaluating both probes, and saving them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import typer
 
-from ...errors import OptionError, unknown
-from ..certificate import needed_questions
+from ...errors import CapabilityError, OptionError, unknown
+from ...io import check_writable, render_text, write
+from ..artifact import to_json
 from ..drift import Region
 from ..estimator import held_out_log_loss
-from ..features import FEATURES
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
-from ..known_questions import KnownQuestions
-from ..records import UNKNOWN, RecordsError, RecordTable, read_records
+from ..records import UNKNOWN, RecordsError, RecordTable
+from ..risk_control import needed_questions
 from ..rule import StopRule
 from . import difficulty, readiness
-from .data import BASE, ENOUGH, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
-
-MIN_QUESTIONS = 40  # questions that each part of the data must have
+from .data import BASE, Boundaries, QuestionParts, check_layer, concatenate, split_questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,92 +43,6 @@ class CalibrationSettings:
         if not 0 <= self.margin < 1:
             raise OptionError(f"margin is {self.margin}; accepted: from 0 to below 1, such as 0.005 for half a point")
         needed_questions(self.alpha, self.delta)  # checks both
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionParts:
-    """The data by purpose; if `divided`, all three are one collection whose questions are split by their hashes."""
-
-    fit: RecordTable
-    calibrate: RecordTable
-    test: RecordTable
-    divided: bool
-
-    def select(self, name: str) -> tuple[RecordTable, NDArray[np.bool_]]:
-        """Return the records of a part (learn, tune, calibrate or test) and which of their questions belong to it."""
-        records = {"calibrate": self.calibrate, "test": self.test}.get(name, self.fit)
-        hashes = records.texts["hash"]
-        keep = np.ones(len(hashes), bool)
-        if self.divided:
-            part = name if name in ("calibrate", "test") else "fit"
-            keep = np.array([get_part(h) == part for h in hashes])
-        if name in ("learn", "tune"):
-            tuning = np.array([int(h[-1], 16) % 4 == 0 for h in hashes])
-            keep &= tuning if name == "tune" else ~tuning
-        return records, keep
-
-    def describe_questions(self) -> KnownQuestions | None:
-        """Learn what the questions look like: words of those to learn from, measures of those to certify on.
-
-        None for live traffic, whose texts are not kept.
-        """
-        texts = []
-        for name in ("learn", "calibrate"):
-            records, keep = self.select(name)
-            texts.append([text for i in np.flatnonzero(keep) if (text := records.texts["problem"][i])])
-        return KnownQuestions.learn(*texts) if all(texts) else None
-
-    def questions(self, name: str, layer: int) -> Questions:
-        """Read the questions of a part; raises RecordsError if there are too few."""
-        return read_questions(*self._select_enough(name, layer))
-
-    def boundaries(self, name: str, layer: int, tier: str = BASE, number: int | None = 0) -> Boundaries:
-        """Read the boundaries of a part, see `read_boundaries`; raises RecordsError if there are too few questions."""
-        records, layer, keep = self._select_enough(name, layer)
-        return read_boundaries(records, layer, tier, keep, number)
-
-    def _select_enough(self, name: str, layer: int) -> tuple[RecordTable, int, NDArray[np.bool_]]:
-        records, keep = self.select(name)
-        if keep.sum() < MIN_QUESTIONS:
-            total = f"about {ENOUGH} questions in all" if self.divided else "more questions for it"
-            raise RecordsError(
-                f"part {name!r} has {keep.sum()} questions; accepted: {MIN_QUESTIONS} or more; collect {total}",
-                code="too_few_questions",
-            )
-        return records, layer, keep
-
-
-def split_questions(fit: Path, calibrate: Path | None, test: Path | None) -> QuestionParts:
-    """Read the collections; raises RecordsError if they are of different models, or share questions."""
-    if (calibrate is None) != (test is None):
-        raise OptionError(
-            "only one of --calibrate and --test was given; accepted: both, or neither to divide one collection"
-        )
-    first = read_records(fit)
-    if tuple(first.plan["features"]) != FEATURES:
-        raise RecordsError(
-            f"{fit} has other features than this version of tersely computes; collect again", code="other_features"
-        )
-    if calibrate is None or test is None:
-        return QuestionParts(first, first, first, True)
-    others = read_records(calibrate), read_records(test)
-    for path, records, keys in (
-        (calibrate, others[0], ("fingerprint", "features")),
-        (test, others[1], ("fingerprint", "features", "tiers")),
-    ):
-        for key in keys:
-            if records.plan[key] != first.plan[key]:
-                raise RecordsError(
-                    f"{path} was collected with other {key} than {fit}; collect both alike", code="other_plan"
-                )
-    hashes = [set(r.texts["hash"]) for r in (first, *others)]
-    shared = (hashes[0] & hashes[1]) | (hashes[0] & hashes[2]) | (hashes[1] & hashes[2])
-    if shared:
-        raise RecordsError(
-            f"{len(shared)} questions are in two collections; a certificate needs questions of its own",
-            code="shared_questions",
-        )
-    return QuestionParts(first, *others, False)
 
 
 def calibrate_into(out: Path, parts: QuestionParts, settings: CalibrationSettings) -> dict[str, Any]:
@@ -172,11 +87,9 @@ def _calibrate_difficulty(
     plain = {name: parts.questions(name, layer) for name in ("learn", "tune", "test")}
     in_use = plain
     if exit_rule is not None:
+        rule, read, threshold = exit_rule
         in_use = {
-            name: difficulty.apply_exit(
-                questions, *parts.select(name), exit_rule.rule, exit_rule.layer, exit_rule.threshold
-            )
-            for name, questions in plain.items()
+            name: difficulty.apply_exit(one, *parts.select(name), rule, read, threshold) for name, one in plain.items()
         }
     probe = difficulty.fit_difficulty(
         (plain["learn"], in_use["learn"]),
@@ -228,16 +141,89 @@ def _calibrate_readiness(
 
 
 def _list_thinking_tiers(records: RecordTable) -> list[str]:
-    """List the tiers whose thinking is used for training, of those with rollouts."""
     present = {records.plan["tiers"][number] for number in np.unique(records["rollouts.tier"])}
     return [tier for tier in (BASE, "easy", "hard") if tier in present]
 
 
 def choose_layer(records: RecordTable, layer: int | None, evaluate: Callable[[int], float]) -> int:
-    """Return the given hidden layer, or the collected one with the lowest loss; raises OptionError if not collected."""
-    layers: Sequence[int] = records.plan["layers"]
+    """Return the given hidden layer, or the collected one with the lowest loss; raises OptionError."""
     if layer is not None:
-        if layer not in layers:
-            raise unknown("layer", str(layer), map(str, layers))
+        check_layer(records, "boundaries", layer)
         return layer
+    layers: Sequence[int] = records.plan["layers"]
     return layers[0] if len(layers) == 1 else min(layers, key=evaluate)
+
+
+def calibrate(
+    data: Annotated[Path, typer.Argument(help="Folder written by `tersely collect` or by shadow mode.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder for the probes.")],
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", help="Separate collection for the certificates; needs --test.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Separate collection for the report; needs --calibrate.")
+    ] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Share of questions that stopping early may harm.")] = 0.02,
+    delta: Annotated[float, typer.Option("--delta", help="Probability that more are harmed nevertheless.")] = 0.1,
+    margin: Annotated[float, typer.Option("--margin", help="Accuracy that choosing tiers may cost.")] = 0.005,
+    layer: Annotated[
+        int | None, typer.Option("--layer", help="Hidden layer to read; default: the best of those collected.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option("--labels", help="Labels for difficulty: tiers (cheapest sufficient one) or diffadapt.")
+    ] = "tiers",
+    curve: Annotated[
+        Path | None, typer.Option("--curve", help="Draw entropy by difficulty into a PNG or SVG file.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the training.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a difficulty and a readiness probe, certify thresholds, and compare them with simple baselines.
+
+    A single collection is split by question: half for training, the rest for certificates and the report.
+    """
+    settings = CalibrationSettings(alpha, delta, margin, layer, labels, seed)
+    if curve is not None:
+        check_picture(curve)
+    report = calibrate_into(out, split_questions(data, calibrate, test), settings)
+    if curve is not None:
+        draw_entropy_curve(report, curve)
+    typer.echo(json.dumps(to_json("report", report, nonfinite=True)) if as_json else format_report(report))
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be drawn; raises OptionError, CapabilityError or WriteError."""
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise OptionError(f"--curve {path} ends in {path.suffix!r}; accepted: .png or .svg", code="unknown_format")
+    if find_spec("matplotlib") is None:
+        raise CapabilityError("--curve needs matplotlib, which is not installed; pip install 'tersely[bench]'")
+    check_writable(path, "--curve")
+
+
+def draw_entropy_curve(report: Mapping[str, Any], path: Path) -> None:
+    """Draw the entropy curve of a calibration report; raises OptionError if there is none."""
+    from matplotlib.figure import Figure
+
+    difficulty = report["difficulty"]
+    if "entropy curve" not in difficulty:
+        raise OptionError(f"the report has no entropy curve: {difficulty['skipped']}; leave out --curve")
+    levels = difficulty["entropy curve"]["levels"]
+    at, entropy, low, high, accuracy = (
+        np.array([level[name] for level in levels]) for name in ("difficulty", "entropy", "low", "high", "accuracy")
+    )
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    left = figure.subplots()
+    left.errorbar(at, entropy, yerr=[entropy - low, high - entropy], marker="o", capsize=3, label="entropy")
+    left.set(xlabel="difficulty", ylabel="mean token entropy, nats (95 %)")
+    left.set_ylim(bottom=0)
+    right = left.twinx()
+    right.plot(at, accuracy, color="tab:gray", linestyle="--", marker="s", label="accuracy")
+    right.set(ylabel="accuracy", ylim=(0, 1))
+    buffer = BytesIO()
+    figure.savefig(buffer, format=path.suffix.lstrip(".").lower())
+    write(path, buffer.getvalue())
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """Format a report as text, one line a fact."""
+    return render_text(Path(__file__).with_name("report.txt"), **report)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError
-from ..arrays import check_arrays
 from ..artifact import ArtifactError, StoredValue
+from ..network import check_arrays
 
 KIND = "shortcut"
 _SHAPES = {

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, TerselyError, unknown
-from ..arrays import check_arrays
 from ..artifact import ArtifactError, StoredValue
+from ..network import check_arrays
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
@@ -80,10 +80,7 @@ class Direction(StoredValue):
         self._set(layers=tuple(map(int, self.layers)), **arrays)
 
     def push(self, layer: int, strength: float) -> Array:
-        """Compute the vector to add to a layer's hidden states, [width]: `strength` times their mean norm.
-
-        Raises OptionError for a layer that the direction does not have, or a strength that is not finite.
-        """
+        """The vector to add to a layer's states, [width]: `strength` times their mean norm; raises OptionError."""
         if layer not in self.layers:
             raise unknown("layer", str(layer), map(str, self.layers))
         if not math.isfinite(strength):

@@ -11,11 +11,10 @@ from typing import Annotated
 
 import typer
 
-from ..errors import OptionError, TerselyError, unknown
+from ..errors import OptionError, TerselyError, check_known
 from .doctor import doctor
 from .lazy_commands import Command, RootGroup, format_examples, train_app
-from .loading import silence_libraries
-from .options import Json
+from .options import Json, silence_libraries
 from .run import run
 
 OK, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 2, 130, 141
@@ -35,10 +34,8 @@ def tasks(
 
     if level is not None and level not in LEVELS:
         raise OptionError(f"unknown level {level}; accepted: {', '.join(map(str, LEVELS))}")
-    if kind is not None and kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_known("kind", () if kind is None else kind, KINDS)
+    check_known("split", split, SPLITS)
     problems = stream(split, seed, LEVELS if level is None else (level,), KINDS if kind is None else (kind,))
     rows = [
         {"id": p.id, "level": p.level, "kind": p.kind, "problem": p.problem, "answer": p.answer}

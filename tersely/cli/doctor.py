@@ -14,12 +14,12 @@ import typer
 from ..controller.budgets import TIERS
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
-from ..controller.prompts import render
+from ..controller.prompts import count_common, render
 from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from . import options as o
-from .loading import ModelSource, load, open_session
+from .options import ModelSource, load, start_session
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -55,18 +55,20 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
         yield _failed("model", error)
         return
     yield DoctorCheck("model", "ok", f"{engine.name} loads")
-    yield _context(engine)
-    yield _capabilities(engine, wanted.engine)
-    yield _template(engine)
+    yield from _facts(engine, wanted.engine)
     try:
-        session = open_session(engine, wanted)
+        session = start_session(engine, wanted)
     except Exception as error:
         yield _failed("markers", error)
         return
     markers = session.markers
     yield DoctorCheck("markers", "ok", f"{markers.open} ... {markers.close} ({markers.source})")
     off = _off_is_off if wanted.engine == "transformers" else _off_next_to_control
-    checks = {"probes": _probes, "kernels": _kernels, "off": off, "cut": _cut_fires, "hint": _hint_appears}
+
+    def cut(session: Session) -> DoctorCheck:
+        return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
+
+    checks = {"probes": _probes, "kernels": _kernels, "off": off, "cut": cut, "hint": _hint_appears}
     for name, check in checks.items():
         try:
             yield check(session)
@@ -110,31 +112,29 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _context(engine: Engine) -> DoctorCheck:
+def _facts(engine: Engine, kind: str) -> Iterator[DoctorCheck]:
+    """What an engine of this kind says about its model."""
     if engine.context_length is None:
         remedy = "keep prompt and --max-new-tokens within the length that the model was trained for"
-        return DoctorCheck("context", "warn", "the model's context length is unknown", remedy)
-    return DoctorCheck("context", "ok", f"{engine.context_length} tokens")
-
-
-def _capabilities(engine: Engine, kind: str) -> DoctorCheck:
+        yield DoctorCheck("context", "warn", "the model's context length is unknown", remedy)
+    else:
+        yield DoctorCheck("context", "ok", f"{engine.context_length} tokens")
     missing = sorted({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH} - engine.capabilities)
-    has = ", ".join(sorted(engine.capabilities)) or "none"
-    if not missing or kind != "transformers":  # elsewhere it does not depend on the model
-        return DoctorCheck("engine", "ok", f"{kind}: {has}")
-    lacks = f"transformers: {has}; lacks {', '.join(missing)}"
-    remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
-    return DoctorCheck("engine", "warn", lacks, remedy)
-
-
-def _template(engine: Engine) -> DoctorCheck:
+    has = f"{kind}: {', '.join(sorted(engine.capabilities)) or 'none'}"
+    if missing and kind == "transformers":  # elsewhere it does not depend on the model
+        remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
+        yield DoctorCheck("engine", "warn", f"{has}; lacks {', '.join(missing)}", remedy)
+    else:
+        yield DoctorCheck("engine", "ok", has)
     template = getattr(engine.tokenizer, "chat_template", None)
     if not template:
         remedy = "set tokenizer.chat_template and save it, or use a chat model"
-        return DoctorCheck("chat template", "fail", "none", remedy)
-    if "reasoning_effort" in str(template):
-        return DoctorCheck("chat template", "ok", "supports efforts")
-    return DoctorCheck("chat template", "ok", "does not support efforts, so they are written into the prompt")
+        yield DoctorCheck("chat template", "fail", "none", remedy)
+    elif "reasoning_effort" in str(template):
+        yield DoctorCheck("chat template", "ok", "supports efforts")
+    else:
+        what = "does not support efforts, so they are written into the prompt"
+        yield DoctorCheck("chat template", "ok", what)
 
 
 def _probes(session: Session) -> DoctorCheck:
@@ -166,7 +166,7 @@ def _off_is_off(session: Session) -> DoctorCheck:
     theirs = _plain_generate(engine, rendered.ids)
     if mine == theirs:
         return DoctorCheck("off", "ok", f"identical to model.generate over {len(mine)} tokens")
-    same = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+    same = count_common(mine, theirs)
     remedy = "report the model's name; until then compare results with preset off, not with model.generate"
     return DoctorCheck("off", "fail", f"differs from model.generate at token {same}", remedy)
 
@@ -218,7 +218,6 @@ def _cutting() -> GenerationOptions:
 
 
 def _hint_appears(session: Session) -> DoctorCheck:
-    """Run with an early hint."""
     hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
     done = session.run([QUESTION], replace(_cutting(), policies=(hint,), max_new_tokens=160))[0]
     forced = [span.text for span in done.spans if span.kind == "forced"]
@@ -227,10 +226,6 @@ def _hint_appears(session: Session) -> DoctorCheck:
     if not done.trace:
         return DoctorCheck("hint", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
     return DoctorCheck("hint", "fail", "was decided, but is not in the output", "report this with the model's name")
-
-
-def _cut_fires(session: Session) -> DoctorCheck:
-    return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
 
 
 def _judge_cut(done: GenerationResult, close: str) -> DoctorCheck:

@@ -12,26 +12,24 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 
 ENTRY_POINTS = "tersely.commands"
 """Entry-point group of further commands: the name is `steer` or, below a group, `train.blend`; the value a function."""
 COMMANDS = {
     "agents": ("evaluation.agents.cli", "Compare ways for an agent to think and to use tools."),
     "bench": ("evaluation.bench.cli", "Compare presets with the uncontrolled model on paired tasks."),
-    "calibrate": ("probes.calibrate.cli", "Train probes on collected data and certify them."),
+    "calibrate": ("probes.calibrate.run", "Train probes on collected data and certify them."),
     "collect": ("evaluation.collect", "Sample rollouts and store what probes are trained on."),
     "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
     "replay": ("evaluation.replay.cli", "Show what policies would have done on recorded outputs of any model."),
     "report": ("evaluation.report.page", "Make tables, pictures and a page of benchmark results."),
-    "roofline": ("evaluation.economics.cli", "Estimate what bounds a model on a device, and its highest speed."),
+    "roofline": ("evaluation.economics.roofline", "Estimate what bounds a model on a device, and its highest speed."),
     "serve": ("controller.serving.cli", "Serve a model to clients of the OpenAI API."),
     "tune": ("evaluation.tune", "Search for the cheapest settings that lose no accuracy."),
-    "view": ("evaluation.view.page", "Show a trace file as one HTML page."),
+    "view": ("evaluation.trace_page", "Show a trace file as one HTML page."),
 }
 """The function of the command's name in a module of the package, and its line in the list of commands."""
-
-
 GROUPS = {
     "Use": ("run", "view", "doctor", "quantize"),
     "Measure": ("bench", "replay", "report", "tasks"),
@@ -73,7 +71,6 @@ class _FlagsWithoutType:
     """Shows no type for flags, which take no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, as the help shows them."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the command that this is mixed into
         for param in params:
             if getattr(param, "is_flag", False):
@@ -94,7 +91,6 @@ class LazyCommand(TyperCommand):
         self._make = make
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """The context of the command itself, which is what the caller invokes."""
         return self._make(args).make_context(info_name, args, parent, **extra)
 
 
@@ -102,7 +98,6 @@ class RootGroup(_FlagsWithoutType, TyperGroup):
     """The commands of `tersely`: its own, then those of entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the help."""
         grouped = [name for names in GROUPS.values() for name in names]
         own = [*grouped, *sorted({*super().list_commands(ctx), *COMMANDS} - {*grouped})]
         return [*own, *(name for name in _find_plugins("") if name not in own)]
@@ -127,25 +122,22 @@ class TrainGroup(_FlagsWithoutType, TyperGroup):
     """The commands of `tersely train`: the training methods, and those of entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the help."""
-        from ..training.methods import list_methods
-
-        return [*list_methods(), *_find_plugins("train."), *super().list_commands(ctx)]
+        return [*self._find_lazy(), *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name; None if there is none."""
+        return super().get_command(ctx, cmd_name) or self._find_lazy().get(cmd_name)
+
+    def _find_lazy(self) -> dict[str, LazyCommand]:
         from ..training.methods import list_methods
 
-        if (command := super().get_command(ctx, cmd_name)) is not None:
-            return command
-        if (summary := list_methods().get(cmd_name)) is not None:
-            return _make_train_command(cmd_name, summary)
-        return _find_plugins("train.").get(cmd_name)
+        make = _make_train_command
+        methods = {name: LazyCommand(name, text, partial(make, name, text)) for name, text in list_methods().items()}
+        return methods | _find_plugins("train.")
 
 
 def _find_plugins(prefix: str) -> dict[str, LazyCommand]:
     """The commands of entry points whose name is this prefix and one more word."""
-    from ..controller.registry import find_entry_points, read_help
+    from ..controller.policies import find_entry_points, read_help
 
     commands = {}
     for dotted, point in find_entry_points(ENTRY_POINTS).items():
@@ -172,13 +164,12 @@ def _make_command(
 def _make_serve(arguments: list[str]) -> Any:
     """The command of the engine that the arguments name with --engine, which is removed from them."""
     from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve, serve_vllm
-    from .loading import ENGINES
+    from .options import ENGINES
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--engine", nargs="?", const="", default=ENGINES[0])
     found, arguments[:] = parser.parse_known_args(arguments)
-    if found.engine not in ENGINES:
-        raise unknown("engine", found.engine, ENGINES)
+    check_known("engine", found.engine, ENGINES)
     if found.engine != "vllm":
         return _make_command("serve", serve)
     if not arguments or (arguments[0].startswith("-") and "--help" not in arguments):
@@ -186,9 +177,7 @@ def _make_serve(arguments: list[str]) -> Any:
     return _make_command("serve", serve_vllm, settings=PASSED_ON)
 
 
-def _make_train_command(name: str, summary: str) -> Any:
-    """The command of a training method."""
-
+def _make_train_command(name: str, summary: str, _arguments: list[str]) -> Any:
     def command(
         config: Annotated[
             Path, typer.Option("--config", metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")

@@ -1,14 +1,31 @@
-"""The options that commands share, as annotated types; their texts come from `GenerationOptions` where it has them."""
+"""The options that commands share, with texts of `GenerationOptions`, and the model that they name, loaded quietly."""
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..controller import types
+from ..controller.engines import EngineWrapper
 from ..controller.options import option_field
+from ..controller.text.markers import resolve_markers
+from ..controller.types import Completion, Request, SamplingParams, TokenSink
+from ..errors import OptionError, check_known
 
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from ..controller.session import Session
+
+ENGINES = ("transformers", "vllm", "openai")
 DEFAULT_MODEL = "tersely-tiny-small"
 _REPEAT = "A policy by name or as file.py:Class, instead of the preset; repeat for several, in order of precedence."
 
@@ -90,3 +107,106 @@ Trace = Annotated[
     typer.Option("--trace", metavar="FILE", help="Append the record of this run to a trace file, for `tersely view`."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Which model to run on which engine, and how it thinks; raises OptionError for what does not go together."""
+
+    model: str | None
+    engine: str
+    markers: str | None
+    think_prompt: bool
+    base_url: str | None
+    tokenizer: str | None
+
+    def __post_init__(self) -> None:
+        check_known("engine", self.engine, ENGINES)
+        if (self.engine == "openai") != (self.base_url is not None):
+            raise OptionError("--engine openai and --base-url go together; give both or neither")
+        if self.tokenizer is not None and self.engine != "openai":
+            raise OptionError("--tokenizer goes with --engine openai; leave it out")
+        if self.model is not None and not self.model.strip():
+            raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the hub")
+        if self.markers is not None and self.think_prompt:
+            raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
+        resolve_markers(self.markers)  # raises MarkerError
+
+
+def load(wanted: ModelSource) -> types.Engine:
+    """Load the model; on a terminal a spinner on stderr says so."""
+    if wanted.engine == "openai":
+        from ..controller.engines.openai.completions import connect
+
+        return connect(wanted.base_url or "", wanted.model, wanted.tokenizer)
+    model = wanted.model or DEFAULT_MODEL
+    with spinner(f"loading {model}"):
+        if wanted.engine == "vllm":
+            from ..controller.vllm.engine import load_vllm
+
+            quiet = {"enforce_eager": True, "use_tqdm_on_load": False, "disable_log_stats": True}
+            # Standard output is for answers.
+            with redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return load_vllm(model, options=quiet)
+        from transformers.utils import logging
+
+        from ..controller.engines.transformers.engine import load_engine
+
+        if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+            logging.disable_progress_bar()  # transformers may have been imported before `silence_libraries`
+        return load_engine(model)
+
+
+def start_session(
+    engine: types.Engine, wanted: ModelSource, verifier: str | None = None, helper: str | None = None
+) -> Session:
+    """A session on a loaded model; raises MarkerError if its thinking markers are unknown."""
+    from ..controller.api import open_session
+
+    return open_session(engine, None, wanted.markers, wanted.think_prompt, verifier, helper)
+
+
+def silence_libraries() -> None:
+    """Silence the libraries' messages about loading, before they are imported; what a user has set stays."""
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)(\.|$)")
+
+
+def spinner(text: str) -> Status:
+    """Show on stderr that something takes a while, if it is a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{text} ...")
+
+
+class Interruptible(EngineWrapper):
+    """An engine that returns what it has so far on Ctrl-C, cut by "length", and is then `interrupted`."""
+
+    def __init__(self, engine: types.Engine) -> None:
+        super().__init__(engine)
+        self.interrupted = False
+
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
+    ) -> list[Completion]:
+        made: list[list[tuple[int, bool]]] = [[] for _ in requests]
+
+        def record(row: int, tokens: Sequence[int], forced: bool) -> None:
+            if tokens:
+                made[row].extend((token, forced) for token in tokens)
+            elif made[row]:
+                made[row].pop()
+            if sink is not None:
+                sink(row, tokens, forced)
+
+        try:
+            return self.engine.generate(requests, sampling, record)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return [Completion(tuple(t for t, _ in row), tuple(f for _, f in row), "length") for row in made]

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import OptionError, unknown
-from .loading import spinner
+from ..errors import OptionError, check_known
+from .options import spinner
 
 SCHEMES = ("w4a8-dgq",)
 
@@ -65,8 +65,7 @@ def quantize(
     from ..kernels.quantization.linear import ScaleSearch, Scheme
     from ..kernels.quantization.run import check_out, format_report, quantize_checkpoint
 
-    if scheme not in SCHEMES:
-        raise unknown("scheme", scheme, SCHEMES)
+    check_known("scheme", scheme, SCHEMES)
     if calib is not None and questions is not None:
         raise OptionError("--calib and --questions exclude each other; give one of them", code="conflicting_options")
     if tasks is None and (limit or max_new_tokens):

@@ -8,19 +8,18 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..controller.options import GenerationOptions, check_budget, load_config, make_options
-from ..controller.policies import make_policies
-from ..controller.registry import resolve_modifier
+from ..controller.policies import make_policies, resolve_modifier
 from ..controller.streaming import TextDeltaEvent
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .loading import Interruptible, ModelSource, load, open_session, spinner
+from .options import Interruptible, ModelSource, load, spinner, start_session
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -66,7 +65,6 @@ class TerminalRenderer:
         self.sign, self.arrow = ("◆", "→") if encoding.startswith("utf") else ("*", "->")
 
     def __call__(self, event: TextDeltaEvent) -> None:
-        """Show an event; see `streaming.EventSink`."""
         if event.decision is None:
             self._show(event.text, event.channel)
         else:
@@ -183,38 +181,32 @@ def run(
         temperature=temperature,
         seed=seed,
     )
-    if config is not None:
-        chosen = _configured(chosen, config)
     origin = ModelSource(model, engine, markers, think_prompt, base_url, tokenizer)
-    _check(chosen, trace)
-    text = _prompt_text(prompt)
+    chosen = _complete(chosen, config, trace)
+    text, output = _prompt_text(prompt), "json" if as_json else "quiet" if quiet else "full"
     with closing(Interruptible(load(origin))) as running:
-        session = open_session(running, origin, helper, verifier)
-        comparing = not (as_json or quiet) if compare is None else compare
-        _answer(session, running, text, chosen, "json" if as_json else "quiet" if quiet else "full", comparing, trace)
+        session = start_session(running, origin, verifier, helper)
+        _answer(session, running, text, chosen, output, output == "full" if compare is None else compare, trace)
 
 
-def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
-    """The options with those of a file; raises OptionError if the command line sets the same ones."""
-    default = GenerationOptions()
-    fields = ("effort", "preset", "policies", "strategy")
-    if any(getattr(chosen, field) != getattr(default, field) for field in fields):
-        raise OptionError(
-            "--config sets effort, policies and strategy; leave out --effort, --preset, --policy and --strategy"
-        )
-    return replace(chosen, **load_config(config))
-
-
-def _check(chosen: GenerationOptions, trace: Path | None) -> None:
-    """Refuse invalid options before a model is loaded."""
+def _complete(chosen: GenerationOptions, config: Path | None, trace: Path | None) -> GenerationOptions:
+    """The options with those of a file, which the command line must not set; refuses invalid ones before loading."""
+    if config is not None:
+        default, fields = GenerationOptions(), ("effort", "preset", "policies", "strategy")
+        if any(getattr(chosen, field) != getattr(default, field) for field in fields):
+            raise OptionError(
+                "--config sets effort, policies and strategy; leave out --effort, --preset, --policy and --strategy"
+            )
+        chosen = replace(chosen, **load_config(config))
     check_budget(chosen)
     make_policies(chosen.preset, chosen.policies)
     for modifier in chosen.modifiers:
         resolve_modifier(modifier)
     if trace is not None:
-        from ..evaluation.view.record import check_appendable
+        from ..evaluation.trace_record import check_appendable
 
         check_appendable(trace)
+    return chosen
 
 
 def _prompt_text(given: str) -> str:
@@ -237,7 +229,7 @@ def _answer(
     engine: Interruptible,
     prompt: str,
     options: GenerationOptions,
-    output: Literal["json", "quiet", "full"],
+    output: str,
     comparing: bool,
     trace: Path | None,
 ) -> None:
@@ -262,7 +254,7 @@ def _answer(
     elif plain is not None:
         print(comparison(done, plain))
     if trace is not None:
-        from ..evaluation.view.record import append_record, build_record
+        from ..evaluation.trace_record import append_record, build_record
 
         append_record(trace, build_record(done, prompt, plain, codec=session.codec))
     if engine.interrupted:
@@ -276,7 +268,6 @@ def _notes(done: GenerationResult) -> list[str]:
 
 
 def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
-    """Print what a reader must know beyond the text."""
     show.finish()
     if (line := format_outcome(done)) is not None:
         show.mark(line)

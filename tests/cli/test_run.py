@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.engines.wrapper import EngineWrapper
+from tersely.controller.engines import EngineWrapper
 from tersely.controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from tersely.models import get_model_path
 
@@ -180,12 +180,12 @@ def _process(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_and_a_closed_pipe_end_quietly(cli: Cli) -> None:
-    arguments = ("run", QUESTION, "--preset", "off")
-    with _process(*arguments) as stopped, _process(*arguments) as unread:
+    # The reader that leaves is that of a command that starts quickly.
+    with _process("run", QUESTION, "--preset", "off") as stopped, _process("tasks") as unread:
         assert stopped.stdout is not None
         assert unread.stdout is not None
         assert unread.stderr is not None
-        unread.stdout.close()  # now, while the model loads: a short answer could be written whole before later
+        unread.stdout.close()
         shown = stopped.stdout.readline()
         assert shown == "[thinking]\n"
         stopped.send_signal(signal.SIGINT)

@@ -27,7 +27,7 @@ from tersely.evaluation.bench.arms import (
 )
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.bench.compare import EXIT_CODES, GOOD, INFERIOR, OPEN, as_text, compare
-from tersely.evaluation.bench.costs import CostModel
+from tersely.evaluation.bench.economics import CostModel
 from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.economics.costs import Price
 from tersely.evaluation.runner import batch_seed, batches
@@ -343,7 +343,7 @@ def test_arms_with_a_helper_and_a_verifier(capsys: pytest.CaptureFixture[str]) -
             baselines=False,
             limit=2,
             batch_size=2,
-            max_new_tokens=400,
+            max_new_tokens=240,
             as_json=True,
             helper=large,
             verifier=large,
@@ -358,7 +358,7 @@ def test_arms_with_a_helper_and_a_verifier(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_command_runs_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    options: dict[str, Any] = {"limit": 6, "batch_size": 6, "max_new_tokens": 400, "out": out}
+    options: dict[str, Any] = {"limit": 4, "batch_size": 4, "max_new_tokens": 300, "out": out}
     with pytest.raises(typer.Exit) as ended:
         bench(model=EMBEDDED, arms="full,balanced", as_json=True, **options)
     result = json.loads(capsys.readouterr().out)
@@ -381,6 +381,6 @@ def test_the_command_runs_the_embedded_model(tmp_path: Path, capsys: pytest.Capt
     assert set(result["splits"]) > {"fit", "calibrate", "test"}
     assert result["calibration"]["n"] > 0
     written = json.loads(out.read_text(encoding="utf-8"))
-    assert len(written["rows"]) == 6 * len(result["arms"])
+    assert len(written["rows"]) == 4 * len(result["arms"])
     assert {key: value for key, value in written.items() if key != "rows"} == result
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "the checkpoint log is removed"

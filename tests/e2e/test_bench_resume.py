@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import typer
 
-from tersely.checkpoint_log import CheckpointLogError
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trace import GenerationResult
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.runner import SessionRunner
+from tersely.io import CheckpointLogError
 
 from ..support.forked import fork
 
@@ -25,7 +25,7 @@ class KilledError(Exception):
 
 
 def options(out: Path) -> dict[str, Any]:
-    return {"limit": 4, "batch_size": 2, "max_new_tokens": 150, "out": out}
+    return {"limit": 4, "batch_size": 2, "max_new_tokens": 100, "out": out}
 
 
 def killed_run(out: Path, pieces: int) -> list[str]:

@@ -29,8 +29,8 @@ from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
 from tersely.models import get_model_path
 from tersely.probes.calibrate.data import ENOUGH
-from tersely.probes.features import FEATURES
 from tersely.probes.records import UNKNOWN, Array, RecordTable, read_records
+from tersely.probes.rule import FEATURES
 
 from ..support.commands import refused
 

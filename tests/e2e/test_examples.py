@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tersely
 from tersely.models import get_model_path
 
-from ..support.readme import readme_blocks
+from ..support.readme import README, code_blocks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ANSWERS = {
@@ -44,7 +44,7 @@ def test_the_blocks_of_readme_run(
     seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tersely, "generate", partial(tersely.generate, seed=seed))
-    quickstart, _, custom, policy = readme_blocks("python")
+    quickstart, _, custom, policy = code_blocks(README, "python")
     names: dict[str, Any] = {"question": QUESTION}
     replaced = quickstart.replace("Qwen/Qwen3-0.6B", "tersely-tiny-large").replace("What is 17 * 23?", QUESTION)
     assert replaced.count("tersely-tiny-large") == replaced.count(QUESTION) == 1

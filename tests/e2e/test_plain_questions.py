@@ -26,13 +26,15 @@ def is_declined(result: tersely.GenerationResult) -> bool:
 
 
 @pytest.mark.slow
-def test_plain_questions_are_right_or_declined_and_never_sure(engine: Any) -> None:
-    results = tersely.generate(engine, [row["question"] for row in QUESTIONS], seed=0, max_new_tokens=512)
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.attack)])
+def test_plain_questions_are_right_or_declined_and_never_sure(engine: Any, every: int) -> None:
+    questions = QUESTIONS[::every]
+    results = tersely.generate(engine, [row["question"] for row in questions], seed=0, max_new_tokens=512)
     fine = [
         is_declined(result) or (row["answer"] is not None and extract_answer(result.answer) == row["answer"])
-        for row, result in zip(QUESTIONS, results, strict=True)
+        for row, result in zip(questions, results, strict=True)
     ]
-    assert sum(fine) >= 0.95 * len(QUESTIONS)
+    assert sum(fine) >= 0.95 * len(questions)
     reasons = [decision.reason for result in results for decision in result.trace]
     assert not [reason for reason in reasons if reason.startswith(("ready", "hopeless"))], "no learnt certainty"
 

@@ -51,7 +51,9 @@ def test_a_reply_has_the_answer_the_thinking_and_the_trace(server: Served) -> No
         960,
         False,
     )
-    assert all(set(d) == {"policy", "action", "reason", "position", "text", "acted"} for d in metadata["decisions"])
+    assert all(
+        set(d) == {"policy", "action", "reason", "position", "text", "acted", "tokens"} for d in metadata["decisions"]
+    )
     usage, kinds = reply["usage"], metadata["usage"]
     assert usage["completion_tokens_details"]["reasoning_tokens"] == kinds["thinking"] > 0
     assert usage["completion_tokens"] == kinds["thinking"] + kinds["answer"]
@@ -63,10 +65,10 @@ def test_the_trace_can_be_left_out(server: Served) -> None:
     assert "decisions" not in metadata and metadata["tier"] == "easy"
 
 
-@pytest.mark.parametrize("fields", [{}, {"reasoning_effort": "none"}, {"thinking_token_budget": 60}])
+@pytest.mark.parametrize("fields", [QUICK, {"reasoning_effort": "none"}, {"thinking_token_budget": 60}])
 def test_a_stream_adds_up_to_the_whole_reply(server: Served, fields: dict[str, Any]) -> None:
-    whole = server.answered(seed=3, **fields)
-    chunks = stream_of(server, seed=3, **fields)
+    fields = {"seed": 3} | fields
+    whole, chunks = server.answered(**fields), stream_of(server, **fields)
     message = whole["choices"][0]["message"]
     assert texts_of(chunks) == (message["reasoning"] or "", message["content"])
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -84,19 +86,20 @@ def test_usage_comes_last_in_a_stream_if_requested(server: Served) -> None:
 
 
 def test_thinking_is_streamed_before_the_answer(server: Served) -> None:
-    deltas = [c["choices"][0]["delta"] for c in stream_of(server, seed=3)][1:-1]
+    deltas = [c["choices"][0]["delta"] for c in stream_of(server, **QUICK)][1:-1]
     kinds = ["reasoning" if "reasoning" in d else "content" for d in deltas]
     assert kinds == sorted(kinds, reverse=True)
-    assert kinds.count("reasoning") > 30 and kinds.count("content") > 3
+    assert kinds.count("reasoning") > 20 and kinds.count("content") > 3
 
 
 def test_several_choices_are_rows_of_one_request(server: Served) -> None:
-    reply = server.answered(n=4, seed=5, temperature=1.0)
-    assert [c["index"] for c in reply["choices"]] == [0, 1, 2, 3]
+    fields: dict[str, Any] = {**QUICK, "n": 3, "temperature": 1.0}
+    reply = server.answered(**fields)
+    assert [c["index"] for c in reply["choices"]] == [0, 1, 2]
     assert len({c["message"]["reasoning"] for c in reply["choices"]}) > 1
     total = sum(c["tersely"]["usage"]["thinking"] + c["tersely"]["usage"]["answer"] for c in reply["choices"])
     assert reply["usage"]["completion_tokens"] == total
-    chunks = stream_of(server, n=4, seed=5, temperature=1.0)
+    chunks = stream_of(server, **fields)
     for row, choice in enumerate(reply["choices"]):
         assert texts_of(chunks, row) == (choice["message"]["reasoning"], choice["message"]["content"])
 
@@ -110,11 +113,11 @@ def test_the_seed_determines_the_reply(server: Served) -> None:
 
 
 def test_temperature_zero_is_deterministic(server: Served) -> None:
-    replies = {server.answered(temperature=0)["choices"][0]["message"]["reasoning"] for _ in range(2)}
-    assert len(replies) == 1
+    fields: dict[str, Any] = {"temperature": 0, "reasoning_effort": "low"}
+    assert len({server.answered(**fields)["choices"][0]["message"]["reasoning"] for _ in range(2)}) == 1
 
 
-@pytest.mark.parametrize("stop", ["boxed", ["nowhere", "boxed"], [" is", "boxed"]])
+@pytest.mark.parametrize("stop", ["boxed", [" is", "nowhere", "boxed"]])
 def test_a_stop_string_ends_the_answer_and_not_the_thinking(server: Served, stop: Any) -> None:
     free = server.answered(**QUICK)["choices"][0]
     cut = server.answered(**QUICK, stop=stop)["choices"][0]
@@ -134,10 +137,8 @@ def test_stop_strings_do_not_apply_to_the_thinking(server: Served) -> None:
 EFFORTS = [
     ({"reasoning_effort": "minimal"}, "easy", 128),
     ({"reasoning_effort": "low"}, "easy", 960),
-    ({"reasoning_effort": "medium"}, "normal", 960),
     ({"reasoning_effort": "max"}, "hard", 960),
     ({"thinking_token_budget": 50}, "normal", 50),
-    ({"reasoning_effort": "high", "thinking_token_budget": 70}, "hard", 70),
     ({"thinking": {"type": "enabled", "budget_tokens": 80}}, "normal", 80),
     ({"tersely": {"effort": "easy"}}, "easy", 960),
 ]
@@ -170,7 +171,7 @@ def test_no_thinking(server: Served, fields: dict[str, Any]) -> None:
 
 def test_higher_efforts_think_longer(server: Served) -> None:
     spent = [
-        sum(c["tersely"]["usage"]["thinking"] for c in server.answered(n=8, seed=2, reasoning_effort=e)["choices"])
+        sum(c["tersely"]["usage"]["thinking"] for c in server.answered(n=4, seed=2, reasoning_effort=e)["choices"])
         for e in ("none", "low", "medium")
     ]
     assert 0 == spent[0] < 2 * spent[1] < spent[2]
@@ -189,7 +190,7 @@ def test_effort_auto_uses_the_probe(server: Served) -> None:
     assert texts_of(stream_of(server, reasoning_effort="auto", seed=1))[1] == choice["message"]["content"]
 
 
-@pytest.mark.parametrize("limit", [1, 2, 7, 40, 100, 150])
+@pytest.mark.parametrize("limit", [1, 7, 40, 100])
 def test_small_limits_still_give_an_answer(server: Served, limit: int) -> None:
     reply = server.answered(max_tokens=limit)
     choice = reply["choices"][0]
@@ -225,13 +226,13 @@ def test_all_messages_and_parts_are_in_the_prompt(server: Served) -> None:
         {"role": "assistant", "content": None, "reasoning": "1+1=2.", "refusal": None},
         {"role": "user", "content": QUESTION},
     ]
-    reply = server.answered(messages=messages)
-    assert reply["usage"]["prompt_tokens"] > server.answered()["usage"]["prompt_tokens"] + 10
+    reply, short = server.answered(messages=messages, max_tokens=4), server.answered(max_tokens=4)
+    assert reply["usage"]["prompt_tokens"] > short["usage"]["prompt_tokens"] + 10
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_curl_reads_the_stream(server: Served) -> None:
-    data = json.dumps(body("Compute 48+31.", stream=True))
+    data = json.dumps(body("Compute 48+31.", stream=True, reasoning_effort="low"))
     command = ["curl", "-sN", f"{server.url}/v1/chat/completions", "-H", "content-type: application/json", "-d", data]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     chunks = chunks_of(iter(out.split("\n")[:-1]))

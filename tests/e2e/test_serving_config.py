@@ -129,20 +129,22 @@ def test_what_the_server_cannot_do_is_refused_at_the_start(file: Path, tmp_path:
         serve(config=tmp_path / "tuned.json", port=0)
 
 
-def test_a_signal_reloads(file: Path) -> None:
+def test_the_command_serves_and_reloads_until_a_signal_ends_it(file: Path) -> None:
     command = [sys.executable, "-m", "tersely.cli", "serve", "--config", str(file), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--budget", "low=33"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         ready = next(line for line in process.stderr if " is served at " in line)
         url = ready.split(" is served at ")[1].split()[0]
 
-        def thinking() -> int:
+        def thinking(**fields: Any) -> int:
             headers = {"authorization": "Bearer of-the-team"}
-            reply = httpx.post(f"{url}/chat/completions", json=body(**GREEDY), headers=headers, timeout=PATIENCE)
+            sent = body(**GREEDY, **fields)
+            reply = httpx.post(f"{url}/chat/completions", json=sent, headers=headers, timeout=PATIENCE)
             return int(reply.json()["choices"][0]["tersely"]["budget"])
 
-        assert thinking() == 40
+        assert httpx.get(f"{url}/models").status_code == 401
+        assert (thinking(), thinking(reasoning_effort="low")) == (40, 33)
         for text, expected in ((FILE.replace("= 40", "= 50"), 50), ("nonsense", 50)):
             file.write_text(text)
             process.send_signal(signal.SIGHUP)

@@ -1,18 +1,14 @@
-"""Disconnects, queues, timeouts and shutdown of the server, and its command line."""
+"""Disconnects, queues, timeouts and shutdown of the server, and options that are refused."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import runpy
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor as Pool
 from pathlib import Path
 from typing import Any
@@ -27,11 +23,10 @@ from tersely.controller.serving.settings import ServerLimits
 from tersely.errors import OptionError, TerselyError
 
 from ..support.refusals import refused
-from ..support.serving import MODEL, PATIENCE, QUESTION, Served, body, error_of, served, until
+from ..support.serving import MODEL, PATIENCE, Served, body, error_of, served, until
 
 LONG: dict[str, Any] = {"reasoning_effort": "high", "tersely": {"preset": "off"}}
 STORM = Path(__file__).resolve().parents[2] / "benchmarks" / "serving_storm.py"
-SERVE = (sys.executable, "-m", "tersely.cli", "serve")
 
 
 @pytest.fixture
@@ -180,6 +175,7 @@ def test_shutdown_finishes_running_requests_and_refuses_new_ones(engine: Transfo
         response = server.chat()
         assert error_of(response, 503)["code"] == "shutting_down" and response.headers["retry-after"]
         error_of(server.http.get("/health"), 503)
+        error_of(server.http.get("/ready"), 503)
         assert reply.result().status_code == 200 and "boxed" in reply.result().text
         until(lambda: not server.worker._thread.is_alive())
         with pytest.raises(httpx.ConnectError):
@@ -211,8 +207,8 @@ def test_a_closed_server_leaves_nothing_behind(engine: TransformersEngine) -> No
 def test_many_mixed_requests_with_disconnects(engine: TransformersEngine) -> None:
     storm = runpy.run_path(str(STORM))["storm"]
     with served(engine, ServerSettings(limits=ServerLimits(waiting=300, batch=16))) as server:
-        became = asyncio.run(storm(server.url, 80, 0, 0.3, PATIENCE))
-        assert set(became) == {"answered", "left"} and min(became.values()) > 8 and became.total() == 80
+        became = asyncio.run(storm(server.url, 48, 0, 0.3, PATIENCE))
+        assert set(became) == {"answered", "left"} and min(became.values()) > 5 and became.total() == 48
         until(lambda: server.worker.idle)
         until(lambda: server.metrics()["tersely_requests_in_flight"] == 0)
         counted = {k: v for k, v in server.metrics().items() if k.startswith("tersely_requests_total")}
@@ -220,38 +216,6 @@ def test_many_mixed_requests_with_disconnects(engine: TransformersEngine) -> Non
         assert became["answered"] <= counted['tersely_requests_total{status="200"}']
         until(lambda: not server.server.server_state.tasks)
         assert not server.worker._waiting and not server.worker._running
-
-
-@pytest.fixture
-def process() -> Iterator[Any]:
-    """Starts servers in processes of their own, by their arguments; returns process and port."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], int]:
-        command = [*SERVE, "--port", "0", *arguments]
-        env = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
-        done = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
-        running.append(done)
-        assert done.stderr is not None
-        line = next(line for line in done.stderr if "is served at" in line)
-        return done, int(line.partition("127.0.0.1:")[2].partition("/")[0])
-
-    yield start
-    for one in running:
-        one.kill()
-        one.communicate()
-
-
-def test_the_command_serves_until_sigterm(process: Any) -> None:
-    running, port = process("--name", "tiny", "--budget", "low=77", TERSELY_API_KEY="k")
-    headers = {"authorization": "Bearer k"}
-    url = f"http://127.0.0.1:{port}/v1"
-    assert httpx.get(f"{url}/models").status_code == 401
-    sent = {**body(QUESTION, reasoning_effort="low"), "model": "tiny"}
-    reply = httpx.post(f"{url}/chat/completions", json=sent, headers=headers, timeout=PATIENCE).json()
-    assert reply["choices"][0]["tersely"]["budget"] == 77
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(PATIENCE) == 0
 
 
 def test_a_port_in_use_is_refused() -> None:

@@ -177,7 +177,7 @@ def test_the_api_key_is_required(engine: TransformersEngine) -> None:
                 assert response.headers["www-authenticate"] == "Bearer" and KEY not in response.text
         assert anonymous.post("/v1/chat/completions", json=body()).status_code == 401
         assert anonymous.get("/v1/models", headers={"x-api-key": KEY}).status_code == 200
-        assert [anonymous.get(path).status_code for path in ("/health", "/version")] == [200, 401]
+        assert [anonymous.get(path).status_code for path in ("/health", "/ready", "/version")] == [200, 200, 401]
 
 
 NEEDS_THINKING: list[dict[str, Any]] = [

@@ -59,9 +59,8 @@ def test_a_few_steps_of_an_adapter(name: str, tmp_path: Path) -> None:
     assert name == "vsrm" or any(log["loss"] != 0 for log in logs), logs
     weights = load_file(out / "adapter" / "adapter_model.safetensors")
     assert any(bool(w.abs().max() > 0) for key, w in weights.items() if "lora_B" in key)
-    made = tersely.generate(
-        str(out / MODEL), prompts="Kai has 9 shells. Kai finds 3 shells. Count the shells.", effort="easy"
-    )
+    ask = "Kai has 9 shells. Kai finds 3 shells. Count the shells."
+    made = tersely.generate(str(out / MODEL), prompts=ask, effort="easy", max_new_tokens=80)
     assert made.text
     assert any("s/step" in line and "left" in line for line in said)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tersely.checkpoint_log import CheckpointLogError
+from tersely.io import CheckpointLogError
 from tersely.training.config import RecipeError
 from tersely.training.processes import rank0_only, resumable_map
 from tersely.training.run import train as run
@@ -25,7 +25,7 @@ from .test_training_methods import curve
 
 ROWS = ["a", "b", "c", "d", "e", "f", "g"]
 SFT: dict[str, Any] = {
-    "data": {"questions": 6},
+    "data": {"questions": 6, "efforts": ["easy"]},
     "rollouts": {"batch": 4},
     "optimiser": {"micro_batch": 1},
     "sft": {"samples": 2},
@@ -133,7 +133,7 @@ def test_unsupported_launches_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 120}, "optimiser": {"micro_batch": 2}}
+SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 90}, "optimiser": {"micro_batch": 2, "steps": 1}}
 
 
 def learning(folder: Path) -> list[dict[str, float]]:

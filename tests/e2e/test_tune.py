@@ -16,7 +16,7 @@ from tersely.controller.options import ConfigError, TunedConfig, load_config, re
 from tersely.controller.policies.exits import Convergence
 from tersely.errors import OptionError
 from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow
-from tersely.evaluation.tune_search import FINALISTS, Candidate, choose, default_space, read_space, search, validate
+from tersely.evaluation.tune import FINALISTS, Candidate, choose, default_space, read_space, search, validate
 
 from ..support.commands import refused
 

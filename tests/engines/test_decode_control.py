@@ -108,7 +108,7 @@ def test_rows_in_a_batch_are_what_they_are_alone(kind: str) -> None:
         Capability.HIDDEN_STATES,
         Capability.FORWARD_MODIFIERS,
         Capability.RETRACT,
-        *((Capability.KV_ROLLBACK, Capability.RAGGED_BATCH) if kind == "full" else ()),
+        *((Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RAGGED_BATCH) if kind == "full" else ()),
     }
     together = engine.generate(wild_requests(6, most), GREEDY)
     alone = [engine.generate([request], GREEDY)[0] for request in wild_requests(6, most)]

@@ -72,10 +72,8 @@ def both(model: Any, ours: Any, seed: int = 0, **arguments: Any) -> tuple[Any, A
 def test_random_model(dtype: torch.dtype, rows: int, mode: str, watched: bool) -> None:
     model = ends_early(dtype=dtype)
     ours = as_custom_generate((lambda prompt: Idle()) if watched else None)
-    for seed in range(2):
-        batch = random_batch(rows, seed)
-        expected, got = both(model, ours, seed, **batch, **MODES[mode], max_new_tokens=40)
-        assert torch.equal(expected, got)
+    expected, got = both(model, ours, **random_batch(rows), **MODES[mode], max_new_tokens=32)
+    assert torch.equal(expected, got)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -174,7 +172,7 @@ def test_a_processor_may_write_into_the_scores() -> None:
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="the embedded model is not there")
-@pytest.mark.parametrize(("rows", "prompts", "tokens"), [(16, 48, 40), (1, 30, 12)])
+@pytest.mark.parametrize(("rows", "prompts", "tokens"), [(16, 32, 32), (1, 10, 12)])
 @pytest.mark.parametrize("mode", MODES)
 def test_embedded_model(mode: str, rows: int, prompts: int, tokens: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="auto").eval()

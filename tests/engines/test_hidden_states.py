@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.engines.transformers.hooks import find_decoder_layers
+from tersely.controller.engines.transformers.hooks import find_decoder_layer
 from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import CapabilityError, OptionError, PromptError, TerselyError
 
@@ -206,10 +206,10 @@ def test_layer_0_of_a_model_with_learned_positions_is_that_of_transformers() -> 
 def test_a_model_without_a_list_of_its_layers_has_its_ends_only() -> None:
     model: Any = random_model()
     model.config.num_hidden_layers = 3
-    assert find_decoder_layers(model, -1).module is model.get_decoder()
-    assert find_decoder_layers(model, -4).module is find_decoder_layers(model, 0).module is model.get_input_embeddings()
+    assert find_decoder_layer(model, -1)[0] is model.get_decoder()
+    assert find_decoder_layer(model, -4)[0] is find_decoder_layer(model, 0)[0] is model.get_input_embeddings()
     with refused(CapabilityError):
-        find_decoder_layers(model, 1)
+        find_decoder_layer(model, 1)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, -1])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.openai.backend import Chunk, ServerLostError, StreamError
+from tersely.controller.engines.openai import Chunk, ServerLostError, StreamError
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.types import (
@@ -305,6 +305,7 @@ def test_signals_reach_watchers_and_completions() -> None:
         done = engine.generate([Request(PROMPTS[0], 6, script, signals=True)], GREEDY)[0]
         assert engine.capabilities == {
             Capability.KV_ROLLBACK,
+            Capability.TRIALS,
             Capability.RETRACT,
             Capability.LOGPROBS,
             Capability.TOP_LOGPROBS,
@@ -312,7 +313,7 @@ def test_signals_reach_watchers_and_completions() -> None:
     assert [one is None for one in done.signals] == [False, False, True, False, False, False]
     assert [step.signals for step in script.steps if step] == [one for one in done.signals if one]
     with open_engine(ModelBackend(has_logprobs=False)) as engine:
-        assert engine.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT}
+        assert engine.capabilities == {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RETRACT}
         with refused(CapabilityError):
             engine.generate([Request(PROMPTS[0], 6, signals=True)], GREEDY)
 

@@ -7,14 +7,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
-from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai import ServerLostError
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
@@ -38,7 +38,7 @@ from tersely.errors import CapabilityError, ModelError
 from tersely.evaluation.tasks.questions import load
 
 from ..support.refusals import refused
-from ..support.vllm_server import KEY, VllmServer, plain_vllm_server
+from ..support.vllm_server import KEY, VllmServer
 
 pytestmark = pytest.mark.vllm
 
@@ -48,9 +48,8 @@ GREEDY = GenerationOptions(max_new_tokens=240, sampling=SamplingParams(temperatu
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    with plain_vllm_server(MODEL, tmp_path_factory.mktemp("vllm")) as served:
-        yield served
+def server(plain_vllm_server: Callable[[], VllmServer]) -> VllmServer:
+    return plain_vllm_server()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_connect_finds_what_the_server_can_do(remote: RemoteEngine, server: Vllm
     assert remote.name == f"tiny at {server.url}/v1"
     assert remote.context_length == 1024
     logprobs = {Capability.LOGPROBS, Capability.TOP_LOGPROBS}
-    assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT, *logprobs}
+    assert remote.capabilities == {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RETRACT, *logprobs}
     assert remote.fingerprint() is None
     engine = connect(server.url, "tiny", api_key=KEY)  # vLLM reports the folder of its tokenizer
     assert engine.tokenizer.eos_token_id == remote.tokenizer.eos_token_id
@@ -256,7 +255,7 @@ def test_a_chat_endpoint_gives_the_same_answers(local: TransformersEngine, serve
         assert (one.thinking, one.answer, one.finish_reason) == (other.thinking, other.answer, other.finish_reason)
         assert one.usage.prompt == other.usage.prompt
         assert one.usage.thinking + one.usage.answer == len(other.token_ids) + 1, "the end of sequence counts there"
-        assert one.tier == "normal" and "does not say" in one.trace[0].reason
+        assert one.tier == "normal" and "by pieces" in one.trace[0].reason
     with refused(CapabilityError, "chat_endpoint_only"):
         endpoint.run(PROBLEMS[:1], GREEDY)
 

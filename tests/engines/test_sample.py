@@ -12,11 +12,11 @@ import pytest
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import Note, Policy, PolicyView, Wait, Watching
+from tersely.controller.sampling import SampleResult, StopDecision
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.rules import Tree, Verified
 from tersely.controller.sampling.rules import Majority, ShortMofK
-from tersely.controller.sampling.run import SampleResult, StopDecision
 from tersely.controller.text.answers import extract_answer
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability

@@ -104,7 +104,7 @@ def test_shared_prompts_do_not_mix_directives_states_and_modifiers() -> None:
         "tokens", (1,), push[None] / np.linalg.norm(push), np.array([10.0]), {"name": "random", "fingerprint": "ab"}
     )
     steer = Steer(layer=1, strength=1.0, direction=direction)
-    steering = (SteeredSequence(steer, 1, push, lambda: True),)
+    steering = (SteeredSequence(steer, lambda: True, push),)
     steered, plain = engine.generate([Request(FIRST, 9, modifiers=steering), Request(FIRST, 9)], GREEDY)
     assert [steered] == engine.generate([Request(FIRST, 9, modifiers=steering)], GREEDY)
     assert [plain] == engine.generate([Request(FIRST, 9)], GREEDY)

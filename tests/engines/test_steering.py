@@ -66,7 +66,7 @@ def requests(spells: list[Spell], steer: bool = True) -> list[Request]:
             prompt,
             size,
             spell,
-            modifiers=(SteeredSequence(STEER, 1, push(row), spell.active),) if steer and spell.span else (),
+            modifiers=(SteeredSequence(STEER, spell.active, push(row)),) if steer and spell.span else (),
         )
         for row, (prompt, size, spell) in enumerate(zip(PROMPTS, SIZES, spells, strict=True))
     ]
@@ -139,7 +139,7 @@ def test_no_strength_changes_no_token() -> None:
     for sampling in (GREEDY, SamplingParams(temperature=1.0, seed=3)):
         plain = engine.generate(requests(spells(), steer=False), sampling)
         asked = [
-            Request(p, s, modifiers=(SteeredSequence(STEER, 1, nothing, lambda: True),))
+            Request(p, s, modifiers=(SteeredSequence(STEER, lambda: True, nothing),))
             for p, s in zip(PROMPTS, SIZES, strict=True)
         ]
         assert [d.token_ids for d in engine.generate(asked, sampling)] == [d.token_ids for d in plain]
@@ -147,7 +147,7 @@ def test_no_strength_changes_no_token() -> None:
 
 def test_half_precision_stays_half() -> None:
     engine = engine_of(random_model(dtype=torch.bfloat16))
-    asked = Request(PROMPTS[0], 8, modifiers=(SteeredSequence(STEER, 1, push(), lambda: True),))
+    asked = Request(PROMPTS[0], 8, modifiers=(SteeredSequence(STEER, lambda: True, push()),))
     assert engine.generate([asked], GREEDY) != engine.generate([Request(PROMPTS[0], 8)], GREEDY)
 
 
@@ -164,14 +164,14 @@ def test_nothing_stays_behind() -> None:
                     20,
                     broken,
                     layers=(-1,),
-                    modifiers=(SteeredSequence(STEER, 1, push(), broken.active),),
+                    modifiers=(SteeredSequence(STEER, broken.active, push()),),
                 )
             ],
             GREEDY,
         )
     for layer in (0, 2, -1, 3):
         steer = Steer(layer=layer, strength=1.0, direction=direction())
-        wrong = Request(PROMPTS[0], 4, layers=(1,), modifiers=(SteeredSequence(steer, layer, push(), lambda: True),))
+        wrong = Request(PROMPTS[0], 4, layers=(1,), modifiers=(SteeredSequence(steer, lambda: True, push()),))
         with refused(OptionError):
             engine.generate([wrong], GREEDY)
     assert hooks_of(model) == 0

@@ -17,7 +17,7 @@ from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, TrialAnswer, Wait, Watching
-from tersely.controller.policies.trying import Deer
+from tersely.controller.policies.exits import Deer
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.tokenizer_adapter import get_adapter

@@ -21,9 +21,8 @@ from tersely.controller.trace import GenerationResult
 from tersely.controller.types import KEEP, Directive, Request, SamplingParams, StepInfo
 from tersely.errors import CapabilityError
 from tersely.evaluation.tasks.questions import load
-from tersely.probes.features import FEATURES
 from tersely.probes.io import save_tier_probe
-from tersely.probes.rule import HOPEFUL, READY, Evidence, StopRule
+from tersely.probes.rule import FEATURES, HOPEFUL, READY, Evidence, StopRule
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ..support.planted_records import linear

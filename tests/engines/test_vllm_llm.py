@@ -10,7 +10,7 @@ import pytest
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.tasks.questions import load
 
-from ..support.readme import readme_blocks
+from ..support.readme import README, code_blocks
 from ..support.refusals import refused
 
 pytestmark = pytest.mark.vllm
@@ -54,7 +54,7 @@ def test_the_block_of_readme_runs(llm: Any) -> None:
         return llm
 
     names = {"tersely": SimpleNamespace(LLM=take), "messages": MESSAGES[5], "sampling_params": greedy()}
-    block = readme_blocks("python")[1]
+    block = code_blocks(README, "python")[1]
     exec(block.replace("llm.chat", "trace = llm.chat"), names)
     assert given == [("Qwen/Qwen3-4B", "balanced")]
     assert names["trace"] == ()  # an easy effort of this model ends by itself
@@ -106,5 +106,7 @@ def test_what_cannot_be_done_is_refused_at_once(llm: Any) -> None:
         llm.chat(MESSAGES[:1], greedy(), policies=[Own()])
     with refused(OptionError):
         llm.chat(MESSAGES[:1], greedy(), preset="fats")
+    with refused(CapabilityError, code="missing_trials"):
+        llm.chat(MESSAGES[:1], greedy(), preset="deer")
     with refused(OptionError):
         llm.chat(MESSAGES[:1], [greedy(), greedy()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import tracemalloc
 from dataclasses import fields
 from typing import Any
@@ -16,8 +17,7 @@ from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.rules import RequestRules
 from tersely.controller.serving.vllm_limits import check_request
 from tersely.controller.serving.vllm_translation import translate
-from tersely.controller.vllm.client_settings import CLIENT_SETTINGS
-from tersely.controller.vllm.request_control import KEY, read_control
+from tersely.controller.vllm.request_control import CLIENT_SETTINGS, KEY, read_control
 from tersely.controller.vllm.request_controller import WorkerContext
 from tersely.errors import OptionError
 
@@ -88,6 +88,61 @@ def test_schemas_of_any_number_of_items_do_not_reach_vllm(fields: dict[str, Any]
     with pytest.raises(RequestError) as caught:
         check_request(fields)
     assert caught.value.status == 400 and caught.value.code == "grammar_too_large"
+
+
+LOOP = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}
+RECURSIVE = {
+    "type": "object",
+    "properties": {"schema": {"$ref": "#"}, "a/b": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"json": {"$ref": "#"}}},
+        {"structured_outputs": {"json": json.dumps(LOOP)}},
+        {"structured_outputs": {"json": {"properties": {"a/b": {"items": {"$ref": "#/properties/a~1b/items"}}}}}},
+        {"structured_outputs": {"structural_tag": json.dumps({"format": {"json_schema": {"$ref": "#"}}})}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"$ref": "#"}}}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": LOOP}}]},
+        {"tools": [{"name": "f", "input_schema": LOOP}]},
+        {"structured_outputs": {"grammar": 'root ::= root "a"'}},
+        {"structured_outputs": {"grammar": 'root ::= b "a"\nb ::= root "c"'}},
+        {"structured_outputs": {"grammar": "root ::= "}},
+    ],
+    ids=lambda fields: json.dumps(fields)[:60],
+)
+def test_what_only_refers_to_itself_does_not_reach_vllm(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_request(fields)
+    assert caught.value.status == 400 and caught.value.code == "endless_grammar"
+
+
+def test_recursion_of_use_reaches_vllm() -> None:
+    for schema in (
+        RECURSIVE,
+        {"$ref": "#/nowhere"},
+        {"$ref": "http://x/y"},
+        {"$ref": 5},
+        {"anyOf": [RECURSIVE, {"$ref": "#"}]},
+    ):
+        check_request({"structured_outputs": {"json": schema}, "tools": [{"function": {"parameters": schema}}]})
+    for grammar in (
+        'root ::= root "a" | "a"',
+        'root ::= "a" root',
+        'root ::= root ? "a"',
+        'root ::= b\nb ::= "c"',
+        "x",
+    ):
+        check_request({"structured_outputs": {"grammar": grammar}})
+
+
+def test_long_chains_of_references_take_no_time() -> None:
+    chain = {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(9_000)}
+    began = time.monotonic()
+    check_request({"structured_outputs": {"json": {"$defs": chain, "$ref": "#/$defs/0"}}})
+    assert time.monotonic() - began < 3
 
 
 DEEP = "[" * 1_000

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from tersely.controller.chat_model import ChatModel
 from tersely.controller.controller import Controller
 from tersely.controller.engines.openai.client import OpenAIClient
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import make_options
-from tersely.controller.serving.chat_upstream import ChatUpstream
 from tersely.controller.serving.rules import ServerSettings
 from tersely.controller.session import Session
 from tersely.controller.streaming import StreamEmitter
@@ -153,7 +153,7 @@ def test_tokens_that_cannot_be_read_leave_the_answer_to_the_chat_endpoint(
         monkeypatch.setattr(StreamEmitter, "__call__", unreadable)
         monkeypatch.setattr(Session, "finish", unreadable)
         assert error_of(server.chat(**GREEDY), 500)["code"] == "engine_failed"  # without a chat endpoint
-        server.worker.fallback = ChatUpstream(OpenAIClient(chat.url, ""), "talker")
+        server.worker.fallback = ChatModel(OpenAIClient(chat.url, ""), "talker")
         choice = server.answered(**GREEDY)["choices"][0]
         assert choice["message"]["content"] == "7." and errors_of(choice) == ["server"]
         assert failures(server, "fallback") == 1

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tersely.checkpoint_log import CheckpointLog, CheckpointLogError
 from tersely.controller.options import ConfigError, load_config
 from tersely.errors import OptionError
-from tersely.io import WriteError, append_line, cut_line, write
+from tersely.io import CheckpointLog, CheckpointLogError, WriteError, append_line, cut_line, write
 from tersely.models import get_model_path
 from tersely.probes.artifact import ArtifactError, load, save
 from tersely.probes.fingerprint import checkpoint_fingerprint

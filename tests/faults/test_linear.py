@@ -82,25 +82,24 @@ UNITS = [
 ]
 MODULES = (
     "controller.answer_watch controller.text.answers controller.text.endings controller.text.reasoning_parser "
-    "controller.text.value_reader controller.engines.openai.events probes.known_questions controller.text.evidence "
+    "controller.text.value_reader controller.engines.openai.client probes.drift controller.text.evidence "
     "controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
     "evaluation.tasks.confinement training.methods.vsrm controller.serving.connections controller.serving.request_log "
-    "controller.serving.chat_upstream controller.verifiers"
+    "controller.chat_model controller.verifiers"
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {
-    "controller/engines/checkpoints.py": "names of models, given by the user",
+    "tersely/models/__init__.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
-    "evaluation/replay/markers.py": "recorded outputs, read once by their owner",
-    "evaluation/replay/tokenizer.py": "recorded outputs, read once by their owner",
+    "evaluation/replay/result.py": "recorded outputs, read once by their owner",
+    "evaluation/replay/reader.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
-    "evaluation/trace_analysis.py": "recorded outputs, read once by their owner",
-    "evaluation/view/page.py": "a trace that its owner looks at",
+    "evaluation/trace_page.py": "a trace that its owner looks at",
     "training/run.py": "names of files in a run's folder",
 }
 """Files whose patterns see no text of models or clients."""

@@ -34,15 +34,15 @@ class Followed:
             [BudgetForcing()], CODEC, MARKERS, Budget("normal", budget), opened=state == "thinking"
         )
         self.parser = ReasoningParser(MARKERS, state, codec=CODEC)
-        self.emitter = StreamEmitter(CODEC, MARKERS, [self], lambda event: None, [self.parser])
+        self.emitter = StreamEmitter(CODEC, self.parser, lambda event: None, self.controller)
 
     def feed(self, ids: list[int] | tuple[int, ...]) -> Followed:
         for token in ids:
             directive = self.controller.observe(token)
             self.ids += (token, *directive.force)
-            self.emitter(0, (token,), False)
+            self.emitter((token,), False)
             if directive.force:
-                self.emitter(0, directive.force, True)
+                self.emitter(directive.force, True)
         return self
 
     @property

@@ -15,11 +15,17 @@ from typing import Any, ClassVar
 import pytest
 from transformers import AutoTokenizer
 
-from tersely.controller.engines.openai import stream_request
-from tersely.controller.engines.openai.backend import ServerLostError, StreamError
-from tersely.controller.engines.openai.client import OpenAIClient, RefusedError, _read
+from tersely.controller.engines.openai import ServerLostError, StreamError
+from tersely.controller.engines.openai import engine as remote_engine
+from tersely.controller.engines.openai.client import (
+    MAX_EVENT,
+    EventDecoder,
+    OpenAIClient,
+    RefusedError,
+    _read,
+    parse_event,
+)
 from tersely.controller.engines.openai.completions import connect
-from tersely.controller.engines.openai.events import MAX_EVENT, EventDecoder, parse_event
 from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError, TerselyError
 from tersely.models import get_model_path
@@ -68,7 +74,7 @@ def server() -> Iterator[Misbehaving]:
 
 @pytest.fixture(autouse=True)
 def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_request, "_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(remote_engine, "_RETRY_DELAY", 0.01)
 
 
 TOKENIZER = AutoTokenizer.from_pretrained(get_model_path("tersely-tiny-small"))
@@ -287,4 +293,4 @@ def test_events_of_any_form_raise_our_errors_only(server: Misbehaving) -> None:
         try:
             asyncio.run(read())
         except (TerselyError, StreamError):
-            client._client = None
+            client._clients.clear()

@@ -17,7 +17,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.rules import ServerSettings
 
 from ..support.serving import MODEL, body, configured, served, until
-from ..support.vllm_server import KEY, NAME, vllm_server
+from ..support.vllm_server import KEY, NAME, VllmServer, gateway_server, plain_vllm_server, vllm_server
 
 PATIENCE = 120.0
 
@@ -92,14 +92,32 @@ def test_fuzzed_requests(count: int) -> None:
         check(outcomes, resident() / before)
 
 
+def storm_on(server: VllmServer) -> None:
+    """A storm on a server in processes of its own."""
+    pids = [pid for pid, _ in server.processes()]
+    asyncio.run(storm(server.url, 500, 1, NAME, KEY))
+    server.wait_idle()
+    before = resident(*pids)
+    outcomes = asyncio.run(storm(server.url, 10_000, 2, NAME, KEY))
+    server.wait_idle()
+    check(outcomes, resident(*pids) / before)
+
+
 @pytest.mark.attack
 @pytest.mark.vllm
 def test_fuzzed_requests_to_vllm(tmp_path: Path) -> None:
     with vllm_server(MODEL, tmp_path) as server:
-        pids = [pid for pid, _ in server.processes()]
-        asyncio.run(storm(server.url, 500, 1, NAME, KEY))
-        server.wait_idle()
-        before = resident(*pids)
-        outcomes = asyncio.run(storm(server.url, 10_000, 2, NAME, KEY))
-        server.wait_idle()
-        check(outcomes, resident(*pids) / before)
+        storm_on(server)
+
+
+@pytest.mark.attack
+@pytest.mark.vllm
+def test_fuzzed_requests_to_a_gateway(tmp_path: Path) -> None:
+    for folder in ("vllm", "gateway"):
+        (tmp_path / folder).mkdir()
+    with (
+        plain_vllm_server(MODEL, tmp_path / "vllm") as vllm,
+        gateway_server(vllm.url, MODEL, tmp_path / "gateway", KEY) as server,
+    ):
+        storm_on(server)
+        vllm.wait_idle()

@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,23 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.connections import GRACE
 from tersely.controller.serving.vllm_launcher import _parse_flags
 
-from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
+from ..support.vllm_server import KEY, NAME, VllmServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    with vllm_server(
-        "tersely-tiny-small", tmp_path_factory.mktemp("vllm"), "--max-num-batched-tokens", "1024", "--drain", "5"
-    ) as up:
-        yield up
+def server(our_vllm_server: Callable[[], VllmServer]) -> VllmServer:
+    return our_vllm_server()
 
 
 @pytest.fixture
 def http(server: VllmServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, headers={"x-api-key": KEY}, timeout=120) as client:
         yield client
+
+
+LONG = "hello " * 5_000
 
 
 def body(content: str = "1 + 1", **fields: Any) -> dict[str, Any]:
@@ -83,6 +83,35 @@ def test_hostile_bodies_are_refused_at_once(http: httpx.Client) -> None:
         began = time.monotonic()
         response = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
         assert response.status_code in (400, 413) and time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", body(LONG)),
+        ("/v1/chat/completions", body(LONG, truncate_prompt_tokens=10)),
+        ("/v1/responses", {"model": NAME, "input": LONG}),
+        ("/v1/completions", {"model": NAME, "prompt": ["1 + 1", LONG]}),
+        ("/v1/messages", body(system=LONG)),
+        ("/v1/messages/count_tokens", body(LONG)),
+    ],
+    ids=lambda given: str(given)[-30:],
+)
+def test_a_prompt_that_is_too_long_never_reaches_vllm(http: httpx.Client, path: str, fields: dict[str, Any]) -> None:
+    reply = http.post(path, json=fields)
+    assert reply.status_code == 400 and reply.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_prompts_that_fit_reach_vllm(http: httpx.Client) -> None:
+    assert http.post("/v1/completions", json={"model": NAME, "prompt": [5, 6], "max_tokens": 1}).status_code == 200
+    assert http.post("/v1/messages/count_tokens", json=body("a " * 1_000)).json()["input_tokens"] > 1_000
+    cut = body("hello " * 900, truncate_prompt_tokens=10)
+    assert http.post("/v1/chat/completions", json=cut).json()["usage"]["prompt_tokens"] == 10
+
+
+def test_what_only_refers_to_itself_is_refused(http: httpx.Client) -> None:
+    for outputs in ({"json": {"$ref": "#"}}, {"grammar": 'root ::= root "a"'}, {"grammar": "root ::= "}):
+        assert http.post("/v1/chat/completions", json=body(structured_outputs=outputs)).status_code == 400
 
 
 def test_texts_of_users_and_tools_hold_no_special_tokens(http: httpx.Client) -> None:

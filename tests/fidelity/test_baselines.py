@@ -11,7 +11,7 @@ from tersely.controller.budgets import Budget
 from tersely.controller.controller import ControllerState
 from tersely.controller.policies import get_presets
 from tersely.controller.policies.base import Close, Trial, TrialAnswer, Wait
-from tersely.controller.policies.trying import Certaindex, Deer, EntropyStop
+from tersely.controller.policies.exits import Certaindex, Deer, EntropyStop
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.trace import Decision

@@ -9,7 +9,7 @@ import pytest
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.policies import get_presets
-from tersely.controller.policies.concise_hint import ConciseHint, find_turn
+from tersely.controller.policies.hint import ConciseHint, find_turn
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.types import BindContext, Capability
 

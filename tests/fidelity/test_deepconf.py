@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from tersely.controller.engines.openai.backend import signals_from_logprobs
+from tersely.controller.engines.openai import signals_from_logprobs
 from tersely.controller.engines.transformers.hooks import compute_signals
 from tersely.controller.sampling import deepconf
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline, Measure, measure_confidence, window_means
-from tersely.controller.sampling.vote import VoteState
+from tersely.controller.sampling.rules import VoteState
 from tersely.controller.types import TOP
 
 CONFIDENCES = [2.0, 4.0, 6.0, 1.0, 3.0, 8.0]  # in groups of 2: 3, 5, 3.5, 2, 5.5

@@ -37,13 +37,13 @@ def run_arm(chat: Any, arm: str, tasks: list[Task]) -> list[Episode]:
 
 @pytest.fixture(scope="module")
 def here() -> list[Episode]:
-    return run_arm(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", draw_tasks("test", 7, 6, KINDS))
+    return run_arm(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", draw_tasks("test", 7, 3, KINDS))
 
 
 def test_an_agent_looks_up_pages_and_answers(here: list[Episode]) -> None:
-    assert sum(episode.solved for episode in here) >= 4
+    assert sum(episode.solved for episode in here) >= 2
     assert all(episode.error is None and episode.answer for episode in here)
-    assert sum(episode.calls for episode in here) > 10 and sum(e.failed_calls for e in here) < 8
+    assert sum(episode.calls for episode in here) > 5 and sum(e.failed_calls for e in here) < 4
     assert all(episode.thinking > 0 for episode in here)
 
 
@@ -53,7 +53,7 @@ def test_a_served_model_takes_the_same_steps(here: list[Episode]) -> None:
     with served(load_engine(MODEL), ServerSettings(configured(defaults={"preset": "off"})), name=MODEL) as server:
         chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
         there = run_arm(chat, "agentic", draw_tasks("test", 7, 3, KINDS))
-    for ours, theirs in zip(here, there, strict=False):
+    for ours, theirs in zip(here, there, strict=True):
         assert (theirs.answer, theirs.calls, theirs.steps) == (ours.answer, ours.calls, ours.steps)
         assert theirs.written == ours.written
 
@@ -62,8 +62,8 @@ def test_thinking_less_after_results_saves_tokens_and_solves_as_many(here: list[
     always = run_arm(
         ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", draw_tasks("test", 7, 3, KINDS)
     )
-    assert sum(e.written for e in here[:3]) < 0.8 * sum(e.written for e in always)
-    assert sum(e.solved for e in here[:3]) >= sum(e.solved for e in always) - 1
+    assert sum(e.written for e in here) < 0.8 * sum(e.written for e in always)
+    assert sum(e.solved for e in here) >= sum(e.solved for e in always) - 1
 
 
 def test_the_command_trains_a_router_and_uses_it(
@@ -72,17 +72,17 @@ def test_the_command_trains_a_router_and_uses_it(
     monkeypatch.setattr(run, "MIN_ROUTER_TASKS", 6)
     router, out = tmp_path / "router", tmp_path / "out.json"
     options = ["agents", MODEL, "--kinds", "instant,lookup"]
-    fit = ["--split", "fit", "--limit", "8", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
+    fit = ["--split", "fit", "--limit", "6", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
     assert main([*options, *fit]) == 0
     assert "agentic, by kind" in capsys.readouterr().out
-    routed = ["--limit", "4", "--arms", "always-think,routed", "--router", str(router), "--out", str(out), "--json"]
+    routed = ["--limit", "2", "--arms", "always-think,routed", "--router", str(router), "--out", str(out), "--json"]
     assert main([*options, *routed]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads(out.read_text()) and [arm["arm"] for arm in report["arms"]] == [
         "always-think",
         "routed",
     ]
-    assert report["arms"][1]["saved"] > 0 and len(report["episodes"]["routed"]) == 4
+    assert report["arms"][1]["saved"] > 0 and len(report["episodes"]["routed"]) == 2
     assert {episode["mode"] for episode in report["episodes"]["routed"]} >= {"agentic"}
 
 

@@ -20,9 +20,15 @@ from tersely.controller.policies.exits import Convergence
 from tersely.errors import PromptError
 
 from ..support.text_engine import TextEngine
-from .test_langchain_chat import OTHERS, QUESTION, CountingEngine, engine, loaded, model_on
+from . import test_langchain_chat
+from .test_langchain_chat import OTHERS, QUESTION, CountingEngine, engine, loaded
 
 __all__ = ["engine", "loaded"]  # the fixtures
+
+
+def model_on(engine: Any, **options: Any) -> ChatTersely:
+    """A model that thinks little."""
+    return test_langchain_chat.model_on(engine, **{"effort": "easy", **options})
 
 
 def test_batch_is_one_batch_of_the_engine(engine: CountingEngine):

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.integrations.base import shared_engine
+from tersely.controller.integrations import shared_engine
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
 from tersely.controller.session import Session
 from tersely.errors import OptionError, PromptError

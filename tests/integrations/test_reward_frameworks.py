@@ -169,6 +169,7 @@ def test_rewards_work_in_a_plain_trl_script(tmp_path: Path) -> None:
         args = GRPOConfig(
             str(tmp_path / "grpo"),
             max_steps=1,
+            max_completion_length=160,
             num_generations=4,
             per_device_train_batch_size=4,
             bf16=False,

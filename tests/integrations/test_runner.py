@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tersely.controller.integrations.base import Call, get_runner
+from tersely.controller.integrations import Call, get_runner
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult

@@ -16,11 +16,10 @@ from transformers import (
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
-from tersely.checkpoint_log import CheckpointLogError
 from tersely.cli.app import main
 from tersely.cli.quantize import quantize
 from tersely.errors import ModelError, OptionError
-from tersely.io import WriteError
+from tersely.io import CheckpointLogError, WriteError
 from tersely.kernels.quantization import Scheme, W4A8Config
 from tersely.kernels.quantization import model as module_of_model
 from tersely.kernels.quantization.linear import METHOD

@@ -238,6 +238,7 @@ def said(folder: Path, kernel_name: str) -> list[list[int]]:
             str(folder),
             dtype="bfloat16",
             max_model_len=128,
+            num_gpu_blocks_override=64,
             enforce_eager=True,
             distributed_executor_backend="uni",
             gpu_memory_utilization=0.2,

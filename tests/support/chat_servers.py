@@ -1,11 +1,13 @@
-"""A server with nothing but a chat endpoint, which streams what a test says."""
+"""Servers with nothing but a chat endpoint: one streams what a test says, one judges."""
 
 from __future__ import annotations
 
 import json
+import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -110,3 +112,43 @@ def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
 
     return Handler
+
+
+@dataclass
+class Judge:
+    """Says yes to each question once `answers` is set; `refuses` are fields that it does not take."""
+
+    refuses: frozenset[str] = frozenset()
+    answers: threading.Event = field(default_factory=threading.Event)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    yes: float = 0.6
+    no: float = 0.2
+
+    @contextmanager
+    def serve(self) -> Iterator[str]:
+        judge = self
+
+        class Handler(JsonHandler, BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply(200, {"data": [{"id": "judge"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                judge.bodies.append(body)
+                judge.answers.wait(30)
+                with suppress(ConnectionError):  # the verifier was closed
+                    self.reply(*judge.judge(body))
+
+        with serve_http(Handler) as url:
+            yield url
+            self.answers.set()
+
+    def judge(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if self.refuses & body.keys():
+            return 400, {"error": {"message": "unknown fields"}}
+        choice: dict[str, Any] = {"message": {"content": " Yes, both are 5."}}
+        if body.get("logprobs"):
+            chances = {"Yes": self.yes / 2, " yes": self.yes / 2, "No": self.no, "Maybe": 1 - self.yes - self.no}
+            tops = [{"token": word, "logprob": math.log(p)} for word, p in chances.items()]
+            choice["logprobs"] = {"content": [{"token": "Yes", "top_logprobs": tops}]}
+        return 200, {"choices": [choice], "usage": {"prompt_tokens": 40}}

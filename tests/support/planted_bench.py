@@ -14,7 +14,7 @@ import numpy as np
 from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
 from tersely.evaluation.bench.arms import make_arms
-from tersely.evaluation.bench.costs import CostModel
+from tersely.evaluation.bench.economics import CostModel
 from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow, Weights
 from tersely.evaluation.bench.result import BenchPlan, assemble
 from tersely.evaluation.bench.truncation import Recording, TrialPoint

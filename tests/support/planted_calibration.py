@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tersely.probes.calibrate.run import CalibrationSettings, QuestionParts, calibrate_into
+from tersely.probes.calibrate.data import QuestionParts
+from tersely.probes.calibrate.run import CalibrationSettings, calibrate_into
 
 from .planted_records import Planting, planted
 

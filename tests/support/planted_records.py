@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tersely.probes.features import FEATURES, ThoughtReading, features
 from tersely.probes.fingerprint import question_hash
 from tersely.probes.network import Network, init_layers
 from tersely.probes.records import UNKNOWN, VERSION, Array, RecordRows, RecordStore, RecordTable
+from tersely.probes.rule import FEATURES, ThoughtReading, features
 
 TIERS = ("none", "easy", "normal", "hard")
 ABLE = {"none": -0.3, "easy": 0.7, "normal": 2.2, "hard": 2.6}

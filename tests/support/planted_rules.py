@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tersely.probes.certificate import Certificate
 from tersely.probes.drift import Region
-from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.io import StoredRule, save_stop_rule
-from tersely.probes.risk_control import Outcomes, certify
-from tersely.probes.rule import HOPEFUL, HOPELESS, READY, Evidence, StopRule
+from tersely.probes.risk_control import Certificate, Outcomes, certify
+from tersely.probes.rule import FEATURES, HOPEFUL, HOPELESS, READY, TRIAL_FEATURES, Evidence, StopRule
 
 from .planted_records import constant
 

@@ -1,4 +1,4 @@
-"""The code blocks of README.md."""
+"""The code blocks of README.md and the docs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "README.md"
 
 
-def readme_blocks(language: str) -> list[str]:
-    """The blocks of a language, in order."""
-    return [
-        text
-        for kind, text in re.findall(r"^```(\w+)\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
-        if kind == language
-    ]
+def code_blocks(path: Path, *languages: str) -> list[str]:
+    """The blocks of these languages in a Markdown file, in order."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", path.read_text("utf-8"), re.M | re.S)
+    return [text for language, text in blocks if language in languages]

@@ -129,7 +129,9 @@ def _make_handler(server: TextServer) -> type[BaseHTTPRequestHandler]:
             elif problem := server.find_problem(body):
                 self.reply(400, {"error": {"message": problem}})
             elif self.path == "/v1/chat/completions" and server.chat is not None:
-                self.reply(200, server.chat)
+                choices = server.chat["choices"]
+                streamed = [{"delta": one["message"], "finish_reason": one["finish_reason"]} for one in choices]
+                self._stream_events({**server.chat, "choices": streamed})
             elif self.path != "/v1/completions":
                 self.reply(404, {"detail": "Not Found"})
             elif not isinstance(body["prompt"], str) and not server.ids:
@@ -170,11 +172,16 @@ def _make_handler(server: TextServer) -> type[BaseHTTPRequestHandler]:
                 )
                 self.reply(200, {"choices": [{"text": "".join(text)}], "usage": {"prompt_tokens": len(prompt)}})
                 return
+            self._stream_events()
+            server.generate(body, send)
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _stream_events(self, *events: dict[str, Any]) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
-            server.generate(body, send)
-            self.wfile.write(b"data: [DONE]\n\n")
             self.close_connection = True
+            for event in events:
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
 
     return Handler

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
-from tersely.checkpoint_log import CheckpointLog
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
@@ -17,6 +16,7 @@ from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question
+from tersely.io import CheckpointLog
 from tersely.models import get_model_path
 
 
@@ -87,7 +87,9 @@ class ScriptedEngine:
     """
 
     name = "scripted"
-    capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH, Capability.LOGIT_SIGNALS})
+    capabilities = frozenset(
+        {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RAGGED_BATCH, Capability.LOGIT_SIGNALS}
+    )
     hidden_layers: tuple[int, ...] | None = None
     context_length: int | None = None
 

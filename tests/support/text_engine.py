@@ -55,7 +55,7 @@ class TextEngine:
     """Writes what `write(prompt)` returns, token by token; prompt and output are text."""
 
     name = "text"
-    capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH})
+    capabilities = frozenset({Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RAGGED_BATCH})
     hidden_layers: tuple[int, ...] | None = None
     context_length: int | None = None
 

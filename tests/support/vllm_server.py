@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import httpx
 from tersely.models import get_model_path
 
 NAME, KEY = "tiny", "sesame"
+_SMALL = "--enforce-eager --max-model-len 1024 --block-size 32 --dtype float32 --gpu-memory-utilization 0.3".split()
 START, STOP = 300.0, 30.0
 """Seconds that starting and stopping may take."""
 
@@ -36,18 +37,20 @@ class VllmServer:
 
     def requests(self) -> float:
         """Requests under way and waiting, by the server's own count."""
-        return self._metric("vllm:num_requests_running{") + self._metric("vllm:num_requests_waiting{")
+        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "tersely_requests_in_flight ")
+        return sum(map(self.metric, names))
 
     def written(self) -> float:
         """Tokens written since the server was started."""
-        return self._metric("vllm:generation_tokens_total{")
+        return self.metric("vllm:generation_tokens_total{")
 
-    def _metric(self, name: str) -> float:
+    def metric(self, name: str) -> float:
+        """The sum of the samples that begin like this."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
     def wait_idle(self) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.requests():
             assert time.monotonic() < end, "the server goes on with what nobody listens to"
             time.sleep(0.05)
@@ -65,26 +68,45 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@contextmanager
+def shared(start: Callable[[], AbstractContextManager[VllmServer]]) -> Iterator[Callable[[], VllmServer]]:
+    """A function that returns the server, started with the first call and again after a test has ended it."""
+    with ExitStack() as stack:
+        started: list[VllmServer] = []
+
+        def running() -> VllmServer:
+            if not started or started[-1].process.poll() is not None:
+                started.append(stack.enter_context(start()))
+            return started[-1]
+
+        yield running
+
+
 def vllm_server(model: str, folder: Path, *flags: str) -> AbstractContextManager[VllmServer]:
     """`tersely serve --engine vllm`; folder takes its log."""
     return _started(
-        ["tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME, "--metrics", "open", *flags], folder
+        ["tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME, "--metrics", "open", *_SMALL, *flags],
+        folder,
     )
 
 
 def plain_vllm_server(model: str, folder: Path) -> AbstractContextManager[VllmServer]:
     """vLLM's own command, with nothing of ours in it."""
     command = ["vllm.entrypoints.openai.api_server", "--model", str(get_model_path(model)), "--served-model-name", NAME]
-    return _started([*command, "--host", "127.0.0.1"], folder)
+    return _started([*command, "--host", "127.0.0.1", *_SMALL], folder)
+
+
+def gateway_server(upstream: str, model: str, folder: Path, key: str = "") -> AbstractContextManager[VllmServer]:
+    """`tersely serve --upstream` before a server."""
+    command = ["tersely.cli", "serve", "--upstream", upstream, "--tokenizer", str(get_model_path(model))]
+    return _started([*command, "--upstream-key", key, "--metrics", "open"], folder)
 
 
 @contextmanager
 def _started(command: list[str], folder: Path) -> Iterator[VllmServer]:
     """Start a module as a program and end it."""
     port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", *command, "--port", str(port), "--api-key", KEY, "--enforce-eager"]
-    command += ["--max-model-len", "1024", "--block-size", "32", "--dtype", "float32"]
-    command += ["--gpu-memory-utilization", "0.3"]
+    command = [sys.executable, "-m", *command, "--port", str(port), "--api-key", KEY]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, cwd=folder)
     server = VllmServer(f"http://127.0.0.1:{port}", process, log)

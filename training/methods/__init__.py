@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ...controller.registry import find_entry_points, read_help
+from ...controller.policies import find_entry_points, read_help
 from ...errors import CapabilityError, unknown
 from ..config import Recipe
 

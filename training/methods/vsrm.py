@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from ...controller.types import Request, SamplingParams
-from ...evaluation.runner import batch_seed
-from ...evaluation.trace_analysis import tokens_until
+from ...evaluation.runner import batch_seed, tokens_until
 from ...io import write
 from ..config import AlwaysThinks, Recipe, Section
 from ..preflight import ONE_MODEL, CheckedRecipe, ResidentModels, check_recipe

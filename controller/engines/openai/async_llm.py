@@ -8,9 +8,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ....errors import CapabilityError, ModelError, OptionError
+from ....models import resolve_checkpoint
 from ...types import SamplingParams, Signals
-from ..checkpoints import resolve_checkpoint
-from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
+from . import Chunk, StreamError, load_tokenizer, signals_from_logprobs
 from .engine import RemoteEngine
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class AsyncLLMBackend:
         self._numbers = count()
 
     async def open(self) -> None:
-        """See `CompletionBackend.open`."""
         self.tokenizer = load_tokenizer(self.tokenizer, (self.name,))
         self._llm = self._start()
         self.context_length = self._llm.model_config.max_model_len
@@ -60,7 +59,6 @@ class AsyncLLMBackend:
     async def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
-        """See `CompletionBackend.stream`."""
         from vllm.exceptions import VLLMClientError, VLLMServerError
 
         prompt = {"prompt_token_ids": list(ids)}
@@ -81,7 +79,6 @@ class AsyncLLMBackend:
         raise StreamError("the stream ended before the text did")
 
     async def close(self) -> None:
-        """See `CompletionBackend.close`."""
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None

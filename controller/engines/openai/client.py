@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
-from .backend import StreamError
-from .events import EventDecoder, parse_event
+from . import StreamError
 
 if TYPE_CHECKING:
     import httpx
@@ -25,6 +26,9 @@ _MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
 _MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
 _MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
+_REST = 0.05  # seconds that the end of a stream may take
+MAX_EVENT = 1 << 20  # bytes of one line, and of the data of one event; those of servers have some hundreds
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
 
 
@@ -39,13 +43,10 @@ class RefusedError(ModelError):
 
 
 class OpenAIClient:
-    """The server at a base URL, with or without /v1; used in one event loop.
+    """The server at a base URL, with or without /v1; each event loop that uses it has connections of its own.
 
+    `api_key` is found by `find_key` if it is None, and "" sends none; the server may be silent for `timeout` seconds.
     Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
-
-    Args:
-        api_key: None takes it from the environment, see `find_key`; "" sends none.
-        timeout: seconds that the server may be silent, or write nothing but comments.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
@@ -70,7 +71,7 @@ class OpenAIClient:
                 code="insecure_key",
             )
         self._httpx = httpx
-        self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
+        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
         """The server's models by name; empty if it has no list. Raises ModelError if no server answers."""
@@ -92,14 +93,10 @@ class OpenAIClient:
     async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return its reply; raises what `stream_events` does."""
         try:
-            async with self._open().stream(method, self.url + path, json=body) as reply:
-                if reply.status_code >= 400:
-                    raise await self._error_from_reply(reply, path)
+            async with self._send(method, path, body) as reply:
                 value = json.loads(await _read(reply, _MAX_REPLY, self.timeout))
         except TimeoutError:
             raise self._timed_out() from None
-        except self._httpx.TransportError as error:
-            raise self._error_from_transport(error) from error
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -116,37 +113,56 @@ class OpenAIClient:
         serve, and ModelError for any other trouble.
         """
         try:
-            async with self._open().stream("POST", self.url + path, json=body) as reply:
-                if reply.status_code >= 400:
-                    raise await self._error_from_reply(reply, path)
-                async for data in _read_events(reply):
+            async with self._send("POST", path, body) as reply, aclosing(_read_events(reply, self.timeout)) as pieces:
+                async for data in pieces:
                     if data.strip() == "[DONE]":
+                        await read_rest(pieces)
                         return
-                    event = parse_event(data)
-                    if error := event.get("error"):
-                        status = error.get("code") if isinstance(error, dict) else None
-                        if not isinstance(status, int) or not 400 <= status < 600:
-                            status = 500
-                        raise self._error_from_status(status, path, json.dumps(error))
-                    yield event
+                    yield self._check_event(parse_event(data), path)
+        except TimeoutError:
+            raise self._timed_out() from None
+
+    def _check_event(self, event: dict[str, Any], path: str) -> dict[str, Any]:
+        """An event that is no error; raises what it says otherwise."""
+        if error := event.get("error"):
+            status = error.get("code") if isinstance(error, dict) else None
+            if not isinstance(status, int) or not 400 <= status < 600:
+                status = 500
+            raise self._error_from_status(status, path, json.dumps(error))
+        return event
+
+    async def close(self) -> None:
+        """Close all connections of the event loop that runs."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    @asynccontextmanager
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """The reply to a request, whose errors are ours; leaving it closes the connection."""
+        try:
+            async with self._open().stream(method, self.url + path, json=body) as reply:
+                if reply.status_code >= 400:
+                    text = await _read(reply, _MAX_ERROR, self.timeout, cut=True)
+                    retry_after = reply.headers.get("retry-after", "")
+                    raise self._error_from_status(reply.status_code, path, text.decode("utf-8", "replace"), retry_after)
+                yield reply
         except self._httpx.TransportError as error:
             raise self._error_from_transport(error) from error
 
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._client is not None:
-            await self._client.aclose()
-
     def _open(self) -> httpx.AsyncClient:
-        if self._client is None:
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
             httpx = self._httpx
-            self._client = httpx.AsyncClient(
-                headers={"Accept-Encoding": "identity"}
-                | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            self._clients[loop] = httpx.AsyncClient(
+                headers={"Accept-Encoding": "identity", **key},
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
                 timeout=httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
             )
-        return self._client
+        return self._clients[loop]
 
     def _error_from_transport(self, error: Exception) -> Exception:
         httpx = self._httpx
@@ -155,15 +171,11 @@ class OpenAIClient:
         return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
     def _timed_out(self) -> ModelError:
-        message = f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server"
-        return ModelError(message, code="server_timeout")
-
-    async def _error_from_reply(self, reply: httpx.Response, path: str) -> Exception:
-        text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
-        return self._error_from_status(reply.status_code, path, text, reply.headers.get("retry-after", ""))
+        return ModelError(
+            f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server", code="server_timeout"
+        )
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
-        """The error for a status of 400 or more."""
         message = _extract_message(text)
         if status in (401, 403):
             refused = "the API key" if self._key else "a request without an API key"
@@ -178,10 +190,7 @@ class OpenAIClient:
 
 
 def find_key(url: str) -> str | None:
-    """The API key of the environment for a server.
-
-    TERSELY_API_KEY goes to every server; OPENAI_API_KEY to OpenAI's own, and to that of OPENAI_BASE_URL.
-    """
+    """The API key of the environment: ours for every server, OpenAI's for its own and that of OPENAI_BASE_URL."""
     ours, openai = (os.environ.get(name) for name in KEYS)
     named = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname
     return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
@@ -190,17 +199,14 @@ def find_key(url: str) -> str | None:
 async def _read(reply: httpx.Response, limit: int, seconds: float, cut: bool = False) -> bytes:
     """A body of at most `limit` bytes; a longer or slower one is cut, or a ValueError or TimeoutError."""
     body = bytearray()
-    try:
+    with suppress(TimeoutError) if cut else nullcontext():
         async with asyncio.timeout(seconds):
             async for chunk in _read_raw(reply):
                 body += chunk
-                if len(body) > limit and not cut:
-                    raise ValueError(f"more than {limit} bytes")
                 if len(body) > limit:
-                    break
-    except TimeoutError:
-        if not cut:
-            raise
+                    if cut:
+                        break
+                    raise ValueError(f"more than {limit} bytes")
     return bytes(body[:limit])
 
 
@@ -212,13 +218,80 @@ async def _read_raw(reply: httpx.Response) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-async def _read_events(reply: httpx.Response) -> AsyncGenerator[str, None]:
-    decoder = EventDecoder()
+async def _read_events(reply: httpx.Response, seconds: float) -> AsyncGenerator[str, None]:
+    """The data of events; raises TimeoutError for a server that writes nothing but comments for so long."""
+    decoder, latest = EventDecoder(), time.monotonic()
     async for chunk in _read_raw(reply):
-        for data in decoder.feed(chunk):
+        events = decoder.feed(chunk)
+        if events:
+            latest = time.monotonic()
+        elif time.monotonic() - latest > seconds:
+            raise TimeoutError
+        for data in events:
             yield data
     for data in decoder.finish():
         yield data
+
+
+async def read_rest(events: AsyncIterator[object]) -> None:
+    """Read what follows the last event that matters, if it comes at once: then the connection can be used again."""
+    with suppress(TimeoutError, StreamError, ModelError):
+        async with asyncio.timeout(_REST):
+            async for _ in events:
+                pass
+
+
+class EventDecoder:
+    """Splits bytes, however they arrive, into server-sent events (HTML standard, section 9.2), within limits."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []  # of the line that is not over
+        self._data: list[bytes] = []
+        self._line_size = self._event_size = 0  # of the pieces, and of the lines of the data
+        self._after_return = False
+
+    def feed(self, chunk: bytes) -> list[str]:
+        """Add bytes and return the data of events that are complete; raises StreamError for one that is too long."""
+        if self._after_return and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        if chunk:
+            self._after_return = chunk.endswith(b"\r")
+        *lines, rest = _LINE_END.split(chunk)
+        events = []
+        for line in lines:
+            events.append(self._take(b"".join([*self._pieces, line])))
+            self._pieces.clear()
+            self._line_size = 0
+        self._pieces.append(rest)
+        self._line_size += len(rest)
+        if self._line_size + self._event_size > MAX_EVENT:
+            raise StreamError(f"an event has more than {MAX_EVENT} bytes")
+        return [event for event in events if event is not None]
+
+    def finish(self) -> list[str]:
+        """What is left when the stream ends, which some servers do without a blank line."""
+        return [event for event in (self._take(b"".join(self._pieces)), self._take(b"")) if event is not None]
+
+    def _take(self, line: bytes) -> str | None:
+        if line:
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                self._data.append(value.removeprefix(b" "))
+                self._event_size += len(line) + 1
+            return None
+        data, self._data, self._event_size = self._data, [], 0
+        return b"\n".join(data).decode("utf-8", "replace") if data else None
+
+
+def parse_event(data: str) -> dict[str, Any]:
+    """The JSON object of an event; raises StreamError for anything else."""
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StreamError(f"an event is not valid JSON: {error}") from error
+    if not isinstance(event, dict):
+        raise StreamError("an event is not a JSON object")
+    return event
 
 
 async def explain_not_found(client: OpenAIClient, model: str, error: RefusedError) -> ModelError:
@@ -247,7 +320,9 @@ async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
             raise OptionError(f"{client.url} {problem}; pass model=", code="ambiguous_model")
         model = next(iter(listed))
     card = listed.get(model, {})
-    length, root = card.get("max_model_len"), card.get("root")
+    length, root, meta = card.get("max_model_len"), card.get("root"), card.get("meta")
+    if length is None and isinstance(meta, dict):  # llama.cpp's server
+        length = meta.get("n_ctx")
     names = (model, root) if isinstance(root, str) else (model,)
     return ServedModel(model, names, length if isinstance(length, int) else None)
 

@@ -6,7 +6,6 @@ server that returns only text is tokenized here, and one that takes only text ge
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -17,16 +16,20 @@ from ....errors import CapabilityError, ModelError
 from ...text.markers import KNOWN
 from ...text.tokenizer_adapter import get_adapter
 from ...types import SamplingParams, Signals
-from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
-from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
+from . import (
+    Chunk,
+    StreamError,
+    StreamingTokenizer,
+    check_offsets,
+    load_tokenizer,
+    signals_from_logprobs,
+)
+from .client import OpenAIClient, RefusedError, choose_model, explain_not_found, read_rest
 from .engine import RemoteEngine
-from .streaming_tokenizer import StreamingTokenizer, check_offsets
 
 _TOKEN_IDS_END = 1 << 31
-_LONGEST_STREAM = 3600.0
-"""Seconds that one stream may take."""
-_MAX_TEXT = 1 << 15
-"""Characters of one event's text; more than any server collects before it sends."""
+_LONGEST_STREAM = 3600.0  # seconds that one stream may take
+_MAX_TEXT = 1 << 15  # characters of one event's text; more than any server collects before it sends
 _MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 """What reading an event of another form raises."""
 _TEST_PROMPT = "The answer is 42."
@@ -129,7 +132,6 @@ class CompletionsBackend:
     async def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, logprobs: int
     ) -> AsyncGenerator[Chunk, None]:
-        """See `CompletionBackend.stream`."""
         body = {
             "model": self.model,
             "prompt": list(ids) if self.takes_ids else self._decode_prompt(ids),
@@ -142,7 +144,8 @@ class CompletionsBackend:
         tokenizer = None if self.returns_ids else StreamingTokenizer(self.tokenizer)
         async with aclosing(self.client.stream_events("/completions", body)) as events:
             began = latest = time.monotonic()
-            while (event := await self._next_event(events, began, latest)) is not None:
+            async for event in events:
+                self._check_time(began, latest)
                 for choice in get_choices(event):
                     try:
                         chunk = self._read_chunk(choice, tokenizer)
@@ -150,25 +153,20 @@ class CompletionsBackend:
                         raise StreamError(f"an event is malformed: {error}") from error
                     if chunk.ids:
                         latest = time.monotonic()
+                    if chunk.finish is not None:
+                        await read_rest(events)
                     yield chunk
                     if chunk.finish is not None:
                         return
         raise StreamError("the stream ended before the text did")
 
-    async def _next_event(
-        self, events: AsyncGenerator[dict[str, Any], None], began: float, latest: float
-    ) -> dict[str, Any] | None:
-        """The next event, None at the end; raises ModelError where the server only keeps the connection alive."""
-        left = min(latest + self.client.timeout, began + _LONGEST_STREAM) - time.monotonic()
-        try:
-            async with asyncio.timeout(left):
-                return await anext(events, None)
-        except TimeoutError:
+    def _check_time(self, began: float, latest: float) -> None:
+        """Raise ModelError where the server only keeps the connection alive."""
+        if time.monotonic() > min(latest + self.client.timeout, began + _LONGEST_STREAM):
             message = f"{self.name} writes no token; raise timeout ({self.client.timeout:g} s) or check the server"
-            raise ModelError(message, code="server_timeout") from None
+            raise ModelError(message, code="server_timeout")
 
     async def close(self) -> None:
-        """See `CompletionBackend.close`."""
         await self.client.close()
 
     def _read_chunk(self, choice: dict[str, Any], tokenizer: StreamingTokenizer | None) -> Chunk:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import compress
 from typing import Any
 
@@ -17,17 +17,21 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ....errors import OptionError
-from ...types import StepHook, TokenSink, Watcher
+from ...types import TokenSink, Watcher
 from ..sequence import SequenceState
 from .decode_loop import DecodeLoop, IdHistory
-from .hooks import StreamerHook
+from .hooks import StepHook, StreamerHook
 from .model_runner import CACHE_NAMES, ModelRunner, RaggedRunner, make_runner
-from .sampler import GenerationRules, Sampler, read_generation_rules, refuse_unsupported
+from .sampler import GenerationRules, Sampler, refuse_unsupported
 
 
-@dataclass(frozen=True, slots=True)
-class BatchSettings:
-    """What is particular to the sequences of a batch; the defaults are those of `generate`."""
+@dataclass(slots=True)
+class BatchDecoder:
+    """Decodes one batch; a callable for `model.generate(custom_generate=...)`.
+
+    The call sets `sequences`, and in `ids`, `cache`, `scores` and `logits` what `generate` may return; ids and cache
+    are None where sequences have watchers or limits of their own.
+    """
 
     watchers: Sequence[Watcher | None] | None = None
     max_new_tokens: Sequence[int] | None = None
@@ -39,22 +43,12 @@ class BatchSettings:
     """Each sequence's prompt is read by itself even if others are equal, as hooks that change the forward pass or keep
     hidden states require."""
     inverse_cdf: bool = False  # see `SamplingParams`
-
-
-class BatchDecoder:
-    """Decodes one batch; a callable for `model.generate(custom_generate=...)`.
-
-    The call sets `sequences`, and in `ids`, `cache`, `scores` and `logits` what `generate` may return; ids and cache
-    are None where sequences have watchers or limits of their own.
-    """
-
-    def __init__(self, settings: BatchSettings, streamer: Any = None) -> None:
-        self.settings, self.streamer = settings, streamer
-        self.sequences: list[SequenceState] = []
-        self.ids: Tensor | None = None
-        self.cache: Any = None
-        self.scores: list[Tensor] = []
-        self.logits: list[Tensor] = []
+    streamer: Any = None
+    sequences: list[SequenceState] = field(init=False, default_factory=list)
+    ids: Tensor | None = field(init=False, default=None)
+    cache: Any = field(init=False, default=None)
+    scores: list[Tensor] = field(init=False, default_factory=list)
+    logits: list[Tensor] = field(init=False, default_factory=list)
 
     @torch.no_grad()
     def __call__(
@@ -67,27 +61,23 @@ class BatchDecoder:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor:
-        """Decode input_ids [sequences, length] to the end of the last sequence; returns them as they are.
-
-        Stopping criteria are asked after sampled tokens, not after forced ones.
-        """
-        settings = self.settings
-        watched = settings.watchers is not None and any(watcher is not None for watcher in settings.watchers)
+        """Decode input_ids [sequences, length]; criteria are asked after sampled tokens, not after forced ones."""
+        watched = self.watchers is not None and any(watcher is not None for watcher in self.watchers)
         refuse_unsupported(model, generation_config, model_kwargs, watched)
-        as_generate = not watched and settings.max_new_tokens is None
-        rules = read_generation_rules(logits_processor, stopping_criteria, generation_config)
+        as_generate = not watched and self.max_new_tokens is None
+        rules = GenerationRules(logits_processor, stopping_criteria, generation_config)
         # `generate` lets rows run on if it knows no end of sequence, which is not visible once rows end one by one.
         rules.pads |= not as_generate
         runner = make_runner(model, input_ids, generation_config, model_kwargs)
-        logits = runner.prefill(input_ids, share=not as_generate and not settings.isolated)
+        logits = runner.prefill(input_ids, share=not as_generate and not self.isolated)
         self.sequences = self._make_sequences(input_ids, rules, runner)
         streamer = [] if self.streamer is None else [StreamerHook(self.streamer, rules.pad)]
         kept = rules.reads_ids or not isinstance(runner, RaggedRunner)
         ids = IdHistory(input_ids, model_kwargs.get("attention_mask"), rules.pad, kept)
         records = rules.record_scores or rules.record_logits
         shrinks = runner.ragged and not kept and not streamer and not as_generate and not records
-        sampler = Sampler(rules, input_ids, settings.temperatures, settings.inverse_cdf)
-        loop = DecodeLoop(runner, sampler, self.sequences, [*settings.hooks, *streamer], ids, shrinks)
+        sampler = Sampler(rules, input_ids, self.temperatures, self.inverse_cdf)
+        loop = DecodeLoop(runner, sampler, self.sequences, [*self.hooks, *streamer], ids, shrinks)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
             loop.run(logits)
         self.scores, self.logits = sampler.scores, sampler.raw_logits
@@ -96,19 +86,17 @@ class BatchDecoder:
         return input_ids
 
     def _make_sequences(self, input_ids: Tensor, rules: GenerationRules, runner: ModelRunner) -> list[SequenceState]:
-        settings = self.settings
-        watchers, limits = settings.watchers, settings.max_new_tokens
         room = rules.max_length - input_ids.shape[1]
         return [
             SequenceState(
                 index,
                 eos=rules.eos,
-                limit=room if limits is None else min(room, limits[index]),
+                limit=room if self.max_new_tokens is None else min(room, self.max_new_tokens[index]),
                 ragged=runner.ragged,
                 last_prompt_token=last,
-                watcher=None if watchers is None else watchers[index],
-                sink=settings.sink,
-                keep_signals=settings.signals,
+                watcher=None if self.watchers is None else self.watchers[index],
+                sink=self.sink,
+                keep_signals=self.signals,
             )
             for index, last in enumerate(input_ids[:, -1].tolist())
         ]
@@ -142,30 +130,21 @@ def as_custom_generate(
     def generate(
         model: Any,
         input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        **model_kwargs: Any,
+        **prepared: Any,
     ) -> Any:
         # Refuse before a streamer gets anything.
-        refuse_unsupported(model, generation_config, model_kwargs, watched=False)
+        refuse_unsupported(model, generation_config, prepared, watched=False)
         if streamer is not None:
             streamer.put(input_ids.cpu())
         if criterion is not None:
             stopping_criteria = StoppingCriteriaList([*stopping_criteria, criterion])
         watchers = None
         if make_watcher is not None:
-            prompts = unpadded(input_ids, model_kwargs.get("attention_mask"))
-            watchers = [make_watcher(prompt) for prompt in prompts]
-        decoder = BatchDecoder(BatchSettings(watchers, sink=sink), streamer)
-        decoder(
-            model,
-            input_ids,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            **model_kwargs,
-        )
+            watchers = [make_watcher(prompt) for prompt in _unpad(input_ids, prepared.get("attention_mask"))]
+        decoder = BatchDecoder(watchers, sink=sink, streamer=streamer)
+        decoder(model, input_ids, stopping_criteria=stopping_criteria, generation_config=generation_config, **prepared)
         if on_decoded is not None:
             on_decoded(decoder)
         return _as_generate_output(decoder, input_ids, generation_config)
@@ -173,7 +152,7 @@ def as_custom_generate(
     return generate
 
 
-def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+def _unpad(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
     """Return each row's ids [rows, length] without padding; the mask may reach further back over a given cache."""
     rows: list[list[int]] = input_ids.tolist()
     if attention_mask is None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ....errors import OptionError
-from ...types import DecodeStep, State, StepHook, StepInfo
+from ...types import State, StepInfo
 from ..sequence import WAIT, CacheEdit, SequenceState
+from .hooks import DecodeStep, StepHook
 from .model_runner import ModelRunner, RaggedRunner
 from .sampler import Sampler
 
@@ -27,14 +28,8 @@ class IdHistory:
         self._padding: list[int] | None = None
 
     def append(self, tokens: Tensor) -> None:
-        """Add one token per sequence."""
         if self.tensor is not None:
             self.tensor = torch.cat([self.tensor, tokens[:, None]], dim=-1)
-
-    def replace_last(self, tokens: Tensor) -> None:
-        """Replace the last column."""
-        if self.tensor is not None:
-            self.tensor[:, -1] = tokens
 
     def apply(self, edits: Mapping[int, CacheEdit]) -> None:
         """Apply edits by row, and pad on the left as little as possible."""
@@ -213,7 +208,8 @@ class DecodeLoop:
                 tokens[slot] = edit.feed[0]
                 if self.sequences[slot].finish is None:
                     self.sequences[slot].queue.extend(edit.feed[1:])
-            self.ids.replace_last(tokens)
+            if self.ids.tensor is not None:
+                self.ids.tensor[:, -1] = tokens
             return self.runner.step(tokens[:, None], self.ids.tensor)
         self.ids.apply(edits)
         # An ended sequence takes one token like the others; its cache no longer matters.
@@ -233,7 +229,6 @@ class DecodeLoop:
 
 
 def _step_info(step: DecodeStep, slot: int) -> StepInfo:
-    """What the watcher of a slot may know about this step."""
     signals = None if step.signals is None else step.signals[slot]
     return StepInfo(signals, _unread if step.state_reader is None else step.state_reader(slot))
 

@@ -8,19 +8,19 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
-from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
-from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
+from ....models import load_config, load_or_raise, load_tokenizer
+from ...types import Capability, Completion, Request, SamplingParams, State, TokenSink
 from ..sequence import check_max_new_tokens
-from .decode import BatchDecoder, BatchSettings
-from .hooks import HiddenStates, SignalsHook
+from .decode import BatchDecoder
+from .hooks import HiddenStates, SignalsHook, StepHook
 from .model_runner import can_be_ragged
 
 
@@ -42,7 +42,7 @@ class TransformersEngine:
             Capability.RETRACT,
         }
         if can_be_ragged(model):
-            capabilities |= {Capability.KV_ROLLBACK, Capability.RAGGED_BATCH}
+            capabilities |= {Capability.KV_ROLLBACK, Capability.TRIALS, Capability.RAGGED_BATCH}
         self.capabilities = frozenset(capabilities)
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -62,7 +62,7 @@ class TransformersEngine:
         layers = {layer for request in requests for layer in request.layers}
         with ExitStack() as stack:
             hooks = self._install_hooks(stack, requests, layers)
-            settings = BatchSettings(
+            decoder = BatchDecoder(
                 [request.watcher for request in requests],
                 limits,
                 [request.temperature for request in requests],
@@ -73,13 +73,12 @@ class TransformersEngine:
                 inverse_cdf=sampling.inverse_cdf,
             )
             ids, mask = self._pad([request.prompt_ids for request in requests])
-            config, decoder = self._generation_config(sampling, max(limits)), BatchDecoder(settings)
+            config = self._generation_config(sampling, max(limits))
             with _seeded(sampling.seed):
                 self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=decoder)
         return [sequence.completion() for sequence in decoder.sequences]
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
-        """See `Engine.hidden_states`."""
         self._check_open()
         ids, mask = self._pad(prompts)
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -107,7 +106,6 @@ class TransformersEngine:
         return hooks
 
     def fingerprint(self) -> str:
-        """See `Engine.fingerprint`."""
         if self._fingerprint is None:
             from ....probes.fingerprint import fingerprint
 
@@ -115,7 +113,6 @@ class TransformersEngine:
         return self._fingerprint
 
     def close(self) -> None:
-        """Free the model."""
         self.model = None
         gc.collect()
         if torch.cuda.is_available():
@@ -176,25 +173,16 @@ def load_engine(
             every token is the one that transformers gives.
     """
     name = os.fspath(model)
-    place = resolve_checkpoint(name)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(place))
-    check_causal(name, config)
-    check_tokenizer(name, Path(place))
+    kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if kind != "auto" and not isinstance(kind, torch.dtype):
+        raise OptionError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
+    place, config = load_config(name)
     if str((getattr(config, "quantization_config", None) or {}).get("quant_method")).startswith("tersely"):
         from ....kernels import quantization  # noqa: F401 - registers the format of `tersely quantize` with transformers
-    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
-    weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
+    tokenizer = load_tokenizer(name, place)
+    weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=kind))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights = weights.to(target).eval()
     if grouped:
         use_grouped(weights)
     return TransformersEngine(weights, tokenizer, name=name)
-
-
-def _dtype(name: str) -> Any:
-    value = getattr(torch, name, None)
-    if name != "auto" and not isinstance(value, torch.dtype):
-        raise OptionError(f"unknown dtype {name!r}; {did_you_mean(name, ('auto', 'float32', 'bfloat16', 'float16'))}")
-    return name if name == "auto" else value

@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ....errors import CapabilityError, OptionError
 from ....kernels.signals import logit_signals
-from ...types import TOP, DecodeStep, SequenceView, Signals, State, StepHook
+from ...types import TOP, Signals, State
+from ..sequence import CacheEdit, SequenceState
+
+
+@dataclass(slots=True)
+class DecodeStep:
+    """One step of the decode loop as hooks see it."""
+
+    logits: Tensor  # [slots, vocabulary], the model's own
+    tokens: Tensor  # [slots], sampled or queued
+    signals: Sequence[Signals | None] | None = None  # by slot, set by a hook
+    state_reader: Callable[[int], Callable[[int], State]] | None = None
+    """By slot, reads a hidden layer; set by a hook."""
+    sampled: Sequence[int] = ()
+    edits: Mapping[int, CacheEdit] = field(default_factory=dict)  # by slot, what watchers asked for
+    hidden_slots: frozenset[int] = frozenset()
+    """Slots whose sampled token is not part of the output (queued for, or in a trial)."""
+
+
+class StepHook:
+    """Follows the decoding of a batch. `slot` is a sequence's place in the batch, which moves up as others end."""
+
+    def start(self, sequences: Sequence[SequenceState]) -> None:
+        """The prompts have been read; these sequences are decoded now, in the order of their slots."""
+
+    def after_sample(self, step: DecodeStep) -> None:
+        """Tokens have been sampled; add to `step` what watchers may read."""
+
+    def after_step(self, step: DecodeStep) -> None:
+        """Watchers have spoken and their edits are known; nothing has been fed yet."""
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Only the sequences in these slots, in rising order, stay in the batch."""
+
+    def finish(self) -> None:
+        """The last sequence has ended."""
 
 
 class SignalsHook(StepHook):
@@ -21,7 +57,6 @@ class SignalsHook(StepHook):
         self.confidence = confidence
 
     def after_sample(self, step: DecodeStep) -> None:
-        """See `StepHook.after_sample`."""
         step.signals = compute_signals(step.logits, step.tokens, self.confidence)
 
 
@@ -42,14 +77,12 @@ class StreamerHook(StepHook):
 
     def __init__(self, streamer: Any, pad: int) -> None:
         self.streamer, self.pad = streamer, pad
-        self._sequences: Sequence[SequenceView] = ()
+        self._sequences: Sequence[SequenceState] = ()
 
-    def start(self, sequences: Sequence[SequenceView]) -> None:
-        """See `StepHook.start`."""
+    def start(self, sequences: Sequence[SequenceState]) -> None:
         self._sequences = sequences
 
     def after_step(self, step: DecodeStep) -> None:
-        """See `StepHook.after_step`."""
         if not step.edits and not step.hidden_slots:
             self.streamer.put(step.tokens.cpu())
             return
@@ -57,14 +90,26 @@ class StreamerHook(StepHook):
             () if slot in step.hidden_slots else (token,) for slot, token in enumerate(step.sampled)
         ]
         for slot, edit in step.edits.items():
-            in_trial = getattr(self._sequences[slot], "trial", False)
-            columns[slot] = (*columns[slot][edit.drop :], *(() if in_trial else edit.add))
+            columns[slot] = (*columns[slot][edit.drop :], *(() if self._sequences[slot].trial else edit.add))
         for place in range(max(map(len, columns))):
             self.streamer.put(torch.tensor([column[place] if place < len(column) else self.pad for column in columns]))
 
     def finish(self) -> None:
-        """See `StepHook.finish`."""
         self.streamer.end()
+
+
+class ModifierHook(StepHook):
+    """What changes the forward pass of each sequence of a batch, by slot; None for those left alone."""
+
+    def __init__(self, sequences: Sequence[Any]) -> None:
+        self.sequences = list(sequences)
+
+    def select(self, slots: Sequence[int]) -> None:
+        self.sequences = [self.sequences[slot] for slot in slots]
+
+    def find_active(self) -> list[bool]:
+        """Which sequences are changed at this step; `active()` of each says so."""
+        return [sequence is not None and sequence.active() for sequence in self.sequences]
 
 
 class HiddenStates(StepHook):
@@ -77,10 +122,10 @@ class HiddenStates(StepHook):
     def __init__(self, model: Any, layers: Collection[int]) -> None:
         self._last: dict[int, Tensor] = {}
         # All or none, so that no hook is left behind.
-        points = {layer: find_decoder_layers(model, layer) for layer in layers}
-        self._handles = [self._hook(point, layer) for layer, point in points.items()]
+        places = {layer: find_decoder_layer(model, layer) for layer in layers}
+        self._handles = [self._hook(*place, layer) for layer, place in places.items()]
 
-    def _hook(self, point: HookPoint, layer: int) -> Any:
+    def _hook(self, place: nn.Module, at_input: bool, layer: int) -> Any:
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             value = output if isinstance(output, Tensor) else output[0]
             self._last[layer] = value[:, -1]
@@ -89,12 +134,11 @@ class HiddenStates(StepHook):
             value = inputs[0] if inputs else named["hidden_states"]
             self._last[layer] = value[:, -1]
 
-        if point.before:
-            return point.module.register_forward_pre_hook(before, with_kwargs=True)
-        return point.module.register_forward_hook(after)
+        if at_input:
+            return place.register_forward_pre_hook(before, with_kwargs=True)
+        return place.register_forward_hook(after)
 
     def after_sample(self, step: DecodeStep) -> None:
-        """See `StepHook.after_sample`."""
         step.state_reader = self.reader
 
     def read(self, layer: int, slot: int) -> State:
@@ -106,7 +150,6 @@ class HiddenStates(StepHook):
         return partial(_read, self._last.copy(), slot)
 
     def close(self) -> None:
-        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
@@ -125,25 +168,18 @@ def find_decoder_blocks(model: Any) -> nn.ModuleList | None:
     return next(lists, None)
 
 
-class HookPoint(NamedTuple):
-    """Where a hidden state appears: the output of a module, or its input."""
-
-    module: nn.Module
-    before: bool = False
-
-
-def find_decoder_layers(model: Any, layer: int) -> HookPoint:
-    """Where the hidden state of a layer appears; raises OptionError, or CapabilityError if it cannot be found."""
+def find_decoder_layer(model: Any, layer: int) -> tuple[nn.Module, bool]:
+    """The module whose output, or (True) input, is a layer's hidden state; raises OptionError or CapabilityError."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     index = layer + count + 1 if layer < 0 else layer
     if not 0 <= index <= count:
         raise OptionError(f"hidden layer {layer} does not exist; accepted: 0 to {count}, or -1 to {-count - 1}")
     if index == count:
-        return HookPoint(model.get_decoder())
+        return model.get_decoder(), False
     blocks = find_decoder_blocks(model)
     if index == 0:
         # Learned positions are added after the embedding's module, so the first block's input is the better place.
-        return HookPoint(model.get_input_embeddings()) if blocks is None else HookPoint(blocks[0], before=True)
+        return (model.get_input_embeddings(), False) if blocks is None else (blocks[0], True)
     if blocks is None:
         raise CapabilityError(f"no list of {count} layers found in {type(model).__name__}; use layer -1")
-    return HookPoint(blocks[index - 1])
+    return blocks[index - 1], False

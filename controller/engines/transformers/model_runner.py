@@ -61,11 +61,6 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
         return self._buffers
 
 
-def enable_preallocation(cache: Any) -> None:
-    """Give every plain layer of a cache room to grow."""
-    cache.layers = [PreallocatedCacheLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-
-
 CACHE_NAMES = ("cache", "past_key_values")  # the keyword of the cache in newer and older transformers
 
 # Inputs that only the model's own preparation can carry from step to step.
@@ -116,7 +111,6 @@ class HFInputsRunner:
 
     @property
     def cache(self) -> Any:
-        """The model's cache, or None."""
         return find_cache(self.kwargs)[1]
 
 
@@ -142,10 +136,7 @@ class RaggedRunner:
         self.holes: list[int] = []
 
     def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
-        """Read the prompts, ids [rows, length], and return the logits after them, [rows, vocabulary].
-
-        Equal rows may `share` one reading, whose cache is copied.
-        """
+        """Read prompts, ids [rows, length]; return logits [rows, vocabulary]. Equal rows may `share` one reading."""
         self.rows, self.device = ids.shape[0], ids.device
         first, kinds = self._distinct(ids) if share else ([], [])
         shared = len(first) < len(kinds)
@@ -159,7 +150,8 @@ class RaggedRunner:
         if shared:
             logits = logits[kinds]
             self.cache.batch_select_indices(torch.tensor(kinds, device=self.device))
-        enable_preallocation(self.cache)
+        layers = self.cache.layers
+        self.cache.layers = [PreallocatedCacheLayer(one) if type(one) is DynamicLayer else one for one in layers]
         name, _ = find_cache(self.kwargs)
         kwargs = {key: value for key, value in self.kwargs.items() if key not in (*CACHE_NAMES, "labels")}
         mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
@@ -275,10 +267,7 @@ class RaggedRunner:
         self.holes = [old + more for old, more in zip(self.holes or [0] * self.rows, new, strict=True)]
 
     def _compact(self, pending: int) -> None:
-        """Remove holes from the cache once every row has many, as attention pays for each column.
-
-        The last `pending` columns are in the mask but not yet in the cache.
-        """
+        """Remove holes of the cache once every row has many; the last `pending` columns are not in the cache yet."""
         waste = min(self.holes)
         past = self.width - pending
         if waste < max(_MIN_WASTE, past // 8):

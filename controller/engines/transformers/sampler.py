@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,59 +23,37 @@ from ....errors import CapabilityError, ModelError
 
 # Processors that never look at the ids, so that the ids need not be kept.
 _BLIND = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+# Criteria that the host decides by itself.
+_DECIDED_BY_HOST = (EosTokenCriteria, MaxLengthCriteria)
 _OTHER_MODALITIES = ("pixel_", "image_", "input_features", "input_values", "mm_encoder")
 
 
-@dataclass(slots=True)
 class GenerationRules:
     """How tokens are picked and when a row ends, taken apart once so that each step does the least."""
 
-    processors: LogitsProcessorList
-    sample: bool
-    temperature: float
-    eos: frozenset[int]
-    max_length: float
-    criteria: StoppingCriteriaList
-    """All but the plain end-of-sequence and length criteria, which the host decides by itself."""
-    pads: bool
-    pad: int
-    record_scores: bool
-    record_logits: bool
+    def __init__(
+        self, processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig
+    ) -> None:
+        self.processors, self.sample = processors, bool(config.do_sample)
+        self.temperature = float(config.temperature or 1.0)
+        ends = [
+            criterion.eos_token_id.flatten().tolist() for criterion in criteria if type(criterion) is EosTokenCriteria
+        ]
+        self.eos = frozenset(chain.from_iterable(ends))
+        lengths = [criterion.max_length for criterion in criteria if type(criterion) is MaxLengthCriteria]
+        self.max_length: float = min(lengths, default=float("inf"))
+        self.criteria = StoppingCriteriaList([c for c in criteria if type(c) not in _DECIDED_BY_HOST])
+        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        pad = config._pad_token_tensor
+        self.pad = int(pad) if pad is not None else 0
+        record = bool(config.return_dict_in_generate)
+        self.record_scores = record and bool(config.output_scores)
+        self.record_logits = record and bool(config.output_logits)
 
     @property
     def reads_ids(self) -> bool:
         """Whether anything looks at the ids put out so far."""
         return bool(self.criteria) or any(type(processor) not in _BLIND for processor in self.processors)
-
-
-def read_generation_rules(
-    processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig
-) -> GenerationRules:
-    """Sort the criteria into those the host decides by itself and those to be asked."""
-    eos: set[int] = set()
-    lengths: list[float] = []
-    rest = StoppingCriteriaList()
-    for criterion in criteria:
-        if type(criterion) is EosTokenCriteria:
-            eos.update(criterion.eos_token_id.flatten().tolist())
-        elif type(criterion) is MaxLengthCriteria:
-            lengths.append(criterion.max_length)
-        else:
-            rest.append(criterion)
-    pad = config._pad_token_tensor
-    record = bool(config.return_dict_in_generate)
-    return GenerationRules(
-        processors=processors,
-        sample=bool(config.do_sample),
-        temperature=float(config.temperature or 1.0),
-        eos=frozenset(eos),
-        max_length=min(lengths, default=float("inf")),
-        criteria=rest,
-        pads=any(hasattr(criterion, "eos_token_id") for criterion in criteria),
-        pad=int(pad) if pad is not None else 0,
-        record_scores=record and bool(config.output_scores),
-        record_logits=record and bool(config.output_logits),
-    )
 
 
 def refuse_unsupported(model: Any, config: GenerationConfig, kwargs: dict[str, Any], watched: bool) -> None:
@@ -176,10 +154,7 @@ class Sampler:
         return both[0], [bool(stop) for stop in both[1]]
 
     def _draw(self, probabilities: Tensor) -> Tensor:
-        """Draw a token per remaining row.
-
-        Rows that have left draw as well, so that each row gets the random numbers it would get in the full batch.
-        """
+        """Draw a token per row; rows that have left draw too, so that each row gets the numbers of the full batch."""
         if self.inverse and probabilities.device.type != "mps":  # which has no 64-bit floats
             numbers = torch.rand(len(self.prompt), 1, dtype=torch.float64, device=probabilities.device)
             return inverse_cdf(probabilities, numbers if self._rows is None else numbers[self._rows])

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.messages.utils import count_tokens_approximately
 from langgraph.types import Command
 
-from ....errors import OptionError, unknown
+from ....errors import OptionError, check_known
 from .chat_model import effort_settings, get_effort
 
 SHARES: Mapping[str, float] = {"normal": 0.5, "easy": 0.75, "none": 0.9}
@@ -48,10 +48,7 @@ def min_effort(effort: str, ceiling: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AgentLimits:
-    """What an agent may spend on a question; None means no limit.
-
-    Prices are dollars per million tokens (input, output) by model; "*" stands for any other model.
-    """
+    """What an agent may spend on a question; prices are dollars per million (input, output) tokens by model, or "*"."""
 
     tokens: int | None = None
     dollars: float | None = None
@@ -89,7 +86,6 @@ class AgentLimits:
         return max(shares, default=(0.0, "no limit"))
 
     def add_call(self, spent: Mapping[str, Any], prompt: Sequence[BaseMessage], message: AIMessage) -> dict[str, Any]:
-        """What has been spent after one more model call."""
         read, written = count_tokens(prompt, message)
         dollars = spent["dollars"]
         if self.dollars is not None:
@@ -165,14 +161,11 @@ class BudgetMiddleware(AgentMiddleware):
         self.limits = AgentLimits(tokens, dollars, seconds, dict(prices or {}))
         if repeats is not None and repeats < 2:
             raise OptionError(f"repeats is {repeats}; accepted: 2 or more, or None for any number")
-        for effort in shares:
-            if effort not in SHARES:
-                raise unknown("effort in shares", effort, SHARES)
+        check_known("effort in shares", shares, SHARES)
         self.repeats, self.last_call, self.answer_tokens = repeats, last_call, answer_tokens
         self.shares, self.settings, self.clock = dict(shares), settings, clock
 
     def before_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """Start counting."""
         return {SPENT: {"tokens": 0, "dollars": 0.0, "started": self.clock(), "ceiling": None, "over": None}}
 
     @hook_config(can_jump_to=["end"])
@@ -190,7 +183,6 @@ class BudgetMiddleware(AgentMiddleware):
         return update
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """See `AgentMiddleware.wrap_model_call`."""
         turn = _Turn(self, request)
         response = handler(turn.first_request)
         if turn.needs_last_call(response):
@@ -200,7 +192,6 @@ class BudgetMiddleware(AgentMiddleware):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
-        """See `AgentMiddleware.awrap_model_call`."""
         turn = _Turn(self, request)
         response = await handler(turn.first_request)
         if turn.needs_last_call(response):
@@ -234,7 +225,6 @@ class _Turn:
         return request.override(model_settings=settings)
 
     def last_request(self) -> ModelRequest[Any]:
-        """The request for an answer without tools."""
         request = self.request
         max_tokens = _get_max_tokens(request.model, request.model_settings)
         limit = self.budget.answer_tokens if max_tokens is None else min(max_tokens, self.budget.answer_tokens)
@@ -290,6 +280,5 @@ def _final_message(answer: AIMessage, reason: str, messages: Sequence[BaseMessag
 
 
 def _get_max_tokens(model: BaseChatModel, settings: Mapping[str, Any]) -> int | None:
-    """The model's output limit; None if unknown."""
     limit: int | None = settings.get("max_tokens") or getattr(model, "max_tokens", None)
     return limit or (model.profile or {}).get("max_output_tokens")

@@ -23,14 +23,14 @@ from langchain_core.runnables import Runnable, run_in_executor
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import PrivateAttr
 
-from ....errors import OptionError, TerselyError, unknown
+from ....errors import OptionError, TerselyError, check_known
 from ...budgets import ALIASES, EFFORTS, OPENAI_EFFORTS, canonical_effort
 from ...options import MAX_OUTPUT_TOKENS
 from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
 from ...trace import GenerationResult
-from ..base import CALL_SETTINGS, Call, TerselyModel, check_names, get_runner
+from .. import CALL_SETTINGS, Call, TerselyModel, get_runner
 from . import messages as conversion
 
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
@@ -68,7 +68,6 @@ class ChatTersely(BaseChatModel, TerselyModel):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """See `Serializable`; a model given as an object is left out."""
         return True
 
     @property
@@ -109,14 +108,13 @@ class ChatTersely(BaseChatModel, TerselyModel):
         return profile
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Tokenize a text with the model's own tokenizer."""
         return list(self.session().codec.encode(text))
 
     def _prepare(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, settings: Mapping[str, Any]
     ) -> Call:
         """Turn a call of LangChain's into one for the engine; raises OptionError for unknown settings."""
-        check_names("setting of a call", settings, SETTINGS)
+        check_known("setting of a call", settings, SETTINGS)
         session = self.session(settings.get("model"))
         tools, wish = apply_tool_choice(settings.get("tools") or (), settings.get("tool_choice"))
         tokenizer = session.engine.tokenizer
@@ -229,7 +227,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
         if schemas:
             check_tools(self.session(kwargs.get("model")).engine)
         apply_tool_choice(schemas, tool_choice)
-        check_names("setting of a call", [name for name in kwargs if name != "ls_structured_output_format"], SETTINGS)
+        check_known("setting of a call", [name for name in kwargs if name != "ls_structured_output_format"], SETTINGS)
         return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
 
     def with_structured_output(
@@ -241,15 +239,11 @@ class ChatTersely(BaseChatModel, TerselyModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable:
-        """A runnable that returns output of the schema, always checked, or raises OutputParserException.
-
-        By default the method is a function call if the model can call tools, and otherwise JSON by schema.
-        """
+        """A runnable of checked output, by a function call or else by JSON; it raises OutputParserException."""
         if method is None:
             method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"
-        if method not in conversion.METHODS:
-            raise unknown("method", method, conversion.METHODS)
-        check_names("setting of a call", kwargs, SETTINGS)
+        check_known("method", method, conversion.METHODS)
+        check_known("setting of a call", kwargs, SETTINGS)
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw)
         traced = {"kwargs": {"method": method}, "schema": schema}

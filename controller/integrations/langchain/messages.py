@@ -23,7 +23,7 @@ from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import SpecialTokenSanitizer
 from ...text.tool_calls import CLOSE, ToolCall, parse_tool_calls
 from ...trace import GenerationResult
-from ..base import Call
+from .. import Call
 
 _TEXT_BLOCKS = {"text", "reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call"}
 _NO_OUTPUT = "(no output)"

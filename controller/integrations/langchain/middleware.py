@@ -16,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, ToolMessage
 from langgraph.types import Command
 
-from ....errors import OptionError, unknown
+from ....errors import OptionError, check_known
 from ...budgets import canonical_effort
 from ...text.sanitizer import SpecialTokenSanitizer, get_sanitizer
 from .budget_middleware import BudgetMiddleware, current_turn, max_effort, min_effort
@@ -100,15 +100,13 @@ class EffortMiddleware(AgentMiddleware):
         if callable(choose):
             self.choose = choose
             return
-        for step, effort in choose.items():
-            if step not in STEPS:
-                raise unknown("kind of step", step, STEPS)
+        check_known("kind of step", choose, STEPS)
+        for effort in choose.values():
             canonical_effort(effort)
         table = {**STEP_EFFORTS, **choose}
         self.choose = lambda request: table[classify_step(request.messages, bool(request.tools))]
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """See `AgentMiddleware.wrap_model_call`."""
         changed, record = self._apply(request, _choose(self.choose, request))
         return ExtendedModelResponse(handler(changed), record)
 
@@ -181,9 +179,8 @@ class ModeMiddleware(_RequestMiddleware):
             self.route: Router = lambda messages: fixed
         else:
             self.route = route
-        for mode, effort in efforts.items():
-            if mode not in MODE_EFFORTS:
-                raise unknown("mode with an effort", mode, MODE_EFFORTS)
+        check_known("mode with an effort", efforts, MODE_EFFORTS)
+        for effort in efforts.values():
             canonical_effort(effort)
         self.gate, self.settings = gate, settings
         self.efforts = {**MODE_EFFORTS, **efforts}
@@ -208,8 +205,7 @@ class ModeMiddleware(_RequestMiddleware):
 
 
 def _check_mode(mode: str) -> str:
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
+    check_known("mode", mode, MODES)
     return mode
 
 
@@ -225,13 +221,11 @@ class SafetyMiddleware(_RequestMiddleware):
         self._has_tokenizer = tokenizer is not None
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
-        """See `AgentMiddleware.wrap_tool_call`."""
         return self._sanitize_result(handler(request))
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
     ) -> Any:
-        """See `AgentMiddleware.awrap_tool_call`."""
         return self._sanitize_result(await handler(request))
 
     def _change_request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:

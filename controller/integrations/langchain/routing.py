@@ -23,7 +23,7 @@ from ...session import Session
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import supports_tools
 from ...types import Capability, Engine
-from ..base import get_runner, shared_engine
+from .. import get_runner, shared_engine
 from .messages import as_prompt
 
 LAYER = -1  # the hidden layer that mode probes read: the last one, which every engine with hidden states has

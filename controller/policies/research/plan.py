@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ....errors import OptionError, unknown
+from ....errors import OptionError, check_known
 from ...types import Capability
 from ..base import AskHelper, Close, Inject, Note, Policy, PolicyView, Wait, Watching
 
@@ -29,8 +29,7 @@ SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
 """Weight of step j of n (from 0), times its difficulty: the paper's decays."""
 ABLATIONS = ("uniform", "global", "planned")
 """The paper's ablations: equal shares; the sub-questions together with one budget; the same without a budget."""
-LEVELS = (200, 250, 350, 450, 600)
-"""Tokens for a question by its difficulty, 1 to 5."""
+LEVELS = (200, 250, 350, 450, 600)  # tokens for a question by its difficulty, 1 to 5
 _GRACE_TOKENS = 24  # within which a step waits for the end of a sentence
 _PLAN_TOKENS = 400
 _ASK = """Break this question into 2 to 5 sub-questions that lead to its answer, in order. Say how hard the whole is,
@@ -96,15 +95,13 @@ class PlanAndBudget(Policy):
     template: str = "Next: {question}"
 
     def __post_init__(self) -> None:
-        if self.schedule not in (known := (*SCHEDULES, "bam", *ABLATIONS)):
-            raise unknown("schedule", self.schedule, known)
+        check_known("schedule", self.schedule, (*SCHEDULES, "bam", *ABLATIONS))
         if self.exponent <= 0:
             raise OptionError(f"exponent is {self.exponent}; accepted: above 0")
         if "{question}" not in self.template:
             raise OptionError(f"template is {self.template!r}; accepted: a text with {{question}} in it")
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         yield Wait(at=1, boundary="token")
         message = _ASK.format(question=view.question)
         reply = yield AskHelper(message, _PLAN_TOKENS, "to plan", retract=view.tokens)

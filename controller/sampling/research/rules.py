@@ -11,7 +11,7 @@ from ....errors import OptionError
 from ...trace import GenerationResult
 from ...types import Capability, Prompt
 from ..resampling import ProblemClass, VerifierRates, optimal_attempts
-from ..vote import ROOT, Branch, VoteState, tally
+from ..rules import ROOT, Branch, VoteState, tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class Tree:
     most_tokens: int | None = None  # sampled in all; then every sample is stopped
 
     def start_vote(self, k: int) -> VoteState:
-        """See `AggregationRule.start_vote`."""
         if not 1 <= self.roots <= k or self.width < 1:
             raise OptionError(
                 f"roots are {self.roots} of {k} samples, width {self.width}; accepted: 1 to {k}, 1 or more"
@@ -71,10 +70,8 @@ class _TreeVote(VoteState):
 class Verified:
     """The first sample that `passes`; if the next attempt is expected to be a loss, none, so an empty answer.
 
-    Resampling with a verifier that errs: Inference Scaling fLaws (arXiv 2411.17501).
-
-    A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
-    `attempt_value`. The cost of `passes` itself is not counted.
+    Resampling with a verifier that errs (Inference Scaling fLaws, arXiv 2411.17501): it passes wrong answers as well,
+    and more likely the harder the problem is; see `attempt_value`. The cost of `passes` itself is not counted.
     """
 
     name: ClassVar[str] = "verified"

@@ -15,7 +15,7 @@ from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.questions import read_question
 from tersely.controller.trace import Decision
-from tersely.evaluation.replay.tokenizer import PieceTokenizer
+from tersely.evaluation.replay.reader import PieceTokenizer
 
 QUESTION = "How many eggs are left?"
 UNFINISHED = [
@@ -101,6 +101,20 @@ def test_a_solution_is_on_the_way_where_a_number_is_asked_for() -> None:
 def test_a_remainder_is_read_behind_its_equals_sign() -> None:
     (found,) = find_statements("So the answer is 28501 mod 1000=501.", "Find the remainder of n divided by 1000.")
     assert found.answer == "501"
+
+
+def test_evidence_that_waits_for_an_answer_is_the_same() -> None:
+    pieces = (
+        "So 12 eggs are left. ", "Wait, that is 12. Yes, that matches.", "The answer is not clear.", "\\boxed{12}",
+        "So 13.", "Perhaps the answer is 13.", "Let me check. So 12 eggs are left.", "Answer:\n12", "The answer is 12.",
+    )  # fmt: skip
+    at_once, waits = AnswerEvidence(QUESTION), AnswerEvidence(QUESTION)
+    answered = []
+    for piece in pieces:
+        read, found = at_once.read(piece), waits.find_answer(piece)
+        assert found is None or (read is not None and found == read[0])
+        answered.append(found is not None)
+    assert answered == [False, False, False, True, False, False, False, True, True]
 
 
 def test_evidence_counts_what_speaks_for_a_claim() -> None:

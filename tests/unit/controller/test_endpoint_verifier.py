@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import Mock
 
@@ -24,62 +19,12 @@ from tersely.controller.vllm.request_control import KEY
 from tersely.controller.vllm.request_controller import WorkerContext
 from tersely.errors import ModelError
 
+from ...support.chat_servers import Judge
 from ...support.policy_feeding import Fed
-from ...support.remote_servers import serve_http
 from ...support.serving import served
 from ...support.word_tokenizer import WordTokenizer
 
 VAGUE = AnswerStated("2+3?", "Let us see.")
-
-
-@dataclass
-class Judge:
-    """A chat server that says yes to each question; `refuses` are fields that it does not take."""
-
-    refuses: frozenset[str] = frozenset()
-    answers: threading.Event = field(default_factory=threading.Event)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    yes: float = 0.6
-    no: float = 0.2
-
-    @contextmanager
-    def serve(self) -> Iterator[str]:
-        judge = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: Any) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                self.reply(200, {"data": [{"id": "judge"}]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                judge.bodies.append(body)
-                judge.answers.wait(30)
-                if judge.refuses & body.keys():
-                    self.reply(400, {"error": {"message": "unknown fields"}})
-                    return
-                choice: dict[str, Any] = {"message": {"content": " Yes, both are 5."}}
-                if body.get("logprobs"):
-                    tops = [{"token": word, "logprob": math.log(p)} for word, p in judge.chances().items()]
-                    choice["logprobs"] = {"content": [{"token": "Yes", "top_logprobs": tops}]}
-                self.reply(200, {"choices": [choice], "usage": {"prompt_tokens": 40}})
-
-            def reply(self, status: int, value: Any) -> None:
-                data = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                with suppress(ConnectionError):  # the verifier was closed
-                    self.wfile.write(data)
-
-        with serve_http(Handler) as url:
-            yield url
-            self.answers.set()
-
-    def chances(self) -> dict[str, float]:
-        return {"Yes": self.yes / 2, " yes": self.yes / 2, "No": self.no, "Maybe": 1 - self.yes - self.no}
 
 
 @contextmanager
@@ -148,7 +93,8 @@ def test_rows_of_vllm_ask_the_server_of_the_engines_settings() -> None:
     judge.answers.set()
     with judge.serve() as url:
         settings = {"markers": ["<think>", "</think>"], "verifier": url}
-        context = WorkerContext(Mock(additional_config={KEY: settings}, model_config=model))
+        parallel = Mock(tensor_parallel_size=1)
+        context = WorkerContext(Mock(additional_config={KEY: settings}, model_config=model, parallel_config=parallel))
         context.tokenizer, context.end = WordTokenizer(), (0,)
         row = context.make_controller({KEY: "trimr"}, context.tokenizer("one two")["input_ids"], 500)
         assert row is not None and row.controller is not None

@@ -25,9 +25,9 @@ from tersely.controller.types import Capability
 from tersely.errors import CapabilityError, OptionError
 from tersely.io import WriteError
 from tersely.probes.calibrate.data import read_boundaries
-from tersely.probes.features import FEATURES
 from tersely.probes.fingerprint import question_hash
 from tersely.probes.records import UNKNOWN, RecordsError, RecordTable, read_records
+from tersely.probes.rule import FEATURES
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ...support.disk import files_no_longer_than

@@ -17,7 +17,7 @@ import pytest
 
 from tersely.controller.text.loops import LoopDetector, describe_loop
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
-from tersely.evaluation.replay.tokenizer import load_tokenizer
+from tersely.evaluation.replay.reader import load_tokenizer
 
 LOOPS = [json.loads(line) for line in Path(__file__).with_name("loops.jsonl").read_text("utf-8").splitlines()]
 CODEC = TokenizerAdapter(load_tokenizer(None))

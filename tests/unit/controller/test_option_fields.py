@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.integrations.base import CALL_SETTINGS, TerselyModel
+from tersely.controller.integrations import CALL_SETTINGS, TerselyModel
 from tersely.controller.options import (
     OPTION_NAMES,
     SAMPLING_OPTIONS,

@@ -20,8 +20,7 @@ from tersely.controller import probe_registry as probing
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
-from tersely.controller.policies.readiness import Readiness
-from tersely.controller.policies.second_look import Reconsider
+from tersely.controller.policies.readiness import Readiness, Reconsider
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
@@ -31,9 +30,8 @@ from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
-from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.network import Network
-from tersely.probes.rule import HOPEFUL, READY, Evidence, StopRule
+from tersely.probes.rule import FEATURES, HOPEFUL, READY, TRIAL_FEATURES, Evidence, StopRule
 
 from ...support.planted_records import linear
 from ...support.planted_rules import FREE, PAID, store, stored_rule, sure
@@ -223,7 +221,7 @@ def test_trials_are_used_where_they_saved_more_or_are_wanted(engine: Transformer
         assert (done.usage.trial > 0) == asked, (probes, trials)
         assert ("after a trial answer of" in done.trace[0].reason) == asked
     blunt = copy.copy(engine)
-    blunt.capabilities = engine.capabilities - {Capability.KV_ROLLBACK}
+    blunt.capabilities = engine.capabilities - {Capability.TRIALS}
     assert ask(blunt, Readiness(probes=dear, trials=True)).usage.trial == 0, "an engine that cannot take trials back"
 
 

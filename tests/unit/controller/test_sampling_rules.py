@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tersely.controller.sampling import resolve_rule
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.rules import Tree, Verified
-from tersely.controller.sampling.rules import Majority, ShortMofK, VoteFirst, resolve_rule
-from tersely.controller.sampling.vote import (
+from tersely.controller.sampling.rules import (
     ROOT,
     AggregationRule,
     Branch,
+    Majority,
+    ShortMofK,
     Vote,
+    VoteFirst,
     VoteState,
     tally,
 )

@@ -130,7 +130,6 @@ def test_a_direction_is_added_where_it_was_found(engine: TransformersEngine, pla
     (steering,), watcher = row.request.modifiers, row.request.watcher
     assert isinstance(steering, SteeredSequence) and watcher is not None
     np.testing.assert_allclose(steering.values, direction(engine).push(2, 0.5))
-    assert steering.layer == 2
     assert not steering.active(), "the prompt is left alone"
     steered: list[int] = []
     for token in session.codec.encode("One.\n\nTwo is</think>\n\nThe answer is 2.\n\n"):

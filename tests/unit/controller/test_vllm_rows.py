@@ -23,10 +23,10 @@ from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapt
 from tersely.controller.types import KEEP, Capability, Signals, StepInfo
 from tersely.controller.vllm.request_controller import FENCE, LOUD, QUIET, SENTENCE, RequestController, kind_of
 from tersely.controller.vllm.row_table import ControlledRow, RowTable
-from tersely.evaluation.replay.tokenizer import PieceTokenizer
+from tersely.evaluation.replay.reader import PieceTokenizer
 
 FOLDER = Path(vllm.__file__).parent
-ON_DEVICE = ("step.py", "draft_step.py", "token_history.py", "transfers.py", "logits_processor.py")
+ON_DEVICE = ("step.py", "token_history.py", "logits_processor.py")
 MARKERS = Markers("<think>", "</think>")
 END = 30_000
 PIECES = (
@@ -93,13 +93,13 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
         calls = 0
         original = table.read
 
-        def count(slots: Any, original: Any = original) -> None:
+        def count(slots: Any, draft: int = 0, original: Any = original) -> None:
             nonlocal calls
             slots = list(slots)
             calls += len(slots)
-            original(slots)
+            original(slots, draft)
 
-        table.read = count  # type: ignore[method-assign]
+        table.read = count  # type: ignore[method-assign,assignment]
         asked = play(model, table, rows, texts, drafts)
         for slot in range(len(rows)):
             table.flush(slot)

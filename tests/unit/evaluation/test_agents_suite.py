@@ -15,7 +15,6 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from tersely.checkpoint_log import CheckpointLog
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.integrations.langchain.middleware import ModeMiddleware
 from tersely.controller.integrations.langchain.routing import ModeRouter, prompt_hidden_states
@@ -25,6 +24,7 @@ from tersely.evaluation.agents.episodes import Episode, as_text, compare_arms, j
 from tersely.evaluation.agents.run import make_agents, run_all, train_router
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, draw_tasks
 from tersely.evaluation.agents.tools import langchain_tools
+from tersely.io import CheckpointLog
 from tersely.probes.artifact import ArtifactError, save
 
 TASKS = draw_tasks("test", 0, 60)
@@ -81,7 +81,7 @@ def test_tasks_are_deterministic_and_splits_are_disjoint():
 def test_an_answer_must_state_the_gold_answer_and_nothing_else():
     task = next(t for t in TASKS if t.kind == "collect" and len(t.gold) > 2)
     names = sorted(task.gold)
-    stranger = next(p.name for p in task.world.pages_of("person") if p.name not in task.gold)
+    stranger = next(p.name for p in task.world.list_pages("person") if p.name not in task.gold)
     assert task.solved_by("\\boxed{" + ", ".join(reversed(names)) + "}")
     assert task.solved_by(f"I looked at {stranger} too.\n{' and '.join(names)}")
     assert not task.solved_by("\\boxed{" + ", ".join(names[1:]) + "}")
@@ -94,13 +94,13 @@ def test_an_answer_must_state_the_gold_answer_and_nothing_else():
 
 def test_a_name_within_a_longer_name_does_not_count():
     world = TASKS[0].world
-    team = world.pages_of("team")[0].name
+    team = world.list_pages("team")[0].name
     assert world.find_names(f"It is {team}.") == {team}
 
 
 def test_failed_tool_calls_have_error_results():
     lookup, search, calculator = langchain_tools(TASKS[0].world)
-    firm = TASKS[0].world.pages_of("firm")[0].name
+    firm = TASKS[0].world.list_pages("firm")[0].name
     assert firm in search.invoke({"words": "works"}) and "no page" in search.invoke({"words": "zebra"})
     call: Any = {"type": "tool_call", "id": "1", "args": {"name": firm.lower()}, "name": "lookup"}
     said = lookup.invoke(call)

@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.evaluation.bench.costs import CostModel
-from tersely.evaluation.bench.economics import measure_ceiling, measure_economics
+from tersely.evaluation.bench.economics import CostModel, measure_ceiling, measure_economics
 from tersely.evaluation.bench.records import ArmRecords, BenchRow
 from tersely.evaluation.bench.truncation import Recording, TrialPoint
 from tersely.evaluation.economics.costs import Price

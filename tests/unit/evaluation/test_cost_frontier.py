@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tersely.errors import TerselyError
-from tersely.evaluation.economics.cost_frontier import (
+from tersely.evaluation.economics.costs import (
     HUMAN,
     costs_of_pass,
     essentialness,

@@ -81,19 +81,19 @@ def test_multi_line_answers(checker: AnswerChecker) -> None:
     assert checker.grade(question, rf"\boxed{{\text{{{question.answer}}}}}").equal
 
 
-def test_hostile_answers_have_no_effect(tmp_path: Path) -> None:
-    need_package()
+def test_hostile_answers_have_no_effect(
+    checker: AnswerChecker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (question,) = load("gym:countdown", "test", 1, 0)  # its scorer evaluates what it is given
     mark = tmp_path / "mark"
-    with AnswerChecker(PATIENT) as checker:
-        for answer in (f"open({str(mark)!r}, 'w')", f"__import__('os').system('touch {mark}')", "", "(" * 5_000):
-            assert not checker.grade(question, answer).equal
-        assert not mark.exists()
-        assert not checker.grade(question, "__import__('os')._exit(3)").equal
-        checker.deadline = 0.5
+    for answer in (f"open({str(mark)!r}, 'w')", f"__import__('os').system('touch {mark}')", "", "(" * 5_000):
+        assert not checker.grade(question, answer).equal
+    assert not mark.exists()
+    assert not checker.grade(question, "__import__('os')._exit(3)").equal
+    with monkeypatch.context() as patched:
+        patched.setattr(checker, "deadline", 0.5)
         assert not checker.grade(question, "9**9**9**9").equal
-        checker.deadline = PATIENT
-        assert checker.grade(question, question.answer).equal
+    assert checker.grade(question, question.answer).equal
 
 
 def test_an_error_of_the_scorer_means_unparsable(checker: AnswerChecker) -> None:

@@ -11,8 +11,8 @@ import pytest
 from tersely.controller.trace import Decision, Usage
 from tersely.evaluation.report.page import report_page
 from tersely.evaluation.report.schema import BenchmarkResult
-from tersely.evaluation.view.page import trace_page
-from tersely.evaluation.view.record import RunView, SegmentView, TokenView, TraceRecord
+from tersely.evaluation.trace_page import trace_page
+from tersely.evaluation.trace_record import RunView, SegmentView, TokenView, TraceRecord
 
 from ...support.browser import load_page, measure_layout, needs_browser
 from ...support.planted_bench import HOSTILE, bare, planted

@@ -15,7 +15,7 @@ from tersely.evaluation.stats import studentized_bootstrap
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "verdicts.py"
-SIMS, RESAMPLES = 1000, 300
+SIMS, RESAMPLES = 400, 300
 LEAST, MOST = 0.92, 0.98
 """Bounds of a coverage that is to be 95 %: two points for chance and few resamples, and one for tokens being skewed."""
 

@@ -17,6 +17,7 @@ from tersely.controller.trial_answers import trial_opening
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.replay.cli import replay
 from tersely.evaluation.replay.formats import RecordedOutput
+from tersely.evaluation.replay.reader import PieceTokenizer, load_tokenizer
 from tersely.evaluation.replay.result import summarize
 from tersely.evaluation.replay.run import (
     EQUAL_BUDGET,
@@ -27,7 +28,6 @@ from tersely.evaluation.replay.run import (
     make_replay_arms,
     replay_rows,
 )
-from tersely.evaluation.replay.tokenizer import PieceTokenizer, load_tokenizer
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.models import get_model_path
 

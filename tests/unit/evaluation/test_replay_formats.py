@@ -12,7 +12,7 @@ import pytest
 from tersely.controller.trace import Decision, Usage
 from tersely.evaluation.replay.formats import Fields, RecordedOutput, RowError, read_row
 from tersely.evaluation.replay.logs import LogError, RecordedSet, load_set
-from tersely.evaluation.view.record import RunView, SegmentView, TraceRecord
+from tersely.evaluation.trace_record import RunView, SegmentView, TraceRecord
 
 from ...support.refusals import refused
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tersely.evaluation.replay.formats import RecordedOutput
-from tersely.evaluation.replay.markers import MARKERS, compare_markers
+from tersely.evaluation.replay.result import MARKERS, compare_markers
 from tersely.evaluation.replay.run import ReplayedRow
 
 

@@ -253,7 +253,7 @@ def test_other_errors_are_one_line(
     path = write_planted(tmp_path / "r.json", rows=[])
     assert "none.json" in refused(capsys, "report", tmp_path / "none.json", "--out", tmp_path / "out")
     assert "--out" in refused(capsys, "report", path)
-    assert "it is a file" in refused(capsys, "report", path, "--out", path)
+    assert "cannot be created" in refused(capsys, "report", path, "--out", path)
     assert "/proc/nowhere" in refused(capsys, "report", path, "--out", "/proc/nowhere")
     (tmp_path / "taken" / "arms.csv").mkdir(parents=True)
     assert "arms.csv cannot be written: Is a directory" in refused(capsys, "report", path, "--out", tmp_path / "taken")

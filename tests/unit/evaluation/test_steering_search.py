@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from transformers.utils import logging
 
-from tersely.checkpoint_log import CheckpointLog
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
@@ -40,6 +39,7 @@ from tersely.evaluation.research.steering_search import (
 from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
+from tersely.io import CheckpointLog
 from tersely.probes.research.steering import MIN_PAIRS, Direction, Pair
 
 from ...support.commands import refused

@@ -138,6 +138,15 @@ def test_a_file_is_read_in_order_with_or_without_levels(tmp_path: Path) -> None:
     assert len(load(str(tmp_path / "q.jsonl"), "test", 1, 0)) == 1
 
 
+def test_files_of_gsm8k_are_read_as_they_are(tmp_path: Path) -> None:
+    lines = [{"question": f"What is {n} + 2?", "answer": f"It is <<{n}+2={n + 2}>>.\n#### {n + 2}"} for n in (1, 2)]
+    questions = load(write(tmp_path / "gsm8k.jsonl", *lines), "test", None, 0)
+    assert [(q.id, q.problem, q.answer) for q in questions] == [
+        ("gsm8k-1", "What is 1 + 2?", "3"),
+        ("gsm8k-2", "What is 2 + 2?", "4"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [

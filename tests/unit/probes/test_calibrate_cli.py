@@ -10,8 +10,8 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.probes.calibrate import readiness, run
-from tersely.probes.calibrate.cli import format_report
 from tersely.probes.calibrate.data import read_boundaries
+from tersely.probes.calibrate.run import format_report
 from tersely.probes.io import load_stop_rule
 from tersely.probes.rule import StopRule
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tersely.probes.calibrate.entropy_curve import compute_entropy_curve
+from tersely.probes.calibrate.difficulty import compute_entropy_curve
 
 
 def make_curve(means: list[float], n: int = 60, seed: int = 0) -> dict[str, Any]:

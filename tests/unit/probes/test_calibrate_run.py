@@ -13,14 +13,12 @@ import pytest
 from tersely.errors import OptionError
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.calibrate import readiness
-from tersely.probes.calibrate.data import get_part, read_boundaries, read_questions
+from tersely.probes.calibrate.data import QuestionParts, get_part, read_boundaries, read_questions, split_questions
 from tersely.probes.calibrate.difficulty import fit_difficulty
 from tersely.probes.calibrate.run import (
     CalibrationSettings,
-    QuestionParts,
     calibrate_into,
     choose_layer,
-    split_questions,
 )
 from tersely.probes.io import load_stop_rule, load_tier_probe
 from tersely.probes.records import RecordsError, RecordTable

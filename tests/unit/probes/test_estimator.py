@@ -134,8 +134,6 @@ def test_invalid_training_data_and_options_are_refused() -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         ProbeClassifier().fit(np.where(rows > 1, np.inf, rows), labels)
     with pytest.raises(ValueError):  # noqa: PT011
-        ProbeClassifier().fit(rows, labels, np.full(60, -1))
-    with pytest.raises(ValueError):  # noqa: PT011
         ProbeClassifier().fit(rows, labels, groups=np.arange(59))
 
 

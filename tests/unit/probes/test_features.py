@@ -20,7 +20,7 @@ from tersely.controller.session import Session
 from tersely.controller.text.thoughts import ThinkingState
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.types import SamplingParams, Signals, StepInfo
-from tersely.probes.features import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
+from tersely.probes.rule import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
 
 from ...support.word_tokenizer import WordTokenizer
 

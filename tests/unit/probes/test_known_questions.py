@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tersely.evaluation.tasks.toy_problems import stream
+from tersely.probes.drift import KnownQuestions, KnownQuestionsError
 from tersely.probes.io import load_stop_rule, load_tier_probe
-from tersely.probes.known_questions import KnownQuestions, KnownQuestionsError
 
 PRETRAINED = Path(__file__).parents[3] / "probes" / "pretrained"
 PLAIN = Path(__file__).parents[2] / "e2e" / "plain_questions.jsonl"

@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tersely.io import WriteError
-from tersely.probes.features import FEATURES
 from tersely.probes.records import PLAN, UNKNOWN, RecordsError, RecordStore, RecordTable, column_names, read_records
+from tersely.probes.rule import FEATURES
 
 from ...support.disk import files_no_longer_than
 from ...support.planted_records import get_part_columns, planted, write_planted

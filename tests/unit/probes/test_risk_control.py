@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.probes.certificate import Certificate, CertificateError, harm_upper_bound, max_harms, needed_questions
 from tersely.probes.risk_control import (
+    Certificate,
+    CertificateError,
     Outcomes,
     certify,
     first_stops,
+    harm_upper_bound,
+    max_harms,
+    needed_questions,
     oracle_threshold,
     resample_calibrations,
     risk_curve,

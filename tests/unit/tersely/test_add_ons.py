@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from tersely.controller.policies import get_presets, list_policies
-from tersely.controller.registry import resolve_modifier
+from tersely.controller.policies import get_presets, list_policies, resolve_modifier
 from tersely.errors import OptionError
 
 HIDDEN = """
@@ -34,9 +33,9 @@ for preset in get_presets():
     make_policies(preset)
 engine = tersely.load_engine("tersely-tiny-small")
 question = "Set a to 6 + 4. What is a?"
-for preset in ("off", "budget", "balanced", "careful"):
-    assert tersely.generate(engine, question, preset=preset, temperature=0, max_new_tokens=200).answer
-assert tersely.sample(engine, question, k=2, max_new_tokens=120, temperature=1.0, seed=0).samples
+for preset in ("budget", "balanced"):
+    assert tersely.generate(engine, question, preset=preset, temperature=0, max_new_tokens=100).answer
+assert tersely.sample(engine, question, k=2, max_new_tokens=80, temperature=1.0, seed=0).samples
 assert main(["--help"]) == 0
 """
 

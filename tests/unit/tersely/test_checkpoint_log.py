@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tersely.checkpoint_log import CheckpointLog, CheckpointLogError
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trace import GenerationResult
-from tersely.io import WriteError
+from tersely.io import CheckpointLog, CheckpointLogError, WriteError
 
 from ...support.disk import files_no_longer_than
 from ...support.scripted import ScriptedAnswers, make_bench, run_both

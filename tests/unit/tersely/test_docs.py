@@ -68,8 +68,8 @@ def unknown_parts(arguments: list[str]) -> list[str]:
     depth = 2 if rest[0] == "train" and len(rest) > 1 and re.fullmatch(r"[a-z0-9-]+", rest[1]) else 1
     if rest[:2] == ["train", "mymethod"] or (rest[0] == "serve" and "vllm" in rest):  # vLLM's own options pass
         return []
-    known = help_of(*rest[:depth])
-    return [flag for flag in flags if flag != "--engine" and not re.search(rf"{flag}(?![\w-])", known)]
+    shown = help_of(*rest[:depth])
+    return [flag for flag in flags if flag != "--engine" and not re.search(rf"{flag}(?![\w-])", shown)]
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.name)

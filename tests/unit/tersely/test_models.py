@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tersely.models import NAMES, UnknownModelError, get_model_path
+from tersely.errors import ModelError
+from tersely.models import NAMES, get_model_path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -21,6 +22,6 @@ def test_folder_is_a_complete_checkpoint(name: str) -> None:
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:
     for name, part in (("tiny-small", "did you mean 'tersely-tiny-small'"), ("gpt", "'gpt'; accepted: ")):
-        with pytest.raises(UnknownModelError) as error:
+        with pytest.raises(ModelError) as error:
             get_model_path(name)
         assert error.value.code == "model_unusable" and part in str(error.value)

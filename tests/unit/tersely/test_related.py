@@ -13,9 +13,8 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.controller.budgets import EFFORTS, STRATEGIES
-from tersely.controller.policies import get_presets, list_policies
-from tersely.controller.registry import load_add_ons
-from tersely.controller.sampling.rules import ENTRY_POINTS, RULES
+from tersely.controller.policies import get_presets, list_policies, load_add_ons
+from tersely.controller.sampling import ENTRY_POINTS, RULES
 from tersely.training.methods import list_methods
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -31,7 +31,7 @@ WORDS = "[Be concise.]\n\n"
 PROBLEM = "Kai has 9 shells. Kai finds 31 shells. Kai makes 3 times the shells. Count the shells."
 OWN: dict[str, Any] = {
     "hint": {"samples": 4, "keep": 2, "strength": 0.5},
-    "rollouts": {"max_new_tokens": 400, "policies": {"hint": {"limit": 1}}},
+    "rollouts": {"max_new_tokens": 240, "policies": {"hint": {"limit": 1}}},
     "optimiser": {"learning_rate": 1e-2, "micro_batch": 2, "lora": None},
 }
 
@@ -148,7 +148,7 @@ def test_a_model_without_a_learned_hint_is_refused(preset: str) -> None:
         ({"optimiser": {"lora": {"rank": 2}}}, "no_lora"),
         ({"optimiser": {"lora": None, "weight_decay": 0.1}}, "no_weight_decay"),
         pytest.param(
-            {"rollouts": {"policies": {"hint": {"earliest": 390, "alpha": 500}}}},
+            {"rollouts": {"policies": {"hint": {"earliest": 230, "alpha": 500}}}},
             "nothing_to_learn",
             marks=pytest.mark.slow,
         ),

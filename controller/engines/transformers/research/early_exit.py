@@ -22,8 +22,9 @@ from torch.nn.functional import linear, silu
 from .....errors import CapabilityError, OptionError
 from .....probes.research.shortcut import Shortcut
 from ....probe_registry import load_learned
-from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
-from ..hooks import find_decoder_blocks
+from ....types import BindContext, ForwardModifier, SequenceModifier
+from ...sequence import SequenceState
+from ..hooks import ModifierHook, StepHook, find_decoder_blocks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks compute keys and values as `_fill` does; a test compares them."""
@@ -33,14 +34,10 @@ Choose = Callable[[Tensor], Tensor | None]
 """From states [sequences, positions, width] to which of them leave, [sequences, positions]; None for none."""
 
 
-def supports_early_exit(model: Any) -> bool:
-    """Whether tokens of this model can leave early."""
-    return model.config.get_text_config(decoder=True).model_type in FAMILIES
-
-
-def _unsupported(model: Any) -> CapabilityError:
+def _check_family(model: Any) -> None:
     kind = model.config.get_text_config(decoder=True).model_type
-    return CapabilityError(f"tokens of a {kind!r} model cannot leave early; accepted: {', '.join(FAMILIES)}")
+    if kind not in FAMILIES:
+        raise CapabilityError(f"tokens of a {kind!r} model cannot leave early; accepted: {', '.join(FAMILIES)}")
 
 
 def scaled(states: Tensor) -> Tensor:
@@ -67,8 +64,7 @@ def early_exit(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose
 
     Raises CapabilityError for a model that computes keys and values in another way, OptionError for an unknown layer.
     """
-    if not supports_early_exit(model):
-        raise _unsupported(model)
+    _check_family(model)
     blocks: list[Any] = list(find_decoder_blocks(model) or ())
     if not 0 < layer < len(blocks):
         raise OptionError(f"nothing can leave after hidden layer {layer}; accepted: 1 to {len(blocks) - 1}")
@@ -155,7 +151,6 @@ class DepthShortcut(ForwardModifier):
 
     @property
     def provenance(self) -> frozenset[str]:
-        """See `ForwardModifier`."""
         return frozenset() if self.shortcut is None else self.shortcut.learned_from
 
     def bind(self, context: BindContext) -> DepthShortcut:
@@ -164,27 +159,20 @@ class DepthShortcut(ForwardModifier):
         Raises ProbeError without a shortcut for this model, ArtifactError for another model's, OptionError where none
         of its thresholds was useful and none is given, and CapabilityError for another architecture.
         """
-        model = getattr(context.engine, "model", None)
-        if model is not None and not supports_early_exit(model):
-            raise _unsupported(model)
+        if (model := getattr(context.engine, "model", None)) is not None:
+            _check_family(model)
         remedy = "train one with `tersely train shortcut`, and pass its folder (probes)"
         shortcut = load_learned(context, self.shortcut, self.probes, Shortcut, remedy)
         return replace(self, threshold=shortcut.chosen(self.threshold), shortcut=shortcut)
 
-    def describe(self) -> None:
-        """See `ForwardModifier.describe`; the summary says what happened."""
-
     def attach(self, boundary: Callable[[], str | None]) -> LeavingSequence:
-        """See `ForwardModifier.attach`."""
         self._require_bound()
         return LeavingSequence(self, lambda: boundary() is not None)
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
-        """See `ForwardModifier.install`."""
         shortcut, threshold = self._require_bound()
-        leaving = [s if isinstance(s, LeavingSequence) else None for s in sequences]
-        hook = _EarlyExitHook(shortcut, threshold, leaving)
+        hook = _EarlyExitHook(shortcut, threshold, sequences)
         with early_exit(model, shortcut.layer, hook.adapt, hook.choose):
             yield hook
 
@@ -195,16 +183,14 @@ class DepthShortcut(ForwardModifier):
 
 
 @dataclass(eq=False, slots=True)
-class LeavingSequence:
+class LeavingSequence(SequenceModifier):
     """One sequence whose tokens may leave while `active()`, with the counts of those that left and stayed."""
 
     modifier: DepthShortcut
-    active: Callable[[], bool]
     left: int = 0
     stayed: int = 0
 
     def summary(self) -> tuple[str, str]:
-        """See `SequenceModifier.summary`."""
         shortcut = self.modifier.shortcut
         assert shortcut is not None  # it was attached
         total = self.left + self.stayed
@@ -212,21 +198,21 @@ class LeavingSequence:
         return "leave", f"{self.left} of {total} thinking tokens left after {layers}"
 
 
-class _EarlyExitHook(StepHook):
+class _EarlyExitHook(ModifierHook):
     """Which sequences of a batch may leave at this step; counts in them which do."""
 
-    def __init__(self, shortcut: Shortcut, threshold: float, leaving: Sequence[LeavingSequence | None]) -> None:
+    def __init__(self, shortcut: Shortcut, threshold: float, leaving: Sequence[SequenceModifier | None]) -> None:
+        super().__init__(leaving)
         self.shortcut, self.threshold = shortcut, threshold
-        self._leaving = list(leaving)
-        self._sequences: list[SequenceView] = []
+        self._in_flight: list[SequenceState] = []
         self._parts: dict[str, Tensor] = {}  # of the shortcut, with the device and dtype of the model
 
-    def start(self, sequences: Sequence[SequenceView]) -> None:
-        self._sequences = list(sequences)
+    def start(self, sequences: Sequence[SequenceState]) -> None:
+        self._in_flight = list(sequences)
 
     def select(self, slots: Sequence[int]) -> None:
-        self._leaving = [self._leaving[slot] for slot in slots]
-        self._sequences = [self._sequences[slot] for slot in slots]
+        super().select(slots)
+        self._in_flight = [self._in_flight[slot] for slot in slots]
 
     def adapt(self, states: Tensor) -> Tensor:
         """The input of the last norm, [..., width]."""
@@ -240,14 +226,14 @@ class _EarlyExitHook(StepHook):
         """
         may_leave = [
             one is not None and sequence.sampling_next and one.active()
-            for one, sequence in zip(self._leaving, self._sequences, strict=False)
+            for one, sequence in zip(self.sequences, self._in_flight, strict=False)
         ]
         if not any(may_leave):
             return None
         leaves = (score(self._parts_like(states), states[:, -1]) >= self.threshold).tolist()
         leaves = [allowed and leaving for allowed, leaving in zip(may_leave, leaves, strict=True)]
-        for one, allowed, leaving in zip(self._leaving, may_leave, leaves, strict=True):
-            if one is not None and allowed:
+        for one, allowed, leaving in zip(self.sequences, may_leave, leaves, strict=True):
+            if allowed:
                 one.left, one.stayed = one.left + leaving, one.stayed + (not leaving)
         if not any(leaves):
             return None

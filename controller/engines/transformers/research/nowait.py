@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .....errors import CapabilityError
 from ....policies.base import BOUND
 from ....text.tokenizer_adapter import get_adapter
-from ....types import BindContext, Capability, ForwardModifier, SequenceModifier, StepHook
+from ....types import BindContext, Capability, ForwardModifier, SequenceModifier
+from ..hooks import ModifierHook, StepHook
 
 WORDS = (
     "wait", "alternatively", "hmm", "but", "however", "alternative", "another", "check", "double-check", "oh", "maybe",
@@ -43,17 +44,8 @@ class NoWait(ForwardModifier):
     words: tuple[str, ...] = WORDS
     tokens: tuple[int, ...] = field(default=(), repr=False, metadata=BOUND)
 
-    @property
-    def provenance(self) -> frozenset[str]:
-        """See `ForwardModifier`; it has learned nothing."""
-        return frozenset()
-
     def bind(self, context: BindContext) -> NoWait:
-        """See `ForwardModifier.bind`.
-
-        Raises CapabilityError on an engine that does not let us change the logits, for recorded output, and where no
-        token is one of the words.
-        """
+        """Raises CapabilityError where logits cannot be changed, and where no token is one of the words."""
         engine = context.engine
         if engine is None or Capability.FORWARD_MODIFIERS not in engine.capabilities:
             name = "recorded output" if engine is None else f"engine {engine.name!r}"
@@ -72,53 +64,27 @@ class NoWait(ForwardModifier):
         return replace(self, tokens=tokens)
 
     def describe(self) -> tuple[str, str]:
-        """See `ForwardModifier.describe`."""
         return "ban", f"{len(self.tokens)} tokens are not written while it thinks"
 
-    def attach(self, boundary: Callable[[], str | None]) -> BannedSequence:
-        """See `ForwardModifier.attach`."""
-        return BannedSequence(self, boundary)
+    def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
+        return SequenceModifier(self, lambda: boundary() is not None)
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
-        """See `ForwardModifier.install`."""
-        hook = _BanHook(self.tokens, [s if isinstance(s, BannedSequence) else None for s in sequences])
-        handle = model.register_forward_hook(hook.after)
-        try:
+        hook = _BanHook(self.tokens, sequences)
+        with model.register_forward_hook(hook.after):
             yield hook
-        finally:
-            handle.remove()
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class BannedSequence:
-    """One sequence in whose thinking tokens are banned; `boundary()` is None where it does not think."""
-
-    modifier: ForwardModifier
-    boundary: Callable[[], str | None]
-
-    def summary(self) -> None:
-        """See `SequenceModifier.summary`."""
-
-
-class _BanHook(StepHook):
-    """Which sequences of a batch think at this step."""
-
-    def __init__(self, tokens: Sequence[int], sequences: Sequence[BannedSequence | None]) -> None:
-        self._sequences = list(sequences)
+class _BanHook(ModifierHook):
+    def __init__(self, tokens: Sequence[int], sequences: Sequence[SequenceModifier | None]) -> None:
+        super().__init__(sequences)
         self._tokens = list(tokens)
         self._banned: Tensor | None = None  # [vocabulary]
 
-    def select(self, slots: Sequence[int]) -> None:
-        self._sequences = [self._sequences[slot] for slot in slots]
-
     def after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A hook on the model: lowers the logits [sequences, positions, vocabulary] of banned tokens to the least.
-
-        They stay finite, so that entropies can be computed from them.
-        """
-        active = [sequence is not None and sequence.boundary() is not None for sequence in self._sequences]
-        if not any(active):
+        """Lower logits [sequences, positions, vocabulary] of banned tokens to the least, finite for the entropies."""
+        if not any(active := self.find_active()):
             return
         logits: Tensor = output.logits
         if self._banned is None:

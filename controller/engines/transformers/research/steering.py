@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .....errors import OptionError
 from .....probes.research.steering import Direction
 from ....probe_registry import load_learned
-from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
-from ..hooks import find_decoder_layers
+from ....types import BindContext, ForwardModifier, SequenceModifier, State
+from ..hooks import ModifierHook, StepHook, find_decoder_layer
 
 AddStates = Callable[[Tensor], Tensor | None]
 """Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""
@@ -40,15 +40,10 @@ class Steer(ForwardModifier):
 
     @property
     def provenance(self) -> frozenset[str]:
-        """See `ForwardModifier`."""
         return frozenset() if self.direction is None else self.direction.learned_from
 
     def bind(self, context: BindContext) -> Steer:
-        """See `ForwardModifier.bind`.
-
-        Raises ProbeError without a direction for this model, ArtifactError for another model's, and OptionError where
-        none of its strengths was useful and none is given.
-        """
+        """Raises ProbeError without a direction, ArtifactError for a foreign one, OptionError without a strength."""
         remedy = "find one with `tersely steer`, and pass its folder (probes)"
         direction = load_learned(context, self.direction, self.probes, Direction, remedy)
         layer, strength = direction.chosen(self.layer, self.strength)
@@ -56,13 +51,11 @@ class Steer(ForwardModifier):
         return replace(self, layer=layer, strength=strength, direction=direction)
 
     def describe(self) -> tuple[str, str]:
-        """See `ForwardModifier.describe`."""
         direction, layer, strength = self._require_bound()
         where = "all thinking tokens" if direction.place == "tokens" else "the ends of thoughts"
         return "steer", f"{where} at layer {layer} with strength {strength:+g}"
 
     def attach(self, boundary: Callable[[], str | None]) -> SteeredSequence:
-        """See `ForwardModifier.attach`."""
         direction, layer, strength = self._require_bound()
         everywhere = direction.place == "tokens"
 
@@ -70,13 +63,12 @@ class Steer(ForwardModifier):
             ended = boundary()
             return ended is not None and (everywhere or ended == "thought")
 
-        return SteeredSequence(self, layer, direction.push(layer, strength), active)
+        return SteeredSequence(self, active, direction.push(layer, strength))
 
     @contextmanager
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
-        """See `ForwardModifier.install`."""
         _, layer, _ = self._require_bound()
-        hook = _SteeringHook([s if isinstance(s, SteeredSequence) else None for s in sequences])
+        hook = _SteeringHook(sequences)
         with _add_at(model, layer, hook.added):
             yield hook
 
@@ -86,38 +78,27 @@ class Steer(ForwardModifier):
         return self.direction, self.layer, self.strength
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class SteeredSequence:
-    """What is added to the hidden states of one sequence, values [width], while `active()`."""
+@dataclass(eq=False, slots=True)
+class SteeredSequence(SequenceModifier):
+    """One sequence to whose hidden states `values` [width] are added."""
 
-    modifier: ForwardModifier
-    layer: int  # the output of this block, 1 the first
     values: State
-    active: Callable[[], bool]
-
-    def summary(self) -> None:
-        """See `SequenceModifier.summary`."""
 
 
-class _SteeringHook(StepHook):
-    """Which sequences of a batch are steered at this step."""
-
-    def __init__(self, sequences: Sequence[SteeredSequence | None]) -> None:
-        self._sequences = list(sequences)
-        self._values: Tensor | None = None  # [sequences, 1, width]
+class _SteeringHook(ModifierHook):
+    _values: Tensor | None = None  # [sequences, 1, width]
 
     def select(self, slots: Sequence[int]) -> None:
-        self._sequences = [self._sequences[slot] for slot in slots]
+        super().select(slots)
         self._values = None
 
     def added(self, states: Tensor) -> Tensor | None:
         """What the sequences that are steered now get, [sequences, 1, width], 0 for the others; None if none is."""
-        active = [sequence is not None and sequence.active() for sequence in self._sequences]
-        if not any(active):
+        if not any(active := self.find_active()):
             return None
         if self._values is None:
             nothing = torch.zeros(states.shape[-1])
-            values = [nothing if s is None else torch.from_numpy(s.values) for s in self._sequences]
+            values = [nothing if s is None else torch.from_numpy(s.values) for s in self.sequences]
             self._values = torch.stack(values)[:, None].to(states)
         return self._values * torch.tensor(active, device=states.device)[:, None, None]
 
@@ -135,5 +116,5 @@ def _add_at(model: Any, layer: int, add: AddStates) -> Iterator[None]:
             return None
         return states + more if isinstance(output, Tensor) else (states + more, *output[1:])
 
-    with find_decoder_layers(model, layer).module.register_forward_hook(hook):
+    with find_decoder_layer(model, layer)[0].register_forward_hook(hook):
         yield

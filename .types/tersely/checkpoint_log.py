@@ -1,1 +1,0 @@
-../../tersely/checkpoint_log.py

@@ -1,1 +1,0 @@
-"""The trace viewer: records of generations as JSONL, and an HTML page that shows them."""
