@@ -205,7 +205,7 @@ def _set_own(arguments: Any, name: str, value: Any) -> None:
 
 
 def _open_trials(arguments: Any, settings: dict[str, Any]) -> str:
-    """The URL at which this server will decode trials for its own requests, with a key that nobody else knows."""
+    """The URL at which this server will decode trials for its own requests, with a secret key."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(arguments.host, arguments.host)
     if here not in LOCAL or arguments.ssl_certfile or arguments.enable_lora:
         raise CapabilityError(

@@ -58,7 +58,7 @@ UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/re
 """What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
 _EVENT_END = b"\n\n"
 _LONGER = 4
-"""How many times as long as other prompts one may be that vLLM only counts, or is told to truncate."""
+"""How many times as long as other prompts one may be that vLLM only counts, or truncates."""
 Trace = tuple[Decision, ...]
 
 

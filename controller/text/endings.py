@@ -69,7 +69,7 @@ def read_ending(text: str, asked: Asked) -> str | None:
 
 
 def _cut_asides(sentence: str, asked: Asked) -> str:
-    """A sentence without its asides, but for those that speak more of what is asked for than the rest."""
+    """A sentence without its asides, but for those that say more about the goal of the question than the rest."""
 
     def speaks(text: str) -> int:
         return sum(asked.about(word) for word in re.findall(r"[a-z]{3,}", text.lower()))

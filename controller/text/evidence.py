@@ -24,7 +24,7 @@ class Claim:
         confirmed: how often the model has said that something is right or fits, since it was first stated.
         answered: how many statements call it the answer.
         agreeing: how many statements in a row say the same, up to the last one.
-        insisting: the same, where intermediate results do not count, only statements about what is asked for.
+        insisting: the same, where intermediate results do not count, only statements about the goal of the question.
         contested: whether any other value has been called the answer.
     """
 

@@ -246,7 +246,7 @@ def _scan_values(sentence: str, asked: Asked) -> Iterator[tuple[int, int]]:
 
 
 def _read_number(sentence: str, asked: Asked) -> str | None:
-    """The value of what is asked for, behind the last equality, in the last formula, or the last one."""
+    """The value that the question asks for, behind the last equality, in the last formula, or the last one."""
     for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
         if value := _read_at(sentence, match.end(), asked):
             return value

@@ -36,7 +36,7 @@ class ThinkingState:
         self.signals: list[Signals | None] = []  # as long as `ids` where an engine reports them, else empty
         self.boundary = "token"
         self._thoughts: list[Thought] = []
-        self._ended: list[tuple[int, int]] = []  # where later thoughts begin and end, which nobody has asked for yet
+        self._ended: list[tuple[int, int]] = []  # where later thoughts begin and end that no policy has asked for yet
         self._start = self._retractable_from = 0
         self._flags = codec.flags
         self._may_call = False  # something that can begin a tool call has been seen
