@@ -26,7 +26,7 @@ from ..text.markers import find_markers
 from ..text.sanitizer import SpecialTokenSanitizer
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine_options import load_tokenizer
-from ..vllm.parent_watch import SERVED
+from ..vllm.lifetime import LIFETIME, SERVED
 from ..vllm.request_control import KEY
 from ..vllm.trace_channel import TraceStore
 from ..vllm.trial_endpoint import require_trials
@@ -39,7 +39,6 @@ from .prompt_limit import PromptLimit
 from .rules import LiveConfig, check_names
 from .settings import UNBILLED, Billing, ServerLimits
 from .untrusted_text import RENDERED, sanitize_body
-from .vllm_lifetime import LIFETIME
 from .vllm_limits import check_request
 from .vllm_translation import (
     CHAT,
