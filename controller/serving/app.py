@@ -128,6 +128,7 @@ def _add_info_routes(
 
     def describe(name: str, request: Request) -> dict[str, Any]:
         info, rules = workers[name].model_info, settings.config.rules(name, getattr(request.state, "key", ""))
+        limit = min(rules.max_tokens, info.context or rules.max_tokens)
         return {
             "id": name,
             "object": "model",
@@ -138,7 +139,7 @@ def _add_info_routes(
                 "thinks": info.thinks,
                 "tools": info.tools,
                 "policies": info.policies,
-                "efforts": effort_caps(rules.caps, rules.max_tokens, rules.max_thinking),
+                "efforts": effort_caps(rules.caps, limit, rules.max_thinking),
             },
         }
 

@@ -42,7 +42,9 @@ def test_openai_chat(client: Any) -> None:
     assert choice.message.reasoning == choice.message.reasoning_content
     assert reply.usage.completion_tokens_details.reasoning_tokens > 0
     assert choice.tersely["tier"] == "easy"
-    assert client.models.list().data[0].id == MODEL == client.models.retrieve(MODEL).id
+    listed = client.models.list().data[0]
+    assert listed.id == MODEL == client.models.retrieve(MODEL).id
+    assert 0 < max(listed.tersely["efforts"].values()) < listed.max_model_len
 
 
 def test_openai_chat_stream(client: Any) -> None:
