@@ -273,7 +273,8 @@ def compute_score(
     `delta` rewards not thinking. `adherence` weighs keeping to the tier's budget, by `tier` and `thinking_tokens` in
     `extra_info`; a `reference` there is subtracted.
     """
-    columns = {name: [value] for name, value in (extra_info or {}).items() if value is not None}
+    given = extra_info or {}
+    columns = {name: [given[name]] for name in ("tier", "thinking_tokens", "reference") if given.get(name) is not None}
     right = float(_correctness().is_right(gold_text(ground_truth, "ground_truth"), answer_part(solution_str, CLOSE)))
     bonus = delta * solution_str.lstrip().startswith(CLOSE)
     kept = adherence * (TierAdherence()([""], [""], **columns)[0] or 0.0) if adherence else 0.0

@@ -150,7 +150,8 @@ def test_a_missing_column_is_named() -> None:
 def test_functions_for_verl_and_openrlhf() -> None:
     made = compute_score("tiny", INSTANT, "4", {"reference": 0.5}, delta=0.05)
     assert made == {"score": 0.55, "correctness": 1, "no_think_bonus": 0.05, "tier_adherence": 0}
-    made = compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": 1536}, adherence=0.2)
+    info = {"tier": "easy", "thinking_tokens": 1536, "prompts": "what else a data set has"}
+    made = compute_score("tiny", RIGHT, "4", info, adherence=0.2)
     assert made["score"] == pytest.approx(0.9)
     found = reward_func(["q" + RIGHT, "q" + OPEN], ["q", "q"], ["4", "4"])
     assert torch.equal(found["rewards"], torch.tensor([1.0, 0.0]))
