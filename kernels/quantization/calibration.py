@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, RootModel, StringConstraints
+from pydantic import AliasChoices, BaseModel, Field, RootModel, StringConstraints
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -67,7 +67,9 @@ class CalibrationText:
 
 
 class _Question(BaseModel):
-    problem: Annotated[str, StringConstraints(pattern=r"\S")]
+    problem: Annotated[str, StringConstraints(pattern=r"\S")] = Field(
+        validation_alias=AliasChoices("problem", "question")
+    )
 
 
 class _AnyObject(RootModel[dict[str, Any]]):
@@ -88,7 +90,7 @@ def tokenize_rows(file: Path, tokenizer: Any, count: int, length: int) -> Tensor
 
 
 def read_questions(file: Path) -> list[str]:
-    """Read the field `problem` of each line of a JSONL; raises OptionError."""
+    """Read the field `problem` or `question` of each line of a JSONL; raises OptionError."""
     return [parse_json(_Question, line, at, OptionError).problem for at, line in read_lines(file, OptionError)]
 
 

@@ -114,7 +114,8 @@ def test_report_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_calibration_on_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked, few = tmp_path / "asked.jsonl", tmp_path / "few.jsonl"
-    lines = [json.dumps({"problem": f"Kai has {n} shells. Count the shells.", "answer": str(n)}) for n in range(20)]
+    names = ("problem", "question")
+    lines = [json.dumps({names[n % 2]: f"Kai has {n} shells. Count the shells.", "answer": str(n)}) for n in range(20)]
     asked.write_text("\n".join(lines))
     few.write_text(lines[0])
     run(SMALL, tmp_path / "a", "--questions", asked, *ROWS, "--head", "keep")
@@ -123,7 +124,7 @@ def test_calibration_on_answers(tmp_path: Path, capsys: pytest.CaptureFixture[st
         run(SMALL, tmp_path / "b", "--questions", few, "--rows", "8", "--length", "512")
     with refused(OptionError, "conflicting_options"):
         run(SMALL, tmp_path / "c", "--questions", few, "--calib", few)
-    few.write_text(json.dumps({"question": "Kai?"}))
+    few.write_text(json.dumps({"text": "Kai?"}))
     with refused(OptionError):
         run(SMALL, tmp_path / "d", "--questions", few)
     assert not list(tmp_path.glob("[bcd]*")), "nor what it was begun with"
