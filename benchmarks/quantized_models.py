@@ -204,7 +204,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--rows", type=int, default=64, help="rows of text or answers, of --length tokens each (default: %(default)s)"
     )
     parser.add_argument("--length", type=int, default=512, help="tokens per row (default: %(default)s)")
-    parser.add_argument("--tasks", help="JSONL of {id, problem, answer} to answer, in vLLM")
+    parser.add_argument("--tasks", help="JSONL of {question, answer} to answer, in vLLM")
     parser.add_argument("--limit", type=int, default=250, help="questions of --tasks (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens per answer (default: %(default)s)")
     options = parser.parse_args(argv)

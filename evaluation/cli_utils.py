@@ -20,7 +20,7 @@ from ..io import CheckpointLog
 T = TypeVar("T", str, int, float)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
-Tasks = Annotated[str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")]
+Tasks = Annotated[str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {question, answer}.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed for drawing questions and for sampling.")]
 Probes = Annotated[
     str | None, typer.Option("--probes", help="Folder of `tersely calibrate`, instead of the pretrained probes.")

@@ -48,7 +48,7 @@ def bench(
         typer.Option(metavar="FILE:CLASS", help="Add an arm with your own policy, own.py:ClassName; repeatable."),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer[, level]}.")
+        str, typer.Option(help="Tasks: tiny, gym:NAME, or JSONL files of {question, answer[, id, level]}.")
     ] = TINY,
     split: Annotated[str, typer.Option(help="Split of tiny and gym tasks: fit, calibrate or test.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Maximum questions per task.")] = None,

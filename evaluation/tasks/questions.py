@@ -101,7 +101,8 @@ def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> 
     for task in tasks:
         for question in load(task, split, limit, seed):
             if question.id in questions:
-                raise TaskError(f"task {task!r}: id {question.id!r} is also in another task; make ids unique")
+                remedy = "make ids unique, or rename a file without ids"
+                raise TaskError(f"task {task!r}: id {question.id!r} is also in another task; {remedy}")
             questions[question.id] = question
     return list(questions.values())
 

@@ -46,7 +46,7 @@ def quantize(
     tasks: Annotated[
         str | None,
         typer.Option(
-            "--tasks", help="Measure accuracy before and after on tiny, gym:NAME, or a JSONL of {id, problem, answer}."
+            "--tasks", help="Measure accuracy before and after on tiny, gym:NAME, or a JSONL of {question, answer}."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of --tasks (default 100).")] = None,
