@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +30,7 @@ from measuring import make_parser, print_figures
 
 QUESTION = "Mia has {a} shells. Mia finds {b} more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 NAME = "benchmarked"
+START = 300.0  # seconds that a server may take
 VLLM = ("-m", "vllm.entrypoints.openai.api_server")
 SMALL = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--gpu-memory-utilization", "0.3")
 
@@ -68,14 +69,13 @@ def running(*command: str) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen([sys.executable, *command, "--port", str(port)], stdout=sys.stderr) as process:
         try:
-            while True:
-                try:
-                    if httpx.get(f"{url}/health").is_success:
-                        break
-                except httpx.TransportError:
-                    if process.poll() is not None:
-                        raise SystemExit(f"the server ended during startup: {' '.join(command)}") from None
-                    time.sleep(0.5)
+            end, up = time.monotonic() + START, False
+            while not up:
+                with suppress(httpx.TransportError):
+                    up = httpx.get(f"{url}/health").is_success
+                if process.poll() is not None or time.monotonic() > end:
+                    raise SystemExit(f"the server has not started: {' '.join(command)}")
+                time.sleep(0.0 if up else 0.5)
             yield url
         finally:
             process.terminate()
