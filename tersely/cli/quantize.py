@@ -26,7 +26,7 @@ def quantize(
         Path | None,
         typer.Option(
             "--questions",
-            help="JSONL of {problem}: calibrate on the model's own answers to these; best for chat models.",
+            help="JSONL of {question}: calibrate on the model's own answers to these; best for chat models.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of text; every fourth is used to measure.")] = 40,
