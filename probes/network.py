@@ -18,7 +18,10 @@ from ..errors import OptionError, TerselyError
 def check_arrays(
     arrays: Mapping[str, Any], shapes: Mapping[str, str], dtype: DTypeLike, error: type[TerselyError] = OptionError
 ) -> dict[str, NDArray[Any]]:
-    """Copy arrays to read-only ones; raises `error` unless all fit `shapes`, with a letter per dimension: "dh"."""
+    """Copy arrays to read-only ones of a type; raises `error` unless all are given, finite and of fitting shapes.
+
+    Shapes have a letter for each dimension and the same letter for equal sizes, such as "dh".
+    """
     if set(arrays) != set(shapes):
         raise error(f"arrays are {', '.join(sorted(arrays))}; accepted: {', '.join(shapes)}")
     sizes: dict[str, int] = {}

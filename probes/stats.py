@@ -82,7 +82,10 @@ class Quality:
 
 
 def measure_quality(labels: NDArray[np.bool_], probabilities: Floats) -> Quality:
-    """Compare probabilities [n] with outcomes [n], with Hanley and McNeil's interval (Radiology 1982); else NaN."""
+    """Compare probabilities [n] with outcomes [n]; all figures are NaN if only one outcome occurred.
+
+    The interval of the AUROC is Hanley and McNeil's (Radiology 1982).
+    """
     from sklearn.metrics import brier_score_loss
 
     n, share = len(labels), float(labels.mean()) if len(labels) else math.nan

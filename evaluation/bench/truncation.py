@@ -119,7 +119,7 @@ class TruncationBaseline:
         return self._watch(recording, BudgetForcing(), tight)
 
     def truncate_hard(self, recording: Recording, budget: int) -> Truncation | None:
-        """Truncate at a budget to the token, as vLLM and Qwen do; None if the thinking is not longer."""
+        """Truncate at a budget to the token, the closing not counted, as vLLM and Qwen do; None if it is not longer."""
         budget = min(budget, recording.budget.thinking)
         if recording.thinking <= budget + 1:
             return None
