@@ -66,10 +66,11 @@ ELSEWHERE = {
     ("TRAINING.md", 5): "tests/e2e/test_training_methods.py",
     ("TRAINING.md", 6): "tests/e2e/test_training_methods.py",
     ("VLLM.md", 0): "the same block of README in tests/e2e/test_examples.py",
-    ("VLLM.md", 1): "a GPU",
-    ("VLLM.md", 2): "a GPU; in small in tests/engines/test_gpu_check.py",
-    ("VLLM.md", 3): "GPUs",
-    ("VLLM.md", 4): "Ray",
+    ("VLLM.md", 1): "a real model; its like in tests/e2e/test_serving_vllm.py",
+    ("VLLM.md", 2): "a GPU",
+    ("VLLM.md", 3): "a GPU; in small in tests/engines/test_gpu_check.py",
+    ("VLLM.md", 4): "GPUs",
+    ("VLLM.md", 5): "Ray",
 }
 
 
