@@ -86,10 +86,11 @@ async def _answer(
 ) -> GenerationResult:
     asked = ChatQuestion(as_messages(prompt), options, options.max_new_tokens)
     async with slots:
+        sent = model.dialect.limit_field  # others that run at the same time may change it
         try:
             result = (await model.answer(asked)).result
         except RefusedError as error:  # the limit has the older of its two names unless the server wants the other
-            if LIMIT_FIELDS[1] not in str(error) or model.dialect.limit_field == LIMIT_FIELDS[1]:
+            if LIMIT_FIELDS[1] not in str(error) or sent == LIMIT_FIELDS[1]:
                 raise
             model.dialect = replace(model.dialect, limit_field=LIMIT_FIELDS[1])
             result = (await model.answer(asked)).result
