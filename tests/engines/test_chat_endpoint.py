@@ -55,6 +55,14 @@ def test_thinking_within_the_content_is_split_off(engine: TransformersEngine) ->
         assert (done.thinking, done.answer, done.trace) == ("", "It is 4.", ())
 
 
+@pytest.mark.parametrize("content", ["2 and 2</think>\n\nIt is 4.", "[THINK]2 and 2[/THINK]It is 4."])
+def test_thinking_in_other_markers_or_without_an_opening_is_split_off(engine: TransformersEngine, content: str) -> None:
+    with TextServer(engine, chat=reply({"content": content})).serve() as server:
+        done = ChatOnlyEndpoint(server.url).run(["What is 2+2?"], OFF)[0]
+    assert (done.thinking, done.answer, done.usage.thinking) == ("2 and 2", "It is 4.", 0)
+    assert "count as answer" in done.trace[0].reason
+
+
 def test_efforts_are_sent_by_their_openai_names(engine: TransformersEngine) -> None:
     with TextServer(engine, chat=reply({"content": "4"})).serve() as server:
         for effort, name, tier in (
