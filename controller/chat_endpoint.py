@@ -105,12 +105,10 @@ async def _answer(
 
 def _split_off_thinking(result: GenerationResult) -> GenerationResult:
     """The result with the thinking of a server that leaves it in the text, in other markers or without an opening."""
-    marks = () if result.thinking else (pair for pair in KNOWN if pair[1] in result.answer)
-    for opening, closing in marks:
-        state = "before" if opening in result.answer.partition(closing)[0] else "thinking"
-        thinking, answer = split_text(result.answer, Markers(opening, closing), state)
-        note = Decision(
-            "usage", "note", "the server leaves the thinking in its answer, whose tokens count as answer", 0
-        )
-        return replace(result, thinking=thinking.strip(), answer=answer.strip(), trace=(*result.trace, note))
-    return result
+    pair = next((pair for pair in KNOWN if pair[1] in result.answer), None)
+    if pair is None or result.thinking:
+        return result
+    state = "before" if pair[0] in result.answer.partition(pair[1])[0] else "thinking"
+    thinking, answer = split_text(result.answer, Markers(*pair), state)
+    note = Decision("usage", "note", "the server leaves the thinking in its answer, whose tokens count as answer", 0)
+    return replace(result, thinking=thinking.strip(), answer=answer.strip(), trace=(*result.trace, note))
