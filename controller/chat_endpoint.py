@@ -15,6 +15,8 @@ from .engines.openai.client import OpenAIClient, RefusedError, choose_model
 from .options import GenerationOptions
 from .policies import make_policies
 from .prompts import as_messages
+from .text.markers import KNOWN, Markers
+from .text.reasoning_parser import split_text
 from .trace import Decision, GenerationResult
 from .types import Prompt
 
@@ -86,14 +88,27 @@ async def _answer(
 ) -> GenerationResult:
     asked = ChatQuestion(as_messages(prompt), options, options.max_new_tokens)
     async with slots:
+        sent = model.dialect.limit_field  # others that run at the same time may change it
         try:
             result = (await model.answer(asked)).result
         except RefusedError as error:  # the limit has the older of its two names unless the server wants the other
-            if LIMIT_FIELDS[1] not in str(error) or model.dialect.limit_field == LIMIT_FIELDS[1]:
+            if LIMIT_FIELDS[1] not in str(error) or sent == LIMIT_FIELDS[1]:
                 raise
             model.dialect = replace(model.dialect, limit_field=LIMIT_FIELDS[1])
             result = (await model.answer(asked)).result
+    result = _split_off_thinking(result)
     if options.effort != "auto":
         return result
     reason = f"{result.tier}, by the prompt's length: a chat endpoint shows no hidden states"
     return replace(result, trace=(Decision("effort", "tier", reason, 0), *result.trace))
+
+
+def _split_off_thinking(result: GenerationResult) -> GenerationResult:
+    """The result with the thinking of a server that leaves it in the text, in other markers or without an opening."""
+    pair = next((pair for pair in KNOWN if pair[1] in result.answer), None)
+    if pair is None or result.thinking:
+        return result
+    state = "before" if pair[0] in result.answer.partition(pair[1])[0] else "thinking"
+    thinking, answer = split_text(result.answer, Markers(*pair), state)
+    note = Decision("usage", "note", "the server leaves the thinking in its answer, whose tokens count as answer", 0)
+    return replace(result, thinking=thinking.strip(), answer=answer.strip(), trace=(*result.trace, note))

@@ -518,7 +518,9 @@ class Controller:
             return None
         answer = trial.reply.result()
         said = f"asked after {trial.position} tokens: {answer.answer!r}, with a confidence of {answer.confidence:.3f}"
-        self.decisions.append(Decision(policy, "trial", said, self.position, tokens=answer.tokens))
+        shared = any(one.action == "trial" and one.reason == said for one in self.decisions)  # by several policies
+        tokens = 0 if shared else answer.tokens
+        self.decisions.append(Decision(policy, "trial", said, self.position, tokens=tokens))
         return answer
 
     def _note_missing_verdicts(self) -> None:

@@ -14,7 +14,9 @@ _GROWTH = 4
 """Characters for each token of the limit that are counted first; then as many times more."""
 _CUT = 8
 """Tokens that a text may have more because it is cut."""
-_TEXTS = ("content", "text", "output", "tool_calls", "function", "arguments")
+_ARGUMENTS = ("arguments", "input")
+"""Fields with the arguments of a call, a text or an object of which all is rendered."""
+_TEXTS = ("content", "text", "output", "tool_calls", "function", *_ARGUMENTS)
 """Fields of messages and items that every chat template renders; not names, ids and thinking."""
 
 
@@ -63,7 +65,8 @@ def _list_texts(value: Any, names: tuple[str, ...] | None = None, role: str = ""
     elif isinstance(value, Mapping) and value.get("type") != "reasoning":
         for key, one in value.items():
             if names is None or key in names:
-                yield from _list_texts(one, names, str(value.get("role") or role), key)
+                inner = None if key in _ARGUMENTS else names
+                yield from _list_texts(one, inner, str(value.get("role") or role), key)
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _list_texts(one, names, role, name)

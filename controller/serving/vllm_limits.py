@@ -27,7 +27,7 @@ _MOST = 1e18  # so that sums can be shown
 _SCHEMAS = ("json", "json_schema", "schema", "parameters", "input_schema")
 """Fields with a schema."""
 _APPLICATORS = ("allOf", "anyOf", "oneOf")
-_RULE = re.compile(r"^\s*([\w-]+)\s*::=", re.MULTILINE)
+_RULE = re.compile(r"^[^\S\n]*([\w-]+)\s*::=", re.MULTILINE)
 _COUNTS = ("minItems", "maxItems", "minContains", "maxContains", "minProperties", "maxProperties")
 
 

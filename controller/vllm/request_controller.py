@@ -92,6 +92,7 @@ class RequestController:
         self._finished = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._late = 0  # tokens that may still come before those of the queue
+        self.unseen = 0  # tokens that came so, which the watcher does not know
         self._closings: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -204,6 +205,7 @@ class RequestController:
             return
         if self._queue and self._late and token not in (self._queue[0], *self._ends):
             self._late -= 1
+            self.unseen += 1
             self.forced.append(False)
             return
         if self._queue:
@@ -399,7 +401,7 @@ class WorkerContext:
             assert self.trials is not None
             if prompt is None:
                 return failed_trial("the prompt came as embeddings, which a trial cannot repeat")
-            return self.trials.submit([*ids, *request.output[:position], *forced], trial)
+            return self.trials.submit([*ids, *request.output[: position + request.unseen], *forced], trial)
 
         controller = Controller(
             policies,

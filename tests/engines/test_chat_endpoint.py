@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +55,14 @@ def test_thinking_within_the_content_is_split_off(engine: TransformersEngine) ->
         assert (done.thinking, done.answer, done.trace) == ("", "It is 4.", ())
 
 
+@pytest.mark.parametrize("content", ["2 and 2</think>\n\nIt is 4.", "[THINK]2 and 2[/THINK]It is 4."])
+def test_thinking_in_other_markers_or_without_an_opening_is_split_off(engine: TransformersEngine, content: str) -> None:
+    with TextServer(engine, chat=reply({"content": content})).serve() as server:
+        done = ChatOnlyEndpoint(server.url).run(["What is 2+2?"], OFF)[0]
+    assert (done.thinking, done.answer, done.usage.thinking) == ("2 and 2", "It is 4.", 0)
+    assert "count as answer" in done.trace[0].reason
+
+
 def test_efforts_are_sent_by_their_openai_names(engine: TransformersEngine) -> None:
     with TextServer(engine, chat=reply({"content": "4"})).serve() as server:
         for effort, name, tier in (
@@ -73,13 +82,18 @@ def test_efforts_are_sent_by_their_openai_names(engine: TransformersEngine) -> N
 def test_the_token_limit_has_the_name_that_the_server_wants(engine: TransformersEngine) -> None:
     class NewerServer(TextServer):
         def find_problem(self, body: dict[str, Any]) -> str | None:
-            return "use 'max_completion_tokens' instead" if "max_tokens" in body else None
+            if "max_tokens" not in body:
+                return None
+            both.wait()
+            return "use 'max_completion_tokens' instead"
 
+    both = threading.Barrier(2, timeout=20)
     with NewerServer(engine, chat=reply({"content": "4"})).serve() as server:
-        assert ChatOnlyEndpoint(server.url).run(["2+2?"], OFF)[0].answer == "4"
+        done = ChatOnlyEndpoint(server.url).run(["2+2?", "1+3?"], OFF)
+        assert [one.answer for one in done] == ["4", "4"], "both were refused before either was sent again"
         assert [set(body) & {"max_tokens", "max_completion_tokens"} for body in server.requests] == [
-            {"max_tokens"},
-            {"max_completion_tokens"},
+            *[{"max_tokens"}] * 2,
+            *[{"max_completion_tokens"}] * 2,
         ]
 
 

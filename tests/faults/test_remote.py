@@ -280,6 +280,24 @@ def test_keys_of_the_environment_go_where_they_belong(server: Misbehaving, monke
     OpenAIClient("http://example.com/v1")
 
 
+def test_a_server_may_hang_up_once_it_is_done() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = event(OK) + b"data: [DONE]\n\n"
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(body), body))
+        await writer.drain()
+        writer.close()  # without the last chunk
+
+    async def read() -> list[dict[str, Any]]:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            client = OpenAIClient("http://{}:{}".format(*server.sockets[0].getsockname()), "")
+            events = [one async for one in client.stream_events("/completions", {})]
+            await client.close()
+            return events
+
+    assert asyncio.run(read()) == [OK]
+
+
 def test_events_of_any_form_raise_our_errors_only(server: Misbehaving) -> None:
     client = OpenAIClient(server.url)
 

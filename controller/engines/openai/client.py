@@ -117,7 +117,8 @@ class OpenAIClient:
             async with self._send("POST", path, body) as reply, aclosing(_read_events(reply, self.timeout)) as pieces:
                 async for data in pieces:
                     if data.strip() == "[DONE]":
-                        await read_rest(pieces)
+                        with suppress(self._httpx.TransportError):  # all that matters has come
+                            await read_rest(pieces)
                         return
                     yield self._check_event(parse_event(data), path)
         except TimeoutError:

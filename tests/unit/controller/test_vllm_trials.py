@@ -131,6 +131,33 @@ def test_a_policy_decides_at_the_first_end_of_a_sentence_after_the_reply() -> No
     assert trial.tokens == len(words(DEER_PROMPT.opening)["input_ids"]) + 2, "what opens it, and up to the brace"
 
 
+def test_tokens_that_came_before_what_was_forced_are_part_of_a_trial() -> None:
+    server = Completions(WordTokenizer())
+    with server.serve() as url:
+        context = make_context(server.words, trials=url)
+        context._drafts = 1
+        policies = {"hint": {"earliest": 1, "alpha": 99, "beta": 9.0}, "deer": {}}
+        made = context.make_controller(
+            {KEY: {"policies": policies}}, server.words(QUESTION + "<think>")["input_ids"], 500
+        )
+        assert made is not None and context.trials is not None
+        row = Row(server.words, made)
+        for token in server.words("I get one.")["input_ids"]:
+            row.output.append(token)
+            forced = made.read(row.output)
+        assert forced is not None, "a hint"
+        row.write(" late")
+        assert made.unseen == 1
+        row.write(" I get five. Wait")
+        asked = row.output[:-1]
+        server.answers.set()
+        until(lambda: replied(row))
+        context.trials.close()
+    (body,) = server.bodies
+    opening = server.words(DEER_PROMPT.opening)["input_ids"]
+    assert body["prompt"] == server.words(QUESTION + "<think>")["input_ids"] + asked + opening
+
+
 def test_a_doubtful_reply_lets_the_thinking_go_on() -> None:
     server = Completions(WordTokenizer(), logprob=-2.0)
     server.answers.set()

@@ -47,6 +47,7 @@ def user(content: Any) -> list[dict[str, Any]]:
         (user([{"type": "text", "text": "1 + 1"}] * 200), ()),
         ([{"role": "assistant", "content": LONG}, *user("1 + 1")], ()),
         ([{"role": "assistant", "tool_calls": [{"function": {"arguments": LONG}}]}], ()),
+        ([{"role": "assistant", "content": [{"type": "tool_use", "input": {"code": [LONG]}}]}], ()),
         ([{"role": "user", "content": [{"type": "tool_result", "content": [{"text": LONG}]}]}], ()),
         ([{"type": "function_call_output", "output": LONG}], ()),
         (user("1 + 1"), [{"function": {"parameters": {"enum": [LONG]}}}]),
