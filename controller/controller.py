@@ -183,7 +183,10 @@ class Controller:
         if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
             return KEEP
         self.view._step = step
-        return self._on_wakeup()
+        directive = self._on_wakeup()
+        if directive is KEEP:
+            self.view._step = None  # it holds the hidden states of a whole batch
+        return directive
 
     def _observe_outside(self, token: int, step: StepInfo | None) -> Directive:
         """Process a token that belongs to no thinking."""
