@@ -148,7 +148,7 @@ def test_the_architecture_page_shows_the_layers() -> None:
         lines.append(f'    L{number}["{"<br>".join(rooms)}"]')
     lines += [f"    L{number} --> L{number - 1}" for number in range(1, len(LAYERS))]
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    assert "\n".join([*lines, "```"]) in text.partition("## The rooms")[2]
+    assert "\n".join([*lines, "```"]) in text.partition("## The layers")[2]
     states = set(re.findall(r"\b[A-Z]{5,}\b", text.partition("stateDiagram-v2")[2].partition("```")[0]))
     assert states == set(ControllerState.__members__)
 

@@ -8,9 +8,11 @@ stream and leaves. With tools, `calls` are the names and arguments of the first 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +131,11 @@ def talk_by_agents(to: Address) -> dict[str, Any]:
                 said["calls"] = calls
             return said
 
-    return asyncio.run(talk())
+    said = asyncio.run(talk())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the connection of a stream that is cancelled open
+        gc.collect()
+    return said
 
 
 def talk_by_ai_sdk(to: Address) -> dict[str, Any]:
