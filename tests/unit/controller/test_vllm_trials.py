@@ -11,10 +11,14 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from unittest.mock import Mock, patch
 
+import pytest
+
 from tersely.controller.policies.exits import CERTAINDEX_PROMPT, DEER_PROMPT
 from tersely.controller.types import Capability
+from tersely.controller.vllm.lifetime import SERVED
 from tersely.controller.vllm.request_control import KEY, RequestControl
 from tersely.controller.vllm.request_controller import RequestController, WorkerContext
+from tersely.controller.vllm.trial_endpoint import TrialEndpoint
 from tersely.errors import CapabilityError
 
 from ...support.refusals import refused
@@ -234,3 +238,16 @@ def test_what_cannot_work_is_refused() -> None:
     with refused(CapabilityError):
         RequestControl(policies={"eat": {}})  # which reads the doubt of a reply
     assert Capability.TRIALS not in make_context(words).capabilities
+
+
+def test_a_servers_own_key_goes_to_no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERSELY_API_KEY", "of-our-clients")
+    endpoint = TrialEndpoint("http://127.0.0.1:9", "same")
+    assert endpoint._client._key == "of-our-clients", "in a process that is no server"
+    endpoint.close()
+    monkeypatch.setenv(SERVED, "1")
+    for named in ("", "of-the-endpoint"):
+        monkeypatch.setenv("TERSELY_UPSTREAM_KEY", named)
+        endpoint = TrialEndpoint("http://127.0.0.1:9", "same")
+        assert endpoint._client._key == named
+        endpoint.close()
