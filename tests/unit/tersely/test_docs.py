@@ -16,24 +16,21 @@ import pytest
 import tersely
 from tersely.cli.app import main
 
+from ...support.readme import BLOCK, code_blocks
+
 ROOT = Path(__file__).parents[3]
 DOCS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CURRENT = [path for path in DOCS if path.name not in ("LOG.md", "CHANGELOG.md")]  # those tell history
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 _FOLDERS = tuple("controller probes training kernels evaluation tersely tests benchmarks examples".split())
 _INLINE = re.compile(r"`((?:tersely|python|make) [^`]+)`")
-
-
-def blocks(path: Path, language: str) -> list[str]:
-    return [text for kind, text in _BLOCK.findall(path.read_text("utf-8")) if kind == language]
 
 
 def commands(path: Path) -> Iterator[list[str]]:
     """The arguments of each command, in console blocks and in inline code."""
     text = path.read_text("utf-8")
-    lines = [line for block in blocks(path, "console") for line in block.replace("\\\n", " ").split("\n")]
+    lines = [line for block in code_blocks(path, "console") for line in block.replace("\\\n", " ").split("\n")]
     found = [line[2:] for line in lines if line.startswith("$ ")]
-    found += [code.replace("\n", " ") for code in _INLINE.findall(_BLOCK.sub("", text))]
+    found += [code.replace("\n", " ") for code in _INLINE.findall(BLOCK.sub("", text))]
     for command in found:
         command = re.sub(r"^\w+=\S+ ", "", re.split(r" [|<>]|;| && ", command.split(" #")[0])[0])
         yield re.sub(r"['\"]", "", command).split()
@@ -114,4 +111,4 @@ def missing_names(code: str) -> list[str]:
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.name)
 def test_python_blocks_use_what_there_is(path: Path) -> None:
-    assert [name for block in blocks(path, "python") for name in missing_names(block)] == []
+    assert [name for block in code_blocks(path, "python") for name in missing_names(block)] == []
