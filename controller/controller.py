@@ -172,18 +172,16 @@ class Controller:
         if self.state is not _THINKING:
             return self._observe_outside(token, step)
         self.position += 1
-        close = self._close
-        if token == close.id or (close.id is None and close.completes(token)):
-            self.view._step = step
-            return self._on_model_close(token)
-        if token == self._eos:
-            return self._on_end_of_turn()
-        thinking = self.thinking
-        thinking.add(token, None if step is None else step.signals)
-        if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
-            return KEEP
+        close, thinking = self._close, self.thinking
+        closes = token == close.id or (close.id is None and close.completes(token))
+        if not closes:
+            if token == self._eos:
+                return self._on_end_of_turn()
+            thinking.add(token, None if step is None else step.signals)
+            if len(thinking.ids) < self._next_wakeup[thinking.boundary]:
+                return KEEP
         self.view._step = step
-        directive = self._on_wakeup()
+        directive = self._on_model_close(token) if closes else self._on_wakeup()
         if directive is KEEP:
             self.view._step = None  # it holds the hidden states of a whole batch
         return directive
