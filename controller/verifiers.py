@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -120,13 +120,15 @@ class EndpointCaller:
 
     Args:
         model: its name there; None takes the server's only one.
-        api_key: None takes it from the environment, "" sends none.
+        api_key: None takes it from the environment (`key_variable`), "" sends none.
         timeout: seconds after which a reply no longer counts.
         streams: most questions that are asked at the same time.
     """
 
+    key_variable: ClassVar[str]
+
     def __init__(self, base_url: str, model: str | None, api_key: str | None, timeout: float, streams: int) -> None:
-        self._client = OpenAIClient(base_url, api_key, timeout)
+        self._client = OpenAIClient(base_url, api_key, timeout, self.key_variable)
         self.model, self.timeout = model, timeout
         self._slots = asyncio.Semaphore(streams)
         self._loop = asyncio.new_event_loop()
@@ -176,6 +178,8 @@ class EndpointVerifier(EndpointCaller):
     The verdict is read off the 20 likeliest first tokens of the reply where the server reports them, which generates
     one token; otherwise the reply's first yes or no is the verdict. For `min_probability` see `LLMVerifier`.
     """
+
+    key_variable = "TERSELY_VERIFIER_KEY"
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from ..verification import RuleVerifier, Verifier
 from ..verifiers import EndpointVerifier
 from .engine_options import OPTIONS, check_endpoints, load_tokenizer
 from .request_control import KEY, RequestControl, parse_control, read_control
-from .trial_endpoint import SELF_KEY, TrialEndpoint, failed_trial, find_endpoint_key, require_trials
+from .trial_endpoint import SELF_KEY, TrialEndpoint, failed_trial, require_trials
 
 UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
 """Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a
@@ -330,7 +330,7 @@ class WorkerContext:
         """What answers the policies' questions; None decides by rules only."""
         if not self._verifier_url:
             return None
-        return RuleVerifier(EndpointVerifier(self._verifier_url, api_key=find_endpoint_key()))
+        return RuleVerifier(EndpointVerifier(self._verifier_url))
 
     @cached_property
     def trials(self) -> TrialEndpoint | None:

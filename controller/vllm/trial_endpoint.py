@@ -18,12 +18,11 @@ from ..policies.base import TrialAnswer
 from ..trial_answers import TrialDecoder
 from ..types import KEEP
 from ..verifiers import EndpointCaller
-from .lifetime import SERVED
 from .request_control import KEY, RequestControl
 
 SELF = "self"
 """Instead of a URL, for `tersely serve`: the server itself."""
-SELF_KEY = "TERSELY_TRIALS_KEY"
+SELF_KEY = "TERSELY_SELF_KEY"
 """The variable with the key by which a server knows the trials of its own requests."""
 _TIMEOUT, _STREAMS = 30.0, 64
 
@@ -46,18 +45,15 @@ def failed_trial(reason: str) -> Future[TrialAnswer]:
     return future
 
 
-def find_endpoint_key() -> str | None:
-    """The key for servers that an operator names; in `tersely serve`, TERSELY_API_KEY is that of its own clients."""
-    return os.environ.get("TERSELY_UPSTREAM_KEY", "") if SERVED in os.environ else None
-
-
 class TrialEndpoint(EndpointCaller):
     """A vLLM server of the same model; takes what `EndpointCaller` does."""
+
+    key_variable = "TERSELY_TRIALS_KEY"
 
     def __init__(
         self, base_url: str, model: str | None = None, *, timeout: float = _TIMEOUT, streams: int = _STREAMS
     ) -> None:
-        super().__init__(base_url, model, os.environ.get(SELF_KEY) or find_endpoint_key(), timeout, streams)
+        super().__init__(base_url, model, os.environ.get(SELF_KEY), timeout, streams)
 
     def submit(self, ids: Sequence[int], trial: TrialDecoder) -> Future[TrialAnswer]:
         """Decode a trial behind these tokens, which end with those that open it; never raises."""

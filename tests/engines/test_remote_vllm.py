@@ -15,7 +15,8 @@ import pytest
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
 from tersely.controller.engines.openai import ServerLostError
-from tersely.controller.engines.openai.completions import connect
+from tersely.controller.engines.openai.client import OpenAIClient
+from tersely.controller.engines.openai.completions import CompletionsBackend, connect
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.helpers import EngineHelper
@@ -201,8 +202,10 @@ def test_a_seed_decides_the_tokens(remote: RemoteEngine, server: VllmServer) -> 
 
 
 def test_cancelling_leaves_the_server_idle(local: TransformersEngine, remote: RemoteEngine, server: VllmServer) -> None:
-    """The server is paused from the first tokens until the requests are cancelled, so speed does not matter."""
-    rows = [row.request for row in Session(remote).prepare(PROBLEMS, replace(GREEDY, preset="off", max_new_tokens=800))]
+    """A quarter is under way when the first tokens pause the server until all are cancelled: speed does not matter."""
+    options = replace(GREEDY, preset="off", max_new_tokens=800)
+    rows = [row.request for row in Session(remote).prepare(PROBLEMS * 4, options)]
+    narrow = RemoteEngine(CompletionsBackend(OpenAIClient(server.url, KEY), "tiny", MODEL), streams=len(PROBLEMS))
     under_way = threading.Event()
 
     def sink(row: int, tokens: Sequence[int], forced: bool) -> None:
@@ -211,7 +214,7 @@ def test_cancelling_leaves_the_server_idle(local: TransformersEngine, remote: Re
             under_way.set()
 
     async def cancelled() -> None:
-        task = asyncio.create_task(remote.agenerate(rows, SamplingParams(temperature=0.0), sink))
+        task = asyncio.create_task(narrow.agenerate(rows, SamplingParams(temperature=0.0), sink))
         assert await asyncio.to_thread(under_way.wait, 20)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -223,6 +226,7 @@ def test_cancelling_leaves_the_server_idle(local: TransformersEngine, remote: Re
     finally:
         os.killpg(server.process.pid, signal.SIGCONT)
     server.wait_idle()
+    narrow.close()
     whole = sum(len(done.token_ids) for done in local.generate(rows, SamplingParams(temperature=0.0)))
     assert 0 < server.written() - before < whole / 2
 

@@ -20,7 +20,7 @@ from . import StreamError
 if TYPE_CHECKING:
     import httpx
 
-KEYS = ("TERSELY_API_KEY", "OPENAI_API_KEY")
+KEY_VARIABLE, _OPENAI_KEY = "TERSELY_API_KEY", "OPENAI_API_KEY"
 _OPENAI_HOST = "api.openai.com"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
@@ -47,10 +47,13 @@ class OpenAIClient:
     """The server at a base URL, with or without /v1; each event loop that uses it has connections of its own.
 
     `api_key` is found by `find_key` if it is None, and "" sends none; the server may be silent for `timeout` seconds.
+    `key_variable` has the key of such servers: each role has its own, so that none gets the key of another.
     Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None = None, timeout: float = 120.0, key_variable: str = KEY_VARIABLE
+    ) -> None:
         parts = urlsplit(base_url.strip())
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise OptionError(
@@ -65,7 +68,8 @@ class OpenAIClient:
             ) from None
         self.url = base_url.strip().rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.timeout = timeout
-        self._key = find_key(self.url) if api_key is None else api_key
+        self._key = find_key(self.url, key_variable) if api_key is None else api_key
+        self._key_variable = key_variable
         if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL:
             raise OptionError(
                 f"the API key would travel unencrypted to {parts.hostname}; use https://, or a tunnel to this machine",
@@ -182,7 +186,7 @@ class OpenAIClient:
         if status in (401, 403):
             refused = "the API key" if self._key else "a request without an API key"
             return ModelError(
-                f"{self.url} refuses {refused} ({status}: {message}); pass api_key, or set {' or '.join(KEYS)}",
+                f"{self.url} refuses {refused} ({status}: {message}); pass api_key, or set {self._key_variable}",
                 code="invalid_api_key",
             )
         if status in _TEMPORARY:
@@ -191,9 +195,9 @@ class OpenAIClient:
         return RefusedError(f"{self.url}{path} refuses the request ({status}: {message})", status)
 
 
-def find_key(url: str) -> str | None:
-    """The API key of the environment: ours for every server, OpenAI's for its own and that of OPENAI_BASE_URL."""
-    ours, openai = (os.environ.get(name) for name in KEYS)
+def find_key(url: str, variable: str) -> str | None:
+    """The API key of the environment: the variable's, or OpenAI's for its own server and that of OPENAI_BASE_URL."""
+    ours, openai = (os.environ.get(name) for name in (variable, _OPENAI_KEY))
     named = urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname
     return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
 

@@ -15,7 +15,7 @@ import pytest
 
 from tersely.controller.policies.exits import CERTAINDEX_PROMPT, DEER_PROMPT
 from tersely.controller.types import Capability
-from tersely.controller.vllm.lifetime import SERVED
+from tersely.controller.verifiers import EndpointVerifier
 from tersely.controller.vllm.request_control import KEY, RequestControl
 from tersely.controller.vllm.request_controller import RequestController, WorkerContext
 from tersely.controller.vllm.trial_endpoint import TrialEndpoint
@@ -241,13 +241,12 @@ def test_what_cannot_work_is_refused() -> None:
 
 
 def test_a_servers_own_key_goes_to_no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERSELY_API_KEY", "of-our-clients")
-    endpoint = TrialEndpoint("http://127.0.0.1:9", "same")
-    assert endpoint._client._key == "of-our-clients", "in a process that is no server"
-    endpoint.close()
-    monkeypatch.setenv(SERVED, "1")
-    for named in ("", "of-the-endpoint"):
-        monkeypatch.setenv("TERSELY_UPSTREAM_KEY", named)
-        endpoint = TrialEndpoint("http://127.0.0.1:9", "same")
-        assert endpoint._client._key == named
-        endpoint.close()
+    for name in ("TERSELY_API_KEY", "TERSELY_UPSTREAM_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "of-others")
+    for kind in (TrialEndpoint, EndpointVerifier):
+        for named in (None, "of-the-endpoint"):
+            if named:
+                monkeypatch.setenv(kind.key_variable, named)
+            endpoint = kind("http://127.0.0.1:9", "same")
+            assert endpoint._client._key == named
+            endpoint.close()

@@ -44,7 +44,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
         try:
             run_vllm_server(str(model), "tiny", "127.0.0.1", 0, None, settings, flags, markers, trials=trials)
         finally:
-            for name in ("TERSELY_SERVE", "TERSELY_TRACES", "TERSELY_TRIALS_KEY"):
+            for name in ("TERSELY_SERVE", "TERSELY_TRACES", "TERSELY_SELF_KEY"):
                 os.environ.pop(name, None)
         return caught.pop()
 
