@@ -107,7 +107,7 @@ def open_upstreams(
                 continue
             engine = RemoteEngine(CompletionsBackend(client, model.theirs, upstream.tokenizer))
             session = thinking.open_session(engine, markers)
-            chat = ChatModel(connect(), model.theirs, markers=markers)
+            chat = ChatModel(client, model.theirs, markers=markers)
             workers[model.name] = UpstreamWorker(session, limits, metrics, not thinking.off, chat)
     return workers
 

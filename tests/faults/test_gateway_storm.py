@@ -29,7 +29,7 @@ from .test_storm import resident
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 AT_ONCE, LEAVING, PATIENCE = 64, 0.2, 120.0
 KEPT = 6.0
-"""Seconds after which an idle connection to the upstream server is closed with the next request."""
+"""Seconds after which idle connections to the upstream server have been closed."""
 FAILING = (0.3, 0.6)
 """The part of the storm in which the upstream server fails."""
 REPLY = "<think>\nMia has 48. 48 + 31 = 79. 79 - 26 = 53.\n\nSo it is 53.\n</think>\nThe answer is \\boxed{53}."
@@ -142,7 +142,7 @@ def test_a_long_storm_on_a_gateway_before_vllm(tmp_path: Path) -> None:
         pid = gateway.process.pid
 
         def settle() -> tuple[int, int]:
-            """Memory and descriptors of the gateway, once it has closed connections that idled for too long."""
+            """Memory and descriptors of the gateway once it has closed the connections that idle."""
             gateway.wait_idle()
             vllm.wait_idle()
             time.sleep(KEPT)
@@ -155,4 +155,4 @@ def test_a_long_storm_on_a_gateway_before_vllm(tmp_path: Path) -> None:
         check(asyncio.run(storm(gateway.url, count, 2, NAME, relay.fail, KEY)), count)
         after, left = settle()
         print(f"memory {after / memory - 1:+.1%}, descriptors {opened} to {left}")
-        assert after < 1.2 * memory and left <= opened + 8
+        assert after < 1.2 * memory and left <= opened + 4

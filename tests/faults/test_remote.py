@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -174,7 +175,11 @@ def test_a_reply_in_crumbs_takes_linear_time() -> None:
     class Reply:
         headers: ClassVar[dict[str, str]] = {}
 
-        async def aiter_raw(self) -> AsyncIterator[bytes]:
+        @property
+        def content(self) -> Reply:
+            return self
+
+        async def iter_any(self) -> AsyncIterator[bytes]:
             for _ in range(500_000):
                 yield b"x"
 
@@ -298,13 +303,44 @@ def test_a_server_may_hang_up_once_it_is_done() -> None:
     assert asyncio.run(read()) == [OK]
 
 
-def test_events_of_any_form_raise_our_errors_only(server: Misbehaving) -> None:
+def test_streams_that_are_cancelled_again_and_again_leave_no_connection(server: Misbehaving) -> None:
+    server.stream = lambda: forever(event(OK), 0.002)
     client = OpenAIClient(server.url)
 
     async def read() -> None:
         async with aclosing(client.stream_events("/completions", {"stream": True, "max_tokens": 2})) as events:
             async for _ in events:
                 pass
+
+    async def count_left() -> int:
+        await client.list_models()
+        before = len(os.listdir("/proc/self/fd"))
+        tasks = [asyncio.create_task(read()) for _ in range(24)]
+        for task in tasks:
+            await asyncio.sleep(0.01)
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0)
+        await asyncio.wait(tasks)
+        end = time.monotonic() + 10
+        while (left := len(os.listdir("/proc/self/fd")) - before) > 0 and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        await client.close()
+        return left
+
+    assert asyncio.run(count_left()) <= 0
+
+
+def test_events_of_any_form_raise_our_errors_only(server: Misbehaving) -> None:
+    client = OpenAIClient(server.url)
+
+    async def read() -> None:
+        try:
+            async with aclosing(client.stream_events("/completions", {"stream": True, "max_tokens": 2})) as events:
+                async for _ in events:
+                    pass
+        finally:
+            await client.close()
 
     for kind in MALFORMED.values():
         server.stream = lambda kind=kind: iter([kind])  # type: ignore[misc]

@@ -12,13 +12,12 @@ from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
 from . import StreamError
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 KEY_VARIABLE, _OPENAI_KEY = "TERSELY_API_KEY", "OPENAI_API_KEY"
 _OPENAI_HOST = "api.openai.com"
@@ -27,6 +26,7 @@ _MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
 _MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
 _MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
+_KEPT = 5.0  # seconds for which an idle connection is kept
 _REST = 0.05  # seconds that the end of a stream may take
 MAX_EVENT = 1 << 20  # bytes of one line, and of the data of one event; those of servers have some hundreds
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -48,7 +48,7 @@ class OpenAIClient:
 
     `api_key` is found by `find_key` if it is None, and "" sends none; the server may be silent for `timeout` seconds.
     `key_variable` has the key of such servers: each role has its own, so that none gets the key of another.
-    Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
+    Raises OptionError for anything but a URL, CapabilityError where aiohttp is not installed.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class OpenAIClient:
                 code="invalid_url",
             )
         try:
-            import httpx
+            import aiohttp
         except ImportError:
             raise CapabilityError(
-                "connecting to servers needs httpx; pip install 'tersely[serve]'", code="missing_dependency"
+                "connecting to servers needs aiohttp; pip install 'tersely[serve]'", code="missing_dependency"
             ) from None
         self.url = base_url.strip().rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.timeout = timeout
@@ -75,8 +75,8 @@ class OpenAIClient:
                 f"the API key would travel unencrypted to {parts.hostname}; use https://, or a tunnel to this machine",
                 code="insecure_key",
             )
-        self._httpx = httpx
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+        self._aiohttp = aiohttp
+        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
         """The server's models by name; empty if it has no list. Raises ModelError if no server answers."""
@@ -121,7 +121,7 @@ class OpenAIClient:
             async with self._send("POST", path, body) as reply, aclosing(_read_events(reply, self.timeout)) as pieces:
                 async for data in pieces:
                     if data.strip() == "[DONE]":
-                        with suppress(self._httpx.TransportError):  # all that matters has come
+                        with suppress(self._aiohttp.ClientError):  # all that matters has come
                             await read_rest(pieces)
                         return
                     yield self._check_event(parse_event(data), path)
@@ -139,40 +139,46 @@ class OpenAIClient:
 
     async def close(self) -> None:
         """Close all connections of the event loop that runs."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
 
     @asynccontextmanager
     async def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None
-    ) -> AsyncGenerator[httpx.Response, None]:
-        """The reply to a request, whose errors are ours; leaving it closes the connection."""
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """The reply to a request, whose errors are ours; leaving it before its end closes the connection."""
+        data = None if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         try:
-            async with self._open().stream(method, self.url + path, json=body) as reply:
-                if reply.status_code >= 400:
-                    text = await _read(reply, _MAX_ERROR, self.timeout, cut=True)
-                    retry_after = reply.headers.get("retry-after", "")
-                    raise self._error_from_status(reply.status_code, path, text.decode("utf-8", "replace"), retry_after)
-                yield reply
-        except self._httpx.TransportError as error:
-            raise self._error_from_transport(error) from error
+            async with self._open().request(method, self.url + path, data=data, allow_redirects=False) as reply:
+                try:
+                    if reply.status >= 400:
+                        text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
+                        raise self._error_from_status(reply.status, path, text, reply.headers.get("retry-after", ""))
+                    yield reply
+                finally:
+                    if not reply.content.at_eof():
+                        reply.close()
+        except self._aiohttp.ClientError as error:
+            raise self._error_from_connection(error) from error
 
-    def _open(self) -> httpx.AsyncClient:
+    def _open(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            httpx = self._httpx
-            key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._clients[loop] = httpx.AsyncClient(
-                headers={"Accept-Encoding": "identity", **key},
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
-                timeout=httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
+        if loop not in self._sessions:
+            aiohttp = self._aiohttp
+            headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+            self._sessions[loop] = aiohttp.ClientSession(
+                headers=headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT),
+                timeout=aiohttp.ClientTimeout(sock_connect=min(_CONNECT_TIMEOUT, self.timeout), sock_read=self.timeout),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=True,
             )
-        return self._clients[loop]
+        return self._sessions[loop]
 
-    def _error_from_transport(self, error: Exception) -> Exception:
-        httpx = self._httpx
-        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+    def _error_from_connection(self, error: Exception) -> Exception:
+        if isinstance(error, TimeoutError) and not isinstance(error, self._aiohttp.ConnectionTimeoutError):
             return self._timed_out()
         return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
@@ -202,7 +208,7 @@ def find_key(url: str, variable: str) -> str | None:
     return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
 
 
-async def _read(reply: httpx.Response, limit: int, seconds: float, cut: bool = False) -> bytes:
+async def _read(reply: aiohttp.ClientResponse, limit: int, seconds: float, cut: bool = False) -> bytes:
     """A body of at most `limit` bytes; a longer or slower one is cut, or a ValueError or TimeoutError."""
     body = bytearray()
     with suppress(TimeoutError) if cut else nullcontext():
@@ -216,15 +222,15 @@ async def _read(reply: httpx.Response, limit: int, seconds: float, cut: bool = F
     return bytes(body[:limit])
 
 
-async def _read_raw(reply: httpx.Response) -> AsyncGenerator[bytes, None]:
+async def _read_raw(reply: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
     """The bytes as they were sent: nothing is unpacked, which could be far more than arrives."""
     if reply.headers.get("content-encoding", "identity").lower() != "identity":
         raise StreamError("the reply is compressed, which was not asked for")
-    async for chunk in reply.aiter_raw():
+    async for chunk in reply.content.iter_any():
         yield chunk
 
 
-async def _read_events(reply: httpx.Response, seconds: float) -> AsyncGenerator[str, None]:
+async def _read_events(reply: aiohttp.ClientResponse, seconds: float) -> AsyncGenerator[str, None]:
     """The data of events; raises TimeoutError for a server that writes nothing but comments for so long."""
     decoder, latest = EventDecoder(), time.monotonic()
     async for chunk in _read_raw(reply):
