@@ -8,9 +8,8 @@ it is closed once more. Every decision goes into the trace.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from math import nan
 from typing import Any
 
 from .answer_watch import AnswerWatch, ThinksAgain
@@ -36,7 +35,8 @@ from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
-from .trial_answers import AnswerTrial, AskTrial, PendingTrial, TrialDecoder, start_trial
+from .trial_answers import AnswerTrial, AskTrial, PendingTrial
+from .trials import TrialManager
 from .types import KEEP, Directive, Prompt, Signals, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
@@ -85,8 +85,7 @@ class Controller:
         closing_sentence: of a `Close` that brings none.
         verifier: answers the policies' questions; None decides by rules only.
         prompt: the text or messages, for policies and the helper.
-        answer_trial: answers trials in shadow mode, where the model is not asked; None leaves them without a reply.
-        ask_trial: lets other requests answer trials; None decodes them within the sequence.
+        answer_trial, ask_trial: see `TrialManager`.
     """
 
     def __init__(
@@ -114,6 +113,7 @@ class Controller:
         self.position = 0
         self.questions = PendingQuestions(verifier or RuleVerifier())
         self.delegations = DelegationManager(helper, prompt, self.thinking)
+        self.trials = TrialManager(codec, markers, budget, self.thinking, answer_trial, ask_trial)
         self._close = MarkerMatcher(codec, markers.close)
         self._eos: int | None = codec.tokenizer.eos_token_id
         closing_cost = len(codec.encode(closing_text(markers, closing_sentence, "\n\n")))
@@ -125,11 +125,6 @@ class Controller:
         self._answer = None if opened else AnswerWatch(codec, markers, forced=False)
         self._closes = 0  # forced ones
         self._in_region = False  # whether policies run inside code, math or a tool call
-        self._trial: TrialDecoder | None = None
-        self._trial_tasks: list[PolicyTask] = []
-        self._answer_trial, self._ask_trial = answer_trial, ask_trial
-        self._trials_failed = False  # whether a trial in another request had no reply; no more are asked then
-        self._set_aside: tuple[int, ...] = ()  # the latest tokens, before which a trial was asked
 
     # -- facts for the session and for forward modifiers
 
@@ -294,19 +289,13 @@ class Controller:
 
     def _observe_trial(self, token: int, step: StepInfo | None) -> Directive:
         """Process a token of the trial; at its end, run the policies that asked for it."""
-        assert self._trial is not None
-        trial = self._trial
-        signals = step.signals if step is not None else None
-        probability, entropy = (1.0, nan) if signals is None else (signals.chosen, signals.entropy)
-        if (directive := trial.add(token, probability, entropy)) is not None:
-            return directive
-        self._trial, self.state = None, ControllerState.THINKING
-        directive = self._run_policies(self._trial_tasks, trial.answer(), may_try=False)
+        reply = self.trials.add(token, step)
+        if isinstance(reply, Directive):
+            return reply
+        self.state = ControllerState.THINKING
+        directive = self._run_policies(reply.tasks, reply.answer, may_try=False)
         self._scheduler.update()
-        aside, self._set_aside = self._set_aside, ()
-        restored = aside[: max(0, len(aside) - directive.retract)]
-        retract = trial.tokens + directive.retract - (len(aside) - len(restored))
-        return Directive((*restored, *directive.force), retract=retract, trial=False, wait_for=directive.wait_for)
+        return self.trials.end(directive)
 
     def resume(self) -> Directive:
         """Process what the helper wrote; see `SuspendableWatcher.resume`."""
@@ -423,9 +412,9 @@ class Controller:
 
     def _write(self, policy: str, action: Inject | Close) -> Directive:
         kind = "close" if isinstance(action, Close) else "inject"
-        aside = len(self._set_aside) if kind == "close" else 0  # the thinking ends before them
+        aside = len(self.trials.set_aside) if kind == "close" else 0  # the thinking ends before them
         if aside and not self.shadow:
-            self._set_aside = ()
+            self.trials.set_aside = ()
             self.thinking.retract(aside)
         behind = self.thinking.retractable(action.behind) if isinstance(action, Inject) and not self.shadow else 0
         tail = tuple(self.thinking.ids[len(self.thinking) - behind :])
@@ -458,39 +447,14 @@ class Controller:
         return text if fits else closing_text(self.markers, "", separator)
 
     def _start_trial(self, proposals: Sequence[Proposal]) -> Directive:
-        """Start one trial for all policies that want the same one; reply None where there is no room for it."""
+        """Start a trial; policies that have its reply at once go on."""
         wanted = [(p.task, p.action) for p in proposals if isinstance(p.action, Trial)]
-        sampled = self._ask_trial is None and any(action.sampled for _, action in wanted)
-        asked = replace(wanted[0][1], sampled=sampled)
-        tasks = []
-        for task, action in wanted:
-            if replace(action, sampled=asked.sampled) == asked:
-                tasks.append(task)
-            else:
-                task.advance()
-        kept = len(self.thinking) - self.thinking.retractable(asked.retract)
-        before = self.codec.decode(self.thinking.ids[max(0, kept - 4) : kept])
-        forced, trial = start_trial(self.codec, self.markers, before, self.budget.reserve, asked)
-        room = self.budget.thinking + self.budget.reserve - self.position
-        aside = tuple(self.thinking.ids[kept:])
-        if self._ask_trial is not None and not self._trials_failed and len(forced) + trial.most <= room:
-            asked_at = self.position - len(aside)
-            pending = PendingTrial(asked_at, self._ask_trial(asked_at, forced, trial))
-            for task in tasks:
-                task.wait_for(pending)
-            return KEEP
-        if self._ask_trial is not None:
-            return self._run_policies(tasks, None, may_try=False)
-        if not self.shadow and len(forced) + trial.most <= room:
-            self._trial, self._trial_tasks, self._set_aside = trial, tasks, aside
-            self.state = ControllerState.TRIAL
-            return Directive(forced, retract=len(aside), trial=True)
-        if not self.shadow or self._answer_trial is None:
-            return self._run_policies(tasks, None, may_try=False)
-        self._set_aside = aside
-        answer = self._answer_trial(self.codec.decode(self.thinking.ids[:kept]), asked)
-        directive = self._run_policies(tasks, answer, may_try=False)
-        self._set_aside = ()
+        reply = self.trials.start(wanted, self.position, self.shadow)
+        if isinstance(reply, Directive):
+            self.state = ControllerState.TRIAL if reply.trial else self.state
+            return reply
+        directive = self._run_policies(reply.tasks, reply.answer, may_try=False)
+        self.trials.set_aside = ()
         return directive
 
     # -- the trace
@@ -514,7 +478,7 @@ class Controller:
         if trial.reply.cancelled():
             return None
         if (error := trial.reply.exception()) is not None:
-            self._trials_failed = True
+            self.trials.failed = True
             self._note_once("trials", "error", f"goes on without trial answers: {format_error(error)}")
             return None
         answer = trial.reply.result()
