@@ -75,7 +75,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def start_vllm() -> Callable[..., LLM]:
-    """Start a vLLM on an embedded model, once per set of arguments: `start_vllm("tersely-tiny-small")`.
+    """Start a vLLM on an embedded model or a folder, once per set of arguments: `start_vllm("tersely-tiny-small")`.
 
     Further keywords go to `vllm.LLM`; they have to be hashable.
     """
@@ -98,7 +98,8 @@ def start_vllm() -> Callable[..., LLM]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-            return vllm.LLM(str(get_model_path(name)), **(settings | given))
+            model = name if os.path.isdir(name) else str(get_model_path(name))
+            return vllm.LLM(model, **(settings | given))
 
     return start
 

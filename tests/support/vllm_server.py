@@ -90,10 +90,11 @@ def vllm_server(model: str, folder: Path, *flags: str) -> AbstractContextManager
     )
 
 
-def plain_vllm_server(model: str, folder: Path) -> AbstractContextManager[VllmServer]:
-    """vLLM's own command, with nothing of ours in it."""
-    command = ["vllm.entrypoints.openai.api_server", "--model", str(get_model_path(model)), "--served-model-name", NAME]
-    return _started([*command, "--host", "127.0.0.1", *_SMALL], folder)
+def plain_vllm_server(model: str | Path, folder: Path, *flags: str) -> AbstractContextManager[VllmServer]:
+    """vLLM's own command, with nothing of ours in it, on an embedded model or a folder."""
+    path = model if isinstance(model, Path) else get_model_path(model)
+    command = ["vllm.entrypoints.openai.api_server", "--model", str(path), "--served-model-name", NAME]
+    return _started([*command, "--host", "127.0.0.1", *_SMALL, *flags], folder)
 
 
 def gateway_server(upstream: str, model: str, folder: Path, key: str = "") -> AbstractContextManager[VllmServer]:
