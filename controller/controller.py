@@ -29,14 +29,13 @@ from .policies.base import (
     Trial,
     TrialAnswer,
 )
-from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
+from .policy_runner import PendingTrial, PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
 from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
-from .trial_answers import AnswerTrial, AskTrial, PendingTrial
-from .trials import TrialManager
+from .trials import AnswerTrial, AskTrial, TrialManager
 from .types import KEEP, Directive, Prompt, Signals, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 

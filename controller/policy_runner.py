@@ -6,6 +6,8 @@ An exception of a policy disables that policy and nothing else: it is reported, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -19,15 +21,24 @@ from .policies.base import (
     PolicyView,
     TextAction,
     Trial,
+    TrialAnswer,
     Wait,
     Watching,
 )
-from .trial_answers import PendingTrial
 
 MAX_SIDE_EFFECTS = 64
 """Most notes and questions of a policy between two waits, or it might never come to an end."""
 
 _SENTENCE = BOUNDARY_RANK["sentence"]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTrial:
+    """A trial that another request answers, asked after so many tokens of the output, while the sequence goes on."""
+
+    position: int
+    reply: Future[TrialAnswer]
+
 
 SideEffect = Note | AskVerifier | PendingTrial | Exception
 OnSideEffect = Callable[[str, SideEffect], Any]

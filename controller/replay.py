@@ -12,7 +12,7 @@ from .policies.base import Policy
 from .text.markers import Markers
 from .text.tokenizer_adapter import get_adapter
 from .trace import Decision
-from .trial_answers import AnswerTrial
+from .trials import AnswerTrial
 from .types import BindContext, Capability, Prompt, StepInfo
 from .verification import Verifier
 

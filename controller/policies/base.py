@@ -173,7 +173,7 @@ class Trial:
 
     sampled: bool = False  # also ask for an answer that is sampled like the rest of the output
     prompt: TrialPrompt | None = None
-    """None closes the thinking and begins the answer (`trial_answers.ANSWER_PREFIX`)."""
+    """None closes the thinking and begins the answer (`trials.ANSWER_PREFIX`)."""
     retract: int = 0
     """Ask before the latest tokens, as far as the model wrote them itself; they come back unless the reply makes a
     policy close the thinking."""

@@ -24,7 +24,7 @@ from ..prompts import thinking_state_after
 from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
 from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
-from ..trial_answers import TrialDecoder
+from ..trials import TrialDecoder
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from ..verification import RuleVerifier, Verifier
 from ..verifiers import EndpointVerifier

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import CapabilityError, ModelError
 from ..policies.base import TrialAnswer
-from ..trial_answers import TrialDecoder
+from ..trials import TrialDecoder
 from ..types import KEEP
 from ..verifiers import EndpointCaller
 from .request_control import KEY, RequestControl

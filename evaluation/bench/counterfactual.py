@@ -1,6 +1,6 @@
 """Baselines made by truncating one arm's thinking: the output up to the cut is kept, and a new answer is sampled.
 
-Some rules need trial answers at the ends of recorded thoughts, asked for as `controller.trial_answers` does live. A
+Some rules need trial answers at the ends of recorded thoughts, asked for as `controller.trials` does live. A
 trial costs its forced and its sampled tokens; the text before it is not paid for again.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from ...controller.policies.base import TrialAnswer
 from ...controller.request_builder import PreparedRequest
-from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS, TrialDecoder
+from ...controller.trials import ANSWER_PREFIX, MAX_TRIAL_TOKENS, TrialDecoder
 from ...controller.types import Completion, SamplingParams
 from ..runner import batch_seed
 from ..tasks.questions import Question

@@ -13,7 +13,7 @@ from ...controller.policies.base import Trial, TrialAnswer
 from ...controller.prompts import render
 from ...controller.text.markers import PROMPTED, find_markers
 from ...controller.text.tokenizer_adapter import get_adapter
-from ...controller.trial_answers import MAX_TRIAL_TOKENS, read_boxed, start_trial, trial_opening
+from ...controller.trials import MAX_TRIAL_TOKENS, read_boxed, start_trial, trial_opening
 from ...controller.types import Request, SamplingParams
 from ...errors import MarkerError, OptionError
 

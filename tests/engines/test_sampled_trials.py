@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 from transformers.utils import logging
 
-from tersely.controller import trial_answers as trial
+from tersely.controller import trials as trial
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.base import Close, Policy, PolicyView, TrialAnswer, Wait, Watching
@@ -17,7 +17,7 @@ from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
 from tersely.controller.session import Session
 from tersely.controller.streaming import CancellableWatcher
 from tersely.controller.text.tokenizer_adapter import get_adapter
-from tersely.controller.trial_answers import CERTAIN, SampledTrial, TrialDecoder
+from tersely.controller.trials import CERTAIN, SampledTrial, TrialDecoder
 from tersely.controller.types import KEEP, Directive, Request, SamplingParams, StepInfo
 from tersely.evaluation.tasks.questions import load
 

@@ -22,7 +22,7 @@ from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trace import GenerationResult
-from tersely.controller.trial_answers import MAX_TRIAL_TOKENS
+from tersely.controller.trials import MAX_TRIAL_TOKENS
 from tersely.controller.types import Capability, Completion, Directive, Request, SamplingParams, State
 from tersely.errors import CapabilityError
 

@@ -13,7 +13,7 @@ from tersely.cli.app import main
 from tersely.controller.budgets import Budget
 from tersely.controller.policies.base import Trial, TrialAnswer, TrialPrompt
 from tersely.controller.text.tokenizer_adapter import get_adapter
-from tersely.controller.trial_answers import trial_opening
+from tersely.controller.trials import trial_opening
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.replay.cli import replay
 from tersely.evaluation.replay.formats import RecordedOutput

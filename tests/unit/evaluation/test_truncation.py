@@ -10,7 +10,7 @@ import pytest
 
 from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
-from tersely.controller.trial_answers import ANSWER_PREFIX
+from tersely.controller.trials import ANSWER_PREFIX
 from tersely.controller.types import Completion, Signals
 from tersely.evaluation.bench.arms import CONFIDENCE, EQUAL, FIXED, ORACLE, RANDOM, make_arms, run_arm
 from tersely.evaluation.bench.compare import compare

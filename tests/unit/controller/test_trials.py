@@ -11,7 +11,7 @@ from tersely.controller.controller import ControllerState
 from tersely.controller.policies.base import PolicyView, Trial, TrialPrompt, Wait, Watching
 from tersely.controller.text.answers import find_closing_brace
 from tersely.controller.text.markers import PROMPTED
-from tersely.controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
+from tersely.controller.trials import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 
 from ...support.trial_rows import CLOSE, Asking, Row
 
