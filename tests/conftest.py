@@ -51,10 +51,26 @@ def pytest_collection() -> Iterator[None]:
         gc.freeze()
 
 
-# Files whose tests share an engine in this process, or a server; the first match counts.
+def pytest_unconfigure() -> None:
+    """Let libraries find what they have made when the process ends, or they call it leaked."""
+    gc.unfreeze()
+
+
+# Files whose tests share an engine in this process, a server, or the import of TRL; the first match counts.
 _TOGETHER = {
     "our server": ("test_serving_vllm.", "test_vllm_server."),
     "plain server": ("test_serving_upstream.", "test_remote_vllm."),
+    "training": (
+        "test_training_methods.",
+        "test_training_processes.",
+        "test_training_runs.",
+        "test_trl_",
+        "test_mahdpo.",
+        "test_episodes.",
+        "test_hint.",
+        "test_rewards.",
+        "test_accuracy_check.",
+    ),
     "vllm": ("test_vllm_", "test_async_llm.", "test_contract.", "test_gpu_check.", "test_training_vllm."),
 }
 
