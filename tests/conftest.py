@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -39,10 +39,38 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files whose tests share an engine in this process, or a server; the first match counts.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leave what stays to the end to no collection of garbage, which would take a third of a second each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let libraries find what they have made when the process ends, or they call it leaked."""
+    gc.unfreeze()
+
+
+# Files whose tests share an engine in this process, a server, or the import of TRL; the first match counts.
 _TOGETHER = {
     "our server": ("test_serving_vllm.", "test_vllm_server."),
     "plain server": ("test_serving_upstream.", "test_remote_vllm."),
+    "training": (
+        "test_training_methods.",
+        "test_training_processes.",
+        "test_training_runs.",
+        "test_trl_",
+        "test_mahdpo.",
+        "test_episodes.",
+        "test_hint.",
+        "test_rewards.",
+        "test_accuracy_check.",
+    ),
     "vllm": ("test_vllm_", "test_async_llm.", "test_contract.", "test_gpu_check.", "test_training_vllm."),
 }
 
@@ -81,9 +109,7 @@ def start_vllm() -> Callable[..., LLM]:
     """
     from tersely.models import get_model_path
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's own imports warn
-        import vllm
+    from .support.vllm_engine import quick_start
 
     @cache
     def start(name: str, **options: object) -> LLM:
@@ -95,9 +121,10 @@ def start_vllm() -> Callable[..., LLM]:
             "gpu_memory_utilization": 0.3,  # on CPUs: the share of memory that has to be free
             "disable_log_stats": True,
         }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        with quick_start():
+            import vllm
+
             model = name if os.path.isdir(name) else str(get_model_path(name))
             return vllm.LLM(model, **(settings | given))
 
@@ -175,8 +202,9 @@ def tersely_llm() -> Iterator[Any]:
     """A `tersely.LLM`; kept to the end, since vLLM takes all engines of a process down with the first that goes."""
     import tersely
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    from .support.vllm_engine import quick_start
+
+    with quick_start():
         made = tersely.LLM(
             "tersely-tiny-small",
             dtype="float32",

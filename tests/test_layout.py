@@ -171,11 +171,9 @@ def test_kernels_is_not_shadowed() -> None:
 
 
 def test_import_is_cheap_and_leaves_torch_out() -> None:
-    code = "import sys, time; t = time.perf_counter(); import tersely; print(time.perf_counter() - t, *sys.modules)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    seconds, *modules = min((r.stdout.split() for r in runs), key=lambda words: float(words[0]))
-    assert float(seconds) < 0.3
-    assert {"torch", "transformers", "numpy"}.isdisjoint(modules)
+    code = "import sys; import tersely; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert len(modules) < 120 and {"torch", "transformers", "numpy"}.isdisjoint(modules)
 
 
 @pytest.mark.slow

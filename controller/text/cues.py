@@ -314,10 +314,11 @@ ENGLISH = Language(
         r"^\W*\([^()]* [^()]* [^()]*\)\W*$|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
     ),
     closers=(
-        r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|all right|alright|"
+        # Each word once, or the ways to read a row of them would double with each.
+        r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|alright|"
         r"sure|hmm|so|solid|sound|intended|reasonable|plausible|therefore|now|with|i'?ve|got|"
         r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|"
-        r"done|pretty|quite|fairly|very|confident|sure|certain|our|my|solution|and|so|"
+        r"pretty|quite|fairly|very|confident|certain|our|my|solution|and|"
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
         r"[\s,.!;—-]*)+",
     ),

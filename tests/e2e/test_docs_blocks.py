@@ -34,7 +34,7 @@ SMALL: dict[tuple[str, int], dict[str, str]] = {
     ("AGENTS.md", 6): {},
     ("GUIDE.md", 0): {},
     ("GUIDE.md", 1): {},
-    ("GUIDE.md", 2): {"--engine vllm": "--limit 10 --max-new-tokens 300 --no-baselines"},
+    ("GUIDE.md", 2): {"--engine vllm": "--limit 4 --max-new-tokens 200 --no-baselines"},
     ("LM_EVAL.md", 1): {"--count 40": "--count 4"},
     ("REPLAY.md", 0): {r"0\.01": "0.8"},
     ("STATISTICS.md", 0): {r"verdicts\.py.*": "verdicts.py --sims 2 --resamples 20"},

@@ -166,13 +166,13 @@ def test_tune_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     """The whole command: a small search, a small validation, and the file used by run."""
     space, out = tmp_path / "space.json", tmp_path / "tuned.json"
     space.write_text('{"policies": [{"convergence": {"agree": 2}}, {"hint": {}}]}')
-    few = ("--limit", "32", "--validation-questions", "24", "--margin", "0.6", "--max-new-tokens", "240")
+    few = ("--limit", "16", "--validation-questions", "16", "--margin", "0.6", "--max-new-tokens", "160")
     assert main(["tune", "--out", str(out), "--space", str(space), *few]) == 0
     printed = capsys.readouterr().out
     config = read_config(out)
     best = next(line for line in printed.splitlines() if line.startswith("* "))
     assert ("convergence" in config.policies) == ("convergence" in best)
-    assert {finding["n"] for finding in config.found["findings"]} == {24}
+    assert {finding["n"] for finding in config.found["findings"]} == {16}
     assert not out.with_name("tuned.json.journal").exists()
     assert main(["run", "What is 7 * 6?", "--config", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["answer"]

@@ -18,6 +18,7 @@ from tersely.controller.serving import connections
 from tersely.controller.serving.connections import GRACE, GuardedProtocol
 from tersely.controller.serving.rules import ServerSettings
 
+from ..support.cpu_limit import limited
 from ..support.serving import MODEL, Served, body, configured, served, until
 
 KEY = "correct horse"
@@ -31,7 +32,7 @@ def server() -> Iterator[Served]:
 
 
 def connect(server: Served) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), 10)
+    return socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), 60)
 
 
 def send_until_ended(client: socket.socket, data: bytes, times: int) -> None:
@@ -55,7 +56,7 @@ def test_silent_connections_end_and_make_room(server: Served, monkeypatch: pytes
     monkeypatch.setattr(connections, "max_connections", lambda: 20)
     idle = [connect(server) for _ in range(40)]
     for _ in range(3):
-        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
     assert sum(map(has_ended, idle)) >= 20
     for one in idle:
         one.close()
@@ -87,7 +88,7 @@ def test_a_server_that_ends_waits_for_clients_only_so_long() -> None:
 
 
 def test_a_busy_connection_is_not_ended_for_a_new_one(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
     with httpx.Client(base_url=server.url, headers={"x-api-key": KEY}, timeout=60) as http:
         fields = body(stream=True, max_tokens=200, tersely={"preset": "off"})
         with http.stream("POST", "/v1/chat/completions", json=fields) as response:
@@ -100,7 +101,7 @@ def test_a_client_that_reads_nothing_is_left(server: Served, monkeypatch: pytest
     monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.settimeout(10)
+        deaf.settimeout(60)
         deaf.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
         send_until_ended(deaf, b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n" * 200, 10_000)
 
@@ -108,12 +109,10 @@ def test_a_client_that_reads_nothing_is_left(server: Served, monkeypatch: pytest
 @pytest.mark.parametrize("header", [b"", b"x-api-key: correct horse\r\n"])
 @pytest.mark.parametrize("crumb", [b"1\r\n \r\n", b"0001;a=b\r\n \r\n"])
 def test_a_body_in_crumbs_ends_its_connection(server: Served, header: bytes, crumb: bytes) -> None:
-    began = time.monotonic()
-    with connect(server) as client:
+    with connect(server) as client, limited():  # a megabyte of them took seconds, in which nobody else was answered
         client.sendall(CHUNKED + header + b"content-type: application/json\r\n\r\n")
         send_until_ended(client, crumb * 20_000, 20)
-    assert time.monotonic() - began < 10  # a megabyte of them took seconds, in which nobody else was answered
-    assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def test_half_a_body_counts_as_a_client_that_left(server: Served, capfd: pytest.CaptureFixture[str]) -> None:

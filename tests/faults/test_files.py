@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from tersely.probes.artifact import ArtifactError, load, save
 from tersely.probes.fingerprint import checkpoint_fingerprint
 from tersely.probes.io import DIFFICULTY, READINESS, find_pretrained, load_stop_rule, load_tier_probe
 from tersely.training.config import Recipe, RecipeError, read_recipe
+
+from ..support.cpu_limit import limited
 
 DEEP, DIGITS = "[" * 100_000, "9" * 5_000
 LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -140,10 +141,9 @@ def test_a_failed_write_is_our_error_where_nothing_can_be_removed(
 def test_hostile_recipes_are_refused_quickly(text: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    began = time.monotonic()
-    with pytest.raises(RecipeError) as caught:
+    with limited(10), pytest.raises(RecipeError) as caught:
         read_recipe(path, Recipe, "sft")
-    assert time.monotonic() - began < 20 and len(str(caught.value)) < 2_000
+    assert len(str(caught.value)) < 2_000
 
 
 LOADERS = {
@@ -176,7 +176,6 @@ def test_probes_that_are_whole_and_lack_something_are_refused(kind: str, change:
 def test_changes_of_hostile_recipes_are_refused_quickly(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"{LAUGHS}method: sft\n")
-    began = time.monotonic()
-    with pytest.raises(RecipeError) as caught:
+    with limited(10), pytest.raises(RecipeError) as caught:
         read_recipe(path, Recipe, "sft", ["a8.x=5"])
-    assert time.monotonic() - began < 20 and len(str(caught.value)) < 2_000
+    assert len(str(caught.value)) < 2_000

@@ -5,11 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,13 +20,11 @@ from tersely.controller.text.values import answers_equal, normalize_answer, pars
 from tersely.evaluation.tasks.confinement import is_expression
 from tersely.evaluation.tasks.equality import AnswerChecker
 
+from ..support.cpu_limit import TooSlowError, limited
 from ..support.policy_feeding import Fed
 
 ROOT = Path(__file__).resolve().parents[2]
 LETTERS, PIECE = 100_000, 32
-SECONDS = 5.0
-"""For a function; it takes some hundredths on a free machine, and a quadratic pattern takes minutes."""
-
 UNITS = [
     unit
     for units in (
@@ -127,26 +122,6 @@ SHORT_TEXTS = ("endings", "mentions")
 """Modules whose patterns see the last 1,200 letters of a text at most."""
 
 
-class TooSlowError(Exception):
-    """A function has not finished in time."""
-
-
-@contextmanager
-def limited(seconds: float = SECONDS) -> Iterator[None]:
-    """Interrupts what takes too long, patterns of `re` as well."""
-
-    def stop(*_: Any) -> None:
-        raise TooSlowError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def hostile(unit: str, size: int = LETTERS) -> str:
     return (unit * (size // len(unit) + 1))[:size] + "~"
 
@@ -234,6 +209,24 @@ def stream(text: str) -> None:
     parser.finish()
 
 
+FREQUENT = (" ", "\n", ".", "1", "A", "x=", "{", "\\(", "answer is ", "<tool_call>")
+OF_ANSWERS = (
+    "(",
+    "[",
+    "\\[",
+    "\\boxed{",
+    "$",
+    "`",
+    "1,",
+    "so ",
+    "all right ",
+    "it's ",
+    "= ",
+    "the answer to ",
+    "a.",
+    "√",
+    "9!",
+)
 FUNCTIONS: dict[str, Callable[[str], object]] = {
     "extract_boxed": extract_boxed,
     "extract_answer": extract_answer,
@@ -242,6 +235,8 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "extract_answer of a choice": lambda text: extract_answer(text, CHOICE),
     "extract_answer of a number": lambda text: extract_answer(text, COUNT),
     "extract_answer of a name": lambda text: extract_answer(text, WHO),
+    "extract_answer of a list": lambda text: extract_answer(text, "List the boxes that are left in order."),
+    "find_statements": lambda text: list(find_statements(text)),
     "read_question": lambda text: list(find_statements("So it is 4.", text)),
     "normalize_answer": normalize_answer,
     "parse_value": parse_value,
@@ -260,7 +255,8 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_linear(name: str) -> None:
-    for unit in (" ", "\n", ".", "1", "A", "x=", "{", "\\(", "answer is ", "<tool_call>"):
+    read_like_answers = name in ("extract_answer of a list", "find_statements", "normalize_answer", "unclosed_region")
+    for unit in (*FREQUENT, *(OF_ANSWERS if read_like_answers else ())):
         with limited():
             FUNCTIONS[name](hostile(unit))
 

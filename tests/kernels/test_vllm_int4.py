@@ -24,6 +24,7 @@ from tersely.models import get_model_path
 
 from ..support.mapped import HAS_HUGE_PAGES, is_in_huge_pages
 from ..support.refusals import refused
+from ..support.vllm_engine import quick_start
 from .test_int4_conversion import dense, random_int4, rounded, words_of
 
 SMALL = get_model_path("tersely-tiny-small")
@@ -230,8 +231,7 @@ def checkpoint(folder: Path, name: str) -> None:
 
 def said(folder: Path, kernel_name: str) -> list[list[int]]:
     """Output of vLLM with a checkpoint; asserts the kernel of its layers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quick_start():
         from vllm import LLM, SamplingParams
 
         llm = LLM(

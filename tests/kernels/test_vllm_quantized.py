@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +20,7 @@ from tersely.models import get_model_path
 
 from ..support.mapped import HAS_HUGE_PAGES, is_in_huge_pages
 from ..support.refusals import refused
+from ..support.vllm_engine import quick_start
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -34,9 +34,9 @@ LENGTH = 20
 @pytest.fixture(scope="module")
 def start() -> Callable[..., LLM]:
     """Start a vLLM that knows the method on a folder."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's own imports warn
-        vllm = pytest.importorskip("vllm")
+    with quick_start():
+        import vllm
+
         import_module("tersely.kernels.quantization.vllm")  # which registers the method
 
     def started(folder: Path, **options: Any) -> LLM:
@@ -49,8 +49,7 @@ def start() -> Callable[..., LLM]:
             "gpu_memory_utilization": 0.3,
             "disable_log_stats": True,
         }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quick_start():
             return vllm.LLM(str(folder), **(settings | options))
 
     return started
@@ -102,8 +101,12 @@ def said_by(llm: LLM) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     "scheme",
-    [Scheme(64, smooth=True), Scheme(32, "int8"), Scheme(64, "int4"), Scheme(64, "keep")],
-    ids=["smooth", "int8 head", "int4 head", "head kept"],
+    [
+        pytest.param(Scheme(64, smooth=True), id="smooth", marks=pytest.mark.attack),
+        pytest.param(Scheme(32, "int8"), id="int8 head"),
+        pytest.param(Scheme(64, "int4", smooth=True), id="int4 head, smooth"),
+        pytest.param(Scheme(64, "keep"), id="head kept", marks=pytest.mark.attack),
+    ],
 )
 def test_vllm_output_equals_transformers(start: Callable[..., LLM], tmp_path: Path, scheme: Scheme) -> None:
     _, answers = written(scheme, tmp_path)
@@ -117,7 +120,7 @@ def bytes_of(model: nn.Module) -> list[torch.Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype == torch.uint8]
 
 
-@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("smooth", [pytest.param(False, marks=pytest.mark.attack), True])
 def test_int8_keys_are_fused_with_int4_queries(start: Callable[..., LLM], tmp_path: Path, smooth: bool) -> None:
     model, answers = written(Scheme(64, smooth=smooth), tmp_path, sharing())
     assert model.config.quantization_config.scheme == Scheme(64, smooth=smooth, keys="int8")

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Address(NamedTuple):
     tools: bool = False
 
 
+@cache  # the others are compared with it
 def talk_by_openai(to: Address) -> dict[str, Any]:
     """OpenAI's client for Python."""
     import openai

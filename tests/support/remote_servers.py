@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +36,12 @@ def serve_http(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         thread.join()
 
 
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class TextServer:
     """Answers with what a model generates, in pieces that a seed cuts without regard to tokens.
@@ -48,7 +53,7 @@ class TextServer:
         chat: the reply of the chat endpoint; None has no such endpoint.
         models: the names that it lists.
         breaks: after how many pieces the connection of a request breaks, by its number; 0 refuses it with status 503.
-        delay: seconds before the first piece.
+        may_write: no request gets a piece before it is set.
         running: how many requests are running.
         requests: the bodies of all requests.
     """
@@ -60,7 +65,7 @@ class TextServer:
     chat: dict[str, Any] | None = None
     models: Sequence[str] = ("tiny",)
     breaks: Callable[[int], int | None] = lambda number: None
-    delay: float = 0.0
+    may_write: threading.Event = field(default_factory=_set_event)
     running: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
@@ -148,8 +153,7 @@ def _make_handler(server: TextServer) -> type[BaseHTTPRequestHandler]:
                     server.running -= 1
 
         def _write(self, body: dict[str, Any], pieces_left: int | None) -> None:
-            if server.delay:
-                time.sleep(server.delay)
+            assert server.may_write.wait(60)
             text = []
 
             def send(piece: str, finish: str | None) -> None:

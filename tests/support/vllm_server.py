@@ -35,6 +35,11 @@ class VllmServer:
         """Process ids and names of the server and all that it has started."""
         return [(pid, Path(f"/proc/{pid}/comm").read_text().strip()) for pid in _family(self.process.pid)]
 
+    def cpu_seconds(self) -> float:
+        """What all its processes have computed."""
+        lines = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid, _ in self.processes())
+        return sum(sum(map(int, line.split()[11:13])) for line in lines) / os.sysconf("SC_CLK_TCK")
+
     def requests(self) -> float:
         """Requests under way and waiting, by the server's own count."""
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "tersely_requests_in_flight ")

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-LIMIT = 200
+LIMIT = 90
 """Most tokens of an answer."""
 
 

@@ -18,8 +18,10 @@ from tersely.errors import OptionError
 from tersely.evaluation.tasks import equality
 from tersely.evaluation.tasks.equality import LONGEST, AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question
-from tersely.evaluation.tasks.sandbox import GRACE, CallError, CrashError, DeadlineError, SandboxError, SandboxProcess
+from tersely.evaluation.tasks.sandbox import CallError, CrashError, DeadlineError, SandboxError, SandboxProcess
 from tersely.evaluation.tasks.sandbox_main import level
+
+from ...support.cpu_limit import limited
 
 TOWER = "9^{9^{9^{9}}}"
 PATIENT = 60.0  # results must not depend on the load of the machine
@@ -137,14 +139,14 @@ def test_right_answers_grades_a_list(checker: AnswerChecker) -> None:
 
 
 @pytest.mark.slow
-def test_a_hanging_comparison_times_out_and_is_not_repeated() -> None:
+def test_a_hanging_comparison_times_out_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("math_verify")
     with AnswerChecker(deadline=1.0) as checker:
         checker.check("1", "x")  # the libraries are loaded outside the deadline
         assert checker.check("5", TOWER) == equality.Equality("timeout", "math-verify")
-        started = time.monotonic()
-        assert not checker.check("5", TOWER).equal
-        assert time.monotonic() - started < 0.5
+        with monkeypatch.context() as patch:
+            patch.setattr(SandboxProcess, "call", lambda *_, **__: pytest.fail("it is compared again"))
+            assert not checker.check("5", TOWER).equal
         checker.deadline = PATIENT
         assert checker.check(r"\frac12", "0.5").equal, "a killed process is replaced"
 
@@ -168,9 +170,8 @@ def test_a_hanging_comparison_times_out_and_is_not_repeated() -> None:
     ids=range(11),
 )
 def test_hostile_texts_are_survived(hasty: AnswerChecker, answer: str) -> None:
-    started = time.monotonic()
-    assert not hasty.check("7", answer).equal
-    assert time.monotonic() - started < PATIENT
+    with limited():
+        assert not hasty.check("7", answer).equal
 
 
 def test_threads_share_a_checker(checker: AnswerChecker) -> None:
@@ -251,14 +252,15 @@ def test_late_calls_cost_no_new_start(sandbox: SandboxProcess) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals")
-def test_a_sandbox_that_does_not_reply_is_given_up_in_time(sandbox: SandboxProcess) -> None:
+def test_a_sandbox_that_does_not_reply_is_given_up_in_time(
+    sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
     assert sandbox._process is not None
     sandbox._process.send_signal(signal.SIGSTOP)
-    started = time.monotonic()
+    monkeypatch.setattr("tersely.evaluation.tasks.sandbox.GRACE", 1.0)
     with pytest.raises(DeadlineError):
         sandbox.call("compare", "5", "5", seconds=0.1)
-    assert time.monotonic() - started < 0.1 + GRACE
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 

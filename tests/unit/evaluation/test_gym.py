@@ -23,6 +23,22 @@ def need_package() -> None:
     pytest.importorskip("reasoning_gym")
 
 
+class Kept(SandboxProcess):
+    """Serves many calls of `load`, as starting one takes seconds."""
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_sandbox() -> Iterator[None]:
+    kept = Kept("reasoning_gym")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SandboxProcess", lambda library: kept)
+        yield
+    kept.close()
+
+
 @pytest.fixture(scope="module")
 def sums() -> list[Question]:
     need_package()
@@ -119,6 +135,7 @@ def test_a_missing_package_is_reported_with_its_extra(monkeypatch: pytest.Monkey
 
 def test_a_failing_generator_is_a_task_error(monkeypatch: pytest.MonkeyPatch) -> None:
     need_package()
+    monkeypatch.setattr(module, "SandboxProcess", SandboxProcess)  # it is killed
     monkeypatch.setattr(module, "GYM_DRAW_SECONDS", -GRACE)
     with pytest.raises(TaskError) as caught:
         load("gym:chain_sum", "test", 3, 0)

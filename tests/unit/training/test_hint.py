@@ -31,7 +31,8 @@ WORDS = "[Be concise.]\n\n"
 PROBLEM = "Kai has 9 shells. Kai finds 31 shells. Kai makes 3 times the shells. Count the shells."
 OWN: dict[str, Any] = {
     "hint": {"samples": 4, "keep": 2, "strength": 0.5},
-    "rollouts": {"max_new_tokens": 240, "policies": {"hint": {"limit": 1}}},
+    "data": {"efforts": ["easy"]},
+    "rollouts": {"max_new_tokens": 150, "policies": {"hint": {"limit": 1}}},
     "optimiser": {"learning_rate": 1e-2, "micro_batch": 2, "lora": None},
 }
 

@@ -107,7 +107,8 @@ def test_batches_depend_only_on_the_seed() -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
+def test_a_stopped_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersely.training.toy_models.train.build_tokenizer", tokenizer)
     options = {"seed": 0, "tokens": 4_000, "compile_layers": False, "report": lambda line: None}
     with pytest.raises(TerselyError) as error:
         train("small", tmp_path, wall_minutes=0.0, **options)  # type: ignore[arg-type]
