@@ -16,6 +16,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.kernels.research.retaining import (
     FILE,
+    RKV,
     RetainingHeads,
     Scorer,
     load_heads,
@@ -129,6 +130,31 @@ def test_the_budget_is_kept_in_chunks_and_steps(engine: TransformersEngine, near
         assert (layer.positions.diff(dim=-1) > 0).all()
         newest = layer.positions[..., 16 - near :]
         assert (newest == torch.arange(52 - near, 52)).all()
+
+
+def test_rkv_evicts_when_its_buffer_is_full(engine: TransformersEngine) -> None:
+    inputs, rkv = batch(engine.model), RKV(window=4, buffer=6)
+    with retaining(engine.model, rkv, 16) as cache:
+        engine.model.generate(
+            **inputs, past_key_values=cache, prefill_chunk_size=8, max_new_tokens=30, min_new_tokens=30
+        )
+    for layer in cache.layers:
+        assert layer.queries.shape == (3, 2, 4, 64) and 16 <= layer.keys.shape[2] < 22
+        assert (layer.positions[..., -1] == 61).all()
+    with refused(OptionError), retaining(engine.model, RKV(), 7):
+        pass
+
+
+def test_rkv_reads_padded_rows_as_if_alone(engine: TransformersEngine) -> None:
+    inputs, rkv = batch(engine.model), RKV(window=4, buffer=1)
+    plain: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
+    with retaining(engine.model, rkv, 28) as cache:
+        together = engine.model.generate(**inputs, **plain, past_key_values=cache)
+    for row, length in enumerate((21, 33, 9)):
+        alone = {name: one[row : row + 1, 33 - length :] for name, one in inputs.items()}
+        with retaining(engine.model, rkv, 28) as cache:
+            found = engine.model.generate(**alone, **plain, past_key_values=cache)
+        assert found[0, length:].tolist() == together[row, 33:].tolist()
 
 
 def test_caches_can_be_indexed_but_not_cropped(engine: TransformersEngine) -> None:
