@@ -33,7 +33,7 @@ from measuring import make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
 from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
-from tersely.kernels.research.retaining_fit import TARGETS, collect, explained_variance, fit
+from tersely.kernels.research.retaining_fit import TARGETS, TrainingText, collect, fit
 from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
 
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
@@ -44,7 +44,7 @@ SLACK = 2  # limit of output, in multiples of the batch's longest full-cache ans
 
 BUFFER = 16  # of R-KV, whose 128 would be more than the smallest cache
 
-MakeScorer = Callable[[Tensor], Scorer | RKV]
+MakeScorer = Callable[[Tensor], Scorer]
 """From the mask of a batch of prompts, [rows, length]."""
 
 
@@ -158,6 +158,17 @@ def make_random_scorer(kv_heads: int) -> MakeScorer:
         return lambda layer, projected: torch.rand(*projected.shape[:2], kv_heads, generator=chance)
 
     return scorer
+
+
+def explained_variance(heads: RetainingHeads, data: Sequence[TrainingText]) -> list[float]:
+    """The share of the variance of the importances that the scores explain, for each layer."""
+    shares = []
+    for layer in range(len(data[0].projected)):
+        wanted = torch.cat([text.importance[layer] for text in data])
+        with torch.no_grad():
+            left = torch.cat([heads(layer, text.projected[layer]) - text.importance[layer] for text in data])
+        shares.append(1 - float(left.square().sum() / (wanted - wanted.mean(dim=0)).square().sum()))
+    return shares
 
 
 def learn(answers: Answers, target: str, texts: Sequence[list[int]], steps: int, seed: int) -> Trained:

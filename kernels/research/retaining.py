@@ -58,13 +58,17 @@ class RetainingHeads(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class RKV:
-    """R-KV (arXiv:2505.24133): units stay that the newest queries attend to, and that are unlike others."""
+    """R-KV (arXiv:2505.24133), a `Scorer`: units stay that the newest queries attend to, and that are unlike others."""
 
     weight: float = 0.1  # of the importance, the paper's lambda; one minus it is that of the redundancy
     window: int = 8  # the newest units, which stay, and whose queries measure the importance; the paper's alpha
     buffer: int = 128  # units beyond the budget at which those are evicted
     pooled: int = 7  # neighbouring units that share their highest importance
     similar: float = 0.5  # cosine of two keys above which one repeats the other
+
+    def __call__(self, layer: int, projected: Tensor) -> Tensor:
+        """Zeros, as units have no score until some are evicted."""
+        return projected.new_zeros(*projected.shape[:2], 1)
 
     def score(self, query: Tensor, keys: Tensor, padding: Tensor) -> Tensor:
         """Scores [rows, kv_heads, units]; those of the window mean nothing.
@@ -96,7 +100,7 @@ class RKV:
 
 @contextmanager
 def retaining(
-    model: Any, scorer: Scorer | RKV, budget: int, stabilizers: int | None = None, decoding: bool = True
+    model: Any, scorer: Scorer, budget: int, stabilizers: int | None = None, decoding: bool = True
 ) -> Iterator[Cache]:
     """Yield a cache of `budget` units per head for one `model.generate(..., past_key_values=cache)`.
 
@@ -111,19 +115,18 @@ def retaining(
     joint = scorer if isinstance(scorer, RKV) else None
     if budget < 1:
         raise OptionError(f"budget is {budget}; accepted: 1 or more units per key-value head")
-    if stabilizers is None or joint is not None:
-        stabilizers = int(STABILIZERS * budget) if joint is None else joint.window
+    if joint:
+        stabilizers = joint.window
+    elif stabilizers is None:
+        stabilizers = int(STABILIZERS * budget)
     if not 0 <= stabilizers <= budget:
         raise OptionError(f"stabilizers is {stabilizers}; accepted: 0 to {budget}, the budget")
     layers = [RetainingLayer(budget, stabilizers, decoding, joint) for _ in attention_modules(model)]
     cache = Cache(layers=layers)
 
     def observe(index: int, projected: Tensor, query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:
-        layer, (rows, heads, new, _) = layers[index], query.shape
-        scores = torch.zeros(rows, 1, new, device=keys.device)
-        if not isinstance(scorer, RKV):
-            scores = scorer(index, projected).detach().float().transpose(1, 2)
-        scores = scores.expand(-1, keys.shape[1], -1)
+        layer, (_, heads, new, _) = layers[index], query.shape
+        scores = scorer(index, projected).float().transpose(1, 2).expand(-1, keys.shape[1], -1)
         if mask is not None:
             last = mask[:, 0, -1, -new:]
             scores = scores.masked_fill((~last if mask.dtype == torch.bool else last < 0)[:, None], -torch.inf)
@@ -148,8 +151,7 @@ def observing(model: Any, observe: Observe, cache: Cache | None = None) -> Itera
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     with ExitStack() as stack:
         for index, module in enumerate(attention_modules(model)):
-            hooks = _AttentionHooks(index, observe, cache)
-            for handle in hooks.register(module):
+            for handle in _hook(module, partial(observe, index), cache):
                 stack.callback(handle.remove)
         stack.callback(model.set_attn_implementation, model.config._attn_implementation)
         model.set_attn_implementation(_NAME)
@@ -165,29 +167,24 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
     return stock(module, query, key, value, mask if observer is None else observer(query, key, mask), **kwargs)
 
 
-class _AttentionHooks:
+def _hook(module: Any, observe: Callable[..., Tensor | None], cache: Cache | None) -> Iterator[Any]:
     """Hooks of one layer: they keep its projections, and pass the observer on to its attention."""
+    projected: dict[str, Tensor] = {}
 
-    def __init__(self, index: int, observe: Observe, cache: Cache | None) -> None:
-        self._index, self._observe, self._cache = index, observe, cache
-        self._projected: dict[str, Tensor] = {}
-
-    def register(self, module: Any) -> Iterator[Any]:
-        yield module.register_forward_pre_hook(self._before, with_kwargs=True)
-        for name in PROJECTIONS:
-            yield getattr(module, name).register_forward_hook(partial(self._record, name))
-
-    def _record(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._projected[name] = output.detach()
-
-    def _before(self, module: Any, inputs: Any, kwargs: dict[str, Any]) -> Any:
-        mine = kwargs.get("past_key_values") is self._cache
-        return (inputs, {**kwargs, "observer": self._call}) if mine else None
+    def record(name: str, part: Any, inputs: Any, output: Tensor) -> None:
+        projected[name] = output.detach()
 
     @torch.no_grad()
-    def _call(self, query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:
-        projected = torch.cat([self._projected.pop(name) for name in PROJECTIONS], dim=-1)
-        return self._observe(self._index, projected, query, keys, mask)
+    def observer(*seen: Tensor | None) -> Tensor | None:
+        return observe(torch.cat([projected.pop(name) for name in PROJECTIONS], dim=-1), *seen)
+
+    def before(module: Any, inputs: Any, kwargs: dict[str, Any]) -> Any:
+        mine = kwargs.get("past_key_values") is cache
+        return (inputs, {**kwargs, "observer": observer}) if mine else None
+
+    yield module.register_forward_pre_hook(before, with_kwargs=True)
+    for name in PROJECTIONS:
+        yield getattr(module, name).register_forward_hook(partial(record, name))
 
 
 def attention_modules(model: Any) -> list[Any]:

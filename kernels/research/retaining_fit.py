@@ -131,17 +131,6 @@ def retaining_loss(heads: RetainingHeads, text: TrainingText, sum_layers: bool =
     return torch.stack(losses).mean()
 
 
-def explained_variance(heads: RetainingHeads, data: Sequence[TrainingText]) -> list[float]:
-    """The share of the variance of the importances that the scores explain, for each layer."""
-    shares = []
-    for layer in range(len(data[0].projected)):
-        wanted = torch.cat([text.importance[layer] for text in data])
-        with torch.no_grad():
-            left = torch.cat([heads(layer, text.projected[layer]) - text.importance[layer] for text in data])
-        shares.append(1 - float(left.square().sum() / (wanted - wanted.mean(dim=0)).square().sum()))
-    return shares
-
-
 def _initialize(heads: RetainingHeads, data: Sequence[TrainingText]) -> None:
     with torch.no_grad():
         for layer in range(heads.shape[0]):

@@ -70,28 +70,6 @@ def _seen(lengths: Tensor, columns: int) -> Tensor:
     return (torch.arange(columns, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
-def reference(
-    query: Tensor,
-    prefix_keys: Tensor,
-    prefix_values: Tensor,
-    suffix_keys: Tensor,
-    suffix_values: Tensor,
-    *,
-    lengths: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The definition of `shared_prefix_attention`: torch's attention with a copy of the prefix in each row."""
-    rows, heads = query.shape[:2]
-    keys, values = (
-        torch.cat([shared.expand(rows, *shared.shape), own], dim=2).repeat_interleave(heads // len(shared), dim=1)
-        for shared, own in ((prefix_keys, suffix_keys), (prefix_values, suffix_values))
-    )
-    seen = None
-    if lengths is not None:
-        seen = _seen(prefix_keys.shape[1] + lengths, keys.shape[2])
-    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scale)
-
-
 def merge(outputs: tuple[Tensor, ...], totals: tuple[Tensor, ...]) -> Tensor:
     """Combine attention over disjoint keys, in float32: outputs [..., dim] and log-sum-exps [...] of each part."""
     stacked = torch.stack(totals)
