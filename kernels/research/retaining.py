@@ -288,10 +288,8 @@ def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})["heads"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        layers, width, hidden, kv_heads = facts["shape"]
-        heads = RetainingHeads(layers, width, hidden, kv_heads, facts["bias"])
-        heads.load_state_dict(weights)
+            heads = RetainingHeads(*facts["shape"], facts["bias"])
+            heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         name, trained_for = facts["base"]["name"], str(facts["base"]["fingerprint"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

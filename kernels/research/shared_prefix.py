@@ -116,19 +116,17 @@ def _check(
 ) -> None:
     """Raise OptionError for tensors that do not fit together."""
     parts = (query, keys, values, own_keys, own_values)
-    if len({(part.dtype, part.device) for part in parts}) > 1 or query.dtype not in KINDS:
-        got = ", ".join(f"{part.dtype} on {part.device}" for part in parts)
-        raise OptionError(f"got {got}; accepted: float32, bfloat16 or float16, the same for all, on one device")
-    fits = (query.ndim, keys.ndim, own_keys.ndim) == (4, 3, 4)
-    if fits:
+    fits = len({(part.dtype, part.device) for part in parts}) == 1 and query.dtype in KINDS
+    if fits := fits and (query.ndim, keys.ndim, own_keys.ndim) == (4, 3, 4):
         (rows, heads, queries, dim), kv_heads = query.shape, max(len(keys), 1)
         fits = queries == 1 and dim > 0 and heads % kv_heads == 0 and heads >= kv_heads == len(keys)
         fits = fits and keys.shape == values.shape == (kv_heads, keys.shape[1], dim)
         fits = fits and own_keys.shape == own_values.shape == (rows, kv_heads, own_keys.shape[2], dim)
     if not fits:
         raise OptionError(
-            f"got {', '.join(str(list(part.shape)) for part in parts)}; accepted: query [rows, heads, 1, dim], prefix_*"
-            " [kv_heads, prefix, dim], suffix_* [rows, kv_heads, suffix, dim], with heads a multiple of kv_heads"
+            f"got {', '.join(f'{part.dtype} {list(part.shape)} on {part.device}' for part in parts)}; accepted: query "
+            "[rows, heads, 1, dim], prefix_* [kv_heads, prefix, dim], suffix_* [rows, kv_heads, suffix, dim], with "
+            "heads a multiple of kv_heads, all in the same of float32, bfloat16 and float16, on one device"
         )
     if lengths is None:
         return
