@@ -197,7 +197,8 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
     base = {"name": answers.engine.name, "fingerprint": answers.engine.fingerprint()}
     figures: dict[str, float] = {}
     texts: list[list[int]] = []
-    for target in TARGETS if "heads" in (options.ways or "heads") else ():
+    chosen = options.ways.split(",") if options.ways else [*ways, *(f"heads_{target}" for target in TARGETS)]
+    for target in (one for one in TARGETS if f"heads_{one}" in chosen):
         with tempfile.TemporaryDirectory() as folder:  # evaluates what was saved
             place = Path(options.heads or folder) / target
             if not place.is_dir():
@@ -207,7 +208,6 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
                 save_heads(heads, place, base, found)
             loaded = load_heads(place, base["fingerprint"])
         ways[f"heads_{target}"] = lambda mask, loaded=loaded: loaded  # type: ignore[misc]
-    chosen = options.ways.split(",") if options.ways else list(ways)
     return figures | table(answers, {name: ways[name] for name in chosen}, chance)
 
 

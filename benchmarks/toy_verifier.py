@@ -18,7 +18,7 @@ import torch
 from measuring import make_parser, print_figures
 from torch.nn.functional import cross_entropy
 
-from tersely.controller.api import resolve_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.policies.trimr import ThoughtSegmenter, TrimR
 from tersely.controller.text.answers import extract_stated_answer
 from tersely.controller.text.thoughts import ThinkingState
@@ -62,7 +62,7 @@ def make_questions(split: str, codec: TokenizerAdapter, seed: int) -> Iterator[t
 
 def train(options: argparse.Namespace) -> None:
     """Train the model and write it."""
-    engine = resolve_engine(options.model)
+    engine = load_engine(options.model)
     model, tokenizer = engine.model, engine.tokenizer
     codec, (yes, no) = TokenizerAdapter(tokenizer), reply_ids(tokenizer)
     questions = make_questions("train", codec, options.seed)
@@ -90,7 +90,7 @@ def train(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """How often the saved verifier is right, by kind of question and verdict."""
-    engine = resolve_engine(options.out)
+    engine = load_engine(options.out)
     verifier, found = LLMVerifier(engine, timeout=None), dict[str, list[bool]]()
     questions = make_questions("calibrate", TokenizerAdapter(engine.tokenizer), options.seed)
     for question, verdict in (next(questions) for _ in range(options.questions)):

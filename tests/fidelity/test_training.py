@@ -143,7 +143,7 @@ TOKENS = (0.2, 0.0, 0.2, 0.1, 0.4, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.9, 0.0, 
 )
 def test_step_entropy_prunes_the_steps_of_the_lowest_sums(share: float, skip: str, text: str) -> None:
     codec = TokenizerAdapter(WordTokenizer())
-    ids = codec.encode("".join(STEPS) + "</think>So 8\n\nNine.")
+    ids = list(codec.encode("".join(STEPS) + "</think>So 8\n\nNine."))
     trace = SampledTrace([5], ids, [1] * len(ids), True, True)
     entropies = [*TOKENS, *[0.0] * (len(ids) - len(TOKENS))]
     made = prune_steps(trace, entropies, codec, codec.encode("</think>")[0], share, skip)
