@@ -8,8 +8,9 @@ group the query heads that share a key, as ours does. One layer, with the heads 
 With --model, retaining heads are trained on texts that the model writes for problems of the split `fit`. Then a cache
 that evicts is evaluated on problems of `test`: how many greedy answers are correct, and how many tokens they take.
 `heads` keeps the units with the highest scores and the newest 5/12; `random` scores at random and keeps the newest
-5/12, too; `newest` keeps only the newest. A batch contains problems with similar lengths under the full cache, and its
-budget is a share of their mean length, prompts included. `agree` counts answers equal to those with the full cache.
+5/12, too; `newest` keeps only the newest; `rkv` evicts as R-KV does, with a buffer of 16 within the budget, and
+`rkv_importance` the same by importance alone. A batch contains problems with similar lengths under the full cache, and
+its budget is a share of their mean length, prompts included. `agree` counts answers equal to those with the full cache.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,8 +32,8 @@ import torch
 from measuring import make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
-from tersely.kernels.research.retaining import RetainingHeads, Scorer, load_heads, retaining, save_heads
-from tersely.kernels.research.retaining_fit import TARGETS, collect, explained_variance, fit
+from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
+from tersely.kernels.research.retaining_fit import TARGETS, TrainingText, collect, fit
 from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
 
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
@@ -39,6 +41,8 @@ SHARES = (75, 50, 25)
 BATCH = 25
 CHUNK = 32
 SLACK = 2  # limit of output, in multiples of the batch's longest full-cache answer; longer output is repetition
+
+BUFFER = 16  # of R-KV, whose 128 would be more than the smallest cache
 
 MakeScorer = Callable[[Tensor], Scorer]
 """From the mask of a batch of prompts, [rows, length]."""
@@ -117,7 +121,8 @@ class Answers:
         ids, mask = self.engine._pad([self.prompts[number] for number in numbers])
         plain: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         model, width = self.engine.model, ids.shape[1]
-        with retaining(model, scorer(mask), limits.budget, near) as cache:
+        way = scorer(mask)
+        with retaining(model, way, limits.budget - BUFFER * isinstance(way, RKV), near) as cache:
             plain |= {"past_key_values": cache, "prefill_chunk_size": CHUNK, "max_new_tokens": limits.max_new_tokens}
             out = model.generate(ids, attention_mask=mask, **plain)
         end = model.generation_config.eos_token_id
@@ -155,6 +160,17 @@ def make_random_scorer(kv_heads: int) -> MakeScorer:
     return scorer
 
 
+def explained_variance(heads: RetainingHeads, data: Sequence[TrainingText]) -> list[float]:
+    """The share of the variance of the importances that the scores explain, for each layer."""
+    shares = []
+    for layer in range(len(data[0].projected)):
+        wanted = torch.cat([text.importance[layer] for text in data])
+        with torch.no_grad():
+            left = torch.cat([heads(layer, text.projected[layer]) - text.importance[layer] for text in data])
+        shares.append(1 - float(left.square().sum() / (wanted - wanted.mean(dim=0)).square().sum()))
+    return shares
+
+
 def learn(answers: Answers, target: str, texts: Sequence[list[int]], steps: int, seed: int) -> Trained:
     """Train heads on texts, a tenth of which are held out; also returns the explained variance."""
     start = time.perf_counter()
@@ -171,11 +187,18 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
     """The table: correct answers and tokens, by eviction rule and cache size."""
     answers = Answers(options.model, options.questions, options.seed, options.effort, options.max_new_tokens)
     chance = make_random_scorer(answers.engine.model.config.num_key_value_heads)
-    ways: dict[str, MakeScorer] = {"random": chance, "newest": chance}
+    rkv = RKV(buffer=BUFFER)
+    ways: dict[str, MakeScorer] = {
+        "random": chance,
+        "newest": chance,
+        "rkv": lambda mask: rkv,
+        "rkv_importance": lambda mask: replace(rkv, weight=1.0),
+    }
     base = {"name": answers.engine.name, "fingerprint": answers.engine.fingerprint()}
     figures: dict[str, float] = {}
     texts: list[list[int]] = []
-    for target in TARGETS:
+    chosen = options.ways.split(",") if options.ways else [*ways, *(f"heads_{target}" for target in TARGETS)]
+    for target in (one for one in TARGETS if f"heads_{one}" in chosen):
         with tempfile.TemporaryDirectory() as folder:  # evaluates what was saved
             place = Path(options.heads or folder) / target
             if not place.is_dir():
@@ -185,7 +208,7 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
                 save_heads(heads, place, base, found)
             loaded = load_heads(place, base["fingerprint"])
         ways[f"heads_{target}"] = lambda mask, loaded=loaded: loaded  # type: ignore[misc]
-    return figures | table(answers, ways, chance)
+    return figures | table(answers, {name: ways[name] for name in chosen}, chance)
 
 
 def table(answers: Answers, ways: dict[str, MakeScorer], chance: MakeScorer) -> dict[str, float]:
@@ -231,6 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
     parser.add_argument("--effort", default="normal", help="effort of all answers (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="most output tokens (default: %(default)s)")
+    parser.add_argument("--ways", help="rules to evaluate, comma-separated (default: all)")
     parser.add_argument("--heads", help="folder for the heads; existing ones are reused")
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of problems, texts and training (default: %(default)s)"

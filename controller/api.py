@@ -158,15 +158,15 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], boo
     return list(cast("Sequence[Prompt]", prompts)), False
 
 
-def resolve_verifier(verifier: Any) -> Verifier | None:
-    """A verifier object as it is; a model, or a server's URL, as one that is asked what rules cannot decide."""
+def resolve_verifier(verifier: Any, rules: bool = True) -> Verifier | None:
+    """A verifier object as it is; a model, or a server's URL, as one that is asked all or what rules cannot decide."""
     if verifier is None or hasattr(verifier, "submit"):
         return cast("Verifier | None", verifier)
     from .verifiers import EndpointVerifier, LLMVerifier
 
-    if isinstance(verifier, str) and verifier.startswith(("http://", "https://")):
-        return RuleVerifier(EndpointVerifier(verifier))
-    return RuleVerifier(LLMVerifier(resolve_engine(verifier)))
+    served = isinstance(verifier, str) and verifier.startswith(("http://", "https://"))
+    asked = EndpointVerifier(verifier) if served else LLMVerifier(resolve_engine(verifier))
+    return RuleVerifier(asked) if rules else asked
 
 
 def resolve_helper(helper: Any) -> Helper | None:

@@ -64,6 +64,7 @@ def bench(
     ] = None,
     helper: Annotated[str | None, typer.Option(help="Larger helper model; also runs alone as an arm.")] = None,
     verifier: Annotated[str | None, typer.Option(help="Verifier model, for trimr where rules cannot decide.")] = None,
+    verifier_rules: Annotated[bool, typer.Option(help="Ask the verifier only what rules cannot decide.")] = True,
     price: cli.Price = None,
     helper_price: Annotated[str | None, typer.Option(help="The helper's price.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON file of your own prices, added to the table.")] = None,
@@ -117,6 +118,7 @@ def bench(
         engine=engine,
         helper=helper,
         verifier=verifier,
+        verifier_rules=verifier_rules,
         split=split,
         splits=splits,
         arms=compared,
@@ -214,7 +216,7 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
         session = Session(helper.engine, think_prompt=plan.think_prompt)
         runner.session.helper = EngineHelper(session, timeout=math.inf)
     if plan.verifier is not None:
-        runner.session.verifier = resolve_verifier(plan.verifier)
+        runner.session.verifier = resolve_verifier(plan.verifier, plan.verifier_rules)
     return runner, helper
 
 

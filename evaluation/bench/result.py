@@ -37,6 +37,7 @@ class BenchPlan:
     engine: str
     helper: str | None
     verifier: str | None
+    verifier_rules: bool  # whether rules decide what they can, before the verifier is asked
     split: str
     splits: Mapping[str, Sequence[Question]]
     arms: Sequence[Arm]
@@ -82,6 +83,7 @@ class BenchPlan:
             "arms": {arm.name: _describe(arm) for arm in self.arms},
             "think_prompt": self.think_prompt,
             **({} if self.markers is None else {"markers": self.markers}),
+            **({} if self.verifier_rules else {"verifier_rules": False}),
             "baselines": self.baselines,
             "batch": self.batch_size,
         }

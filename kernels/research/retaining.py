@@ -1,9 +1,10 @@
-"""A key-value cache of fixed size that evicts low-scoring units: retaining heads (Locret, arXiv:2410.01805).
+"""A key-value cache of fixed size that evicts low-scoring units, after Locret or R-KV.
 
-A unit is one token's key and value in one key-value head of one layer. A small network for each layer scores it from
-the token's projections [q, k, v]: score = silu([q, k, v] W1 + b1) W2 + b2, one per key-value head; the authors have no
-biases. After each forward pass a head keeps the `budget` units with the highest scores; the newest, the stabilizers,
-always stay.
+A unit is one token's key and value in one key-value head of one layer. After each forward pass a head keeps the
+`budget` units with the highest scores; the newest, the stabilizers, always stay. Retaining heads (Locret,
+arXiv:2410.01805) score a unit once: a small network for each layer reads the token's projections [q, k, v], score =
+silu([q, k, v] W1 + b1) W2 + b2, one per key-value head; the authors have no biases. `RKV` scores all units at each
+eviction and needs no training.
 
 Saved heads are one file, `heads.safetensors`, whose metadata names the base model.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,13 @@ from ...io import make_folder, write
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 STABILIZERS = 5 / 12  # share of the budget for the newest units, as in the paper: 2500 of 6000
 FILE = "heads.safetensors"
+_NAME = "tersely_observed"
 
 Scorer = Callable[[int, Tensor], Tensor]
 """From a layer's index and its projections [rows, tokens, width] to scores [rows, tokens, kv_heads or 1]."""
+Observe = Callable[[int, Tensor, Tensor, Tensor, "Tensor | None"], "Tensor | None"]
+"""From a layer's index, its new projections [rows, new, width], its queries [rows, heads, new, dim], all its keys and
+its mask to the mask that its attention uses."""
 
 
 class RetainingHeads(nn.Module):
@@ -50,6 +56,48 @@ class RetainingHeads(nn.Module):
         return scores
 
 
+@dataclass(frozen=True, slots=True)
+class RKV:
+    """R-KV (arXiv:2505.24133), a `Scorer`: units stay that the newest queries attend to, and that are unlike others."""
+
+    weight: float = 0.1  # of the importance, the paper's lambda; one minus it is that of the redundancy
+    window: int = 8  # the newest units, which stay, and whose queries measure the importance; the paper's alpha
+    buffer: int = 128  # units beyond the budget at which those are evicted
+    pooled: int = 7  # neighbouring units that share their highest importance
+    similar: float = 0.5  # cosine of two keys above which one repeats the other
+
+    def __call__(self, layer: int, projected: Tensor) -> Tensor:
+        """Zeros, as units have no score until some are evicted."""
+        return projected.new_zeros(*projected.shape[:2], 1)
+
+    def score(self, query: Tensor, keys: Tensor, padding: Tensor) -> Tensor:
+        """Scores [rows, kv_heads, units]; those of the window mean nothing.
+
+        From the queries of the window [rows, heads, window, dim], all keys [rows, kv_heads, units, dim], and which
+        units are padding.
+        """
+        least = torch.finfo(torch.float32).min
+        query, keys = query.float().unflatten(1, (keys.shape[1], -1)), keys.float()
+        logits = (query @ keys[:, :, None].mT).amax(dim=2) * keys.shape[-1] ** -0.5
+        hidden = padding.clone()
+        hidden[..., -self.window :] = True
+        importance = logits.masked_fill(hidden[:, :, None], least).softmax(dim=-1).mean(dim=2)
+        importance = nn.functional.max_pool1d(importance, self.pooled, 1, self.pooled // 2)
+        return self.weight * importance - (1 - self.weight) * self._redundancy(keys, padding)
+
+    def _redundancy(self, keys: Tensor, padding: Tensor) -> Tensor:
+        """The share of each unit in how much keys repeat it, but for the latest unit that each of them repeats.
+
+        A key that repeats none leaves out the first unit, as in the authors' code.
+        """
+        normal = nn.functional.normalize(keys, dim=-1).masked_fill(padding[..., None], 0.0)
+        cosine = normal @ normal.mT
+        cosine.diagonal(dim1=-2, dim2=-1).zero_()
+        latest = ((cosine > self.similar) * torch.arange(keys.shape[2], device=keys.device)).amax(dim=-1, keepdim=True)
+        mean = cosine.scatter(-1, latest, 0.0).sum(dim=-2) / (~padding).sum(dim=-1, keepdim=True).clamp(min=1)
+        return mean.masked_fill(padding, torch.finfo(mean.dtype).min).softmax(dim=-1)
+
+
 @contextmanager
 def retaining(
     model: Any, scorer: Scorer, budget: int, stabilizers: int | None = None, decoding: bool = True
@@ -59,25 +107,84 @@ def retaining(
     The model attends to the units that are kept, at their original positions; as long as nothing is evicted, tokens are
     those of the full cache. `prefill_chunk_size` of `generate` bounds how many units exist while a prompt is read. The
     newest `stabilizers` always stay, by default 5/12 of the budget; all of it gives a sliding window. With `decoding`
-    false, units are evicted while the prompt is read only, as in the authors' code, and what is generated stays; a
-    chunk of one token counts as generated. Raises OptionError for a budget or stabilizers out of range, CapabilityError
-    for anything but full attention from q_proj, k_proj and v_proj.
+    false, units are evicted while the prompt is read only, as in Locret's code, and what is generated stays; a chunk of
+    one token counts as generated. `RKV` has its own window in place of stabilizers, and its buffer on top of the
+    budget. Raises OptionError for a budget or stabilizers out of range, CapabilityError for anything but full attention
+    from q_proj, k_proj and v_proj.
     """
+    joint = scorer if isinstance(scorer, RKV) else None
     if budget < 1:
         raise OptionError(f"budget is {budget}; accepted: 1 or more units per key-value head")
-    if stabilizers is None:
+    if joint:
+        stabilizers = joint.window
+    elif stabilizers is None:
         stabilizers = int(STABILIZERS * budget)
     if not 0 <= stabilizers <= budget:
         raise OptionError(f"stabilizers is {stabilizers}; accepted: 0 to {budget}, the budget")
-    modules = attention_modules(model)
-    layers = [RetainingLayer(budget, stabilizers, decoding) for _ in modules]
+    layers = [RetainingLayer(budget, stabilizers, decoding, joint) for _ in attention_modules(model)]
     cache = Cache(layers=layers)
-    with ExitStack() as stack:
-        for index, (module, layer) in enumerate(zip(modules, layers, strict=True)):
-            hooks = _AttentionHooks(layer, partial(scorer, index), cache)
-            for handle in hooks.register(module):
-                stack.callback(handle.remove)
+
+    def observe(index: int, projected: Tensor, query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:
+        layer, (_, heads, new, _) = layers[index], query.shape
+        scores = scorer(index, projected).float().transpose(1, 2).expand(-1, keys.shape[1], -1)
+        if mask is not None:
+            last = mask[:, 0, -1, -new:]
+            scores = scores.masked_fill((~last if mask.dtype == torch.bool else last < 0)[:, None], -torch.inf)
+            if keys.shape[2] < layer.seen:
+                kept = layer.positions[:, :, None].expand(-1, -1, new, -1)
+                mask = mask.expand(-1, keys.shape[1], -1, -1).gather(-1, kept)
+                mask = mask.repeat_interleave(heads // keys.shape[1], dim=1)
+        layer.evict(scores, query)
+        return mask
+
+    with observing(model, observe, cache):
         yield cache
+
+
+@contextmanager
+def observing(model: Any, observe: Observe, cache: Cache | None = None) -> Iterator[None]:
+    """Call `observe` before each layer attends with this cache, without gradients; raises as `attention_modules`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    with ExitStack() as stack:
+        for index, module in enumerate(attention_modules(model)):
+            for handle in _hook(module, partial(observe, index), cache):
+                stack.callback(handle.remove)
+        stack.callback(model.set_attn_implementation, model.config._attn_implementation)
+        model.set_attn_implementation(_NAME)
+        yield
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    """torch's attention, after the observer that a hook has passed on."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    observer = kwargs.pop("observer", None)
+    stock: Any = sdpa_attention_forward
+    return stock(module, query, key, value, mask if observer is None else observer(query, key, mask), **kwargs)
+
+
+def _hook(module: Any, observe: Callable[..., Tensor | None], cache: Cache | None) -> Iterator[Any]:
+    """Hooks of one layer: they keep its projections, and pass the observer on to its attention."""
+    projected: dict[str, Tensor] = {}
+
+    def record(name: str, part: Any, inputs: Any, output: Tensor) -> None:
+        projected[name] = output.detach()
+
+    @torch.no_grad()
+    def observer(*seen: Tensor | None) -> Tensor | None:
+        return observe(torch.cat([projected.pop(name) for name in PROJECTIONS], dim=-1), *seen)
+
+    def before(module: Any, inputs: Any, kwargs: dict[str, Any]) -> Any:
+        mine = kwargs.get("past_key_values") is cache
+        return (inputs, {**kwargs, "observer": observer}) if mine else None
+
+    yield module.register_forward_pre_hook(before, with_kwargs=True)
+    for name in PROJECTIONS:
+        yield getattr(module, name).register_forward_hook(partial(record, name))
 
 
 def attention_modules(model: Any) -> list[Any]:
@@ -91,7 +198,7 @@ def attention_modules(model: Any) -> list[Any]:
             f"{', '.join(PROJECTIONS)}{'' if plain else ', and some do not use full attention'}; accepted: full "
             "attention with these three in every layer"
         )
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager", _NAME):
         raise CapabilityError(f"attention is {config._attn_implementation}; accepted: 'sdpa' or 'eager'")
     return sorted(modules, key=lambda module: module.layer_idx)
 
@@ -99,40 +206,42 @@ def attention_modules(model: Any) -> list[Any]:
 class RetainingLayer(DynamicLayer):  # type: ignore[misc]
     """One layer of the cache: `keys` and `values` [rows, kv_heads, units, dim], in their original order.
 
-    Of each unit it holds the token's position and the score, both [rows, kv_heads, units]. `seen` counts all tokens,
-    kept or not; transformers uses it as the length of the cache.
+    Of each unit it holds the token's position and the score, both [rows, kv_heads, units], for `RKV` also the queries
+    of its window. `seen` counts all tokens, kept or not; transformers uses it as the length of the cache.
     """
 
     is_croppable = False
     keys: Tensor
     values: Tensor
 
-    def __init__(self, budget: int, stabilizers: int, decoding: bool = True) -> None:
+    def __init__(self, budget: int, stabilizers: int, decoding: bool = True, joint: RKV | None = None) -> None:
         super().__init__()
         self.budget, self.stabilizers, self.decoding, self.seen = budget, stabilizers, decoding, 0
-        self.positions = self.scores = torch.empty(0)
+        self.joint, self.limit = joint, budget + max(1, joint.buffer if joint else 1)
+        self.positions = self.scores = self.queries = torch.empty(0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append states [rows, kv_heads, new, dim]; call `evict` once they were attended to."""
+        """Append states [rows, kv_heads, new, dim]; call `evict` with their scores."""
         rows, kv_heads, new, _ = key_states.shape
-        self.positions = self.positions_with(rows, kv_heads, new, key_states.device)
+        added = torch.arange(self.seen, self.seen + new, device=key_states.device).expand(rows, kv_heads, new)
+        self.positions = torch.cat([self.positions, added], dim=-1) if self.seen else added
         self.seen += new
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         return keys, values
 
-    def positions_with(self, rows: int, kv_heads: int, new: int, device: torch.device) -> Tensor:
-        """Positions of the cached units and of `new` tokens, [rows, kv_heads, units + new]."""
-        added = torch.arange(self.seen, self.seen + new, device=device).expand(rows, kv_heads, new)
-        return torch.cat([self.positions, added], dim=-1) if self.seen else added
-
-    def evict(self, scores: Tensor) -> None:
+    def evict(self, scores: Tensor, query: Tensor) -> None:
         """Add the scores of the newest units [rows, kv_heads, new], -inf for padding; then evict down to the budget."""
         self.scores = torch.cat([self.scores, scores], dim=-1) if self.scores.numel() else scores
-        if self.scores.shape[-1] <= self.budget or (scores.shape[-1] == 1 and not self.decoding):
+        if self.joint:
+            queries = torch.cat([self.queries, query], dim=2) if self.queries.numel() else query
+            self.queries = queries[:, :, -self.joint.window :]
+        if self.scores.shape[-1] < self.limit or (scores.shape[-1] == 1 and not self.decoding):
             return
-        near = (self.positions >= self.seen - self.stabilizers) & (self.scores > -torch.inf)
-        ranked = self.scores.masked_fill(near, torch.inf)
-        kept = ranked.topk(self.budget, dim=-1).indices.sort(dim=-1).values
+        padding, ranked = self.scores == -torch.inf, self.scores
+        if self.joint:
+            ranked = ranked + self.joint.score(self.queries, self.keys, padding)
+        near = (self.positions >= self.seen - self.stabilizers) & ~padding
+        kept = ranked.masked_fill(near, torch.inf).topk(self.budget, dim=-1).indices.sort(dim=-1).values
         self.positions, self.scores = self.positions.gather(-1, kept), self.scores.gather(-1, kept)
         index = kept[..., None].expand(*kept.shape, self.keys.shape[-1])
         self.keys, self.values = self.keys.gather(2, index), self.values.gather(2, index)
@@ -149,55 +258,14 @@ class RetainingLayer(DynamicLayer):  # type: ignore[misc]
         """Select rows, possibly more than once."""
         super().batch_select_indices(indices)
         self.positions, self.scores = self.positions[indices], self.scores[indices]
+        if self.joint:
+            self.queries = self.queries[indices]
 
     reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
         self.batch_select_indices(torch.arange(len(self.positions)).repeat_interleave(repeats))
-
-
-class _AttentionHooks:
-    """Hooks around one layer's attention: pass in the mask of the cached units, then score the new ones and evict."""
-
-    def __init__(self, layer: RetainingLayer, score: Callable[[Tensor], Tensor], cache: Cache) -> None:
-        self._layer, self._score, self._cache = layer, score, cache
-        self._projected: dict[str, Tensor] = {}
-        self._padding: Tensor | None = None  # [rows, new]
-
-    def register(self, module: Any) -> Iterator[Any]:
-        yield module.register_forward_pre_hook(self._before, with_kwargs=True)
-        yield module.register_forward_hook(self._after, with_kwargs=True)
-        for name in PROJECTIONS:
-            yield getattr(module, name).register_forward_hook(partial(self._record, name))
-
-    def _record(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._projected[name] = output.detach()
-
-    def _before(self, module: Any, inputs: Any, kwargs: dict[str, Any]) -> Any:
-        mask: Tensor | None = kwargs.get("attention_mask")
-        self._padding = None
-        if kwargs.get("past_key_values") is not self._cache or mask is None:
-            return None
-        rows, _, new, columns = mask.shape
-        last = mask[:, 0, -1, columns - new :]
-        self._padding = ~last if mask.dtype == torch.bool else last < 0
-        if not self._layer.seen or self._layer.keys.shape[2] == self._layer.seen:
-            return None
-        kv_heads = self._layer.keys.shape[1]
-        positions = self._layer.positions_with(rows, kv_heads, new, mask.device)[:, :, None].expand(-1, -1, new, -1)
-        own = mask.expand(-1, kv_heads, -1, -1).gather(-1, positions)
-        return inputs, {**kwargs, "attention_mask": own.repeat_interleave(module.num_key_value_groups, dim=1)}
-
-    def _after(self, module: Any, inputs: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        if kwargs.get("past_key_values") is not self._cache:
-            return
-        projected = torch.cat([self._projected.pop(name) for name in PROJECTIONS], dim=-1)
-        with torch.no_grad():
-            scores = self._score(projected).float().transpose(1, 2).expand(-1, self._layer.keys.shape[1], -1)
-        if self._padding is not None:
-            scores = scores.masked_fill(self._padding[:, None], -torch.inf)
-        self._layer.evict(scores)
 
 
 def save_heads(
@@ -220,10 +288,8 @@ def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})["heads"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        layers, width, hidden, kv_heads = facts["shape"]
-        heads = RetainingHeads(layers, width, hidden, kv_heads, facts["bias"])
-        heads.load_state_dict(weights)
+            heads = RetainingHeads(*facts["shape"], bias=facts["bias"])
+            heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         name, trained_for = facts["base"]["name"], str(facts["base"]["fingerprint"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -10,8 +10,7 @@ those of the answer. The target `log_prob`, also ours, makes strong and weak que
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OptionError, unknown
-from .retaining import PROJECTIONS, RetainingHeads, attention_modules
+from .retaining import RetainingHeads, observing
 
 TARGETS = ("logit", "log_prob")
 SMOOTHING = 0.0025
 MIN_DISTANCE = 32  # least distance in tokens from a unit to the queries that count; for nearer ones it is a stabilizer
-_NAME = "tersely_importance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,44 +58,17 @@ def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingTe
         raise unknown("target", target, TARGETS)
     if len(ids) <= MIN_DISTANCE:
         raise OptionError(f"a text has {len(ids)} tokens; accepted: more than {MIN_DISTANCE}")
-    modules = attention_modules(model)
-    parts: list[list[Tensor]] = [[] for _ in modules]
-    with ExitStack() as stack, torch.no_grad():
-        for module, outputs in zip(modules, parts, strict=True):
-            for name in PROJECTIONS:
-                part = getattr(module, name)
-                stack.enter_context(
-                    part.register_forward_hook(lambda _, inputs, out, outputs=outputs: outputs.append(out))
-                )
-        recorded = stack.enter_context(_record_importance(model, target))
-        model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     kept = len(ids) - MIN_DISTANCE
-    projected = torch.stack([torch.cat(outputs, dim=-1)[0, :kept].float() for outputs in parts])
-    return TrainingText(projected, torch.stack([one[:, :kept].T for one in recorded]))
+    parts: list[tuple[Tensor, Tensor]] = []
 
+    def observe(index: int, projected: Tensor, query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:
+        wanted = importance(query[0], keys[0], query.shape[-1] ** -0.5, target)
+        parts.append((projected[0, :kept].float(), wanted[:, :kept].T))
+        return mask
 
-@contextmanager
-def _record_importance(model: Any, target: str) -> Iterator[list[Tensor]]:
-    """Collect the importances [kv_heads, tokens] of each layer while the context lasts."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    recorded: list[Tensor] = []
-    stock: Any = sdpa_attention_forward
-
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        recorded.append(importance(query[0], key[0], kwargs["scaling"], target))
-        return stock(module, query, key, value, mask, **kwargs)
-
-    AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_NAME)
-    try:
-        yield recorded
-    finally:
-        model.set_attn_implementation(before)
+    with observing(model, observe), torch.no_grad():
+        model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+    return TrainingText(*map(torch.stack, zip(*parts, strict=True)))
 
 
 def importance(query: Tensor, key: Tensor, scale: float, target: str = "logit") -> Tensor:
@@ -158,17 +129,6 @@ def retaining_loss(heads: RetainingHeads, text: TrainingText, sum_layers: bool =
         scores = heads(layer, projected)
         losses.append(nn.functional.smooth_l1_loss(scores, wanted) + smoothing * scores.diff(dim=0).square().mean())
     return torch.stack(losses).mean()
-
-
-def explained_variance(heads: RetainingHeads, data: Sequence[TrainingText]) -> list[float]:
-    """The share of the variance of the importances that the scores explain, for each layer."""
-    shares = []
-    for layer in range(len(data[0].projected)):
-        wanted = torch.cat([text.importance[layer] for text in data])
-        with torch.no_grad():
-            left = torch.cat([heads(layer, text.projected[layer]) - text.importance[layer] for text in data])
-        shares.append(1 - float(left.square().sum() / (wanted - wanted.mean(dim=0)).square().sum()))
-    return shares
 
 
 def _initialize(heads: RetainingHeads, data: Sequence[TrainingText]) -> None:

@@ -70,28 +70,6 @@ def _seen(lengths: Tensor, columns: int) -> Tensor:
     return (torch.arange(columns, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
-def reference(
-    query: Tensor,
-    prefix_keys: Tensor,
-    prefix_values: Tensor,
-    suffix_keys: Tensor,
-    suffix_values: Tensor,
-    *,
-    lengths: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The definition of `shared_prefix_attention`: torch's attention with a copy of the prefix in each row."""
-    rows, heads = query.shape[:2]
-    keys, values = (
-        torch.cat([shared.expand(rows, *shared.shape), own], dim=2).repeat_interleave(heads // len(shared), dim=1)
-        for shared, own in ((prefix_keys, suffix_keys), (prefix_values, suffix_values))
-    )
-    seen = None
-    if lengths is not None:
-        seen = _seen(prefix_keys.shape[1] + lengths, keys.shape[2])
-    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scale)
-
-
 def merge(outputs: tuple[Tensor, ...], totals: tuple[Tensor, ...]) -> Tensor:
     """Combine attention over disjoint keys, in float32: outputs [..., dim] and log-sum-exps [...] of each part."""
     stacked = torch.stack(totals)
@@ -138,19 +116,17 @@ def _check(
 ) -> None:
     """Raise OptionError for tensors that do not fit together."""
     parts = (query, keys, values, own_keys, own_values)
-    if len({(part.dtype, part.device) for part in parts}) > 1 or query.dtype not in KINDS:
-        got = ", ".join(f"{part.dtype} on {part.device}" for part in parts)
-        raise OptionError(f"got {got}; accepted: float32, bfloat16 or float16, the same for all, on one device")
-    fits = (query.ndim, keys.ndim, own_keys.ndim) == (4, 3, 4)
-    if fits:
+    fits = len({(part.dtype, part.device) for part in parts}) == 1 and query.dtype in KINDS
+    if fits := fits and (query.ndim, keys.ndim, own_keys.ndim) == (4, 3, 4):
         (rows, heads, queries, dim), kv_heads = query.shape, max(len(keys), 1)
         fits = queries == 1 and dim > 0 and heads % kv_heads == 0 and heads >= kv_heads == len(keys)
         fits = fits and keys.shape == values.shape == (kv_heads, keys.shape[1], dim)
         fits = fits and own_keys.shape == own_values.shape == (rows, kv_heads, own_keys.shape[2], dim)
     if not fits:
         raise OptionError(
-            f"got {', '.join(str(list(part.shape)) for part in parts)}; accepted: query [rows, heads, 1, dim], prefix_*"
-            " [kv_heads, prefix, dim], suffix_* [rows, kv_heads, suffix, dim], with heads a multiple of kv_heads"
+            f"got {', '.join(f'{part.dtype} {list(part.shape)} on {part.device}' for part in parts)}; accepted: query "
+            "[rows, heads, 1, dim], prefix_* [kv_heads, prefix, dim], suffix_* [rows, kv_heads, suffix, dim], with "
+            "heads a multiple of kv_heads, all in the same of float32, bfloat16 and float16, on one device"
         )
     if lengths is None:
         return

@@ -347,11 +347,13 @@ def test_arms_with_a_helper_and_a_verifier(capsys: pytest.CaptureFixture[str]) -
             as_json=True,
             helper=large,
             verifier=large,
+            verifier_rules=False,
         )
     result = json.loads(capsys.readouterr().out)
     arms = {arm["name"]: arm["overhead"] for arm in result["arms"]}
     assert set(arms) == {"full", "sirius", "trimr", "no-think", "helper"}
     assert arms["sirius"]["consulted"] > arms["sirius"]["delegated"] >= 0
+    assert arms["trimr"]["verifier"] > 0, "without rules, it is asked whatever they could decide"
     assert not any(arms["full"].values()) and (result["helper"], result["verifier"]) == (large, large)
     assert result["weights"]["consulted"] == result["weights"]["helper"] == result["weights"]["verifier"] > 1
 

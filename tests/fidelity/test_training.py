@@ -6,13 +6,19 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
 from tersely.training.methods.length import Dler, Lcpo, LengthControl, Truncation, grpo_options, with_limits
+from tersely.training.methods.sft import Sft, prune_steps, token_entropies
 from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
 from tersely.training.offline import SampledTrace
 from tersely.training.rewards import NO_THINK, THINK, Correctness
+
+from ..support.word_tokenizer import WordTokenizer
 
 
 def sample(length: int, right: bool) -> SampledTrace:
@@ -116,3 +122,42 @@ def test_lcpo_states_a_limit_in_each_prompt() -> None:
     assert min(limits) < 150 and max(limits) > 3900 and min(limits) >= 100 and max(limits) <= 4000
     assert found[0]["prompt"][0]["content"] == f"2+5?\n\nThink for maximum {limits[0]} tokens."
     assert rows[0]["prompt"][0]["content"] == "2+5?"
+
+
+# -- step entropy: the steps with the lowest sums of token entropies become markers -----------------------------------
+
+STEPS = ("one two\n\n", "three\n\n", "four five six\n\n", "seven\n\n", "eight\n")
+TOKENS = (0.2, 0.0, 0.2, 0.1, 0.4, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.9, 0.0, 0.3, 0.1)
+"""Their sums are 0.5, 0.6, 0.7, 0.9 and 0.4; by the mean of a token, the third would be the lowest."""
+
+
+@pytest.mark.parametrize(
+    ("share", "skip", "text"),
+    [
+        (0.2, "[SKIP]", "one two\n\nthree\n\nfour five six\n\nseven\n\n[SKIP]\n"),
+        (0.4, "[SKIP]", "[SKIP]\n\nthree\n\nfour five six\n\nseven\n\n[SKIP]\n"),
+        (0.8, "[SKIP]", "[SKIP]\n\n[SKIP]\n\n[SKIP]\n\nseven\n\n[SKIP]\n"),
+        (0.79, "", "four five six\n\nseven\n\n"),
+        (0.1, "[SKIP]", "".join(STEPS)),
+    ],
+)
+def test_step_entropy_prunes_the_steps_of_the_lowest_sums(share: float, skip: str, text: str) -> None:
+    codec = TokenizerAdapter(WordTokenizer())
+    ids = list(codec.encode("".join(STEPS) + "</think>So 8\n\nNine."))
+    trace = SampledTrace([5], ids, [1] * len(ids), True, True)
+    entropies = [*TOKENS, *[0.0] * (len(ids) - len(TOKENS))]
+    made = prune_steps(trace, entropies, codec, codec.encode("</think>")[0], share, skip)
+    assert codec.decode(made.ids) == f"{text}</think>So 8\n\nNine."
+    assert made.loss_mask == [1] * len(made.ids), "markers are learned"
+
+
+def test_step_entropy_prunes_only_when_asked_and_marks_as_in_the_paper() -> None:
+    assert (Sft().prune, Sft().skip) == (0.0, "[SKIP]")
+
+
+def test_entropies_are_those_before_each_token(small: TransformersEngine) -> None:
+    trace = SampledTrace([12, 40, 7], [33, 90, 2, 61], [1] * 4, True, True)
+    with torch.no_grad():
+        logits = small.model(torch.tensor([[12, 40, 7, 33, 90, 2]])).logits[0, 2:]
+    wanted = [-sum(p * p.log() for p in row.softmax(-1)).item() for row in logits]
+    assert token_entropies(small.model, trace) == pytest.approx(wanted, rel=1e-4)

@@ -16,6 +16,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.kernels.research.retaining import (
     FILE,
+    RKV,
     RetainingHeads,
     Scorer,
     load_heads,
@@ -27,7 +28,6 @@ from tersely.kernels.research.retaining_fit import (
     MIN_DISTANCE,
     OURS,
     collect,
-    explained_variance,
     fit,
     importance,
     retaining_loss,
@@ -131,6 +131,31 @@ def test_the_budget_is_kept_in_chunks_and_steps(engine: TransformersEngine, near
         assert (newest == torch.arange(52 - near, 52)).all()
 
 
+def test_rkv_evicts_when_its_buffer_is_full(engine: TransformersEngine) -> None:
+    inputs, rkv = batch(engine.model), RKV(window=4, buffer=6)
+    with retaining(engine.model, rkv, 16) as cache:
+        engine.model.generate(
+            **inputs, past_key_values=cache, prefill_chunk_size=8, max_new_tokens=30, min_new_tokens=30
+        )
+    for layer in cache.layers:
+        assert layer.queries.shape == (3, 2, 4, 64) and 16 <= layer.keys.shape[2] < 22
+        assert (layer.positions[..., -1] == 61).all()
+    with refused(OptionError), retaining(engine.model, RKV(), 7):
+        pass
+
+
+def test_rkv_reads_padded_rows_as_if_alone(engine: TransformersEngine) -> None:
+    inputs, rkv = batch(engine.model), RKV(window=4, buffer=1)
+    plain: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
+    with retaining(engine.model, rkv, 28) as cache:
+        together = engine.model.generate(**inputs, **plain, past_key_values=cache)
+    for row, length in enumerate((21, 33, 9)):
+        alone = {name: one[row : row + 1, 33 - length :] for name, one in inputs.items()}
+        with retaining(engine.model, rkv, 28) as cache:
+            found = engine.model.generate(**alone, **plain, past_key_values=cache)
+        assert found[0, length:].tolist() == together[row, 33:].tolist()
+
+
 def test_caches_can_be_indexed_but_not_cropped(engine: TransformersEngine) -> None:
     with retaining(engine.model, by_chance(2), 8) as cache, torch.no_grad():
         engine.model(**batch(engine.model), past_key_values=cache)
@@ -176,7 +201,7 @@ def test_training_reduces_the_loss_and_keeps_the_model(engine: TransformersEngin
     few = replace(OURS, hidden=16)
     heads = [fit(lessons, steps, settings=few) for steps in (1, 30)]
     first, later = (float(retaining_loss(one, lessons[0])) for one in heads)
-    assert later < first / 2 and min(explained_variance(heads[1], lessons)) > 0.3
+    assert later < first / 2
     again = fit(lessons, 30, settings=few)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), heads[1].parameters(), strict=True))
     assert engine.model.config._attn_implementation == frozen

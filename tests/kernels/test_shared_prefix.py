@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tersely.errors import OptionError
 from tersely.kernels.research import shared_prefix
-from tersely.kernels.research.shared_prefix import in_flash, in_torch, merge, reference, shared_prefix_attention
+from tersely.kernels.research.shared_prefix import in_flash, in_torch, merge, shared_prefix_attention
 
 from ..support.refusals import refused
 
@@ -20,6 +20,28 @@ SHAPES: list[Shape] = [
     (5, 3, 3, 257, 70, 80),
     (9, 8, 2, 31, 7, 5),
 ]
+
+
+def reference(
+    query: Tensor,
+    prefix_keys: Tensor,
+    prefix_values: Tensor,
+    suffix_keys: Tensor,
+    suffix_values: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The definition: torch's attention with a copy of the prefix in each row."""
+    rows, heads = query.shape[:2]
+    keys, values = (
+        torch.cat([shared.expand(rows, *shared.shape), own], dim=2).repeat_interleave(heads // len(shared), dim=1)
+        for shared, own in ((prefix_keys, suffix_keys), (prefix_values, suffix_values))
+    )
+    seen = None
+    if lengths is not None:
+        seen = (torch.arange(keys.shape[2]) < prefix_keys.shape[1] + lengths[:, None])[:, None, None]
+    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scale)
 
 
 def parts(shape: Shape, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:

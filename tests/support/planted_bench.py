@@ -79,6 +79,7 @@ def _made(n: int) -> str:
         engine="transformers",
         helper=None,
         verifier=None,
+        verifier_rules=True,
         split="test",
         splits={"test": questions.asked, "fit": questions.asked[:50]},
         arms=make_arms(",".join(RUN), GenerationOptions()),

@@ -1,4 +1,4 @@
-"""SFT on the model's own shortest right completions: plain, those a controller shortened, or to learn a hint."""
+"""SFT on the model's own shortest right completions: plain, pruned, those of a controller, or to learn a hint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pydantic import Field
 
 from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import HINT_TOKEN, BrevityHint, find_learned_hint
+from ...controller.text.thoughts import ThinkingState
+from ...controller.text.tokenizer_adapter import TokenizerAdapter
+from ...kernels.signals import logit_signals
 from ..config import Recipe, RecipeError, Section, ThinkingEffort
 from ..offline import SampledTrace, choose_shortest, collect_traces, split_by_mask, to_sft, train_sft
 from ..preflight import CheckedRecipe, ResidentModels, check_frozen, check_recipe
@@ -31,6 +34,8 @@ class Sft(Section):
     # learn what the controller did, see `to_sft`. If False, its text is only masked from the loss, and the model learns
     # to wait for the controller.
     imitate: bool = True
+    prune: float = Field(default=0.0, ge=0, lt=1)  # share of the thoughts that are left out, see `prune_steps`
+    skip: str = "[SKIP]"  # what stands in place of each; "" leaves nothing
 
 
 class SftRecipe(Recipe):
@@ -50,10 +55,45 @@ def _train_sft(run: TrainingRun[SftRecipe]) -> None:
     sampled = collect_traces(run, sampler, "traces", settings.samples, settings.effort)
     traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
     kept = choose_shortest(traces, settings.keep)
+    if settings.prune:
+        codec, model = sampler.session.codec, sampler.engine.model
+        kept = [
+            prune_steps(t, token_entropies(model, t), codec, sampler.close, settings.prune, settings.skip) for t in kept
+        ]
     before = fmean(trace.length for group in sampled for trace in group)
     after = fmean(trace.length for trace in kept)
     run.log(f"learning {len(kept)} completions of {after:.0f} tokens on average; all sampled ones have {before:.0f}")
     train_sft(run, sampler.engine, kept)
+
+
+def prune_steps(
+    trace: SampledTrace, entropies: Sequence[float], codec: TokenizerAdapter, close: int, share: float, skip: str
+) -> SampledTrace:
+    """The completion with its most predictable steps replaced by `skip`, as in step entropy (arXiv 2508.03346).
+
+    A step is a thought, its entropy the sum of those of its tokens, and the lowest `share` of all steps is replaced,
+    rounded down; a blank line after a step stays after a marker. What follows the token `close` is kept.
+    """
+    end = trace.ids.index(close) if close in trace.ids else trace.length
+    thinking = ThinkingState(codec)
+    for token in trace.ids[:end]:
+        thinking.add(token)
+    thinking.add_forced(())  # ends the last thought
+    steps = sorted(thinking.thoughts, key=lambda step: sum(entropies[step.start : step.end]))
+    ids, mask = list(trace.ids), list(trace.loss_mask)
+    for step in sorted(steps[: int(share * len(steps))], key=lambda step: step.start, reverse=True):
+        marker = codec.encode(skip + step.text[len(step.text.rstrip()) :]) if skip else []
+        ids[step.start : step.end], mask[step.start : step.end] = marker, [1] * len(marker)
+    return replace(trace, ids=ids, loss_mask=mask)
+
+
+@torch.no_grad()
+def token_entropies(model: Any, trace: SampledTrace) -> list[float]:
+    """The entropy in nats of what each token of the completion was drawn from, at temperature 1."""
+    ids = torch.tensor([[*trace.prompt_ids, *trace.ids]], device=model.device)
+    logits = model(ids, use_cache=False, logits_to_keep=trace.length + 1).logits[0, :-1]
+    entropies: list[float] = logit_signals(logits).entropy.tolist()
+    return entropies
 
 
 SFT = Method(recipe=SftRecipe, validate=_check_sft, train=_train_sft)

@@ -70,6 +70,10 @@ def test_a_url_is_a_verifier_behind_the_rules() -> None:
         assert judge.bodies == [], "rules decide first"
         assert verifier.submit(VAGUE).result(30) == pytest.approx(0.75)
         verifier.close()
+        alone = resolve_verifier(url, rules=False)
+        assert alone is not None
+        assert alone.submit(AnswerStated("2+3?", "So the answer is 5.")).result(30) == pytest.approx(0.75)
+        alone.close()
 
 
 def test_trimr_goes_on_until_the_verdict_is_there() -> None:
