@@ -166,7 +166,7 @@ def test_tune_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     """The whole command: a small search, a small validation, and the file used by run."""
     space, out = tmp_path / "space.json", tmp_path / "tuned.json"
     space.write_text('{"policies": [{"convergence": {"agree": 2}}, {"hint": {}}]}')
-    few = ("--limit", "16", "--validation-questions", "16", "--margin", "0.6", "--max-new-tokens", "160")
+    few = ("--limit", "32", "--validation-questions", "16", "--margin", "0.6", "--max-new-tokens", "160")
     assert main(["tune", "--out", str(out), "--space", str(space), *few]) == 0
     printed = capsys.readouterr().out
     config = read_config(out)

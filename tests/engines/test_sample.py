@@ -46,6 +46,12 @@ def sample_fully(engine: TransformersEngine, **options: Any) -> list[SampleResul
     return results
 
 
+@pytest.fixture(scope="module")
+def whole(engine: TransformersEngine) -> dict[str, list[SampleResult]]:
+    """All samples of the questions to their ends, by preset."""
+    return {preset: sample_fully(engine, preset=preset) for preset in ("off", "balanced")}
+
+
 def stopped_samples(result: SampleResult) -> list[GenerationResult]:
     return [sample for sample in result.samples if sample.finish_reason == "stopped"]
 
@@ -65,10 +71,11 @@ def check_consistency(result: SampleResult) -> None:
 
 
 @pytest.mark.parametrize("preset", ["off", "balanced"])
-def test_stopping_early_keeps_the_answer_and_saves_tokens(engine: TransformersEngine, preset: str) -> None:
-    early, whole = sample(engine, preset=preset), sample_fully(engine, preset=preset)
-    fired = 0
-    for some, every in zip(early, whole, strict=True):
+def test_stopping_early_keeps_the_answer_and_saves_tokens(
+    engine: TransformersEngine, whole: dict[str, list[SampleResult]], preset: str
+) -> None:
+    early, fired = sample(engine, preset=preset), 0
+    for some, every in zip(early, whole[preset], strict=True):
         check_consistency(some)
         check_consistency(every)
         assert some.answer == every.answer
@@ -80,11 +87,11 @@ def test_stopping_early_keeps_the_answer_and_saves_tokens(engine: TransformersEn
             assert some.usage.total <= every.usage.total
             assert "can follow" in some.trace[-1].reason
     assert fired > 0
-    assert sum(some.usage.total for some in early) < sum(every.usage.total for every in whole)
+    assert sum(some.usage.total for some in early) < sum(every.usage.total for every in whole[preset])
 
 
-def test_policies_act_on_each_sample(engine: TransformersEngine) -> None:
-    off, on = (sample_fully(engine, preset=preset, prompts=QUESTIONS[1:]) for preset in ("off", "balanced"))
+def test_policies_act_on_each_sample(whole: dict[str, list[SampleResult]]) -> None:
+    off, on = whole["off"], whole["balanced"]
     assert sum(r.usage.total for r in on) < sum(r.usage.total for r in off)
     assert not any(sample.trace for r in off for sample in r.samples)
     assert sum(bool(sample.trace) for r in on for sample in r.samples) > 3

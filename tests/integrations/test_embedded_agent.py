@@ -69,10 +69,10 @@ def test_thinking_less_after_results_saves_tokens_and_solves_as_many(here: list[
 def test_the_command_trains_a_router_and_uses_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "MIN_ROUTER_TASKS", 6)
+    monkeypatch.setattr(run, "MIN_ROUTER_TASKS", 4)
     router, out = tmp_path / "router", tmp_path / "out.json"
     options = ["agents", MODEL, "--kinds", "instant,lookup"]
-    fit = ["--split", "fit", "--limit", "6", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
+    fit = ["--split", "fit", "--limit", "4", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
     assert main([*options, *fit]) == 0
     assert "agentic, by kind" in capsys.readouterr().out
     routed = ["--limit", "2", "--arms", "always-think,routed", "--router", str(router), "--out", str(out), "--json"]
