@@ -38,7 +38,6 @@ from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefi
 
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
 SHARES = (75, 50, 25)
-BATCH = 25
 CHUNK = 32
 SLACK = 2  # limit of output, in multiples of the batch's longest full-cache answer; longer output is repetition
 
@@ -91,7 +90,7 @@ def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: str
 class Answers:
     """Greedy answers of a model to problems, with any cache."""
 
-    def __init__(self, model: str, limit: int, seed: int, effort: str, max_new_tokens: int) -> None:
+    def __init__(self, model: str, limit: int, seed: int, effort: str, max_new_tokens: int, batch: int) -> None:
         from tersely.controller.engines.transformers.engine import load_engine
         from tersely.controller.options import GenerationOptions
         from tersely.controller.session import Session
@@ -100,7 +99,7 @@ class Answers:
         self.engine = load_engine(model)
         self.session = Session(self.engine)
         self.options = GenerationOptions(preset="off", effort=effort, max_new_tokens=max_new_tokens)
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.size = max_new_tokens, batch
         self.questions = load("tiny", "test", limit, seed)
         self.rows = self.session.prepare([q.problem for q in self.questions], self.options)
         self.prompts = [row.request.prompt_ids for row in self.rows]
@@ -111,7 +110,7 @@ class Answers:
         from tersely.evaluation.tasks.questions import load
 
         questions = load("tiny", "fit", count, seed)
-        made = answer_all(SessionRunner(self.engine), questions, self.options, seed=seed, size=BATCH)
+        made = answer_all(SessionRunner(self.engine), questions, self.options, seed=seed, size=self.size)
         prompts = self.session.prepare([q.problem for q in questions], self.options)
         return [[*row.request.prompt_ids, *one.token_ids] for row, one in zip(prompts, made, strict=True)]
 
@@ -134,8 +133,8 @@ class Answers:
     ) -> list[list[int]]:
         """Output tokens for all problems, batch by batch in this order."""
         made: dict[int, list[int]] = {}
-        for at in range(0, len(order), BATCH):
-            numbers = order[at : at + BATCH]
+        for at in range(0, len(order), self.size):
+            numbers = order[at : at + self.size]
             made.update(zip(numbers, self.batch(numbers, scorer, choose_limits(numbers), newest), strict=True))
         return [made[number] for number in range(len(order))]
 
@@ -185,7 +184,9 @@ def learn(answers: Answers, target: str, texts: Sequence[list[int]], steps: int,
 
 def quality(options: argparse.Namespace) -> dict[str, float]:
     """The table: correct answers and tokens, by eviction rule and cache size."""
-    answers = Answers(options.model, options.questions, options.seed, options.effort, options.max_new_tokens)
+    answers = Answers(
+        options.model, options.questions, options.seed, options.effort, options.max_new_tokens, options.batch
+    )
     chance = make_random_scorer(answers.engine.model.config.num_key_value_heads)
     rkv = RKV(buffer=BUFFER)
     ways: dict[str, MakeScorer] = {
@@ -250,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
         "--model", help="also train and evaluate retaining heads on this model, such as tersely-tiny-small"
     )
     parser.add_argument("--questions", type=int, default=100, help="problems to evaluate (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=25, help="problems decoded at a time (default: %(default)s)")
     parser.add_argument("--texts", type=int, default=120, help="training texts (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
     parser.add_argument("--effort", default="normal", help="effort of all answers (default: %(default)s)")

@@ -288,8 +288,7 @@ def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})["heads"])
-            layers, width, hidden, kv_heads = facts["shape"]
-            heads = RetainingHeads(layers, width, hidden, kv_heads, bias=facts["bias"])
+            heads = RetainingHeads(*(*facts["shape"], facts["bias"]))
             heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         name, trained_for = facts["base"]["name"], str(facts["base"]["fingerprint"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
