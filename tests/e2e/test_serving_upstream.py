@@ -79,7 +79,7 @@ def local() -> TransformersEngine:
     return load_engine(MODEL, dtype="float32")
 
 
-@pytest.mark.parametrize("preset", ["off", "careful"])
+@pytest.mark.parametrize("preset", ["off", "fast"])
 def test_replies_are_those_of_the_model_in_this_process(
     gateway: Served, local: TransformersEngine, preset: str
 ) -> None:
@@ -106,12 +106,14 @@ def test_the_official_client_streams(gateway: Served) -> None:
 
 def test_requests_run_at_the_same_time(local: TransformersEngine) -> None:
     with (
-        TextServer(local, delay=0.5).serve() as server,
+        TextServer(local).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key="")) as gateway,
         ThreadPoolExecutor(4) as pool,
     ):
+        server.may_write.clear()
         replies = [pool.submit(gateway.chat, max_tokens=60, tersely={"preset": "off"}) for _ in range(4)]
         until(lambda: server.running == 4)
+        server.may_write.set()
         assert all(reply.result().status_code == 200 for reply in replies)
         until(lambda: gateway.worker.idle)
 
@@ -179,13 +181,15 @@ def test_a_busy_upstream_server_is_asked_again(local: TransformersEngine) -> Non
 def test_too_many_open_requests_are_refused(local: TransformersEngine) -> None:
     settings = ServerSettings(limits=ServerLimits(batch=1, waiting=1))
     with (
-        TextServer(local, delay=1.0).serve() as server,
+        TextServer(local).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key=""), settings) as gateway,
         ThreadPoolExecutor(2) as pool,
     ):
+        server.may_write.clear()
         replies = [pool.submit(gateway.chat, max_tokens=60) for _ in range(2)]
         until(lambda: gateway.metrics()["tersely_requests_in_flight"] == 2)
         assert error_of(gateway.chat(), 503)["code"] == "busy"
+        server.may_write.set()
         assert all(reply.result().status_code == 200 for reply in replies)
 
 
