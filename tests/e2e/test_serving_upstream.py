@@ -79,7 +79,7 @@ def local() -> TransformersEngine:
     return load_engine(MODEL, dtype="float32")
 
 
-@pytest.mark.parametrize("preset", ["off", "fast"])
+@pytest.mark.parametrize("preset", ["off", "concise"])
 def test_replies_are_those_of_the_model_in_this_process(
     gateway: Served, local: TransformersEngine, preset: str
 ) -> None:
