@@ -69,7 +69,6 @@ _TOGETHER = {
         "test_episodes.",
         "test_hint.",
         "test_rewards.",
-        "test_accuracy_check.",
     ),
     "vllm": ("test_vllm_", "test_async_llm.", "test_contract.", "test_gpu_check.", "test_training_vllm."),
 }

@@ -34,11 +34,12 @@ def engine() -> TransformersEngine:
     return load_engine(MODEL)
 
 
-class SlowEngine:
-    """Slows an engine down, and keeps the batch size of each step."""
+class WatchedEngine:
+    """Keeps the batch size of each step of an engine, which waits in the step `held` until it may go on."""
 
-    def __init__(self, engine: TransformersEngine, seconds: float = 0.02) -> None:
+    def __init__(self, engine: TransformersEngine, held: int | None = None, seconds: float = 0.0) -> None:
         self.steps: list[int] = []
+        self.held, self.may_go_on = held, threading.Event()
         engine.model.register_forward_pre_hook(
             lambda model, args, kwargs: self._step(kwargs["input_ids"].shape[0], seconds), with_kwargs=True
         )
@@ -46,6 +47,13 @@ class SlowEngine:
     def _step(self, rows: int, seconds: float) -> None:
         self.steps.append(rows)
         time.sleep(seconds)
+        if len(self.steps) == self.held:
+            assert self.may_go_on.wait(PATIENCE)
+
+
+def until_left(server: Served) -> None:
+    """Wait until the server has noticed that a client has left."""
+    until(lambda: server.metrics().get('tersely_requests_total{status="499"}') == 1)
 
 
 def has_waiting(server: Served, count: int) -> Callable[[], bool]:
@@ -62,38 +70,43 @@ def disconnect_after(server: Served, lines: int, **fields: Any) -> None:
 
 
 def test_disconnecting_from_a_stream_frees_the_row(engine: TransformersEngine) -> None:
-    slow = SlowEngine(engine)
+    watched = WatchedEngine(engine, held=30)
     with served(engine) as server:
         disconnect_after(server, 10, **LONG)
+        until_left(server)
+        watched.may_go_on.set()
         until(lambda: server.worker.idle)
-        assert len(slow.steps) < 30
-        until(lambda: server.metrics().get('tersely_requests_total{status="499"}') == 1)
+        assert len(watched.steps) <= 31
         assert server.metrics()["tersely_requests_in_flight"] == 0
 
 
 def test_disconnecting_without_a_stream_frees_the_row(engine: TransformersEngine) -> None:
-    slow = SlowEngine(engine)
+    watched = WatchedEngine(engine, held=5)
     with served(engine) as server:
         with pytest.raises(httpx.ReadTimeout):
-            server.http.post("/v1/chat/completions", json=body(**LONG), timeout=0.3)
+            server.http.post("/v1/chat/completions", json=body(**LONG), timeout=1.0)
+        until_left(server)
+        watched.may_go_on.set()
         until(lambda: server.worker.idle)
-        assert len(slow.steps) < 100
+        assert len(watched.steps) <= 6
 
 
 def test_a_disconnect_makes_the_batch_smaller_and_the_others_go_on(engine: TransformersEngine) -> None:
-    slow = SlowEngine(engine, 0.005)
+    watched = WatchedEngine(engine, held=60)
     with (
         served(engine, ServerSettings(limits=ServerLimits(batch=6, batch_wait=PATIENCE))) as server,
         Pool() as pool,
     ):
         replies = [pool.submit(server.answered, **LONG) for _ in range(2)]
         disconnect_after(server, 100, n=4, **LONG)
+        until_left(server)
+        watched.may_go_on.set()
         assert all("boxed" in r.result()["choices"][0]["message"]["content"] for r in replies)
-        assert slow.steps[5] == 6 and max(slow.steps[60:]) <= 2
+        assert watched.steps[5] == 6 and max(watched.steps[61:]) <= 2
 
 
 def test_requests_that_arrive_together_are_one_batch(engine: TransformersEngine) -> None:
-    slow = SlowEngine(engine, 0.0)
+    watched = WatchedEngine(engine)
     with (
         served(engine, ServerSettings(limits=ServerLimits(batch=4, batch_wait=PATIENCE))) as server,
         Pool() as pool,
@@ -106,11 +119,11 @@ def test_requests_that_arrive_together_are_one_batch(engine: TransformersEngine)
         ]
         replies = [pool.submit(server.answered, **fields) for fields in kinds]
         tiers = [reply.result()["choices"][0]["tersely"]["tier"] for reply in replies]
-        assert (slow.steps[1], tiers) == (4, ["normal", "easy", "none", "normal"])
+        assert (watched.steps[1], tiers) == (4, ["normal", "easy", "none", "normal"])
 
 
 def test_a_finished_row_does_not_wait_for_the_others(engine: TransformersEngine) -> None:
-    SlowEngine(engine, 0.01)
+    watched = WatchedEngine(engine, held=60)
     with (
         served(engine, ServerSettings(limits=ServerLimits(batch=2, batch_wait=PATIENCE))) as server,
         Pool() as pool,
@@ -118,26 +131,27 @@ def test_a_finished_row_does_not_wait_for_the_others(engine: TransformersEngine)
         long, short = (pool.submit(server.answered, reasoning_effort=effort) for effort in ("high", "none"))
         short.result()
         assert not long.done()
+        watched.may_go_on.set()
         long.result()
 
 
 def test_a_full_queue_refuses_requests(engine: TransformersEngine) -> None:
-    slow = SlowEngine(engine, 0.005)
+    watched = WatchedEngine(engine, held=5)
     with served(engine, ServerSettings(limits=ServerLimits(batch=1, waiting=2))) as server, Pool() as pool:
         replies = []
         for number in range(3):
-            replies.append(pool.submit(server.chat, max_tokens=150, **LONG))
+            replies.append(pool.submit(server.chat, max_tokens=40, **LONG))
             until(has_waiting(server, number))
         response = server.chat()
         error = error_of(response, 503)
         assert (error["code"], response.headers["retry-after"]) == ("busy", "1")
+        watched.may_go_on.set()
         assert [reply.result().status_code for reply in replies] == [200] * 3
-        assert max(slow.steps) == 1
+        assert max(watched.steps) == 1
         assert server.chat(reasoning_effort="none").status_code == 200
 
 
 def test_a_seed_is_independent_of_other_requests(engine: TransformersEngine) -> None:
-    SlowEngine(engine, 0.001)
     with served(engine, ServerSettings(limits=ServerLimits(batch_wait=0.5))) as server, Pool() as pool:
         fields: dict[str, Any] = {"seed": 6, "reasoning_effort": "low", "temperature": 1.0}
         replies = [pool.submit(server.answered, **fields) for _ in range(3)]
@@ -146,7 +160,7 @@ def test_a_seed_is_independent_of_other_requests(engine: TransformersEngine) -> 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_requests_time_out(engine: TransformersEngine, stream: bool) -> None:
-    SlowEngine(engine, 0.05)
+    WatchedEngine(engine, seconds=0.05)
     with served(engine, ServerSettings(limits=ServerLimits(timeout=0.6))) as server:
         response = server.chat(stream=stream, **LONG)
         if stream:
@@ -167,7 +181,7 @@ def test_the_server_survives_an_engine_error(engine: TransformersEngine) -> None
 
 
 def test_shutdown_finishes_running_requests_and_refuses_new_ones(engine: TransformersEngine) -> None:
-    SlowEngine(engine, 0.01)
+    watched = WatchedEngine(engine, held=5)
     with served(engine, drain=PATIENCE) as server, Pool() as pool:
         reply = pool.submit(server.chat)
         until(lambda: bool(server.worker._running))
@@ -176,6 +190,7 @@ def test_shutdown_finishes_running_requests_and_refuses_new_ones(engine: Transfo
         assert error_of(response, 503)["code"] == "shutting_down" and response.headers["retry-after"]
         error_of(server.http.get("/health"), 503)
         error_of(server.http.get("/ready"), 503)
+        watched.may_go_on.set()
         assert reply.result().status_code == 200 and "boxed" in reply.result().text
         until(lambda: not server.worker._thread.is_alive())
         with pytest.raises(httpx.ConnectError):
@@ -183,15 +198,15 @@ def test_shutdown_finishes_running_requests_and_refuses_new_ones(engine: Transfo
 
 
 def test_shutdown_aborts_after_the_drain_time(engine: TransformersEngine) -> None:
-    slow = SlowEngine(engine, 0.05)
+    watched = WatchedEngine(engine, seconds=0.05)
     limits = ServerLimits(batch=2, batch_wait=PATIENCE)
     with served(engine, ServerSettings(limits=limits), drain=0.3) as server, Pool() as pool:
         replies = [pool.submit(server.chat, stream=stream, **LONG) for stream in (False, True)]
-        until(lambda: len(slow.steps) > 3)
+        until(lambda: len(watched.steps) > 3)
         server.server.stop()
         assert [reply.result().status_code for reply in replies] == [503, 200]
         assert all("shutting_down" in reply.result().text for reply in replies)
-        assert len(slow.steps) < 100
+        assert len(watched.steps) < 100
 
 
 def test_a_closed_server_leaves_nothing_behind(engine: TransformersEngine) -> None:

@@ -270,7 +270,7 @@ def test_many_disconnects_leave_no_requests_behind(server: VllmServer) -> None:
     done = asyncio.run(all_of_them())
     assert all(answer for answer in done if answer is not None)
     assert sum(answer is None for answer in done) > 10
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while server.requests():
         assert time.monotonic() < end, "requests of clients that left are still answered"
         time.sleep(0.2)
@@ -318,7 +318,7 @@ def test_a_key_has_rules_of_its_own_which_a_signal_reloads(server: VllmServer, h
         lines = server.log.read_text().count("configuration was")
         file.write_text(text)
         server.process.send_signal(signal.SIGHUP)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while server.log.read_text().count("configuration was") == lines:
             assert time.monotonic() < end, "not reloaded"
             time.sleep(0.1)

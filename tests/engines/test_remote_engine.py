@@ -414,16 +414,14 @@ def test_agenerate_runs_in_the_callers_loop_and_can_be_cancelled() -> None:
         done: list[Completion] = await engine.agenerate([Request(p, 20) for p in PROMPTS], GREEDY)
         backend.gate = asyncio.Event()
         task = asyncio.create_task(engine.agenerate([Request(p, 20) for p in PROMPTS], GREEDY))
-        await asyncio.sleep(0.2)
-        assert backend.open_streams == len(PROMPTS)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        for _ in range(100):
-            if not backend.open_streams:
-                break
-            await asyncio.sleep(0.02)
-        assert backend.open_streams == 0
+        async with asyncio.timeout(60):
+            while backend.open_streams < len(PROMPTS):
+                await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while backend.open_streams:
+                await asyncio.sleep(0.02)
         return done
 
     with open_engine(backend) as engine:

@@ -266,7 +266,8 @@ def test_a_chat_endpoint_gives_the_same_answers(local: TransformersEngine, serve
 
 def test_a_server_that_dies_is_an_error_and_does_not_hang(remote: RemoteEngine, server: VllmServer) -> None:
     """The last test: the server is gone after it."""
-    rows = [row.request for row in Session(remote).prepare(PROBLEMS, replace(GREEDY, preset="off", max_new_tokens=800))]
+    options = replace(GREEDY, preset="off", max_new_tokens=800)
+    rows = [row.request for row in Session(remote).prepare(PROBLEMS * 8, options)]  # not all end before it does
     put_out = 0
 
     def sink(row: int, tokens: Sequence[int], forced: bool) -> None:
@@ -279,5 +280,5 @@ def test_a_server_that_dies_is_an_error_and_does_not_hang(remote: RemoteEngine, 
     start = time.monotonic()
     with pytest.raises(ServerLostError) as caught:
         remote.generate(rows, SamplingParams(temperature=1.5), sink)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120
     assert sum(len(done.token_ids) for done in caught.value.completions) == put_out >= 60

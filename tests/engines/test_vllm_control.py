@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vllm
 
 PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
-GREEDY = GenerationOptions(max_new_tokens=240, sampling=SamplingParams(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=160, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def assert_same(found: Sequence[GenerationResult], expected: Sequence[Generation
 def test_greedy_decisions_are_those_of_the_transformers_engine(
     ours: TransformersEngine, vllm_engine: VllmEngine, preset: str
 ) -> None:
-    options = replace(GREEDY, preset=preset, max_new_tokens=160 if preset == "budget" else 240)
+    options = replace(GREEDY, preset=preset)
     expected = Session(ours).run(PROBLEMS, options)
     assert_same(Session(vllm_engine).run(PROBLEMS, options), expected)
     assert preset == "off" or any(generation.trace for generation in expected), "no policy ever acted"
@@ -79,7 +79,7 @@ def test_decisions_are_the_same_where_prompts_come_in_chunks_and_rows_are_preemp
         block_size=32,
         num_gpu_blocks_override=40,
     )
-    options = replace(GREEDY, preset="fast", max_new_tokens=300)
+    options = replace(GREEDY, preset="fast", max_new_tokens=200)
     scheduler = crowded.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
     with mock.patch.object(scheduler, "_preempt_request", wraps=scheduler._preempt_request) as preempted:
         found = Session(VllmEngine(crowded)).run(PROBLEMS, options)

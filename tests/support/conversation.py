@@ -136,7 +136,8 @@ def talk_by_agents(to: Address) -> dict[str, Any]:
     said = asyncio.run(talk())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves the connection of a stream that is cancelled open
-        gc.collect()
+        for _ in range(3):  # what finalizers of generators keep is found by the next one
+            gc.collect()
     return said
 
 

@@ -30,6 +30,7 @@ def quick_start() -> Iterator[None]:
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # vLLM's own imports warn
         import_module("vllm")
+        gc.collect()
         gc.freeze()  # until an engine ends
         if find_spec("vllm.triton_utils.dispatcher"):  # of some releases
             dispatcher = import_module("vllm.triton_utils.dispatcher")
