@@ -138,7 +138,7 @@ class ResponsesRequest(schemas.RequestBody):
     conversation: None = None
     previous_response_id: None = None
     prompt: None = None
-    include: Annotated[list[str], Field(max_length=0)] | None = None
+    include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(max_length=1)] | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None

@@ -131,6 +131,15 @@ def test_openai_responses_stream_helper(client: Any) -> None:
         assert "boxed" in stream.get_final_response().output_text
 
 
+def test_openai_responses_for_clients_that_store_nothing(client: Any) -> None:
+    stateless: dict[str, Any] = {"store": False, "include": ["reasoning.encrypted_content"]}
+    reply = respond(client, "low", **stateless)
+    again = client.responses.create(
+        model=MODEL, input=[*reply.output, {"role": "user", "content": QUESTION}], **stateless
+    )
+    assert again.usage.input_tokens > reply.usage.input_tokens
+
+
 def test_openai_responses_can_be_incomplete(client: Any) -> None:
     reply = respond(client, "none", max_output_tokens=3)
     assert (reply.status, reply.incomplete_details.reason) == ("incomplete", "max_output_tokens")
@@ -144,6 +153,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": {"effort": "hgih"}}, "reasoning.effort"),
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"background": True}, "background"),
+    ({"include": ["message.output_text.logprobs"]}, "include[0]"),
     ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text.format.type"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
