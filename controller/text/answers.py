@@ -58,9 +58,9 @@ def extract_stated_answer(text: str, question: str = "") -> str | None:
         if last is None or statement.finality >= min(last.finality, Finality.HEDGED):
             last = statement
     if question and (last is None or last.finality < Finality.ANSWERS):
-        value = read_ending(text, asked)
-        if value is not None or last is None or last.finality < Finality.ASKED:
-            return asked.resolve(value) if value else None
+        stated = None if last is None else (last.answer, last.finality.name.lower(), len(text) - last.start)
+        value = read_ending(text, asked, stated)
+        return asked.resolve(value) if value else None
     return None if last is None else last.answer
 
 
