@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from .candidates import Stated
 from .cues import LANGUAGES, either
 from .endings import read_ending
 from .questions import NUMBER, Asked, read_question
@@ -53,15 +54,23 @@ def extract_stated_answer(text: str, question: str = "") -> str | None:
     where nothing is called an answer the end of the text is read by the kind of answer that the question wants.
     """
     asked = read_question(question)
+    stated, final = find_last_statement(text, asked)
+    if question and not final:
+        value = read_ending(text, asked, stated)
+        return asked.resolve(value) if value else None
+    return None if stated is None else stated[0]
+
+
+def find_last_statement(text: str, asked: Asked) -> tuple[Stated | None, bool]:
+    """What a text states last, where a conclusion replaces no answer, and whether it is called the answer."""
     last: Statement | None = None
     for statement in find_statements(text, asked):
         if last is None or statement.finality >= min(last.finality, Finality.HEDGED):
             last = statement
-    if question and (last is None or last.finality < Finality.ANSWERS):
-        value = read_ending(text, asked)
-        if value is not None or last is None or last.finality < Finality.ASKED:
-            return asked.resolve(value) if value else None
-    return None if last is None else last.answer
+    if last is None:
+        return None, False
+    stated = last.answer, last.finality.name.lower(), len(text) - last.start
+    return stated, last.finality is Finality.ANSWERS
 
 
 def extract_answer(text: str, question: str = "") -> str:

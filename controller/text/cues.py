@@ -59,7 +59,6 @@ class Language:
         chances: how a question asks for a probability.
         weekdays: how a question asks for a day of the week.
         scopes: words that limit a statement to a part, a step or a case.
-        given: what stands before what is known and not concluded.
         qualifiers: words of a question that one step does not answer.
         results: what shows that a value was arrived at.
         common: words of a question that say nothing about what the question asks for, without a final s.
@@ -105,7 +104,6 @@ class Language:
     chances: Patterns
     weekdays: Patterns
     scopes: Patterns
-    given: Patterns
     qualifiers: Patterns
     results: Patterns
     wants_words: Patterns
@@ -251,7 +249,7 @@ ENGLISH = Language(
     counted=(
         r"\bhow many (?:more |other |different |distinct |total |of the )?"
         r"(?:[a-z-]+ (?!does|is|was|has)(?=[a-z]+s\b))?"
-        r"([a-z]{3,})",
+        r"(?!(?:are|is|does|did|were|was|will|can|would|has|have|had|should|could|must)\b)([a-z]{3,})",
     ),
     many=(
         r"\b(?:roots|solutions|values|zeros|intercepts|eigenvalues|factors|multiples|divisors|all|integers|pairs|"
@@ -303,9 +301,11 @@ ENGLISH = Language(
         r"calculate|find|"
         r"use|square|cube|sum|count|combine|substitute|convert|average)\b(?![^.]*(?:=|→|\bgives\b|\bis\b|"
         r"\bto get\b|:))",
+        r"^\W*(?:i|we) (?:already )?(?:know|remember|recall)\b",
     ),
     checks=(
-        r"^\W*(?:\w+,? )?(?:and )?(?:to |let me |let's |a |i'll |we can |then |just )*(?:quick |sanity |cross-?|"
+        r"^\W*(?:\w+,? )?(?:and )?(?:to |let me |let's |a |i'll |i'd |i |we |can |could |then |just )*"
+        r"(?:quick |sanity |cross-?|"
         r"double[- ]?|re-?)*"
         r"(?:check|verify|verification|verifying|sanity|confirm|recap|re-?count|re-?compute|re-?calculate|re-?do|"
         r"summari[sz]e)(?:ing)?\b(?! (?:multiples|the (?:other|rest)|each|smaller))|"
@@ -324,9 +324,11 @@ ENGLISH = Language(
     ),
     asides=(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
-        r"even though|although|since|because|unlike|but not|and not|which (?:is|was) (?:how|not|about|roughly|also)|"
+        r"even though|although|(?<!and )since|(?<!and )because|unlike|but not|and not|"
+        r"which (?:is|was) (?:how|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
-        r",? (?:of course|obviously|for sure|definitely)\b|,? (?:attained|achieved|reached) (?:at|when|for)\b[^,;]*",
+        r",? and (?:since|because) [^,]*, |,? (?:of course|obviously|for sure|definitely)\b|"
+        r",? (?:attained|achieved|reached) (?:at|when|for)\b[^,;]*",
         r",? (?:which (?:checks|works|fits)|such as|including)\b.*",
         r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
@@ -339,7 +341,8 @@ ENGLISH = Language(
         r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|"
         r"is (?:one|an?|another) (?:solution|root|factor|possibility)|"
         r"don't need|(?:is|comes) (?:only )?(?:second|third)|"
-        r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|to begin with)\b",
+        r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|"
+        r"to (?:begin|start) with|originally|so far)\b",
     ),
     gives=(
         r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply |still )?(?:answer|say|report|give|output|"
@@ -351,6 +354,7 @@ ENGLISH = Language(
     measures=(
         r"\b(?:length|width|height|side|radius|radii|diameter|perimeter|circumference|area|volume|speed|velocity|"
         r"resistance|current|voltage|force|energy|momentum|frequency|charge|power|pressure|temperature|"
+        r"sum|product|mean|average|median|difference|remainder|quotient|derivative|slope|discount|reduction|subtotal|gcd|lcm|"
         r"cost|price|weight|mass|distance|age|angle|period|profit|mod|exponent|complement|digits?)(?:e?s)?\b",
     ),
     alternatives=(
@@ -369,7 +373,6 @@ ENGLISH = Language(
         r"\b(?:first|second|third|fourth|fifth|once|twice|initial|original|earlier|without|iteration|pass|step|stage|phase|"
         r"so far|at this point|smaller (?:case|example)|special case)\b",
     ),
-    given=(r"^\W*(?:i|we) (?:already )?(?:know|remember|recall)\b",),
     qualifiers=(
         r"\b(?:total|both|altogether|in all|left|remain|remaining|now|per|each|average|mean|difference|more|less|fewer|"
         r"after|whole|entire|second|third|last|other|combined|together|net|final|years?|months?|weeks?|days?)\b",
@@ -381,9 +384,11 @@ ENGLISH = Language(
         r"we get|i get|answer|namely|because|since|would|must|should|will)\b|\bis (?:also |then |indeed )?$",
     ),
     wants_words=(
-        r"\b(?:who|whom|whose|(?<!for )(?<!of )which (?!values?|numbers?|integers?|two|of these numbers|x\b|"
-        r"years?\b)|where|"
-        r"what(?:'s| is| was)? the (?:[\w]+ ){0,2}"
+        r"(?:^\W*|, (?!where|whose)|[:;] |\b(?:and|then|say|tell me|determine|find|state|identify|name) |"
+        r"^\W*(?:in|on|at|by|to|from|with|for|under|of) |"
+        r"^[^,]*\b(?:is|does|did|was|are|to|by) )(?:who|whom|whose|where|"
+        r"which (?!values?|numbers?|integers?|two|of these numbers|x\b|years?\b|is\b.*\.$))\b|"
+        r"\b(?:what(?:'s| is| was)? the (?:[\w]+ ){0,2}"
         r"(?:unit|name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
         r"\w+est (?!(?:possible|positive|number|value|integer|common|prime|factor|two|three|\w)\b)|"
         r"past tense|synonym|antonym)|"
@@ -391,7 +396,8 @@ ENGLISH = Language(
         r"unscramble|"
         r"print|output|decode|reverse|command|statement|"
         r"concatenate|"
-        r"symbol|what does)\b|\bwhat is (?-i:[A-Z][a-z]+)\?$|\bsql\b",
+        r"symbol|what does (?=[^?]*\b(?:stand|mean|print|output|return|say|contain|evaluate)))\b|"
+        r"\bwhat is (?-i:[A-Z][a-z]+)\?$|\bsql\b",
     ),
     common=tuple(
         "the and for what how many much doe did will would can are was were that this with have has had his her their "
@@ -441,14 +447,13 @@ CHINESE = Language(
     asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
     denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),
     gives=(r"(?:因此|所以|应该|应当|故)*(?:回答|答(?!案))(?:为|是)?[:：]?\s*",),
-    measures=(r"(?:半径|直径|周长|面积|体积|长度|宽度|高度|速度|时间|价格)",),
+    measures=(r"(?:半径|直径|边长|单价|周长|面积|体积|长度|宽度|高度|速度|时间|价格)",),
     alternatives=(r"([\u4e00-\u9fff]{1,4}?)(?:，|,)?还是([\u4e00-\u9fff]{1,4})",),
-    dates=(r"(?:什么时候|何时|哪一天)",),
+    dates=(r"(?:什么时候|何时|哪一天|几点|什么时间)",),
     percents=(r"百分之几|百分数|百分比",),
     chances=(r"概率|可能性",),
     weekdays=(r"星期几|周几|礼拜几",),
     scopes=(r"第[一二三四五]|原来|起初",),
-    given=(r"^\W*(?:已知|我知道)",),
     qualifiers=(r"一共|总共|共|还剩|剩下|多多少|少多少|相差|平均|现在|最终|最后",),
     results=(r"所以|因此|故|于是|那么|得|等于|即|答|剩|共|应",),
     open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),

@@ -22,15 +22,17 @@ _NUMBER_WORDS = re.compile(
 )
 _SPELLED = re.compile(rf"\b{NUMBER_WORDS}", re.I)
 _TAIL = re.compile(r" (?!too|then|again|either|first|itself|today|now|here|there|instead)[a-z]+(?=[.,;]|$)")
-_PROPER = re.compile(
-    r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author)\b|谁|作者|首都"
+_PART_UNIT = (
+    r"(?:hours?|minutes?|min|seconds?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|pounds?|lbs?|ounces?|oz|"
+    r"dollars?|cents?|小时|分钟?|秒|天|元|角|米|厘米)"
 )
+_COMPOUND = re.compile(rf"(?<![\d.,])\d+ ?{_PART_UNIT}(?:,? and |, | ?)\d+ ?{_PART_UNIT}(?![a-z])")
 _TURN = re.compile(
     rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves|rounds to)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)",
     re.I,
 )
 _TRUTH = re.compile(
-    r"(?i)\b(yes|no|true|false)\b|(是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:是|能|会|对|可以)(?=\W*$))"
+    r"(?i)\b(yes|no|true|false)\b|((?:回答|答案)[是为：:]?[\"“]是|是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:它|这)?(?:是|能|会|对|可以))"
 )
 _CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
@@ -60,6 +62,7 @@ _DATE = re.compile(
     r"\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|"
     r"\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
 )
+_CLOCK = re.compile(r"(\d{1,2})点(?:(\d{1,2})分|半)")
 _WEEKDAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b|(?:星期|周)[一二三四五六日天]")
 _LONE_VARIABLE = re.compile(r"(?<![-+*/^=] )(?<![\w\\^*/+-])([A-Za-z])\$?\s*$")
 _VARIABLE = r"(?:(?<![\^*/+=-] )(?<![\w\\^*/+-])[$(]?(?:[A-Za-zλμθα]|\\lambda)(?:_\d)?\s*=\s*)"
@@ -88,6 +91,7 @@ _LOWER = re.compile(
     r"(?:the |an? )?([a-z][\w-]*(?: [a-z][\w-]*)?)(?=\s*[.,;:!]|\s+at the|\s*$)"
 )
 _THE = re.compile(r"\b(?:is|was|it's|be) the ([a-z]+)(?=[.,;]|$)")
+_WORDS = (_NAMED, _ACTING, _PREPOSED, _LOWER, _THE, re.compile(rf"({_NAME})"), re.compile(r"\b([a-z]+)[\"”]?\W*$"))
 _INEQUALITY = re.compile(
     r"(?:[-−]?[\d./]+ ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?)?\b[a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+"
     r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
@@ -96,7 +100,7 @@ _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _STARTS = re.compile(
     r"(?<![A-Za-z0-9_.,:^])(?:[-−+]?[$€£]?\d(?!D\b)|sqrt|\\[a-z{]|√|[-−]?π|[(\[{](?=[-−+\d∞\[]|[a-z]\s?[-−+])|O(?=\()|"
-    r"[a-z](?=\^| [-+] \d))"
+    r"(?<!\d )[a-z](?=\^|[²³]| [-+] \d))"
 )
 _EQUALS = re.compile(
     r"(?:\b(?:(?i:(?:al)?together|totall?ing|being|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
@@ -108,7 +112,8 @@ _STOP_WORDS = frozenset(
     "Both Her His Its One Also Thus Hence That's It's I'm I'd I'll Let Wait All Each Alone To Of For By As Or People "
     "Answer Output Answering Because Since When Where Which What Who With Good Great Right Done Final Given "
     "Close one answer it correct that what easy simple right true found "
-    "obvious not also still known already".split()
+    "obvious not also still known already Simple Easy Nothing Maybe Perhaps Adding Although Unlike Sure Fine Simply "
+    "Alright Nice Perfect Correct Yep Nope Actually".split()
 )
 _CHINESE = re.compile(
     r"(?:应该是|一般认为是|就是|即|叫|名|选|是|(?<!认)为|由|属于|：)(?!的)([\u4e00-\u9fffA-Za-z][^，。；、：\s]{0,11})"
@@ -134,16 +139,38 @@ def read_mention(sentence: str, asked: Asked) -> str | None:
     return None
 
 
+def read_others(sentence: str, asked: Asked) -> Iterator[str]:
+    """Every value of a sentence that may be meant, from the last one on, where numbers or words are asked for."""
+    if (
+        asked.options
+        or asked.truth
+        or asked.alternatives
+        or asked.weekday
+        or asked.many
+        or asked.point
+        or asked.equation
+    ):
+        return
+    if not asked.wants_words:
+        values = [sentence[start:end].strip(" .") for start, end in _scan_values(sentence, asked)]
+        yield from (value for value in reversed(values) if "=" not in value)
+    if not asked.numeric and not asked.formal:
+        names = sorted((m for pattern in _WORDS for m in pattern.finditer(sentence)), key=lambda m: -m.start())
+        yield from filter(None, (_clean(_name_of(match, asked)) for match in names))
+
+
 def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.options:
         return _read_label(sentence, asked)
     if asked.alternatives and (value := _read_alternative(sentence, asked)):
         return value
     if asked.truth:
-        return None
+        return read_truth(sentence)
     if asked.weekday:
         days = _WEEKDAY.findall(sentence)
         return str(days[-1]) if days else None
+    if asked.date and (clock := _CLOCK.findall(sentence)):
+        return f"{clock[-1][0]}:{clock[-1][1] or '30'}"
     if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
         return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
     if asked.many and (series := _read_series(sentence, asked)):
@@ -155,7 +182,7 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.point and (points := _POINT.findall(sentence)):
         return str(points[-1])
     if asked.wants_words:
-        number = None if _PROPER.search(asked.text) else _read_number(sentence, asked)
+        number = None if asked.proper else _read_number(sentence, asked)
         return _read_words(sentence, asked) or number or _read_words(sentence, asked, stale_too=True)
     number = _read_number(sentence, asked)
     if number or asked.numeric or asked.formal:
@@ -250,6 +277,8 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
         if value := _read_at(sentence, match.end(), asked):
             return value
+    if compound := _COMPOUND.findall(sentence):
+        return str(compound[-1])
     if counted := asked.find_counted(sentence):
         return counted
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
@@ -299,7 +328,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
             return named[1].rstrip(".")
         if not match[0].isascii():
             return re.sub(r"即可$", "", sentence[match.end() :]).strip(" ，。") or None
-    proper = _PROPER.search(asked.text) is not None
+    proper = asked.proper
     groups = (
         ((_NAMED,), (_ACTING,), (_PREPOSED,), (_THE, _CHINESE))
         if proper

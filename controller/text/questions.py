@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -12,14 +12,14 @@ from .sentences import split_sentences
 from .values import normalize_answer, parse_value
 
 _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
-_INLINE_OPTION = re.compile(r"(?:^|\s)\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
+_INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _NAMED = re.compile(
     r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)", re.I
 )
 _WORD = re.compile(r"[a-z]{3,}")
 _NUMERIC = re.compile(rf"(?:{either('numeric')})", re.I)
 _ASKS = re.compile(rf"(?:{either('asks')})", re.I)
-_COMMON = frozenset(word for language in LANGUAGES for word in language.common)
+COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Asked:
         scopes: the parts, steps and cases that it mentions.
         variables: those that it mentions and does not ask for.
         rates: the units of time or number of "per month" and "each day" in it.
+        degrees: its adjectives that compare, without their endings.
         weekday: whether a day of the week is asked for.
         percent: whether a percentage is asked for.
         chance: whether a probability is asked for.
@@ -81,6 +82,7 @@ class Asked:
     scopes: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
     rates: frozenset[str] = frozenset()
+    degrees: frozenset[str] = frozenset()
     weekday: bool = False
     percent: bool = False
     chance: bool = False
@@ -90,15 +92,20 @@ class Asked:
     numbers: frozenset[str] = frozenset()
     open: bool = False
 
+    @property
+    def proper(self) -> bool:
+        """Whether a person, a place or another thing with a name is asked for."""
+        return PROPER.search(self.text) is not None
+
     def about(self, word: str) -> bool:
         """Whether a word is one that the question asks about, or says nothing by itself."""
-        return _stem(word) in self.words or word in _GENERIC
+        return stem(word) in self.words or word in _GENERIC
 
     def covers(self, lower: str) -> bool:
         """Whether a sentence in small letters speaks of what the question asks for."""
         if not self.words:
             return False
-        common = self.words.intersection(map(_stem, _WORD.findall(lower)))
+        common = self.words.intersection(map(stem, _WORD.findall(lower)))
         return len(common) >= max(2, min(3, len(self.words) * 0.4))
 
     def find_counted(self, sentence: str) -> str | None:
@@ -112,75 +119,49 @@ class Asked:
         subject = _SUBJECT.search(lower)
         return bool(self.words and subject and not self.about(subject[1]) and not self.covers(lower))
 
-    def is_about_other(self, clause: str) -> bool:
-        """Whether a clause gives another person's value, or another measure, than the one that is asked for."""
+    def find_conflicts(self, clause: str) -> Iterator[str]:
+        """In what a clause speaks of something else than the question asks for: a person, a part, a measure."""
         names = frozenset(_PERSON.findall(clause))
         lower = clause.lower()
-        if self.is_limited(clause, lower):
-            return True
-        if names & self.others and not any(name in self.text for name in names):
-            return True
-        named = _CALLED.search(lower)
-        if named and named[1] != "what" and self.words and not self.about(named[1]):
-            return True
-        part = _PART.match(lower)
-        if part and self.text and not _same_part(part[1], part[2], self.text.lower()):
-            return True
-        if _LEFT.search(self.text) and _GONE.search(lower) and not _LEFT.search(lower):
-            return True
-        if (
-            self.counted
-            and _PRICED.search(clause)
-            and not _PRICED.search(self.text)
-            and not self.counted.search(clause)
-        ):
-            return True
-        units = {_stem(unit) for unit in _UNIT.findall(lower)}
-        if self.unit and units and self.unit not in units:
-            return True
-        measures = _measures_in(lower)
-        if not self.measures or self.wants_words or measures & self.measures:
-            return False
-        return bool(measures) or ("cost" in self.measures and _UNPRICED.search(clause) is not None)
-
-    def is_limited(self, clause: str, lower: str) -> bool:
-        """Whether a clause speaks of a part, a step or a variable that the question does not ask about."""
         if not frozenset(_SCOPE.findall(lower)) <= self.scopes:
-            return True
+            yield "scope"
         variable = _ASSIGNED.match(clause)
         if variable and variable[1] in self.variables:
-            return True
+            yield "variable"
         rates = frozenset(_RATE.findall(lower))
         if rates and self.rates and not rates & self.rates:
-            return True
-        return _GIVEN.search(lower) is not None and not self.covers(lower)
+            yield "rate"
+        if names & self.others and not any(name in self.text for name in names):
+            yield "person"
+        part = _PART.match(lower)
+        if part and self.text and not _same_part(part[1], part[2], self.text.lower()):
+            yield "part"
+        degrees = frozenset(_DEGREE.findall(lower))
+        if degrees and self.degrees and not degrees & self.degrees:
+            yield "degree"
+        units = {stem(unit) for unit in _UNIT.findall(lower)}
+        if self.unit and units and self.unit not in units:
+            yield "unit"
+        measures = _measures_in(lower)
+        if self.measures and not self.wants_words and not measures & self.measures:
+            if measures:
+                yield "measure"
+            elif "cost" in self.measures and _UNPRICED.search(clause):
+                yield "no money"
 
-    def accepts(self, value: str, clause: str, before: str = "") -> bool:
-        """Whether a value of a clause is of the kind that is asked for, and was arrived at in it or in the text before.
-
-        A number that only stands there is no answer where the question gives it, or asks for more than one step.
-        """
+    def find_mismatches(self, value: str, clause: str) -> Iterator[str]:
+        """In what a value of a clause is not of the kind that the question asks for."""
         if _RANKED.search(self.text) and _COMPARES.search(clause):
-            return False
-        if self.percent:
-            return not _PRICED.search(value) and (not _PRICED.search(clause) or _PERCENT.search(clause) is not None)
-        if self.counted and re.search(r"[,(].*,|[(]\d+,|[<>≤≥]", value):
-            return False
-        if (self.counted or "cost" in self.measures) and "%" in value and not _PERCENT.search(self.text):
-            return False
-        if self.chance and (number := parse_value(value)) is not None:
-            return 0 <= number <= 1 or "%" in value
-        bare = value.replace(",", "").strip("$€£%. ")
-        derived = re.search(rf"[=≈→] ?\$?{re.escape(bare)}(?!\d)", before.replace(",", ""))
-        if not self.numeric or derived or _RESULT.search(clause):
-            return True
-        if bare in self.numbers and not self._speaks(clause):
-            return False
-        return not self.qualifiers or not self.qualifiers.isdisjoint(_QUALIFIER.findall(clause.lower()))
-
-    def _speaks(self, clause: str) -> bool:
-        """Whether a clause has a word that the question asks about."""
-        return any(map(self.about, _WORD.findall(clause.lower())))
+            yield "compared"
+        percent = _PERCENT.search(clause) is not None
+        if self.percent and (_PRICED.search(value) or (_PRICED.search(clause) and not percent)):
+            yield "no percentage"
+        if self.chance and (number := parse_value(value)) is not None and not (0 <= number <= 1 or "%" in value):
+            yield "no chance"
+        if not self.qualifiers.isdisjoint(_QUALIFIER.findall(clause.lower())):
+            yield "qualified"
+        elif self.qualifiers:
+            yield "unqualified"
 
     def letter_in(self, sentence: str) -> str | None:
         """The label that a sentence names last."""
@@ -212,17 +193,11 @@ class Asked:
 def read_question(question: str) -> Asked:
     """What a question asks for; of a long prompt its end counts."""
     question = question[-8_000:]
-    found = _OPTION.findall(question)
-    if len(found) < 2:
-        found = _INLINE_OPTION.findall(question)
-    labels = "".join(label for label, _ in found)
-    options: Mapping[str, str] = {}
-    if len(found) >= 2 and (labels.upper() in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" or labels in "123456789"):
-        options = {label: normalize_answer(text).lower() for label, text in found}
+    options = _find_options(question)
     sentences = [question[start:end] for start, end in split_sentences(question)]
     asking = [s for s in sentences if ("?" in s or "？" in s or _ASKS.search(s)) and not _FORM_ONLY.search(s)]
     last = asking[-1] if asking else sentences[-1] if sentences else ""
-    words = [word for one in _WORD.findall(last.lower()) if (word := _stem(one)) not in _COMMON]
+    words = [word for one in _WORD.findall(last.lower()) if (word := stem(one)) not in COMMON]
     persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
@@ -236,7 +211,7 @@ def read_question(question: str) -> Asked:
         return Asked(frozenset(words), options)
     counted = _COUNTED.search(last)
     things = next(filter(None, counted.groups()), "").lower() if counted else ""
-    thing = _stem(things)
+    thing = stem(things)
     return Asked(
         frozenset(words),
         numeric=numeric or bool(thing),
@@ -249,7 +224,7 @@ def read_question(question: str) -> Asked:
         equation=equation,
         truth=_TRUTH.search(last) is not None,
         wants_words=wants_words,
-        output=_OUTPUT.search(question[-300:]) is not None,
+        output=_OUTPUT.search(question[-300:]) is not None and _PROGRAM.search(question) is not None,
         inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
@@ -257,12 +232,13 @@ def read_question(question: str) -> Asked:
         unit=thing if _UNIT.fullmatch(f"1 {things}") else "",
         scopes=frozenset(_SCOPE.findall(question.lower())),
         variables=_find_unasked(last),
+        degrees=frozenset(_DEGREE.findall(last.lower())),
         rates=frozenset(_RATE.findall(last.lower())),
         weekday=weekday,
         percent=percent,
         chance=chance,
         qualifiers=frozenset(_QUALIFIER.findall(last.lower())),
-        formal=re.search(r"[$\\=]|\d\s*[-+*/^]", last) is not None,
+        formal=_FORMAL.search(last) is not None,
         numbers=frozenset(re.findall(r"\d+(?:[.,/]\d+)*", question)),
         negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
         open=_is_open(question),
@@ -270,6 +246,18 @@ def read_question(question: str) -> Asked:
         measures=measures,
         others=frozenset(_PERSON.findall(question)) - persons - _NO_PERSONS if persons else frozenset(),
     )
+
+
+def _find_options(question: str) -> Mapping[str, str]:
+    """The choices of a question by their labels, which count from A or 1."""
+    for pattern in (_OPTION, _INLINE_OPTION):
+        found = pattern.findall(question)
+        labels = "".join(label for label, _ in found)
+        if len(found) > 1 and (
+            "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(labels.upper()) or "123456789".startswith(labels)
+        ):
+            return {label: normalize_answer(text).lower() for label, text in found}
+    return {}
 
 
 def _find_unasked(asking: str) -> frozenset[str]:
@@ -283,13 +271,14 @@ def _same_part(part: str, noun: str, text: str) -> bool:
     """Whether a question asks about a part ("each person", "the larger one") too."""
     if part in ("each", "every", "per", "one"):
         return re.search(
-            r"\b(?:each|every|per|apiece|one|an?)\b" if part == "one" else r"\b(?:each|every|per|apiece)\b", text
+            r"\b(?:each|every|per|apiece|one)\b" if part == "one" else r"\b(?:each|every|per|apiece)\b", text
         ) is not None or bool(noun and re.search(rf"\b{noun}", text))
     return part[:4] in text
 
 
 def _measures_in(lower: str) -> frozenset[str]:
-    return frozenset("cost" if found in ("price", "cost") else _stem(found) for found in _MEASURE.findall(lower))
+    same = {"price": "cost", "average": "mean"}
+    return frozenset(same.get(found, stem(found)) for found in _MEASURE.findall(lower))
 
 
 def _is_open(question: str) -> bool:
@@ -303,7 +292,7 @@ def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
     """What the values of the asked words and variables stand behind."""
     cue = _ASKS.search(asking)
     behind = _WORD.findall(asking[cue.end() :].lower()) if cue else []
-    nouns = [word for found in behind if (word := _stem(found)) in words][:2]
+    nouns = [word for found in behind if (word := stem(found)) in words][:2]
     names = [rf"\b{re.escape(noun)}s?\b[^.,;=\d]{{0,60}}?" for noun in nouns]
     for expression in _EXPRESSION.findall(asking):
         tokens = re.findall(r"\\[A-Za-z]+|\S", expression)
@@ -321,8 +310,6 @@ _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
 _OPEN = re.compile(rf"(?:{either('open')})", re.I | re.M)
 _PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
 _SCOPE = re.compile(rf"(?:{either('scopes')})")
-_GIVEN = re.compile(rf"(?:{either('given')})")
-_RESULT = re.compile(rf"(?:{either('results')})", re.I)
 _QUALIFIER = re.compile(rf"(?:{either('qualifiers')})")
 _INEQUALITY = re.compile(r"[<>≤≥]|\\[lg]eq?(?![a-z])")
 _EXTREME = re.compile(
@@ -331,6 +318,10 @@ _EXTREME = re.compile(
 _RANKED = re.compile(r"\b\w{2,}est\b|\b(?:last|third|position)\b")
 _COMPARES = re.compile(r"(?:er|more|less|before|after|ahead|behind) (?:than |of )?(?-i:[A-Z])\w+[^,;]*$")
 _RATE = re.compile(r"\b(?:per|an?|each|every) (second|minute|hour|day|week|month|year)\b")
+_DEGREE = re.compile(
+    r"\b(short|long|tall|small|larg|bigg|young|old|cheap|high|low|fast|slow|near|light|heavi|few|lat|earli|wid|narrow|"
+    r"thick|thin|great|less|more|least|most|middle|half|first|second|third|next|last)(?:er|est)?\b"
+)
 _PERCENT = re.compile(r"%|\bpercent", re.I)
 _PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
 _WEEKDAYS = re.compile(rf"(?:{either('weekdays')})", re.I)
@@ -364,15 +355,17 @@ _POINT = re.compile(
 _OUTPUT = re.compile(
     r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I
 )
-_CALLED = re.compile(r"\bwhich (?:is|are|was) (?:just |only )?(?:the|his|her|its) ([a-z]+)(?=\W*$)")
+_PROGRAM = re.compile(r"[`\[(=]|\"|python|program|code|sql|regular|command", re.I)
+PROPER = re.compile(
+    r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author|language|ship|company|painter|king|queen|president|island|lake|sea|war|book|novel|film|continent|nation)\b|谁|作者|首都"
+)
+_FORMAL = re.compile(
+    r"[$\\=]|\d\s*[-+*/^]|^\W*(?:find|compute|evaluate|convert|express|calculate|simplify|expand|what is)\b.*\d", re.I
+)
 _PART = re.compile(
     r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?"
     r"(each|every|per|one(?! (?:second|minute|hour|day|week|month|year|more|of))|inner|outer|other|"
     r"smaller|larger|remaining|former|latter)\b(?!\W*$)\W*(\w*)"
-)
-_LEFT = re.compile(r"\b(?:left|remain|still|over)", re.I)
-_GONE = re.compile(
-    r"\b(?:gives?|gave|giving|spen[dt]s?|eats?|ate|sold|sells?|used|uses?|lost|loses|gone) (?:away |up )?(?!\W*$)"
 )
 _UNIT = re.compile(
     r"\d ?(seconds?|minutes?|hours?|days?|weeks?|months?|years?|inches|feet|miles?|meters?|"
@@ -388,11 +381,13 @@ _ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
 _DATE = re.compile(rf"(?:{either('dates')})", re.I)
 _TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
 _SUBJECT = re.compile(
-    r"\b(?:the|its|their) (?:\w+ )?([a-z]+)(?: (?:came|comes) out)? (?:is|are|was|as|costs|weighs)\s+(?=[-$\\(\d])"
+    r"\b(?:the|its|their) (?:\w+ )?([a-z]+)(?: (?:came|comes) out)? (?:(?:would|will|must) be|is|are|was|as|costs|"
+    r"weighs)\s+(?=[-$\\(\d])"
 )
 _EXPRESSION = re.compile(r"(?:\$|\\\()([^$]{1,80}?)(?:\$|\\\))")
 _FORM_ONLY = re.compile(rf"(?:{either('form_only')})", re.I)
 
 
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
+    """A word without the s of its plural."""
     return word[:-1] if word.endswith("s") and len(word) > 3 else word

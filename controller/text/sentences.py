@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from .cues import LANGUAGES, either
 
 _END = re.compile(r"[.!?\n。！？；](?:(?<=[\n。！？；])|(?<![.!?].)(?<!\d!)[.!?]*(?:[*\"'”’)\]}$]|\\\)|\\\])*(?=\s))")
+_LONGEST_DISPLAY = 2_000  # characters
 _DISPLAY = re.compile(r"\s*\\\[")
 _ABBREVIATED = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|No|Eq|e\.g|i\.e)|^\s*\W*\d{1,2}|"
@@ -23,12 +24,11 @@ def split_sentences(text: str) -> Iterator[tuple[int, int]]:
         if match.start() < start:
             continue
         end = match.end()
-        if match[0] == "\n":
-            ahead = _DISPLAY.match(text, end) if text[start:end].rstrip().endswith(":") else None
-            opened = text.find("\\[", start, ahead.end() if ahead else end)
-            if opened >= 0:
-                closed = text.find("\\]", opened, opened + 2_000)
-                end = closed + 2 if closed >= opened else end
+        ahead = _DISPLAY.match(text, end) if match[0] == "\n" and text[start:end].rstrip().endswith(":") else None
+        opened = text.rfind("\\[", max(start, end - _LONGEST_DISPLAY), ahead.end() if ahead else end)
+        closed = text.find("\\]", opened, opened + _LONGEST_DISPLAY) if opened >= 0 else -1
+        if closed >= end:
+            end = closed + 2
         elif match[0] == "." and _ABBREVIATED.search(text[max(start, end - 9) : end]):
             continue
         if text[start:end].strip():

@@ -14,6 +14,7 @@ _FILLER = re.compile(rf"(?:\s|[:*_\"'“”‘’`>→]|\\\s|(?:{either('fillers
 _NO_PHRASE = re.compile(rf"(?:{either('no_phrases')})", _FLAGS)
 _LETTER = re.compile(r"\(?\b([A-Z])\b\)?(?![-'’=^_(+*/\d])(?!\s[a-z=+*/<>^-])")
 _NEGATED = re.compile(rf"(?:{either('negations')})", _FLAGS)
+_OPERATED = re.compile(r"\)? (?:times|plus|minus|multiplied|divided|over) ", _FLAGS)  # a step of a calculation
 _LONGEST_PHRASE = 60
 _NUMBER = re.compile(NUMBER)
 PLACEHOLDER = re.compile(r"(?i)\.\.\.|\\dots|\\ldots|…|answer|letter|your|result|[?_x]?|\\text\{\}|\\?(?:quad|cdots)")
@@ -29,6 +30,8 @@ def read_value(sentence: str, start: int, asked: Asked, *, phrases: bool = False
     if _NEGATED.match(sentence, at):
         return None
     value, end = _read_one(sentence, at, asked)
+    if value is not None and _OPERATED.match(sentence, end):
+        return None
     if value is None:
         return _read_phrase(sentence, at, asked) if phrases else None
     values = [value]
@@ -86,7 +89,7 @@ def from_math(content: str) -> str | None:
 
 def _reduce(expression: str) -> str:
     """What an expression arrives at: the last side of its equations, or all of an equation in several variables."""
-    sides = re.split(r"(?<![<>!])=(?!>)|≈|\\approx(?![A-Za-z])|\\(?:implies|Rightarrow|to)(?![A-Za-z])", expression)
+    sides = re.split(r"(?<![<>!])=(?!>)|≈|∈|\\(?:implies|Rightarrow|to|in|approx)(?![A-Za-z])", expression)
     last = sides[-1].strip()
     if len(sides) == 1 or not last or last.count("{") != last.count("}") or last.count("(") != last.count(")"):
         return expression.strip()

@@ -15,7 +15,7 @@ _NUMBER = r"(?:\d{1,3}(?:(?:,|\{,\}|,\\!)\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FUNCTIONS = "sqrt|cbrt|arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|mod|pi|infinity|inf"
 _UNITS = "mgslhLWVAJNCF"  # single letters that are units behind a number, and variables elsewhere
 _OPERAND = re.compile(
-    rf"(?P<number>{_NUMBER})|(?P<command>\\[A-Za-z]+|\\[{{|])|(?P<open>[(\[{{])|(?P<symbol>√\s?\d+|[π∞√θφ])|"
+    rf"(?P<number>{_NUMBER})|(?P<command>\\[A-Za-z]+|\\[{{|])|(?P<open>√?[(\[{{])|(?P<symbol>√\s?\d+|[π∞√θφ])|"
     rf"(?P<word>(?:{_FUNCTIONS})(?![A-Za-z])|[A-Za-z](?![A-Za-z'’]))"
 )
 _OPERATOR = re.compile(
@@ -29,6 +29,7 @@ _SIGN = re.compile(r"[-+−±]\s?|\\pm\s*")
 _AMOUNT = re.compile(_NUMBER)
 _DELIMITER = re.compile(r"\\?.")
 _SHORT_FRACTION = re.compile(r"\s?\d\s?(?:\d|\{\d+\})")  # \frac45, \frac 4 5, \frac4{13}
+_ROOT = re.compile(r"\s?(?:\d+|[a-z](?![A-Za-z]))")  # \sqrt3
 _SCRIPT = re.compile(r"\\circ|\\[A-Za-z]+|[-−]?(?:\d+|\w)")
 _FACTOR = re.compile(r" \\(?:pi|sqrt|i|text)\b")
 _NO_FACTOR = re.compile(r"\\[()\[\]\\,;!]")
@@ -98,7 +99,7 @@ def _scan_operand(text: str, at: int) -> int | None:
     if found is None:
         return None
     if found["open"]:
-        return close_bracket(text, found.start())
+        return close_bracket(text, found.end() - 1)
     if found["command"]:
         return _scan_command(text, found)
     if found["word"] and text.startswith("(", found.end()):
@@ -127,6 +128,9 @@ def _scan_command(text: str, found: re.Match[str]) -> int | None:
         if closed is None:
             return None
         at = closed
+    if name == "sqrt" and at == found.end():
+        digits = _ROOT.match(text, at)
+        return digits.end() if digits else None
     if name.endswith("frac") and at == found.end():
         short = _SHORT_FRACTION.match(text, at)
         return short.end() if short else None

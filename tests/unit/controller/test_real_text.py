@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -17,55 +18,43 @@ from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapt
 from tersely.controller.text.values import answers_equal, normalize_answer
 from tersely.evaluation.tasks.equality import AnswerChecker
 
-SENTENCES = [
-    json.loads(line) for line in Path(__file__).with_name("stated_answers.jsonl").read_text("utf-8").splitlines()
-]
 
-
-def test_sentences_are_read_as_people_write_them() -> None:
-    """Of 1,100 sentences that state an answer at least 97 % are read right, and at most 2 % as another answer."""
-    stated = [row for row in SENTENCES if row["answer"] is not None]
-    right, wrong = 0, []
+def count_readings(name: str) -> Counter[str]:
+    """How the texts of a file are read: right, as another answer, not at all, or though they have no answer."""
+    counts: Counter[str] = Counter()
     with AnswerChecker() as checker:
-        for row in stated:
-            found, gold = extract_stated_answer(row["text"], row["question"]), row["answer"]
-            if found is not None and (
-                found.lower() == gold.lower() or answers_equal(found, gold) or checker.check(gold, found).equal
-            ):
-                right += 1
-            elif found is not None:
-                wrong.append((found, gold, row["text"]))
-    assert len(stated) > 1_090
-    assert right >= 0.97 * len(stated)
-    assert len(wrong) <= 0.02 * len(stated), wrong
-
-
-def test_unseen_sentences_are_read_as_well_as_measured() -> None:
-    """Sentences whose errors were never looked at: 93.0 % right, 3.2 % as another answer, 9 of 30 traps read.
-
-    Only the sums may be looked at, so that they stay a fair measure.
-    """
-    path = Path(__file__).with_name("unseen_answers.jsonl")
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    right = other = traps = 0
-    with AnswerChecker() as checker:
-        for row in rows:
+        for line in Path(__file__).with_name(name).read_text("utf-8").splitlines():
+            row = json.loads(line)
             found, gold = extract_stated_answer(row["text"], row["question"]), row["answer"]
             if gold is None:
-                traps += found is not None
-            elif found is not None:
+                counts["trap" if found is None else "trap read"] += 1
+            elif found is None:
+                counts["not read"] += 1
+            else:
                 equal = found.lower() == gold.lower() or answers_equal(found, gold) or checker.check(gold, found).equal
-                right += bool(equal)
-                other += not equal
-    assert (len(rows), right >= 145, other <= 7, traps <= 11) == (188, True, True, True)
+                counts["right" if equal else "other"] += 1
+    return counts
 
 
-def test_sentences_without_an_answer_are_read_as_none() -> None:
-    """Of 181 sentences that plan, suppose, deny, ask or are on the way at most 15 % are read as an answer."""
-    traps = [row for row in SENTENCES if row["answer"] is None]
-    read = [row["text"] for row in traps if extract_stated_answer(row["text"], row["question"]) is not None]
-    assert len(traps) > 175
-    assert len(read) <= 0.15 * len(traps), read
+@pytest.mark.parametrize(
+    ("name", "right", "other", "traps"),
+    [
+        ("stated_answers.jsonl", 0.97, 0.02, 0.15),
+        ("learned_answers.jsonl", 0.88, 0.06, 0.41),
+        ("unseen_answers.jsonl", 0.91, 0.04, 0.38),
+    ],
+)
+def test_sentences_are_read_as_well_as_measured(name: str, right: float, other: float, traps: float) -> None:
+    """At least this share of answers is read right, at most so many as another one, and of texts without an answer.
+
+    Weights are learnt from the first two files. Of the unseen one only the sums may be looked at, so that they stay a
+    fair measure: 92.1 % right, 4.0 % as another answer, 22 of 60.
+    """
+    counts = count_readings(name)
+    answers = counts["right"] + counts["other"] + counts["not read"]
+    assert counts["right"] >= right * answers, counts
+    assert counts["other"] <= other * answers, counts
+    assert counts["trap read"] <= traps * (counts["trap"] + counts["trap read"]), counts
 
 
 @pytest.mark.parametrize(
