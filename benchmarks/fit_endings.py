@@ -23,7 +23,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from tersely.controller.text.answers import extract_answer, find_last_statement
-from tersely.controller.text.candidates import find_candidates
+from tersely.controller.text.endings import find_candidates
 from tersely.controller.text.questions import read_question
 from tersely.controller.text.values import answers_equal
 from tersely.evaluation.replay.formats import Fields

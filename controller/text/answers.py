@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .candidates import Stated
 from .cues import LANGUAGES, either
-from .endings import read_ending
+from .endings import Stated, read_ending
 from .questions import NUMBER, Asked, read_question
 from .sentences import find_turn, is_supposed, split_sentences
 from .value_reader import PLACEHOLDER, from_math, read_value

@@ -76,7 +76,7 @@ UNITS = [
     for unit in units
 ]
 MODULES = (
-    "controller.answer_watch controller.text.answers controller.text.candidates controller.text.reasoning_parser "
+    "controller.answer_watch controller.text.answers controller.text.endings controller.text.reasoning_parser "
     "controller.text.value_reader controller.engines.openai.client probes.drift controller.text.evidence "
     "controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
