@@ -87,8 +87,8 @@ class Filter:
         if thought is None or __event_emitter__ is None or not self.valves.show_usage:
             return body
         text = f"{thought} thinking and {usage.get('completion_tokens', thought) - thought} answer tokens"
-        if kept := usage.get("tersely"):
-            spare = f", {kept['budget'] - thought} of the budget saved" if kept.get("budget") else ""
-            text += f"{spare}; the thinking ended {kept['ended']}"
+        kept = usage.get("tersely") or {}
+        if budget := kept.get("budget"):
+            text += f", {budget - thought} of the budget saved; the thinking ended {kept['ended']}"
         await __event_emitter__({"type": "status", "data": {"description": text, "done": True}})
         return body

@@ -65,7 +65,7 @@ def test_a_batch_equals_the_method_of_the_package(loaded: Loaded) -> None:
     settings = {"tersely_preset": "budget", "tersely_effort": "easy", "tersely_results": results}
     output = loaded.controlled(generation_config=config, tokenizer=loaded.tokenizer, **settings)
     assert output.sequences.tolist() == expected.tolist()
-    assert [result.answer for result in results] == [result.answer for result in control.results]
+    assert [(result.answer, result.trace) for result in results] == [(r.answer, r.trace) for r in control.results]
     assert [d.policy for result in results for d in result.trace if d.acted] == ["budget", "budget"]
 
 

@@ -175,7 +175,16 @@ def test_a_request_that_is_put_back_goes_on(example: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"preset": "nothing"}, {"preset": "certified"}, {"policies": {"deer": {}}}, 5, "{", {"driver": "x"}]
+    "settings",
+    [
+        {"preset": "nothing"},
+        {"preset": "certified"},
+        {"policies": {"deer": {}}},
+        {"preset": "trimr"},
+        5,
+        "{",
+        {"driver": "x"},
+    ],
 )
 def test_what_cannot_be_controlled_is_left_alone(example: Any, settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop(example, settings, late=0)
