@@ -118,7 +118,7 @@ BOUNDED = {
 """Patterns that would be slow on a long text, and why they never see one; the functions below are tested with it."""
 
 
-SHORT_TEXTS = ("candidates", "mentions")
+SHORT_TEXTS = ("endings", "mentions")
 """Modules whose patterns see the last 1,200 letters of a text at most."""
 
 
