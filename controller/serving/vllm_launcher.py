@@ -62,6 +62,7 @@ def run_vllm_server(
     settings = dict(settings)
     if verifier is not None:
         _set_own(arguments, "verifier", verifier)
+    os.environ.pop(SELF_KEY, None)  # of a server that started this one
     if trials is not None:
         _set_own(arguments, "trials", _open_trials(arguments, settings) if trials == SELF else trials)
     own = (arguments.additional_config or {}).get(KEY) or {}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import itertools
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -24,15 +28,17 @@ from tersely.controller.engines.openai.client import (
     OpenAIClient,
     RefusedError,
     _read,
+    find_proxy,
     parse_event,
 )
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.types import Request, SamplingParams
-from tersely.errors import ModelError, OptionError, TerselyError
+from tersely.errors import CapabilityError, ModelError, OptionError, TerselyError
 from tersely.models import get_model_path
 
 from ..support.cpu_limit import limited
 from ..support.misbehaving import END, OK, Misbehaving, choice, event, forever, misbehaving
+from ..support.refusals import refused
 
 MALFORMED: dict[str, bytes] = {
     "a number": b"data: 7\n\n",
@@ -180,9 +186,8 @@ def test_a_reply_in_crumbs_takes_linear_time() -> None:
         def content(self) -> Reply:
             return self
 
-        async def iter_any(self) -> AsyncIterator[bytes]:
-            for _ in range(500_000):
-                yield b"x"
+        async def readany(self) -> bytes:
+            return b"x"
 
     with limited():
         assert len(asyncio.run(_read(Reply(), 400_000, 60.0, cut=True))) == 400_000  # type: ignore[arg-type]
@@ -329,6 +334,86 @@ def test_streams_that_are_cancelled_again_and_again_leave_no_connection(server: 
         return left
 
     assert asyncio.run(count_left()) <= 0
+
+
+def test_nothing_but_the_key_says_who_asks(
+    server: Misbehaving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    async def ask(key: str) -> None:
+        client = OpenAIClient(server.url, key)
+        await client.list_models()
+        await client.close()
+
+    for key, sent in (("", None), ("ours", "Bearer ours")):
+        server.keys.clear()
+        asyncio.run(ask(key))
+        assert server.keys == [sent]
+    with refused(OptionError, "invalid_url"):
+        OpenAIClient(server.url.replace("://", "://me:secret@"), "")
+
+
+def test_proxies_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "https_proxy", "NO_PROXY", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_proxy("https://example.com/v1") is None
+    monkeypatch.setenv("all_proxy", "http://proxy:1")
+    monkeypatch.setenv("https_proxy", "http://proxy:2")
+    assert find_proxy("https://example.com/v1") == "http://proxy:2"
+    assert find_proxy("http://example.com:8000/v1") == "http://proxy:1"
+    assert find_proxy("http://127.0.0.1:8000/v1") is None, "a key for this machine stays on it"
+    monkeypatch.setenv("no_proxy", "example.com")
+    assert find_proxy("https://example.com/v1") is None
+    monkeypatch.setenv("https_proxy", "socks5://proxy:3")
+    with refused(CapabilityError, "unsupported_proxy"):
+        find_proxy("https://other.example/v1")
+
+
+@pytest.mark.parametrize("kind", ["a broken chunk", "a server that reads nothing"])
+def test_whatever_a_server_does_ends_within_the_timeout(kind: str) -> None:
+    over = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            if kind == "a broken chunk":
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                writer.write(b"%x\r\n%s\r\n" % (len(event(OK)), event(OK)))
+                await writer.drain()
+                await asyncio.sleep(0.1)
+                writer.write(b"zz\r\nfoo")
+            await over.wait()
+
+    async def read() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            client = OpenAIClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "", timeout=1.0)
+            async with asyncio.timeout(20):
+                try:
+                    async for _ in client.stream_events("/completions", {"prompt": "x" * 30_000_000}):
+                        pass
+                finally:
+                    over.set()
+                    await client.close()
+                    await asyncio.sleep(0.1)
+
+    with refused(ModelError, "server_timeout"):
+        asyncio.run(read())
+
+
+def test_what_is_left_open_is_closed_without_a_word(server: Misbehaving) -> None:
+    script = f"""
+import asyncio, logging
+from tersely.controller.engines.openai.client import OpenAIClient
+client = OpenAIClient({server.url!r}, "")
+for _ in range(2):
+    asyncio.run(client.list_models())
+print(len(client._sessions))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
 def test_events_of_any_form_raise_our_errors_only(server: Misbehaving) -> None:

@@ -7,11 +7,15 @@ import json
 import os
 import re
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from concurrent.futures import wait
 from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
 from . import StreamError
@@ -22,11 +26,12 @@ if TYPE_CHECKING:
 KEY_VARIABLE, _OPENAI_KEY = "TERSELY_API_KEY", "OPENAI_API_KEY"
 _OPENAI_HOST = "api.openai.com"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_MAX_REPLY, _MAX_ERROR = 16 << 20, 64 << 10  # bytes
+_MAX_REPLY, _MAX_ERROR, _MAX_HEADER = 16 << 20, 64 << 10, 64 << 10  # bytes
 _MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
 _MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
 _KEPT = 5.0  # seconds for which an idle connection is kept
+_CLOSING = 1.0  # seconds that closing what was left open may take
 _REST = 0.05  # seconds that the end of a stream may take
 MAX_EVENT = 1 << 20  # bytes of one line, and of the data of one event; those of servers have some hundreds
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -60,6 +65,10 @@ class OpenAIClient:
                 f"{base_url!r} is not the URL of a server; accepted: for example http://localhost:8000/v1",
                 code="invalid_url",
             )
+        if parts.username is not None or parts.password is not None:
+            raise OptionError(
+                f"the URL of {parts.hostname} has a user's name or password; pass a key as api_key", code="invalid_url"
+            )
         try:
             import aiohttp
         except ImportError:
@@ -75,8 +84,9 @@ class OpenAIClient:
                 f"the API key would travel unencrypted to {parts.hostname}; use https://, or a tunnel to this machine",
                 code="insecure_key",
             )
-        self._aiohttp = aiohttp
+        self._aiohttp, self._proxy = aiohttp, find_proxy(self.url)
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+        weakref.finalize(self, _drop, self._sessions)
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
         """The server's models by name; empty if it has no list. Raises ModelError if no server answers."""
@@ -142,27 +152,39 @@ class OpenAIClient:
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
             await session.close()
+            await asyncio.sleep(0)  # for connections that were cut a moment ago
 
     @asynccontextmanager
     async def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """The reply to a request, whose errors are ours; leaving it before its end closes the connection."""
-        data = None if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        data = None
+        if body is not None:
+            data = BytesIO(json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
         try:
-            async with self._open().request(method, self.url + path, data=data, allow_redirects=False) as reply:
-                try:
-                    if reply.status >= 400:
-                        text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
-                        raise self._error_from_status(reply.status, path, text, reply.headers.get("retry-after", ""))
-                    yield reply
-                finally:
-                    if not reply.content.at_eof():
-                        reply.close()
+            session = await self._open()
+            async with asyncio.timeout(self.timeout):  # until the head of the reply is there
+                reply = await session.request(
+                    method, self.url + path, data=data, allow_redirects=False, proxy=self._proxy
+                )
+            try:
+                if reply.status >= 400:
+                    text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
+                    raise self._error_from_status(reply.status, path, text, reply.headers.get("retry-after", ""))
+                yield reply
+            finally:
+                if reply.content.at_eof():
+                    reply.release()
+                else:
+                    reply.close()
         except self._aiohttp.ClientError as error:
             raise self._error_from_connection(error) from error
 
-    def _open(self) -> aiohttp.ClientSession:
+    async def _open(self) -> aiohttp.ClientSession:
+        """The session of the event loop that runs; those of loops that ended are closed."""
+        for loop in [one for one in self._sessions if one.is_closed()]:
+            await self._sessions.pop(loop).close()
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:
             aiohttp = self._aiohttp
@@ -170,10 +192,11 @@ class OpenAIClient:
             self._sessions[loop] = aiohttp.ClientSession(
                 headers=headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT),
-                timeout=aiohttp.ClientTimeout(sock_connect=min(_CONNECT_TIMEOUT, self.timeout), sock_read=self.timeout),
+                timeout=aiohttp.ClientTimeout(connect=min(_CONNECT_TIMEOUT, self.timeout), sock_read=self.timeout),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                trust_env=True,
+                max_line_size=_MAX_HEADER,
+                max_field_size=_MAX_HEADER,
             )
         return self._sessions[loop]
 
@@ -208,12 +231,47 @@ def find_key(url: str, variable: str) -> str | None:
     return ours or (openai if urlsplit(url).hostname in (_OPENAI_HOST, named) else None) or None
 
 
+def find_proxy(url: str) -> str | None:
+    """The proxy that the environment names for a server; raises CapabilityError for one that is not of HTTP."""
+    parts = urlsplit(url)
+    if parts.hostname in _LOCAL or proxy_bypass(parts.netloc):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or None
+    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+        raise CapabilityError(
+            f"the environment names a {urlsplit(proxy).scheme!r} proxy for {parts.hostname}; accepted: http and https; "
+            "add the host to NO_PROXY to reach it without one",
+            code="unsupported_proxy",
+        )
+    return proxy
+
+
+def _drop(sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession]) -> None:
+    """Close what was left open, at the end of its client or of the program; waits for other threads only."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    for loop, session in sessions.items():
+        closing = session.close()
+        if loop.is_running():
+            closed = asyncio.run_coroutine_threadsafe(closing, loop)
+            if loop is not here:
+                wait([closed], _CLOSING)
+        else:
+            with suppress(StopIteration, RuntimeError):
+                closing.send(None)  # nothing to wait for, as nothing runs
+            closing.close()
+    sessions.clear()
+
+
 async def _read(reply: aiohttp.ClientResponse, limit: int, seconds: float, cut: bool = False) -> bytes:
     """A body of at most `limit` bytes; a longer or slower one is cut, or a ValueError or TimeoutError."""
     body = bytearray()
     with suppress(TimeoutError) if cut else nullcontext():
         async with asyncio.timeout(seconds):
-            async for chunk in _read_raw(reply):
+            async for chunk in _read_raw(reply, seconds):
                 body += chunk
                 if len(body) > limit:
                     if cut:
@@ -222,18 +280,25 @@ async def _read(reply: aiohttp.ClientResponse, limit: int, seconds: float, cut: 
     return bytes(body[:limit])
 
 
-async def _read_raw(reply: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    """The bytes as they were sent: nothing is unpacked, which could be far more than arrives."""
+async def _read_raw(reply: aiohttp.ClientResponse, seconds: float) -> AsyncGenerator[bytes, None]:
+    """The bytes as they were sent: nothing is unpacked, which could be far more than arrives.
+
+    Raises TimeoutError after so many seconds without any.
+    """
     if reply.headers.get("content-encoding", "identity").lower() != "identity":
         raise StreamError("the reply is compressed, which was not asked for")
-    async for chunk in reply.content.iter_any():
+    while True:
+        async with asyncio.timeout(seconds):
+            chunk = await reply.content.readany()
+        if not chunk:
+            return
         yield chunk
 
 
 async def _read_events(reply: aiohttp.ClientResponse, seconds: float) -> AsyncGenerator[str, None]:
     """The data of events; raises TimeoutError for a server that writes nothing but comments for so long."""
     decoder, latest = EventDecoder(), time.monotonic()
-    async for chunk in _read_raw(reply):
+    async for chunk in _read_raw(reply, seconds):
         events = decoder.feed(chunk)
         if events:
             latest = time.monotonic()
