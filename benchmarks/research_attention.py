@@ -198,7 +198,10 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
     base = {"name": answers.engine.name, "fingerprint": answers.engine.fingerprint()}
     figures: dict[str, float] = {}
     texts: list[list[int]] = []
-    chosen = options.ways.split(",") if options.ways else [*ways, *(f"heads_{target}" for target in TARGETS)]
+    known = [*ways, *(f"heads_{target}" for target in TARGETS)]
+    chosen = options.ways.split(",") if options.ways else known
+    if other := set(chosen) - set(known):
+        raise SystemExit(f"--ways has {', '.join(sorted(other))}; accepted: {', '.join(known)}")
     for target in (one for one in TARGETS if f"heads_{one}" in chosen):
         with tempfile.TemporaryDirectory() as folder:  # evaluates what was saved
             place = Path(options.heads or folder) / target

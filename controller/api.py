@@ -159,7 +159,10 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], boo
 
 
 def resolve_verifier(verifier: Any, rules: bool = True) -> Verifier | None:
-    """A verifier object as it is; a model, or a server's URL, as one that is asked all or what rules cannot decide."""
+    """A verifier object as it is; a model, or a server's URL, as one that is asked what rules cannot decide.
+
+    Without `rules` it is asked everything.
+    """
     if verifier is None or hasattr(verifier, "submit"):
         return cast("Verifier | None", verifier)
     from .verifiers import EndpointVerifier, LLMVerifier

@@ -413,8 +413,7 @@ class Controller:
         kind = "close" if isinstance(action, Close) else "inject"
         aside = len(self.trials.set_aside) if kind == "close" else 0  # the thinking ends before them
         if aside and not self.shadow:
-            self.trials.set_aside = ()
-            self.thinking.retract(aside)
+            self.trials.drop_aside()
         behind = self.thinking.retractable(action.behind) if isinstance(action, Inject) and not self.shadow else 0
         tail = tuple(self.thinking.ids[len(self.thinking) - behind :])
         if behind:
@@ -453,7 +452,7 @@ class Controller:
             self.state = ControllerState.TRIAL if reply.trial else self.state
             return reply
         directive = self._run_policies(reply.tasks, reply.answer, may_try=False)
-        self.trials.set_aside = ()
+        self.trials.put_back()
         return directive
 
     # -- the trace

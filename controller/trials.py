@@ -226,6 +226,15 @@ class TrialManager:
             return directive
         return TrialReply(self._tasks, self._decoder.answer())
 
+    def drop_aside(self) -> None:
+        """Take what stands behind the trial out of the thinking."""
+        self.thinking.retract(len(self.set_aside))
+        self.set_aside = ()
+
+    def put_back(self) -> None:
+        """Leave the thinking as it is, after a trial that wrote nothing."""
+        self.set_aside = ()
+
     def end(self, directive: Directive) -> Directive:
         """Drop the trial, and put back what stood behind it as far as what is done now leaves it there."""
         assert self._decoder is not None

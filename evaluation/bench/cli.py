@@ -108,6 +108,8 @@ def bench(
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     splits = _load_splits(names, split, limit, seed)
+    if verifier is None and not verifier_rules:
+        raise OptionError("--no-verifier-rules asks a verifier, and none is named; add --verifier MODEL")
     _check_policies(compared, verifier, splits[split])
     costs, notes = load_cost_model(model, helper, load_prices(prices), price, helper_price, verifier)
     runtime = None if timings is None else fit_runtime(read_timings(timings))

@@ -116,6 +116,11 @@ def retaining(
     if budget < 1:
         raise OptionError(f"budget is {budget}; accepted: 1 or more units per key-value head")
     if joint:
+        if stabilizers is not None or budget < joint.window:
+            raise OptionError(
+                f"budget is {budget} and stabilizers {stabilizers}; accepted with R-KV: a budget of {joint.window} or "
+                "more, its window, and no stabilizers"
+            )
         stabilizers = joint.window
     elif stabilizers is None:
         stabilizers = int(STABILIZERS * budget)
@@ -159,12 +164,15 @@ def observing(model: Any, observe: Observe, cache: Cache | None = None) -> Itera
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-    """torch's attention, after the observer that a hook has passed on."""
+    """torch's attention, after the observer of a hook, which sees queries for the usual scale of dim^-1/2."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     observer = kwargs.pop("observer", None)
+    if observer is not None:
+        scale = kwargs.get("scaling")
+        mask = observer(query if scale is None else query * (scale * query.shape[-1] ** 0.5), key, mask)
     stock: Any = sdpa_attention_forward
-    return stock(module, query, key, value, mask if observer is None else observer(query, key, mask), **kwargs)
+    return stock(module, query, key, value, mask, **kwargs)
 
 
 def _hook(module: Any, observe: Callable[..., Tensor | None], cache: Cache | None) -> Iterator[Any]:
