@@ -35,9 +35,9 @@ from ...support.trainings import train
 BASE = "tersely-tiny-small"
 OWN: dict[str, Any] = {
     "mahdpo": {"samples": 6, "gap": 0.05},
-    "rollouts": {"prompts": 6, "max_new_tokens": 150},
+    "rollouts": {"prompts": 6, "max_new_tokens": 400},
     "optimiser": {"micro_batch": 2, "steps": 3, "learning_rate": 1e-3},
-    "data": {"questions": 8, "efforts": ["easy"]},
+    "data": {"questions": 8},
 }
 
 
