@@ -1,4 +1,4 @@
-"""Long budgets are kept to the token on every engine, by a model that would think for ever."""
+"""Long budgets are never exceeded, and used but for 24 tokens, on every engine by a model that would think for ever."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def engine(
 
 @pytest.mark.attack
 @pytest.mark.vllm
-def test_a_long_budget_is_kept_to_the_token(engine: Any) -> None:
+def test_a_long_budget_is_used_and_never_exceeded(engine: Any) -> None:
     for budget in BUDGETS:
         options = GenerationOptions(
             policies=("budget",),

@@ -88,12 +88,16 @@ def test_a_server_that_ends_waits_for_clients_only_so_long() -> None:
 
 
 def test_a_busy_connection_is_not_ended_for_a_new_one(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply takes more than the seconds for headers, since a step of the engine does."""
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+    steps = iter((0.0, 0.0, 1.0))
+    hook = server.worker.session.engine.model.register_forward_pre_hook(lambda *_: time.sleep(next(steps, 0.0)))
     with httpx.Client(base_url=server.url, headers={"x-api-key": KEY}, timeout=60) as http:
         fields = body(stream=True, max_tokens=200, tersely={"preset": "off"})
         with http.stream("POST", "/v1/chat/completions", json=fields) as response:
             lines = list(response.iter_lines())
-    assert lines[-2:] == ["data: [DONE]", ""]
+    hook.remove()
+    assert lines[-2:] == ["data: [DONE]", ""] and next(steps, None) is None
 
 
 def test_a_client_that_reads_nothing_is_left(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -255,10 +256,24 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_linear(name: str) -> None:
-    read_like_answers = name in ("extract_answer of a list", "find_statements", "normalize_answer", "unclosed_region")
-    for unit in (*FREQUENT, *(OF_ANSWERS if read_like_answers else ())):
+    for unit in FREQUENT:
         with limited():
             FUNCTIONS[name](hostile(unit))
+
+
+@pytest.mark.parametrize("name", ["extract_answer of a list", "find_statements", "normalize_answer", "unclosed_region"])
+def test_four_times_the_text_takes_four_times_as_long(name: str) -> None:
+    """The square would take sixteen times, and be below the limit for some units."""
+
+    def cpu_seconds(text: str) -> float:
+        start = time.thread_time()
+        FUNCTIONS[name](text)
+        return time.thread_time() - start
+
+    for unit in OF_ANSWERS:
+        with limited():
+            few, many = (cpu_seconds(hostile(unit, size)) for size in (LETTERS // 4, LETTERS))
+        assert many < 12 * max(few, 0.02), unit
 
 
 @pytest.mark.attack

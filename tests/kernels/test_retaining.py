@@ -202,6 +202,12 @@ def test_training_reduces_the_loss_and_keeps_the_model(engine: TransformersEngin
     heads = [fit(lessons, steps, settings=few) for steps in (1, 30)]
     first, later = (float(retaining_loss(one, lessons[0])) for one in heads)
     assert later < first / 2
+    wanted = torch.stack([torch.cat([one.importance[layer] for one in lessons]) for layer in range(4)])
+    with torch.no_grad():
+        scores = (torch.cat([heads[1](layer, one.projected[layer]) for one in lessons]) for layer in range(4))
+        left = torch.stack(list(scores)) - wanted
+    variance = (wanted - wanted.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2))
+    assert (left.square().sum(dim=(1, 2)) < 0.7 * variance).all(), "each layer explains 0.3 of the variance"
     again = fit(lessons, 30, settings=few)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), heads[1].parameters(), strict=True))
     assert engine.model.config._attn_implementation == frozen

@@ -45,9 +45,9 @@ class VllmServer:
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "tersely_requests_in_flight ")
         return sum(map(self.metric, names))
 
-    def written(self) -> float:
-        """Tokens written since the server was started."""
-        return self.metric("vllm:generation_tokens_total{")
+    def ended(self) -> float:
+        """Requests for completions that were answered, or whose clients were seen to leave."""
+        return self.metric('http_requests_total{handler="/v1/completions"')
 
     def metric(self, name: str) -> float:
         """The sum of the samples that begin like this."""
@@ -55,8 +55,11 @@ class VllmServer:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
     def wait_idle(self) -> None:
+        self.wait_until(lambda: not self.requests())
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
         end = time.monotonic() + 60
-        while self.requests():
+        while not reached():
             assert time.monotonic() < end, "the server goes on with what nobody listens to"
             time.sleep(0.05)
 

@@ -39,6 +39,21 @@ def _one_sandbox() -> Iterator[None]:
     kept.close()
 
 
+def test_loading_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_package()
+    ended: list[int | None] = []
+
+    class Watched(SandboxProcess):
+        def close(self) -> None:
+            process = self._process
+            super().close()
+            ended.append(process and process.poll())
+
+    monkeypatch.setattr(module, "SandboxProcess", Watched)
+    assert load("gym:chain_sum", "test", 2, 0)
+    assert len(ended) == 1 and ended[0] is not None
+
+
 @pytest.fixture(scope="module")
 def sums() -> list[Question]:
     need_package()
