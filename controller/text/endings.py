@@ -32,7 +32,7 @@ _DONE = re.compile(
     r"(?:\b(?:which|that|this)(?:'s| is| equals| gives| makes| leaves)|\bto (?:get|obtain|give)|\bgiv(?:es|ing)|"
     r"\byield\w+|\bresult\w* in|\bequals?|\bis|=|→|\bget|\bobtain)\s[^=;]{0,80}$"
 )
-_CLOSERS = re.compile(rf"\W*(?:{either('closers')})\W*", re.I)
+_CLOSERS = re.compile(rf"(?<!\W)\W*+(?:(?:{either('closers')})[\s,.!;—，。！-]*+)+\W*", re.I)
 _ASIDES = re.compile(rf"(?:{either('asides')})", re.I)
 _DENIALS = re.compile(rf"(?:{either('denials')})", re.I)
 _RESULT = re.compile(rf"(?:{either('results')})", re.I)
