@@ -35,7 +35,7 @@ SENTENCES = [HERE / "stated_answers.jsonl", HERE / "learned_answers.jsonl"]
 SHARE = {"sentences": 10.0, "ends": 1.0, "places": 0.4}
 NEVER = ("plans 0", "plans 2", "checks 0", "supposed 2", "supposed 2 done", "conflict no money", "conflict variable",
          "left term", "later plans")  # fmt: skip
-"""Marks with which a value is hardly ever the answer; their weights are lower by `VETO` than learnt."""
+"""Marks with which a value is hardly ever the answer; chosen by hand. Their weights are lower by `VETO` than learnt."""
 VETO, RAREST, STRENGTH = 5.0, 8, 0.3
 Scored = tuple[frozenset[str], bool]  # the marks of a candidate, and whether it is the answer
 

@@ -48,7 +48,7 @@ class Language:
         open: how a question asks for a text, a program or a proof, which no short value answers.
         plans: what shows that a sentence is not the last step.
         checks: how a sentence begins that checks an answer, or what shows that it did.
-        closers: whole sentences that end a text and say nothing.
+        closers: words of a sentence that ends a text and says nothing.
         asides: clauses behind a value that speak of another one.
         denials: what denies the value of its clause.
         gives: how somebody says what they will answer.
@@ -266,8 +266,8 @@ ENGLISH = Language(
         r"recommend|outline|draft|implement|refactor|debug|prove|design|rewrite|compose|elaborate|compare|"
         r"plan(?! to\b)|show that|fix (?:the|this|my)|(?:write|create|generate|make|give|plan|build|list|name)"
         r"(?: me| us)?(?: an?| some| the| two| three| four| five| ten| \d+)? (?:[a-z-]+ ){0,3}?(?:function|program|"
-        r"code|script|class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|plan|"
-        r"list|itinerary|recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
+        r"code|script|class|test|query|regex|poem|story|essay|letter|email|e-mail|paragraph|article|summary|report|"
+        r"plan|list|itinerary|recipe|outline|reasons?|examples?|ideas?|ways|tips|pros|argument|review|speech|sentences?))\b"
         r"(?! (?:your|the|each|all) (?:answers?|reasoning|work|steps?|final|thinking|letter|number|calculations?))",
         r"\b(?:pros and cons|advantages and disadvantages|tell me about|and why|"
         r"how (?:do|does|can|could|would|should) (?:i|you|we|one))\b|(?:^|[.!?]\s+)why\b",
@@ -314,13 +314,12 @@ ENGLISH = Language(
         r"^\W*\([^()]* [^()]* [^()]*\)\W*$|^\W*(?:multiply|plug|substitut)\w* (?:it |this |that )?back\b",
     ),
     closers=(
-        # Each word once, or the ways to read a row of them would double with each.
-        r"(?:(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|alright|"
+        # No word is a row of others, or the ways to read them would double with each.
+        r"(?:yes|yep|yeah|good|great|right|okay|ok|done|perfect|correct|nice|fine|indeed|alright|"
         r"sure|hmm|so|solid|sound|intended|reasonable|plausible|therefore|now|with|i'?ve|got|"
         r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|"
         r"pretty|quite|fairly|very|confident|certain|our|my|solution|and|"
-        r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)"
-        r"[\s,.!;—-]*)+",
+        r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)",
     ),
     asides=(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
@@ -354,7 +353,8 @@ ENGLISH = Language(
     measures=(
         r"\b(?:length|width|height|side|radius|radii|diameter|perimeter|circumference|area|volume|speed|velocity|"
         r"resistance|current|voltage|force|energy|momentum|frequency|charge|power|pressure|temperature|"
-        r"sum|product|mean|average|median|difference|remainder|quotient|derivative|slope|discount|reduction|subtotal|gcd|lcm|"
+        r"sum|product|mean|average|median|difference|remainder|quotient|derivative|slope|discount|reduction|"
+        r"subtotal|gcd|lcm|"
         r"cost|price|weight|mass|distance|age|angle|period|profit|mod|exponent|complement|digits?)(?:e?s)?\b",
     ),
     alternatives=(
@@ -370,8 +370,8 @@ ENGLISH = Language(
     chances=(r"\b(?:probability|chances?|likelihood|what fraction(?:al part)?)\b",),
     weekdays=(r"\bday of the week\b|\b(?:which|what) weekday\b",),
     scopes=(
-        r"\b(?:first|second|third|fourth|fifth|once|twice|initial|original|earlier|without|iteration|pass|step|stage|phase|"
-        r"so far|at this point|smaller (?:case|example)|special case)\b",
+        r"\b(?:first|second|third|fourth|fifth|once|twice|initial|original|earlier|without|iteration|pass|step|stage|"
+        r"phase|so far|at this point|smaller (?:case|example)|special case)\b",
     ),
     qualifiers=(
         r"\b(?:total|both|altogether|in all|left|remain|remaining|now|per|each|average|mean|difference|more|less|fewer|"
@@ -443,7 +443,7 @@ CHINESE = Language(
         r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是|[，。](?:先|再|还要|然后)[^，。=]*$",
     ),
     checks=(r"^\W*(?:再|让我|来|代入)?(?:验算|检查|检验|验证)",),
-    closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?|[，。！\s])+",),
+    closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?)",),
     asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
     denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),
     gives=(r"(?:因此|所以|应该|应当|故)*(?:回答|答(?!案))(?:为|是)?[:：]?\s*",),

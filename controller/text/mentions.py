@@ -26,13 +26,17 @@ _PART_UNIT = (
     r"(?:hours?|minutes?|min|seconds?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|pounds?|lbs?|ounces?|oz|"
     r"dollars?|cents?|小时|分钟?|秒|天|元|角|米|厘米)"
 )
-_COMPOUND = re.compile(rf"(?<![\d.,])\d+ ?{_PART_UNIT}(?:,? and |, | ?)\d+ ?{_PART_UNIT}(?![a-z])")
+_COMPOUND = re.compile(
+    rf"(?<![\d.,])\d+ ?(?P<unit>{_PART_UNIT})(?:,? and |, | ?)\d+ ?(?!(?P=unit)){_PART_UNIT}(?![a-z])"
+)
 _TURN = re.compile(
     rf"(?:{either('turns')})|\bwhich (?:means|gives|makes|leaves|rounds to)\b|,? so (?=[\w$\\(-])|(?:所以|因此|故|即)",
     re.I,
 )
 _TRUTH = re.compile(
-    r"(?i)\b(yes|no|true|false)\b|((?:回答|答案)[是为：:]?[\"“]是|是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:它|这)?(?:是|能|会|对|可以))"
+    r"\b(yes|no|true|false)\b|((?:回答|答案)[是为：:]?[\"“]是|是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|"
+    r"(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:它|这)?(?:是|能|会|对|可以))",
+    re.I,
 )
 _CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
@@ -62,7 +66,7 @@ _DATE = re.compile(
     r"\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|"
     r"\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
 )
-_CLOCK = re.compile(r"(\d{1,2})点(?:(\d{1,2})分|半)")
+_CLOCK = re.compile(r"(\d{1,2})点(半|\d{1,2}(?!\d))?")
 _WEEKDAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b|(?:星期|周)[一二三四五六日天]")
 _LONE_VARIABLE = re.compile(r"(?<![-+*/^=] )(?<![\w\\^*/+-])([A-Za-z])\$?\s*$")
 _VARIABLE = r"(?:(?<![\^*/+=-] )(?<![\w\\^*/+-])[$(]?(?:[A-Za-zλμθα]|\\lambda)(?:_\d)?\s*=\s*)"
@@ -115,6 +119,7 @@ _STOP_WORDS = frozenset(
     "obvious not also still known already Simple Easy Nothing Maybe Perhaps Adding Although Unlike Sure Fine Simply "
     "Alright Nice Perfect Correct Yep Nope Actually".split()
 )
+_LEADING = re.compile(r"^(?:Since|Because|As|If|When|But|And|So|Then|Thus|Hence) (?=[A-Z])")
 _CHINESE = re.compile(
     r"(?:应该是|一般认为是|就是|即|叫|名|选|是|(?<!认)为|由|属于|：)(?!的)([\u4e00-\u9fffA-Za-z][^，。；、：\s]{0,11})"
 )
@@ -155,7 +160,8 @@ def read_others(sentence: str, asked: Asked) -> Iterator[str]:
         values = [sentence[start:end].strip(" .") for start, end in _scan_values(sentence, asked)]
         yield from (value for value in reversed(values) if "=" not in value)
     if not asked.numeric and not asked.formal:
-        names = sorted((m for pattern in _WORDS for m in pattern.finditer(sentence)), key=lambda m: -m.start())
+        found = (m for pattern in _WORDS for m in pattern.finditer(sentence))
+        names = sorted((m for m in found if not sentence.endswith("than ", 0, m.start())), key=lambda m: -m.start())
         yield from filter(None, (_clean(_name_of(match, asked)) for match in names))
 
 
@@ -170,7 +176,7 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
         days = _WEEKDAY.findall(sentence)
         return str(days[-1]) if days else None
     if asked.date and (clock := _CLOCK.findall(sentence)):
-        return f"{clock[-1][0]}:{clock[-1][1] or '30'}"
+        return f"{clock[-1][0]}:{clock[-1][1].replace('半', '30').zfill(2)}"
     if asked.date and (dates := [one for one in _DATE.findall(sentence) if one not in asked.text]):
         return str(max(dates, key=len)) if dates[-1].isdigit() else str(dates[-1])
     if asked.many and (series := _read_series(sentence, asked)):
@@ -277,8 +283,12 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     for match in reversed(list(asked.names.finditer(sentence)) if asked.names else []):
         if value := _read_at(sentence, match.end(), asked):
             return value
-    if compound := _COMPOUND.findall(sentence):
-        return str(compound[-1])
+    compounds = [*_COMPOUND.finditer(sentence)]
+    equalities = [*_EQUALS.finditer(sentence)][-20:]
+    if compounds and not any(
+        one.start() >= compounds[-1].end() and _read_at(sentence, one.end(), asked) for one in equalities
+    ):
+        return compounds[-1][0]
     if counted := asked.find_counted(sentence):
         return counted
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
@@ -288,7 +298,7 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
     if asked.equation and values and "=" in values[-1]:
         return values[-1]
-    for match in reversed(list(_EQUALS.finditer(sentence))):
+    for match in reversed(equalities):
         variable = _LONE_VARIABLE.search(sentence[: match.start()]) if asked.variables else None
         if variable and variable[1] in asked.variables:
             continue
@@ -297,7 +307,7 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
     if formulas:
         return str(formulas[-1]).rstrip(" .,")
     if values:
-        return next((value for value in reversed(values) if value not in asked.numbers), values[-1])
+        return next((value for value in reversed(values) if value.replace(",", "") not in asked.numbers), values[-1])
     words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]
     return words[-1] if words and asked.numeric else None
 
@@ -365,6 +375,6 @@ def _clean(words: str) -> str | None:
     if number is not None and words.islower() and words != "one" and words.count(" ", end) < 2:
         return str(number)
     words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", _ARTICLE.sub("", words)).rstrip("."))
-    words = re.sub(r"['’]s$", "", words)
+    words = _LEADING.sub("", re.sub(r"['’]s$", "", words))
     stop = not words or words.split()[0] in _STOP_WORDS or re.search(r"['’](?:s|re|ve|m|ll|d)$", words.split()[0])
     return None if stop or re.match(rf"{_MONTH} \d", words) else words

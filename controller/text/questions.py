@@ -56,7 +56,7 @@ class Asked:
         negated: whether it asks for what is not.
         qualifiers: its words that one step does not answer ("total", "left").
         formal: whether it holds formulas.
-        numbers: those that it gives.
+        numbers: those that it gives, without commas.
         open: whether no single value can be the answer: a text is asked for, or several things are.
     """
 
@@ -95,7 +95,7 @@ class Asked:
     @property
     def proper(self) -> bool:
         """Whether a person, a place or another thing with a name is asked for."""
-        return PROPER.search(self.text) is not None
+        return _PROPER.search(self.text) is not None
 
     def about(self, word: str) -> bool:
         """Whether a word is one that the question asks about, or says nothing by itself."""
@@ -224,7 +224,7 @@ def read_question(question: str) -> Asked:
         equation=equation,
         truth=_TRUTH.search(last) is not None,
         wants_words=wants_words,
-        output=_OUTPUT.search(question[-300:]) is not None and _PROGRAM.search(question) is not None,
+        output=_OUTPUT.search(question[-300:]) is not None and _LITERAL.search(question) is not None,
         inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
@@ -239,7 +239,7 @@ def read_question(question: str) -> Asked:
         chance=chance,
         qualifiers=frozenset(_QUALIFIER.findall(last.lower())),
         formal=_FORMAL.search(last) is not None,
-        numbers=frozenset(re.findall(r"\d+(?:[.,/]\d+)*", question)),
+        numbers=frozenset(one.replace(",", "") for one in re.findall(r"\d+(?:[.,/]\d+)*", question)),
         negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
         open=_is_open(question),
         text=last,
@@ -355,12 +355,17 @@ _POINT = re.compile(
 _OUTPUT = re.compile(
     r"\b(?:prints?|output|python|code|string|replace|program|regular expression|command|query|return(?:s|ed)?)\b", re.I
 )
-_PROGRAM = re.compile(r"[`\[(=]|\"|python|program|code|sql|regular|command", re.I)
-PROPER = re.compile(
-    r"(?i)\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author|language|ship|company|painter|king|queen|president|island|lake|sea|war|book|novel|film|continent|nation)\b|谁|作者|首都"
+_LITERAL = re.compile(r"[`\[(=]|\"|python|program|code|sql|regular|command", re.I)
+_PROPER = re.compile(
+    r"\b(?:who|whom|whose|where|city|country|river|capital|planet|mountain|ocean|month|day|team|author|language|ship|"
+    r"company|painter|king|queen|president|island|lake|sea|war|book|novel|film|continent|nation)\b|谁|作者|首都",
+    re.I,
 )
 _FORMAL = re.compile(
-    r"[$\\=]|\d\s*[-+*/^]|^\W*(?:find|compute|evaluate|convert|express|calculate|simplify|expand|what is)\b.*\d", re.I
+    r"[$\\=]|\d\s*[-+*/^]|^\W*(?:find|compute|evaluate|convert|express|calculate|simplify|expand)\b.*\d|"
+    r"^\W*what is\b.*(?:\d ?[%×·÷]|\bof \d+(?!\d|st|nd|rd|th)|(?<!\d)\d+(?!\d|st|nd|rd|th)[^?]{0,80}?\W\d|"
+    r"\d (?:percent|plus|minus|times|divided|mod|squared|cubed|degrees|[a-z]+ (?:in|to|into)\b))",
+    re.I,
 )
 _PART = re.compile(
     r"\W*(?:so |then |hence |thus |and )?(?:that's |that is )?(?:the )?"
