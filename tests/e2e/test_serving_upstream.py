@@ -79,18 +79,20 @@ def local() -> TransformersEngine:
     return load_engine(MODEL, dtype="float32")
 
 
-@pytest.mark.parametrize("preset", ["off", "concise"])
+@pytest.mark.parametrize(("preset", "budget"), [("off", None), ("concise", None), ("budget", 40)])
 def test_replies_are_those_of_the_model_in_this_process(
-    gateway: Served, local: TransformersEngine, preset: str
+    gateway: Served, local: TransformersEngine, preset: str, budget: int | None
 ) -> None:
-    options = make_options(max_new_tokens=240, temperature=0.0, preset=preset)
+    options = make_options(max_new_tokens=240, temperature=0.0, preset=preset, thinking_budget=budget)
     expected = Session(local).run([QUESTION], options)[0]
-    choice = gateway.answered(**GREEDY, tersely={"preset": preset})["choices"][0]
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": budget}} if budget else {}
+    choice = gateway.answered(**GREEDY, **thinking, tersely={"preset": preset})["choices"][0]
     assert choice["message"]["content"] == expected.answer
     assert choice["message"]["reasoning_content"] == expected.thinking
     decisions = [(d["policy"], d["action"], d["position"]) for d in choice["tersely"]["decisions"]]
     assert decisions == [(d.policy, d.action, d.position) for d in expected.trace]
-    assert bool(decisions) == (preset != "off")
+    acted = {"off": set(), "concise": {"inject"}, "budget": {"close"}}
+    assert {action for _, action, _ in decisions} == acted[preset]
 
 
 def test_the_official_client_streams(gateway: Served) -> None:
