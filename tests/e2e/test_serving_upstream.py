@@ -39,6 +39,7 @@ from ..support.serving import (
     error_of,
     running,
     served,
+    setting,
     texts_of,
     until,
 )
@@ -111,6 +112,7 @@ def test_requests_run_at_the_same_time(local: TransformersEngine) -> None:
         TextServer(local).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key="")) as gateway,
         ThreadPoolExecutor(4) as pool,
+        setting(server.may_write),
     ):
         server.may_write.clear()
         replies = [pool.submit(gateway.chat, max_tokens=60, tersely={"preset": "off"}) for _ in range(4)]
@@ -186,6 +188,7 @@ def test_too_many_open_requests_are_refused(local: TransformersEngine) -> None:
         TextServer(local).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key=""), settings) as gateway,
         ThreadPoolExecutor(2) as pool,
+        setting(server.may_write),
     ):
         server.may_write.clear()
         replies = [pool.submit(gateway.chat, max_tokens=60) for _ in range(2)]
