@@ -86,7 +86,7 @@ def test_replies_are_those_of_the_model_in_this_process(
 ) -> None:
     options = make_options(max_new_tokens=240, temperature=0.0, preset=preset, thinking_budget=budget)
     expected = Session(local).run([QUESTION], options)[0]
-    thinking = {"thinking": {"type": "enabled", "budget_tokens": budget}} if budget else {}
+    thinking: dict[str, Any] = {"thinking": {"type": "enabled", "budget_tokens": budget}} if budget else {}
     choice = gateway.answered(**GREEDY, **thinking, tersely={"preset": preset})["choices"][0]
     assert choice["message"]["content"] == expected.answer
     assert choice["message"]["reasoning_content"] == expected.thinking
