@@ -23,7 +23,7 @@ from tersely.controller.serving.settings import ServerLimits
 from tersely.errors import OptionError, TerselyError
 
 from ..support.refusals import refused
-from ..support.serving import MODEL, PATIENCE, Served, body, error_of, served, until
+from ..support.serving import MODEL, PATIENCE, Served, body, error_of, served, setting, until
 
 LONG: dict[str, Any] = {"reasoning_effort": "high", "tersely": {"preset": "off"}}
 STORM = Path(__file__).resolve().parents[2] / "benchmarks" / "serving_storm.py"
@@ -71,7 +71,7 @@ def disconnect_after(server: Served, lines: int, **fields: Any) -> None:
 
 def test_disconnecting_from_a_stream_frees_the_row(engine: TransformersEngine) -> None:
     watched = WatchedEngine(engine, held=30)
-    with served(engine) as server:
+    with served(engine) as server, setting(watched.may_go_on):
         disconnect_after(server, 10, **LONG)
         until_left(server)
         watched.may_go_on.set()
@@ -82,7 +82,7 @@ def test_disconnecting_from_a_stream_frees_the_row(engine: TransformersEngine) -
 
 def test_disconnecting_without_a_stream_frees_the_row(engine: TransformersEngine) -> None:
     watched = WatchedEngine(engine, held=5)
-    with served(engine) as server:
+    with served(engine) as server, setting(watched.may_go_on):
         with pytest.raises(httpx.ReadTimeout):
             server.http.post("/v1/chat/completions", json=body(**LONG), timeout=1.0)
         until_left(server)
@@ -96,6 +96,7 @@ def test_a_disconnect_makes_the_batch_smaller_and_the_others_go_on(engine: Trans
     with (
         served(engine, ServerSettings(limits=ServerLimits(batch=6, batch_wait=PATIENCE))) as server,
         Pool() as pool,
+        setting(watched.may_go_on),
     ):
         replies = [pool.submit(server.answered, **LONG) for _ in range(2)]
         disconnect_after(server, 100, n=4, **LONG)
@@ -127,6 +128,7 @@ def test_a_finished_row_does_not_wait_for_the_others(engine: TransformersEngine)
     with (
         served(engine, ServerSettings(limits=ServerLimits(batch=2, batch_wait=PATIENCE))) as server,
         Pool() as pool,
+        setting(watched.may_go_on),
     ):
         long, short = (pool.submit(server.answered, reasoning_effort=effort) for effort in ("high", "none"))
         short.result()
@@ -137,7 +139,11 @@ def test_a_finished_row_does_not_wait_for_the_others(engine: TransformersEngine)
 
 def test_a_full_queue_refuses_requests(engine: TransformersEngine) -> None:
     watched = WatchedEngine(engine, held=5)
-    with served(engine, ServerSettings(limits=ServerLimits(batch=1, waiting=2))) as server, Pool() as pool:
+    with (
+        served(engine, ServerSettings(limits=ServerLimits(batch=1, waiting=2))) as server,
+        Pool() as pool,
+        setting(watched.may_go_on),
+    ):
         replies = []
         for number in range(3):
             replies.append(pool.submit(server.chat, max_tokens=40, **LONG))
@@ -182,7 +188,7 @@ def test_the_server_survives_an_engine_error(engine: TransformersEngine) -> None
 
 def test_shutdown_finishes_running_requests_and_refuses_new_ones(engine: TransformersEngine) -> None:
     watched = WatchedEngine(engine, held=5)
-    with served(engine, drain=PATIENCE) as server, Pool() as pool:
+    with served(engine, drain=PATIENCE) as server, Pool() as pool, setting(watched.may_go_on):
         reply = pool.submit(server.chat)
         until(lambda: bool(server.worker._running))
         server.server.stop()

@@ -39,6 +39,7 @@ from ..support.serving import (
     error_of,
     running,
     served,
+    setting,
     texts_of,
     until,
 )
@@ -79,18 +80,20 @@ def local() -> TransformersEngine:
     return load_engine(MODEL, dtype="float32")
 
 
-@pytest.mark.parametrize("preset", ["off", "concise"])
+@pytest.mark.parametrize(("preset", "budget"), [("off", None), ("concise", None), ("budget", 40)])
 def test_replies_are_those_of_the_model_in_this_process(
-    gateway: Served, local: TransformersEngine, preset: str
+    gateway: Served, local: TransformersEngine, preset: str, budget: int | None
 ) -> None:
-    options = make_options(max_new_tokens=240, temperature=0.0, preset=preset)
+    options = make_options(max_new_tokens=240, temperature=0.0, preset=preset, thinking_budget=budget)
     expected = Session(local).run([QUESTION], options)[0]
-    choice = gateway.answered(**GREEDY, tersely={"preset": preset})["choices"][0]
+    thinking: dict[str, Any] = {"thinking": {"type": "enabled", "budget_tokens": budget}} if budget else {}
+    choice = gateway.answered(**GREEDY, **thinking, tersely={"preset": preset})["choices"][0]
     assert choice["message"]["content"] == expected.answer
     assert choice["message"]["reasoning_content"] == expected.thinking
     decisions = [(d["policy"], d["action"], d["position"]) for d in choice["tersely"]["decisions"]]
     assert decisions == [(d.policy, d.action, d.position) for d in expected.trace]
-    assert bool(decisions) == (preset != "off")
+    acted = {"off": set(), "concise": {"inject"}, "budget": {"close"}}
+    assert {action for _, action, _ in decisions} == acted[preset]
 
 
 def test_the_official_client_streams(gateway: Served) -> None:
@@ -109,6 +112,7 @@ def test_requests_run_at_the_same_time(local: TransformersEngine) -> None:
         TextServer(local).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key="")) as gateway,
         ThreadPoolExecutor(4) as pool,
+        setting(server.may_write),
     ):
         server.may_write.clear()
         replies = [pool.submit(gateway.chat, max_tokens=60, tersely={"preset": "off"}) for _ in range(4)]
@@ -184,6 +188,7 @@ def test_too_many_open_requests_are_refused(local: TransformersEngine) -> None:
         TextServer(local).serve() as server,
         served(connect(server.url, tokenizer=MODEL, api_key=""), settings) as gateway,
         ThreadPoolExecutor(2) as pool,
+        setting(server.may_write),
     ):
         server.may_write.clear()
         replies = [pool.submit(gateway.chat, max_tokens=60) for _ in range(2)]

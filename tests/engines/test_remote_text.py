@@ -23,6 +23,7 @@ from tersely.models import get_model_path
 from ..support.models import letters
 from ..support.refusals import refused
 from ..support.remote_servers import TextServer
+from ..support.serving import setting
 from ..support.vllm_server import free_port
 
 MODEL = "tersely-tiny-small"
@@ -169,7 +170,7 @@ def test_wrong_servers_keys_models_and_tokenizers_are_refused(
 
 
 def test_a_silent_server_times_out(engine: TransformersEngine) -> None:
-    with TextServer(engine).serve() as server:
+    with TextServer(engine).serve() as server, setting(server.may_write):
         remote = connect(server.url, tokenizer=MODEL, timeout=0.5)
         server.may_write.clear()
         with pytest.raises(ModelError) as error:

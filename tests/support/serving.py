@@ -63,6 +63,15 @@ class Served:
         }
 
 
+@contextmanager
+def setting(event: threading.Event) -> Iterator[None]:
+    """Sets an event in the end, also of a test that fails: threads that wait for it would delay the end."""
+    try:
+        yield
+    finally:
+        event.set()
+
+
 def body(content: str = QUESTION, **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
 

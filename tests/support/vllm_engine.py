@@ -31,8 +31,11 @@ def quick_start() -> Iterator[None]:
         warnings.simplefilter("ignore")  # vLLM's own imports warn
         import_module("vllm")
         gc.collect()
-        gc.freeze()  # until an engine ends
+        gc.freeze()
         if find_spec("vllm.triton_utils.dispatcher"):  # of some releases
             dispatcher = import_module("vllm.triton_utils.dispatcher")
             stack.enter_context(mock.patch.object(dispatcher, "sys", _OwnModules()))
-        yield
+        try:
+            yield
+        finally:
+            gc.unfreeze()  # fixtures that live now can be collected when their tests end

@@ -47,7 +47,7 @@ def test_loading_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
         def close(self) -> None:
             process = self._process
             super().close()
-            ended.append(process and process.poll())
+            ended.append(None if process is None else process.poll())
 
     monkeypatch.setattr(module, "SandboxProcess", Watched)
     assert load("gym:chain_sum", "test", 2, 0)
