@@ -137,6 +137,7 @@ def expected(question: str, **settings: Any) -> tuple[list[int], Any]:
         (CONVERGES, {"policies": {"convergence": {}}}, ["convergence"]),
         (CONVERGES, {"preset": "off"}, []),
     ],
+    ids=["budget", "convergence", "off"],
 )
 def test_it_decodes_as_our_own_loop(example: Any, question: str, settings: Any, acted: list[str]) -> None:
     loop = Loop(example, settings, late=0, question=question)
