@@ -1,7 +1,7 @@
 """Inspect (inspect-ai) on a model that `tersely serve` serves; the effort of the requests is Inspect's own option.
 
-tersely serve tersely-tiny-large --port 8000 & cd examples/integrations
-export TERSELY_BASE_URL=http://127.0.0.1:8000/v1 TERSELY_API_KEY=none
+tersely serve tersely-tiny-large --port 8000  # and in another shell, in this folder:
+export TERSELY_BASE_URL=http://127.0.0.1:8000/v1 TERSELY_API_KEY=none  # start no server here: it would read them
 inspect eval inspect_eval.py --model openai-api/tersely/tersely-tiny-large --reasoning-effort medium
 inspect eval inspect_eval.py --model openai-api/tersely/tersely-tiny-large -T preset=off
 

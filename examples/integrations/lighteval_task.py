@@ -1,7 +1,6 @@
 """lighteval on a model that `tersely serve` serves, through its LiteLLM backend.
 
-tersely serve tersely-tiny-large --port 8000 --effort medium --preset balanced &
-cd examples/integrations
+tersely serve tersely-tiny-large --port 8000 --effort medium --preset balanced  # in another shell, in this folder:
 lighteval endpoint litellm lighteval_model.yaml tersely_arithmetic --custom-tasks lighteval_task.py
 
 The backend sends no effort of its own: the server's `--effort`, `--preset` or `--config` decide.

@@ -3,7 +3,7 @@ title: tersely
 description: Sets how much a model that tersely serves thinks, and says what its reply cost.
 author: tersely
 version: 0.1.0
-required_open_webui_version: 0.6.0
+required_open_webui_version: 0.12.4
 license: Apache-2.0
 """
 
@@ -86,9 +86,10 @@ class Filter:
         thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
         if thought is None or __event_emitter__ is None or not self.valves.show_usage:
             return body
-        text = f"{thought} thinking and {usage.get('completion_tokens', thought) - thought} answer tokens"
+        answered = max(0, (usage.get("completion_tokens") or 0) - thought)
+        text = f"{thought} thinking and {answered} answer tokens"
         kept = usage.get("tersely") or {}
         if budget := kept.get("budget"):
-            text += f", {budget - thought} of the budget saved; the thinking ended {kept['ended']}"
+            text += f", {max(0, budget - thought)} of the budget saved; the thinking ended {kept['ended']}"
         await __event_emitter__({"type": "status", "data": {"description": text, "done": True}})
         return body

@@ -1,12 +1,15 @@
 """Control inside SGLang: a custom logit processor that shows each request's tokens to tersely's controller.
 
 export PYTHONPATH=examples/integrations
-python -m sglang.launch_server --model-path Qwen/Qwen3-4B --enable-custom-logit-processor
+python -m sglang.launch_server --model-path Qwen/Qwen3-4B --host 127.0.0.1 --enable-custom-logit-processor
 python examples/integrations/sglang_processor.py  # what a request has to send
 
 The server needs tersely installed, and this file on its path. Budgets, convergence and loops work. Policies that read
 logits or hidden states, or decode trial answers, do not, nor does speculative decoding. A model that ends its turn in
 the thinking ends the request. An error of ours leaves the request to the model.
+
+With that option SGLang unpickles a field of each request, so whoever can send one can run code on the server: keep it
+on 127.0.0.1 or behind the gateway.
 """
 
 from __future__ import annotations
@@ -50,9 +53,9 @@ class TerselyLogitProcessor(CustomLogitProcessor):  # type: ignore[misc]
 def _next_token(params: dict[str, Any]) -> int | None:
     """The token that must come next in a request; its state is kept in the parameters, which are its own."""
     try:
-        if _STATE not in params:
-            params[_STATE] = make_request(params["__req__"], params[KEY])
-        state: RequestOutput | None = params[_STATE]
+        state = params.get(_STATE, "")
+        if not isinstance(state, RequestOutput | None):  # not made yet, or sent by the client
+            state = params[_STATE] = make_request(params["__req__"], params[KEY])
         token = None if state is None else state.next_token(params["__req__"])
         if state is not None and state.controller.done:
             params[_STATE] = None

@@ -1,4 +1,7 @@
-"""R-KV (arXiv 2505.24133): constants of the authors' code, and scores worked out by hand and in plain loops."""
+"""R-KV (arXiv 2505.24133): scores worked out by hand and in plain loops.
+
+The weight is the paper's, the other constants are those of the authors' code.
+"""
 
 from __future__ import annotations
 

@@ -96,6 +96,10 @@ def test_a_reply_says_what_it_cost(server: Served, plugin: Any) -> None:
     answered = usage["completion_tokens"] - thought
     assert text.startswith(f"{thought} thinking and {answered} answer tokens, {40 - thought} of the budget saved")
     assert "budget: " in text
+    usage = {**usage, "completion_tokens": None, "tersely": {"budget": thought - 1, "ended": "by itself"}}
+    asyncio.run(plugin.outlet({"messages": [{"usage": usage}]}, emit))
+    text = shown.pop()["data"]["description"]
+    assert text.startswith(f"{thought} thinking and 0 answer tokens, 0 of the budget saved")
     silent: list[dict[str, Any]] = [{"messages": []}, {"messages": [{"usage": {"completion_tokens": 3}}]}, {}]
     for quiet in silent:
         assert asyncio.run(plugin.outlet(dict(quiet), emit)) == quiet

@@ -25,6 +25,8 @@ from tersely.models import get_model_path
 
 FOLDER = Path(__file__).parents[2] / "examples" / "integrations"
 QUESTION = "Kai has 48 shells. Kai finds 31 shells. Count the shells that belong to Kai."
+CONVERGES = """Amy counts 37 birds. Sam waits 30 minutes. It is day 32 of the year. Do not compute ((((263 * 2) + 71) \
+- 134) - 276) + 271. It is day 12 of the year. Ian is 125 years old. Compute 3 + 5."""  # two derivations agree
 REAL = find_spec("sglang") is not None
 MOST = 120
 pytestmark = [pytest.mark.filterwarnings("default")] if REAL else []  # SGLang's imports warn
@@ -118,23 +120,45 @@ def apply(processor: Any, logits: torch.Tensor, params: list[Any]) -> None:
     )
 
 
-def expected(**settings: Any) -> tuple[list[int], Any]:
+def expected(question: str, **settings: Any) -> tuple[list[int], Any]:
     """What our own decode loop gives."""
     model, tokenizer = load()
     control = tersely.custom_generate(tokenizer, max_new_tokens=MOST, **settings)
-    chat: list[Any] = [{"role": "user", "content": QUESTION}]
+    chat: list[Any] = [{"role": "user", "content": question}]
     batch = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = model.generate(**batch, max_new_tokens=MOST, do_sample=False, custom_generate=control)
     return ids[0, batch["input_ids"].shape[1] :].tolist(), control.results[0]
 
 
-def test_it_decodes_as_our_own_loop(example: Any) -> None:
-    for settings in ({"preset": "budget", "effort": "easy"}, {"preset": "balanced"}, {"preset": "off"}):
-        loop = Loop(example, settings, late=0)
-        text = loop.run()
-        ids, result = expected(**settings)
-        assert loop.output == ids, text
-        assert settings["preset"] != "budget" or [d.policy for d in result.trace if d.acted] == ["budget"]
+@pytest.mark.parametrize(
+    ("question", "settings", "acted"),
+    [
+        (QUESTION, {"preset": "budget", "effort": "easy"}, ["budget"]),
+        (CONVERGES, {"policies": {"convergence": {}}}, ["convergence"]),
+        (CONVERGES, {"preset": "off"}, []),
+    ],
+    ids=["budget", "convergence", "off"],
+)
+def test_it_decodes_as_our_own_loop(example: Any, question: str, settings: Any, acted: list[str]) -> None:
+    loop = Loop(example, settings, late=0, question=question)
+    text = loop.run()
+    ids, result = expected(question, **({"preset": None, "policies": acted} if "policies" in settings else settings))
+    assert loop.output == ids, text
+    assert [d.policy for d in result.trace if d.acted] == acted
+
+
+def test_a_loop_is_ended(example: Any) -> None:
+    loop = Loop(example, {"policies": {"repetition": {"tokens": 30}}}, late=0)
+    for _ in range(5):
+        loop.step()
+    for token in loop.tokenizer("Now 79, before 79: the same.\n")["input_ids"] * 8:
+        loop.step()
+        if loop.params["__tersely__"].controller.queued:
+            break
+        loop.output[-1] = token  # what the model says again and again
+    else:
+        pytest.fail("the loop is not ended")
+    assert "before\n\n</think>\n\nThe answer" in loop.run()  # in the middle of a sentence
 
 
 @pytest.mark.parametrize("late", [0, 1])
@@ -188,11 +212,15 @@ def test_a_request_that_is_put_back_goes_on(example: Any) -> None:
 )
 def test_what_cannot_be_controlled_is_left_alone(example: Any, settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop(example, settings, late=0)
-    loop.step()
+    text = loop.run()
     assert loop.params["__tersely__"] is None and "without control" in caplog.text
-    free = Loop(example, {"preset": "off"}, late=0)
-    free.step()
-    assert loop.output == free.output
+    assert text == Loop(example, {"preset": "off"}, late=0).run()
+
+
+def test_a_state_that_a_client_sends_is_not_used(example: Any) -> None:
+    loop = Loop(example, BUDGET, late=0)
+    loop.params["__tersely__"] = {"controller": None}
+    assert loop.run() == Loop(example, BUDGET, late=0).run()
 
 
 def test_an_unknown_place_ends_control(example: Any) -> None:
