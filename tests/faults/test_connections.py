@@ -113,7 +113,7 @@ def test_a_client_that_reads_nothing_is_left(server: Served, monkeypatch: pytest
 @pytest.mark.parametrize("header", [b"", b"x-api-key: correct horse\r\n"])
 @pytest.mark.parametrize("crumb", [b"1\r\n \r\n", b"0001;a=b\r\n \r\n"])
 def test_a_body_in_crumbs_ends_its_connection(server: Served, header: bytes, crumb: bytes) -> None:
-    with connect(server) as client, limited():  # a megabyte of them took seconds, in which nobody else was answered
+    with connect(server) as client, limited():  # a megabyte of them took seconds, and all others waited
         client.sendall(CHUNKED + header + b"content-type: application/json\r\n\r\n")
         send_until_ended(client, crumb * 20_000, 20)
     assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200

@@ -51,7 +51,7 @@ def test_sentences_are_read_as_well_as_measured(
     """At least so many answers are read right, at most so many as another one, and so many texts without an answer.
 
     Weights are learnt from the first two files. Of the two unseen sets only the sums may be looked at, so that they
-    stay a fair measure: 151 of 158, 5 and 11, and 151 of 170, 8 and 11. They are not quite that any more: the threshold
+    stay a fair measure: 151 of 158, 5 and 11, and 150 of 170, 8 and 11. They are not quite that any more: the threshold
     was lowered, for a unit test, when their sums were known.
     """
     lines = Path(__file__).with_name(name).read_text("utf-8").splitlines()[rows]
