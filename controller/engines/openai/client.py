@@ -183,6 +183,8 @@ class OpenAIClient:
 
     async def _open(self) -> aiohttp.ClientSession:
         """The session of the event loop that runs; those of loops that ended are closed."""
+        for _ in range(2):  # what the server closed while this loop was busy is noticed, and not used again
+            await asyncio.sleep(0)
         for loop in [one for one in self._sessions if one.is_closed()]:
             await self._sessions.pop(loop).close()
         loop = asyncio.get_running_loop()
