@@ -62,7 +62,6 @@ def run_vllm_server(
     settings = dict(settings)
     if verifier is not None:
         _set_own(arguments, "verifier", verifier)
-    os.environ.pop(SELF_KEY, None)  # of a server that started this one
     if trials is not None:
         _set_own(arguments, "trials", _open_trials(arguments, settings) if trials == SELF else trials)
     own = (arguments.additional_config or {}).get(KEY) or {}
@@ -213,6 +212,7 @@ def _open_trials(arguments: Any, settings: dict[str, Any]) -> str:
             f"--trials {SELF} is for a server that listens on this machine too (--host 127.0.0.1 or 0.0.0.0), without "
             "TLS of its own and without LoRA adapters; change that, or name the URL of a vLLM server of the same model"
         )
-    os.environ[SELF_KEY] = key = secrets.token_urlsafe(32)
+    url, key = base_url(here, arguments.port), secrets.token_urlsafe(32)
+    os.environ[SELF_KEY] = f"{url} {key}"
     settings["trials_key"] = hash_key(key)
-    return base_url(here, arguments.port)
+    return url

@@ -7,7 +7,6 @@ never calls: chunked prefill and preemption make vLLM ask more often than it sam
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -30,7 +29,7 @@ from ..verification import RuleVerifier, Verifier
 from ..verifiers import EndpointVerifier
 from .engine_options import OPTIONS, check_endpoints, load_tokenizer
 from .request_control import KEY, RequestControl, parse_control, read_control
-from .trial_endpoint import SELF_KEY, TrialEndpoint, failed_trial, require_trials
+from .trial_endpoint import TrialEndpoint, failed_trial, find_self_key, require_trials
 
 UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
 """Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a
@@ -337,7 +336,7 @@ class WorkerContext:
         """What decodes trial answers; None refuses policies that need them."""
         if not self._trials_url:
             return None
-        return TrialEndpoint(self._trials_url, self.name if SELF_KEY in os.environ else None)
+        return TrialEndpoint(self._trials_url, self.name if find_self_key(self._trials_url) else None)
 
     @cached_property
     def markers(self) -> Markers:

@@ -23,7 +23,7 @@ from .request_control import KEY, RequestControl
 SELF = "self"
 """Instead of a URL, for `tersely serve`: the server itself."""
 SELF_KEY = "TERSELY_SELF_KEY"
-"""The variable with the key by which a server knows the trials of its own requests."""
+"""The variable with a server's URL and the key by which it knows the trials of its own requests."""
 _TIMEOUT, _STREAMS = 30.0, 64
 
 
@@ -45,6 +45,12 @@ def failed_trial(reason: str) -> Future[TrialAnswer]:
     return future
 
 
+def find_self_key(url: str) -> str | None:
+    """The key for trials at this URL, if that is the server itself."""
+    own, _, key = os.environ.get(SELF_KEY, "").partition(" ")
+    return key if own == url else None
+
+
 class TrialEndpoint(EndpointCaller):
     """A vLLM server of the same model; takes what `EndpointCaller` does."""
 
@@ -53,7 +59,7 @@ class TrialEndpoint(EndpointCaller):
     def __init__(
         self, base_url: str, model: str | None = None, *, timeout: float = _TIMEOUT, streams: int = _STREAMS
     ) -> None:
-        super().__init__(base_url, model, os.environ.get(SELF_KEY), timeout, streams)
+        super().__init__(base_url, model, find_self_key(base_url), timeout, streams)
 
     def submit(self, ids: Sequence[int], trial: TrialDecoder) -> Future[TrialAnswer]:
         """Decode a trial behind these tokens, which end with those that open it; never raises."""

@@ -18,7 +18,7 @@ from tersely.controller.types import Capability
 from tersely.controller.verifiers import EndpointVerifier
 from tersely.controller.vllm.request_control import KEY, RequestControl
 from tersely.controller.vllm.request_controller import RequestController, WorkerContext
-from tersely.controller.vllm.trial_endpoint import TrialEndpoint
+from tersely.controller.vllm.trial_endpoint import SELF_KEY, TrialEndpoint
 from tersely.errors import CapabilityError
 
 from ...support.refusals import refused
@@ -243,6 +243,7 @@ def test_what_cannot_work_is_refused() -> None:
 def test_a_servers_own_key_goes_to_no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TERSELY_API_KEY", "TERSELY_UPSTREAM_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "of-others")
+    monkeypatch.setenv(SELF_KEY, "http://127.0.0.1:8 of-another")
     for kind in (TrialEndpoint, EndpointVerifier):
         for named in (None, "of-the-endpoint"):
             if named:
