@@ -62,6 +62,12 @@ class ControlledRow:
     copy: int = 0
     sent: int = 0  # decisions of the trace that were sent
 
+    def send_trace(self) -> None:
+        """Send the decisions that were not sent yet."""
+        decisions = self.controller.decisions
+        if len(decisions) > self.sent:
+            self.sent = send_trace(self.tag, self.copy, decisions, self.sent)
+
 
 class RowTable:
     """Rows by slot. `kind_of` says what a token is, see `request_controller`; `drafts` are the most of a step."""
@@ -114,6 +120,7 @@ class RowTable:
         row = self.rows.get(slot)
         if row is not None:
             self.flush(slot)
+            row.send_trace()
             del self.rows[slot]
             self.finished.discard(slot)
             self._eager.discard(slot)
@@ -143,9 +150,7 @@ class RowTable:
                 self.ahead[slot, : len(ahead)], self.ahead[slot, len(ahead) :] = ahead, -1
             self.offered[slot] = -1 if first is None else first
             self.wanted[slot] = controller.wants_signals * SIGNALS | controller.wants_states * STATES
-            decisions = controller.decisions
-            if len(decisions) > row.sent:
-                row.sent = send_trace(row.tag, row.copy, decisions, row.sent)
+            row.send_trace()
 
     def flush(self, slot: int, due: int = 0, draft: int = 0) -> None:
         """Move tokens that wait into the row's output; its controller takes them, but for the last if that is `due`."""

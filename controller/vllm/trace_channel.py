@@ -1,8 +1,8 @@
 """How decisions come back from vLLM's workers: as datagrams on a socket of the process that asked.
 
 vLLM hands nothing back per request but tokens. A process that wants traces opens a `TraceStore` before vLLM starts its
-own processes, which find its folder in their environment, and gives its requests tags from it. Nothing waits for a
-datagram.
+own processes, which find its folder in their environment, and gives its requests tags from it. A decision is in the
+socket before the token that follows it leaves the worker, so `take` finds all of them without waiting.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import socket
 import tempfile
 import threading
@@ -30,6 +31,8 @@ _NAME = re.compile(r"\d+-\d+")
 _NUMBERS = count()
 _MOST = 65_536
 """Requests whose traces are kept until they are taken."""
+_PATIENCE = 0.1
+"""Seconds that a worker waits where the queue of the socket is full: Linux lets ten datagrams wait by default."""
 
 
 def request_tag(extra_args: Mapping[str, Any] | None) -> str:
@@ -41,17 +44,23 @@ def request_tag(extra_args: Mapping[str, Any] | None) -> str:
 
 
 def send_trace(tag: str, copy: int, decisions: Sequence[Decision], sent: int = 0) -> int:
-    """Send the decisions of a request but the first `sent`; return how many there are.
+    """Send the decisions of a request but the first `sent`; return how many need not be sent again.
 
     `copy` is the number of the sample among those of one prompt, from 0.
     """
-    sender = _sender(tag.partition(".")[0])
+    name = tag.partition(".")[0]
+    sender = _sender(name)
     for number in range(sent, len(decisions)):
         if sender is None:
             break
         message = {"tag": tag, "copy": copy, "number": number, "decision": asdict(decisions[number])}
-        with contextlib.suppress(OSError):  # decisions are lost if the listener is too slow
+        try:
             sender.send(json.dumps(message).encode())
+        except TimeoutError:  # the listener is slow: the rest is sent with the next token
+            return number
+        except OSError:  # it is gone
+            _hang_up(name)
+            break
     return len(decisions)
 
 
@@ -63,7 +72,7 @@ def _sender(name: str) -> socket.socket | None:
     folder = os.environ.get(PLACE)
     if name not in _SENDERS and folder is not None and _NAME.fullmatch(name):
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        made.setblocking(False)
+        made.settimeout(_PATIENCE)
         try:
             made.connect(str(Path(folder) / name))
         except OSError:
@@ -95,6 +104,7 @@ class TraceStore:
         self._socket.bind(str(self._place))
         self._found: dict[str, dict[int, dict[int, Decision]]] = {}
         self._lock = threading.Lock()
+        self._closed = False
         self._tags = count()
         self._thread = threading.Thread(target=self._listen, name="tersely-traces", daemon=True)
         self._thread.start()
@@ -106,6 +116,7 @@ class TraceStore:
     def take(self, tag: str) -> dict[int, tuple[Decision, ...]]:
         """Remove and return the decisions of a finished request, by sample."""
         with self._lock:
+            self._receive()
             found = self._found.pop(tag, {})
         return {copy: tuple(made[number] for number in sorted(made)) for copy, made in found.items()}
 
@@ -113,6 +124,7 @@ class TraceStore:
         """Stop listening."""
         _hang_up(self._name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            self._closed = True
             last.sendto(b"", str(self._place))
         self._thread.join()
         self._socket.close()
@@ -122,13 +134,25 @@ class TraceStore:
             self._folder.cleanup()
 
     def _listen(self) -> None:
-        while message := self._socket.recv(1 << 20):
-            try:
-                sent = json.loads(message)
-                tag, copy, number, decision = sent["tag"], sent["copy"], sent["number"], Decision(**sent["decision"])
-            except (ValueError, TypeError, KeyError):  # not one of ours
-                continue
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        while not self._closed:
+            poll.poll()
             with self._lock:
-                self._found.setdefault(tag, {}).setdefault(copy, {})[number] = decision
-                while len(self._found) > _MOST:
-                    self._found.pop(next(iter(self._found)))
+                self._receive()
+
+    def _receive(self) -> None:
+        """Store what waits in the socket; the lock is held."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._store(self._socket.recv(1 << 20, socket.MSG_DONTWAIT))
+
+    def _store(self, message: bytes) -> None:
+        try:
+            sent = json.loads(message)
+            tag, copy, number, decision = sent["tag"], sent["copy"], sent["number"], Decision(**sent["decision"])
+        except (ValueError, TypeError, KeyError):  # not one of ours
+            return
+        self._found.setdefault(tag, {}).setdefault(copy, {})[number] = decision
+        while len(self._found) > _MOST:
+            self._found.pop(next(iter(self._found)))
