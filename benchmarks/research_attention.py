@@ -35,6 +35,7 @@ from torch import Tensor
 from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
 from tersely.kernels.research.retaining_fit import TARGETS, TrainingText, collect, fit
 from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
+from tersely.models import as_cache
 
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
 SHARES = (75, 50, 25)
@@ -122,7 +123,7 @@ class Answers:
         model, width = self.engine.model, ids.shape[1]
         way = scorer(mask)
         with retaining(model, way, limits.budget - BUFFER * isinstance(way, RKV), near) as cache:
-            plain |= {"past_key_values": cache, "prefill_chunk_size": CHUNK, "max_new_tokens": limits.max_new_tokens}
+            plain |= {**as_cache(model, cache), "prefill_chunk_size": CHUNK, "max_new_tokens": limits.max_new_tokens}
             out = model.generate(ids, attention_mask=mask, **plain)
         end = model.generation_config.eos_token_id
         rows = [row[width:].tolist() for row in out]

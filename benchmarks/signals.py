@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tersely.kernels.native import library
 from tersely.kernels.signals import in_torch, logit_signals
+from tersely.models import as_cache, find_cache
 
 VOCABULARY = 151_936
 ROWS = (1, 32)
@@ -64,11 +65,11 @@ def measure_share(model: Any, rows: int, steps: int, clock: Callable[[], float])
     tokens, cache, shares = torch.randint(min(512, model.config.vocab_size), (rows, 128)), None, []
     for _ in range(steps + 2):
         start = clock()
-        out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=tokens, **as_cache(model, cache), use_cache=True, logits_to_keep=1)
         done = clock()
         logit_signals(out.logits[:, -1])
         shares.append((clock() - done) / (done - start))
-        tokens, cache = out.logits[:, -1].argmax(dim=-1, keepdim=True), out.past_key_values
+        tokens, cache = out.logits[:, -1].argmax(dim=-1, keepdim=True), find_cache(out)[1]
     return statistics.median(shares[2:])  # without the prompt and one warm-up step
 
 

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache
 
+from ..models import as_cache
 from .budgets import TIERS, UNLIMITED, fit_budget
 from .controller import Controller, ControllerState
 from .delegation import HelperError, HelperFuture, HelperRequest, HelperText, PrefixKey
@@ -276,7 +277,8 @@ class CachedScorer:
             cache.crop(common - len(known))  # a negative count, which is relative to the cache's length
         fed = torch.tensor([list(ids[common:])], device=self.model.device)
         keep = len(ids) - start + 1
-        logits = self.model(fed, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0, :-1].float()
+        out = self.model(fed, **as_cache(self.model, cache), use_cache=True, logits_to_keep=keep)
+        logits = out.logits[0, :-1].float()
         if key is not None and self._can_crop:
             self._cached[key] = (list(ids), cache)
         tokens = torch.tensor(list(ids[start:]), device=logits.device)

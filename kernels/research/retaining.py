@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ...errors import CapabilityError, ModelError, OptionError
 from ...io import make_folder, write
+from ...models import find_cache
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 STABILIZERS = 5 / 12  # share of the budget for the newest units, as in the paper: 2500 of 6000
@@ -102,7 +103,7 @@ class RKV:
 def retaining(
     model: Any, scorer: Scorer, budget: int, stabilizers: int | None = None, decoding: bool = True
 ) -> Iterator[Cache]:
-    """Yield a cache of `budget` units per head for one `model.generate(..., past_key_values=cache)`.
+    """Yield a cache of `budget` units per head for one `model.generate(..., **as_cache(model, cache))`.
 
     The model attends to the units that are kept, at their original positions; as long as nothing is evicted, tokens are
     those of the full cache. `prefill_chunk_size` of `generate` bounds how many units exist while a prompt is read. The
@@ -187,7 +188,7 @@ def _hook(module: Any, observe: Callable[..., Tensor | None], cache: Cache | Non
         return observe(torch.cat([projected.pop(name) for name in PROJECTIONS], dim=-1), *seen)
 
     def before(module: Any, inputs: Any, kwargs: dict[str, Any]) -> Any:
-        mine = kwargs.get("past_key_values") is cache
+        mine = find_cache(kwargs)[1] is cache
         return (inputs, {**kwargs, "observer": observer}) if mine else None
 
     yield module.register_forward_pre_hook(before, with_kwargs=True)

@@ -5,6 +5,7 @@ All is measured on `tersely-tiny-small` and `tersely-tiny-large`; `tersely-tiny-
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,21 @@ def load_or_raise(name: str, part: str, load: Any) -> Any:
     except Exception as error:  # from_pretrained raises OSError, ValueError, KeyError, ImportError...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the {part} of {name!r} cannot be loaded: {reason}; {_REMEDIES[part]}") from error
+
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""The keyword of the cache in newer and older transformers."""
+
+
+def find_cache(values: Any) -> tuple[str | None, Any]:
+    """The name and value of the cache among keyword arguments or model outputs."""
+    for name in CACHE_NAMES:
+        if values.get(name) is not None:
+            return name, values[name]
+    return None, None
+
+
+def as_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """A cache as the keyword argument that this model's `forward` and `generate` take."""
+    known = inspect.signature(model.forward).parameters
+    return {next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1]): cache}

@@ -21,6 +21,7 @@ from transformers import (
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.engines.transformers.research.early_exit import FAMILIES, early_exit
 from tersely.errors import CapabilityError, OptionError
+from tersely.models import as_cache
 
 from ..support.models import random_model
 from ..support.refusals import refused
@@ -62,7 +63,7 @@ def stepwise(model: PreTrainedModel, ids: torch.Tensor, goes: torch.Tensor, laye
         mask = goes[:, place : place + 1]
         chosen = mask if bool(mask.any()) else None
         with early_exit(model, layer, lambda h: 0.9 * h, partial(_answer, chosen)):
-            found.append(model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits)
+            found.append(model(ids[:, place : place + 1], **as_cache(model, cache), use_cache=True).logits)
     return torch.cat(found, dim=1)
 
 

@@ -32,6 +32,7 @@ from tersely.kernels.research.retaining_fit import (
     importance,
     retaining_loss,
 )
+from tersely.models import as_cache
 
 from ..support.models import random_model
 from ..support.refusals import refused
@@ -81,7 +82,7 @@ def test_without_eviction_tokens_equal_generate(engine: TransformersEngine, samp
     wanted = model.generate(**inputs, **plain)
     torch.manual_seed(5)
     with retaining(model, heads, inputs["input_ids"].shape[1] + 40) as cache:
-        found = model.generate(**inputs, **plain, past_key_values=cache, prefill_chunk_size=chunk)
+        found = model.generate(**inputs, **plain, **as_cache(model, cache), prefill_chunk_size=chunk)
     assert torch.equal(found, wanted)
     assert cache.layers[0].keys.shape[2] == cache.get_seq_length() == found.shape[1] - 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -91,12 +92,14 @@ def test_heads_keep_their_own_units(shared_heads: Any) -> None:
     inputs = batch(shared_heads)
     budget, near = 12, 3
     with retaining(shared_heads, by_chance(1), budget, near) as cache, torch.no_grad():
-        shared_heads(**inputs, past_key_values=cache, use_cache=True)
+        shared_heads(**inputs, **as_cache(shared_heads, cache), use_cache=True)
         folders = cache.layers[1].positions
         step = torch.tensor([[7], [8], [9]])
         more = torch.cat([inputs["attention_mask"], torch.ones(3, 1, dtype=torch.long)], dim=1)
         at = more.sum(dim=1, keepdim=True) - 1
-        found = shared_heads(step, attention_mask=more, position_ids=at, past_key_values=cache, use_cache=True).logits
+        found = shared_heads(
+            step, attention_mask=more, position_ids=at, **as_cache(shared_heads, cache), use_cache=True
+        ).logits
     table = by_chance(1)(0, torch.empty(3, 33, 1))
     for row, length in enumerate((21, 33, 9)):
         for head in range(2):
@@ -110,9 +113,11 @@ def test_heads_keep_their_own_units(shared_heads: Any) -> None:
     seen[..., 33] = True
     seen &= more[:, None, None].bool()
     with torch.no_grad():
-        shared_heads(**inputs, past_key_values=full, use_cache=True)
+        shared_heads(**inputs, **as_cache(shared_heads, full), use_cache=True)
         masked = seen.repeat_interleave(2, dim=1)
-        wanted = shared_heads(step, attention_mask=masked, position_ids=at, past_key_values=full, use_cache=True).logits
+        wanted = shared_heads(
+            step, attention_mask=masked, position_ids=at, **as_cache(shared_heads, full), use_cache=True
+        ).logits
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -121,7 +126,7 @@ def test_the_budget_is_kept_in_chunks_and_steps(engine: TransformersEngine, near
     inputs = batch(engine.model)
     with retaining(engine.model, by_chance(2), 16, near) as cache:
         out = engine.model.generate(
-            **inputs, past_key_values=cache, prefill_chunk_size=8, max_new_tokens=20, min_new_tokens=20
+            **inputs, **as_cache(engine.model, cache), prefill_chunk_size=8, max_new_tokens=20, min_new_tokens=20
         )
     assert out.shape == (3, 53) and cache.get_seq_length() == 52
     for layer in cache.layers:
@@ -135,7 +140,7 @@ def test_rkv_evicts_when_its_buffer_is_full(engine: TransformersEngine) -> None:
     inputs, rkv = batch(engine.model), RKV(window=4, buffer=6)
     with retaining(engine.model, rkv, 16) as cache:
         engine.model.generate(
-            **inputs, past_key_values=cache, prefill_chunk_size=8, max_new_tokens=30, min_new_tokens=30
+            **inputs, **as_cache(engine.model, cache), prefill_chunk_size=8, max_new_tokens=30, min_new_tokens=30
         )
     for layer in cache.layers:
         assert layer.queries.shape == (3, 2, 4, 64) and 16 <= layer.keys.shape[2] < 22
@@ -148,17 +153,17 @@ def test_rkv_reads_padded_rows_as_if_alone(engine: TransformersEngine) -> None:
     inputs, rkv = batch(engine.model), RKV(window=4, buffer=1)
     plain: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
     with retaining(engine.model, rkv, 28) as cache:
-        together = engine.model.generate(**inputs, **plain, past_key_values=cache)
+        together = engine.model.generate(**inputs, **plain, **as_cache(engine.model, cache))
     for row, length in enumerate((21, 33, 9)):
         alone = {name: one[row : row + 1, 33 - length :] for name, one in inputs.items()}
         with retaining(engine.model, rkv, 28) as cache:
-            found = engine.model.generate(**alone, **plain, past_key_values=cache)
+            found = engine.model.generate(**alone, **plain, **as_cache(engine.model, cache))
         assert found[0, length:].tolist() == together[row, 33:].tolist()
 
 
 def test_caches_can_be_indexed_but_not_cropped(engine: TransformersEngine) -> None:
     with retaining(engine.model, by_chance(2), 8) as cache, torch.no_grad():
-        engine.model(**batch(engine.model), past_key_values=cache)
+        engine.model(**batch(engine.model), **as_cache(engine.model, cache))
         layer = cache.layers[2]
         before = [layer.keys.clone(), layer.positions.clone(), layer.scores.clone()]
         layer.batch_repeat_interleave(2)
@@ -231,7 +236,7 @@ def test_locret_evicts_while_the_prompt_is_read(engine: TransformersEngine) -> N
     prompts = batch(engine.model, (20, 32, 9))
     with retaining(engine.model, by_chance(2), 16, 5, decoding=False) as cache:
         engine.model.generate(
-            **prompts, past_key_values=cache, prefill_chunk_size=8, max_new_tokens=20, min_new_tokens=20
+            **prompts, **as_cache(engine.model, cache), prefill_chunk_size=8, max_new_tokens=20, min_new_tokens=20
         )
     kept = cache.layers[0].positions
     assert kept.shape[-1] == 16 + 19 and (kept[..., 16:] == torch.arange(32, 51)).all()

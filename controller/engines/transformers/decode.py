@@ -17,11 +17,12 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ....errors import OptionError
+from ....models import CACHE_NAMES
 from ...types import TokenSink, Watcher
 from ..sequence import SequenceState
 from .decode_loop import DecodeLoop, IdHistory
 from .hooks import StepHook, StreamerHook
-from .model_runner import CACHE_NAMES, ModelRunner, RaggedRunner, make_runner
+from .model_runner import ModelRunner, RaggedRunner, make_runner
 from .sampler import GenerationRules, Sampler, refuse_unsupported
 
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from ....kernels.grouped_attention import NAME as GROUPED
+from ....models import CACHE_NAMES, as_cache, find_cache
 
 _ROOM = 64
 
@@ -61,21 +62,11 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
         return self._buffers
 
 
-CACHE_NAMES = ("cache", "past_key_values")  # the keyword of the cache in newer and older transformers
-
 # Inputs that only the model's own preparation can carry from step to step.
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
 _MASKED_ATTENTION = frozenset({"eager", "sdpa", GROUPED, "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MIN_WASTE = 32
 _BY_ROW = ("attention_mask", "position_ids")  # inputs with one line per row
-
-
-def find_cache(values: Any) -> tuple[str | None, Any]:
-    """The name and value of the cache among keyword arguments or model outputs."""
-    for name in CACHE_NAMES:
-        if values.get(name) is not None:
-            return name, values[name]
-    return None, None
 
 
 class HFInputsRunner:
@@ -161,7 +152,8 @@ class RaggedRunner:
         if positions is not None:
             self.positions = positions[:, -1:].clone()
         self.ragged = positions is not None and _is_ragged(self.model, self.cache)
-        self.inputs = {**kwargs, name or CACHE_NAMES[0]: self.cache, "return_dict": True}
+        known = as_cache(self.model, self.cache) if name is None else {name: self.cache}
+        self.inputs = {**kwargs, **known, "return_dict": True}
         return logits
 
     def _distinct(self, ids: Tensor) -> tuple[list[int], list[int]]:

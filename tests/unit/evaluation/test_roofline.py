@@ -25,7 +25,7 @@ from tersely.evaluation.economics.roofline import (
     custom_device,
     measure_device,
 )
-from tersely.models import NAMES, get_model_path
+from tersely.models import NAMES, as_cache, find_cache, get_model_path
 
 QWEN = {  # Qwen2.5-0.5B
     "hidden_size": 896,
@@ -122,7 +122,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert found["aten.bmm"] == attention * prompt**2
     # Eager attention also computes what the causal mask then hides: of n * n products, n * (n + 1) / 2 are needed.
     assert prefill_flops(shape, prompt) == found["aten.mm"] + attention * prompt * (prompt + 1) / 2
-    step, _ = counted(model, input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values)
+    step, _ = counted(model, input_ids=torch.tensor([[7]]), **as_cache(model, find_cache(out)[1]))
     assert token_flops(shape, prompt + 1) == sum(step.values())
     assert decode_flops(shape, prompt, 2) == sum(step.values())
 

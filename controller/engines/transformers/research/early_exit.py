@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .....errors import CapabilityError, OptionError
+from .....models import find_cache
 from .....probes.research.shortcut import Shortcut
 from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier
@@ -122,7 +123,7 @@ class _ExitState:
 
 def _fill(block: Any, states: Tensor, given: Any) -> None:
     """Write keys and values of states [rows, positions, width] into the cache, as the block's attention would."""
-    cache = given.get("past_key_values")
+    _, cache = find_cache(given)
     if cache is None:
         return
     attention = block.self_attn
