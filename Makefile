@@ -13,6 +13,8 @@ WORKERS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 EXTRAS ?=
 # `LOCKED=1` installs exactly the releases of requirements/lock.txt first, checked by their hashes: Python 3.11, Linux.
 LOCKED ?=
+# Tests that reach into transformers, for its newest release.
+NEWEST_TESTS := engines/test_decode_identity.py engines/test_early_exit_layers.py kernels/test_retaining.py
 # What `make bench` measures: models, and fresh questions for each.
 BENCHED := tersely-tiny-large tersely-tiny-small
 LIMIT ?= 400
@@ -54,9 +56,10 @@ attack: $(VENV)/test.stamp
 # A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
 test-newest:
 	@$(PYTHON) -m venv $(NEWEST)
-	@$(abspath $(NEWEST))/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager '.[serve]'
+	@$(abspath $(NEWEST))/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager '.[serve]' pytest
 	@rm -rf build
 	@cd $(NEWEST) && bin/python $(CURDIR)/.ci/newest.py
+	@cd $(NEWEST) && bin/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(NEWEST_TESTS:%=$(CURDIR)/tests/%)
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff format --check --quiet
