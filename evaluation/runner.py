@@ -34,7 +34,6 @@ class TokenCountingEngine(EngineWrapper):
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`."""
         completions = super().generate(requests, sampling, sink)
         self.generated_tokens += sum(len(one.token_ids) + one.dropped + one.trial for one in completions)
         return completions
@@ -54,7 +53,6 @@ class SessionRunner:
         return self._counter.generated_tokens
 
     def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
-        """Answer problems as one batch, in order."""
         return self.session.run(problems, options)
 
     def continue_from(

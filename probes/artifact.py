@@ -241,13 +241,11 @@ class Artifact(StoredValue):
 
     @property
     def stored_arrays(self) -> dict[str, NDArray[Any]]:
-        """See `StoredValue`."""
         network = {f"network.{name}": array for name, array in self.network.arrays().items()}
         return network | {f"arrays.{name}": array for name, array in self.arrays.items()}
 
     @classmethod
     def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """See `StoredValue`."""
         parts: dict[str, dict[str, Any]] = {"network": {}, "arrays": {}}
         for name, array in arrays.items():
             part, _, rest = name.partition(".")

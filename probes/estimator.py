@@ -95,7 +95,6 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self.network_.proba(validate_data(self, X, dtype=np.float64, reset=False))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
-        """The most probable class of each row."""
         check_is_fitted(self)
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
@@ -241,7 +240,6 @@ class Examples:
     questions: NDArray[np.str_]
 
     def select(self, mask: NDArray[np.bool_]) -> Examples:
-        """Return some of the examples."""
         return Examples(self.rows[mask], self.labels[mask], self.questions[mask])
 
 

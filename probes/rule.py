@@ -58,7 +58,6 @@ class GrowingFeatures:
         self._least: dict[str, float] = {}  # of the largest entropies of the thoughts that state an answer
 
     def add(self, thought: ThoughtReading) -> None:
-        """Add the next thought."""
         self._thoughts += 1
         self._tokens += thought.tokens
         self._entropies += thought.entropy_mean * thought.tokens

@@ -35,7 +35,6 @@ class SampledTrace:
 
     @property
     def length(self) -> int:
-        """Tokens of the completion."""
         return len(self.ids)
 
 

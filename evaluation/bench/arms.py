@@ -81,7 +81,6 @@ class Arm:
 
     @property
     def on_helper(self) -> bool:
-        """Whether the helper model answers alone."""
         return self.name == HELPER
 
     @property
@@ -243,7 +242,6 @@ class Bench:
         return [(rollout, number, indices) for rollout in range(self.rollouts) for number, indices in numbered]
 
     def sort(self, rows: Sequence[BenchRow]) -> list[BenchRow]:
-        """Rows by rollout, then by question."""
         positions = {question.id: i for i, question in enumerate(self.questions)}
         return sorted(rows, key=lambda row: (row.rollout, positions[row.id]))
 

@@ -56,7 +56,6 @@ class Recording:
 
     @property
     def total(self) -> int:
-        """All output tokens."""
         return self.thinking + self.answer_tokens
 
 
@@ -76,7 +75,6 @@ class StopAt(Policy):
     at: int
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         yield Wait(at=self.at, boundary="token", deadline=self.at)
         yield Close(f"{self.at} tokens thought", phrase="")
 
@@ -89,7 +87,6 @@ class _RecordEnds(Policy):
     ends: list[int]
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")
             self.ends.append(view.tokens)

@@ -50,7 +50,6 @@ class Prices(FrozenModel):
     models: dict[str, Price] = Field(min_length=1)
 
     def get(self, model: str) -> Price:
-        """Return the price of a model; raises OptionError if it has none."""
         if model not in self.models:
             message = f"{unknown('price of model', model, self.models)}; or pass a file with your own prices"
             raise OptionError(message, code="unknown_name")

@@ -41,7 +41,6 @@ class ModelArguments(FrozenModel):
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> ModelArguments:
-        """Check arguments from lm-eval; raises OptionError."""
         parsed = parse_json(cls, json.dumps(arguments, default=str), "model_args", OptionError)
         canonical_effort(parsed.effort)
         make_policies(parsed.preset, parsed.policies)
@@ -69,7 +68,6 @@ class TaskArguments(FrozenModel):
 
     @property
     def limit(self) -> int:
-        """Maximum new tokens, thinking included."""
         given = (self.max_gen_toks, self.max_new_tokens, self.max_tokens, self.max_completion_tokens)
         return next((limit for limit in given if limit is not None), _MAX_NEW_TOKENS)
 
@@ -139,7 +137,6 @@ class UsageLog:
         check_writable(self.path, "--output_path")
 
     def add(self, task: str, doc_id: int, result: GenerationResult) -> None:
-        """Record one answered request."""
         usage = result.usage.as_dict()
         line = {
             "task": task,
@@ -165,7 +162,6 @@ class UsageLog:
         return tasks
 
     def summary(self) -> str:
-        """The means as a table, and the path of the file."""
         means = self.means()
         table = format_table(
             ("task", "requests", "cut off", *KINDS),

@@ -35,11 +35,9 @@ class PieceTokenizer:
         self._pieces: list[str] = []
 
     def get_added_vocab(self) -> dict[str, int]:
-        """No token stands for more than its text."""
         return {}
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        """Ids of a text."""
         ids = []
         for piece in _PIECE.findall(text):
             if (known := self._ids.get(piece)) is None:
@@ -49,7 +47,6 @@ class PieceTokenizer:
         return {"input_ids": ids}
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
-        """Text of ids."""
         return "".join(self._pieces[token] for token in ids)
 
 

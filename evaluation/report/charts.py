@@ -66,7 +66,6 @@ class Chart:
             return self._save(format="svg", metadata={"Date": None})
 
     def to_png(self, title: str, subtitle: str) -> bytes:
-        """Render as PNG under a title."""
         length = int(8 * self.figure.get_figwidth())  # characters that fit next to the legend
         text = f"{shorten_label(title, length)}\n{shorten_label(subtitle, length)}"
         self.figure.suptitle(text, x=0.01, ha="left", size=11, color=self.theme.ink).set_parse_math(False)

@@ -45,7 +45,6 @@ class CalibrationText:
 
     @property
     def source(self) -> str:
-        """The source in words."""
         if self.file is not None:
             return str(self.file)
         return f"its own answers to {self.questions}" if self.questions is not None else "text written by the model"

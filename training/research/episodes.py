@@ -61,7 +61,6 @@ class TrainingEpisode:
 
     @property
     def followed_start(self) -> bool:
-        """Whether it stayed in the mode in which it was started."""
         return self.start_mode in (FREE, self.mode)
 
     @property
@@ -72,7 +71,6 @@ class TrainingEpisode:
 
     @property
     def tokens(self) -> int:
-        """Completion tokens of all steps."""
         return sum(len(step.ids) for step in self.steps)
 
     def to_rollout(self, step: int, solved: bool | None) -> Rollout:
@@ -141,7 +139,6 @@ class EpisodeRollouts(GroupRollouts):
     def sample(
         self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int
     ) -> list[Rollout]:
-        """See `GroupRollouts`."""
         rng = Random(f"steps:{seed}")
         return [
             episode.to_rollout(rng.randrange(len(episode.steps)), self.judge(episode))
@@ -149,7 +146,6 @@ class EpisodeRollouts(GroupRollouts):
         ]
 
     def loss_mask(self, rollout: Rollout) -> list[int]:
-        """See `GroupRollouts`."""
         mask = super().loss_mask(rollout)
         if rollout.first_token_logprob is not None:
             mask[0] = 0
