@@ -72,6 +72,12 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Calla
     return decorate
 
 
+def identify(options: Any, without: str) -> dict[str, Any]:
+    """The options that decide a result, as JSON: all but the named ones, which are separated by spaces."""
+    given = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in without.split()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+
+
 def parse_list(option: str, text: str, kind: Callable[[str], T], accepted: Sequence[T] = ()) -> tuple[T, ...]:
     """Parse a comma-separated list of distinct values; raises OptionError, also for one that is not `accepted`."""
     try:
