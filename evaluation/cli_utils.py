@@ -59,12 +59,12 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Calla
 
     def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
         @wraps(function)
-        def command(**values: Any) -> None:
-            function(options(**values))
+        def command(*given: Any, **values: Any) -> None:
+            function(options(*given, **values))
 
         hints, kind = get_type_hints(options, include_extras=True), Parameter.KEYWORD_ONLY
-        given = [(one.name, Parameter.empty if one.default is MISSING else one.default) for one in fields(options)]  # type: ignore[arg-type]
-        parameters = [Parameter(name, kind, default=default, annotation=hints[name]) for name, default in given]
+        declared = [(one.name, Parameter.empty if one.default is MISSING else one.default) for one in fields(options)]  # type: ignore[arg-type]
+        parameters = [Parameter(name, kind, default=default, annotation=hints[name]) for name, default in declared]
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = hints
         return command
