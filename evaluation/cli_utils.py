@@ -7,9 +7,9 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import wraps
-from inspect import Parameter, Signature
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -62,9 +62,8 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Calla
         def command(*given: Any, **values: Any) -> None:
             function(options(*given, **values))
 
-        hints, kind = get_type_hints(options, include_extras=True), Parameter.KEYWORD_ONLY
-        declared = [(one.name, Parameter.empty if one.default is MISSING else one.default) for one in fields(options)]  # type: ignore[arg-type]
-        parameters = [Parameter(name, kind, default=default, annotation=hints[name]) for name, default in declared]
+        hints = get_type_hints(options, include_extras=True)
+        parameters = [one.replace(annotation=hints[name]) for name, one in signature(options).parameters.items()]
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = hints
         return command
