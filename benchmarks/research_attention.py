@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measuring import make_parser, median_ratio, print_figures, time_in_turns
+from measuring import answer_all, make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
-from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
+from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, retaining
 from tersely.kernels.research.retaining_fit import TARGETS, TrainingText, collect, fit
 from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
 
@@ -106,7 +106,7 @@ class Answers:
 
     def texts(self, count: int, seed: int) -> list[list[int]]:
         """Sampled texts of the model for problems of the split `fit`, prompts included."""
-        from tersely.evaluation.runner import SessionRunner, answer_all
+        from tersely.evaluation.runner import SessionRunner
         from tersely.evaluation.tasks.questions import load
 
         questions = load("tiny", "fit", count, seed)
@@ -195,7 +195,6 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
         "rkv": lambda mask: rkv,
         "rkv_importance": lambda mask: replace(rkv, weight=1.0),
     }
-    base = {"name": answers.engine.name, "fingerprint": answers.engine.fingerprint()}
     figures: dict[str, float] = {}
     texts: list[list[int]] = []
     known = [*ways, *(f"heads_{target}" for target in TARGETS)]
@@ -205,12 +204,13 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
     for target in (one for one in TARGETS if f"heads_{one}" in chosen):
         with tempfile.TemporaryDirectory() as folder:  # evaluates what was saved
             place = Path(options.heads or folder) / target
-            if not place.is_dir():
+            if not place.is_file():
                 texts = texts or answers.texts(options.texts, options.seed)
                 heads, found = learn(answers, target, texts, options.steps, options.seed)
                 figures |= found
-                save_heads(heads, place, base, found)
-            loaded = load_heads(place, base["fingerprint"])
+                place.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(heads, place)
+            loaded = torch.load(place, weights_only=False)
         ways[f"heads_{target}"] = lambda mask, loaded=loaded: loaded  # type: ignore[misc]
     return figures | table(answers, {name: ways[name] for name in chosen}, chance)
 

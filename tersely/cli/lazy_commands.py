@@ -90,8 +90,9 @@ class LazyCommand(TyperCommand):
         super().__init__(name, help=summary)
         self._make = make
 
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self._make(args).make_context(info_name, args, parent, **extra)
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> typer.Context:
+        context: typer.Context = self._make(args).make_context(info_name, args, parent, **extra)
+        return context
 
 
 class RootGroup(_FlagsWithoutType, TyperGroup):
