@@ -80,7 +80,9 @@ def make_agents(
             BudgetMiddleware(repeats=MAX_REPEATS),
             *([EffortMiddleware(_ALL_HARD)] if mode == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
         ]
-        return create_agent(model, langchain_tools(task.world), middleware=middleware, system_prompt=system)
+        tools = langchain_tools(task.world)
+        agent: Agent = create_agent(model, tools, middleware=middleware, system_prompt=system)
+        return agent
 
     return make_agent
 
