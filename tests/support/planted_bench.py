@@ -14,10 +14,10 @@ import numpy as np
 from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
 from tersely.evaluation.bench.arms import make_arms
+from tersely.evaluation.bench.cli import assemble
 from tersely.evaluation.bench.economics import CostModel
 from tersely.evaluation.bench.plan import BenchOptions, BenchPlan
 from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow, Weights
-from tersely.evaluation.bench.result import assemble
 from tersely.evaluation.bench.truncation import Recording, TrialPoint
 from tersely.evaluation.economics.costs import Price
 from tersely.evaluation.stats import Array
