@@ -54,18 +54,11 @@ def quantize_checkpoint(
     if the model cannot be quantized, OptionError if `out` exists or there is too little text, CheckpointLogError if
     other options were given before, or WriteError.
     """
-    search = search or ScaleSearch()
-    check_out(out)
-    check_model(model, scheme)
-    scheme = resolve_scheme(model, scheme)
+    search, scheme = search or ScaleSearch(), _check(model, tokenizer, out, scheme, test)
     use_grouped(model)  # for the text that it generates
-    if test:
-        test.check(model, tokenizer)
-    origin = asdict(text) | {"file": str(text.file), "questions": str(text.questions)}
-    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": origin}
-    checkpoints = LayerCheckpoints(out.with_name(f"{out.name}.layers"), plan)
+    checkpoints = _open_checkpoints(out, source, scheme, text, search)
     rows, _ = checkpoints.load_or_make("text", lambda: (text.split(model, tokenizer, progress), {}))
-    calibrating, measured = rows["calibrating"], rows["measured"]
+    measured = rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
     reference, before = checkpoints.load_or_make("before", lambda: cache_reference(model, measured))
 
@@ -75,7 +68,7 @@ def quantize_checkpoint(
         return checkpoints.log.get_or_compute(f"{name}-{test.digest}", lambda: test.run(model, tokenizer))
 
     right = run_test("right", test) if test else []
-    result = quantize_model(model, calibrating, scheme, search, checkpoints, progress)
+    result = quantize_model(model, rows["calibrating"], scheme, search, checkpoints, progress)
     progress("measuring again")
     divergences, losses = kl_to_reference(model, measured, reference)
     report = {
@@ -83,21 +76,40 @@ def quantize_checkpoint(
         **scheme.to_dict(),
         "search": asdict(search),
         "calibrated on": text.source,
-        "tokens": {"calibration": calibrating.numel(), "perplexity": measured.numel()},
+        "tokens": {"calibration": rows["calibrating"].numel(), "perplexity": measured.numel()},
         "perplexity": {"before": before["perplexity"], "after": exp(fmean(losses))},
         "divergence": fmean(divergences),
+        **({"task": test.compare(right, run_test("right-again", test))} if test else {}),
+        "bytes": {"before": result.bytes_before, "after": result.bytes_after},
+        "layers": result.layers,
     }
-    if test:
-        report["task"] = test.compare(right, run_test("right-again", test))
-    report["bytes"] = {"before": result.bytes_before, "after": result.bytes_after}
-    report["layers"] = result.layers
     progress("saving")
+    _save(model, tokenizer, report, out)
+    checkpoints.remove()
+    return report
+
+
+def _check(model: Any, tokenizer: Any, out: Path, scheme: Scheme, test: QuantizationCheck | None) -> Scheme:
+    check_out(out)
+    check_model(model, scheme)
+    if test:
+        test.check(model, tokenizer)
+    return resolve_scheme(model, scheme)
+
+
+def _open_checkpoints(
+    out: Path, source: str, scheme: Scheme, text: CalibrationText, search: ScaleSearch
+) -> LayerCheckpoints:
+    origin = asdict(text) | {"file": str(text.file), "questions": str(text.questions)}
+    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": origin}
+    return LayerCheckpoints(out.with_name(f"{out.name}.layers"), plan)
+
+
+def _save(model: Any, tokenizer: Any, report: dict[str, Any], out: Path) -> None:
     with atomic_dir(out) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         write(part / REPORT, json.dumps(report, indent=1) + "\n")
-    checkpoints.remove()
-    return report
 
 
 def check_out(out: Path) -> None:
