@@ -47,8 +47,10 @@ def pack(codes: Tensor, bits: int) -> LutWeight:
     """Pack integer codes 0..2^bits - 1 [outputs, inputs]; raises OptionError for other codes, widths or shapes."""
     check_codes(codes, bits, BITS)
     outputs, inputs = codes.shape
-    if inputs > DEEPEST:
-        raise OptionError(f"{inputs} inputs; accepted: at most {DEEPEST}")
+    if not outputs or not 0 < inputs <= DEEPEST:
+        raise OptionError(
+            f"codes are {outputs} outputs x {inputs} inputs; accepted: 1 or more outputs, 1 to {DEEPEST} inputs"
+        )
     padded = F.pad(codes.to(torch.uint8), (0, -inputs % CHUNK, 0, -outputs % TILE))
     parts = torch.arange(bits, dtype=torch.uint8, device=codes.device)
     signs = padded.unflatten(1, (-1, 4, GROUP))[..., None] >> parts & 1  # [outputs, chunks, groups, inputs, bits]
