@@ -32,7 +32,7 @@ import torch
 from measuring import answer_all, make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
-from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, retaining
+from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
 from tersely.kernels.research.retaining_fit import TARGETS, TrainingText, collect, fit
 from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
 
@@ -195,6 +195,7 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
         "rkv": lambda mask: rkv,
         "rkv_importance": lambda mask: replace(rkv, weight=1.0),
     }
+    base = {"name": answers.engine.name, "fingerprint": answers.engine.fingerprint()}
     figures: dict[str, float] = {}
     texts: list[list[int]] = []
     known = [*ways, *(f"heads_{target}" for target in TARGETS)]
@@ -204,13 +205,12 @@ def quality(options: argparse.Namespace) -> dict[str, float]:
     for target in (one for one in TARGETS if f"heads_{one}" in chosen):
         with tempfile.TemporaryDirectory() as folder:  # evaluates what was saved
             place = Path(options.heads or folder) / target
-            if not place.is_file():
+            if not place.is_dir():
                 texts = texts or answers.texts(options.texts, options.seed)
                 heads, found = learn(answers, target, texts, options.steps, options.seed)
                 figures |= found
-                place.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(heads, place)
-            loaded = torch.load(place, weights_only=False)
+                save_heads(heads, place, base, found)
+            loaded = load_heads(place, base["fingerprint"])
         ways[f"heads_{target}"] = lambda mask, loaded=loaded: loaded  # type: ignore[misc]
     return figures | table(answers, {name: ways[name] for name in chosen}, chance)
 

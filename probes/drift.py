@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ..errors import OptionError
+from ..errors import OptionError, TerselyError
 from .network import ArrayRecord
 
 Floats = NDArray[np.float64]
@@ -24,9 +24,15 @@ RANK = 64
 MIN_ROWS = 20
 
 
+class RegionError(OptionError):
+    """Features or stored arrays do not form a region."""
+
+    code = "invalid_region"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Region(ArrayRecord):
-    """The region of feature space in which calibration questions lie; raises OptionError for invalid arrays.
+    """The region of feature space in which calibration questions lie; raises RegionError for invalid arrays.
 
     The distance of a row is Mahalanobis' under a covariance shrunk towards a multiple of the identity (Ledoit and Wolf,
     J. Multivar. Anal. 2004), of features scaled by their deviation: exact along the few widest axes, with one mean
@@ -42,6 +48,7 @@ class Region(ArrayRecord):
         "held_out": "m",
     }
     dtype: ClassVar[DTypeLike] = np.float64
+    error: ClassVar[type[TerselyError]] = RegionError
     mean: Floats  # [d], as `scale`
     scale: Floats
     axes: Floats  # [rank, d], orthonormal
@@ -52,7 +59,7 @@ class Region(ArrayRecord):
     def _check(self) -> None:
         smallest = min(self.scale.min(initial=1), self.variances.min(initial=1), float(self.residual))
         if not len(self.mean) or not len(self.held_out) or smallest <= 0 or (np.diff(self.held_out) < 0).any():
-            raise OptionError("a region needs features, scales and variances above 0, and rising distances")
+            raise RegionError("a region needs features, scales and variances above 0, and rising distances")
 
     @classmethod
     def fit(cls, features: ArrayLike, *, rank: int = RANK, seed: int = 0) -> Region:
@@ -61,7 +68,7 @@ class Region(ArrayRecord):
 
         rows = _check_finite(features, 2)
         if len(rows) < MIN_ROWS or rank < 1:
-            raise OptionError(f"{len(rows)} rows, rank {rank}; accepted: {MIN_ROWS} rows or more, rank 1 or more")
+            raise RegionError(f"{len(rows)} rows, rank {rank}; accepted: {MIN_ROWS} rows or more, rank 1 or more")
         rows = rows[np.random.default_rng(seed).permutation(len(rows))]
         fitted, held_out = np.array_split(rows, 2)
         mean, scale = fitted.mean(axis=0), fitted.std(axis=0)
@@ -79,10 +86,10 @@ class Region(ArrayRecord):
         return cls(mean, scale, axes[:kept], shrunk[:-1], shrunk[-1], np.sort(blank.distances(held_out)))
 
     def distances(self, features: ArrayLike) -> Floats:
-        """Mean squared distances of rows [n, d], around 1 for rows of the region: [n]; raises OptionError."""
+        """Mean squared distances of rows [n, d], around 1 for rows of the region: [n]; raises RegionError."""
         rows = _check_finite(features, 2)
         if rows.shape[1] != len(self.mean):
-            raise OptionError(
+            raise RegionError(
                 f"rows have {rows.shape[1]} features; accepted: {len(self.mean)}, as in the fit of the region"
             )
         scaled = (rows - self.mean) / self.scale
@@ -96,9 +103,9 @@ class Region(ArrayRecord):
 def _check_finite(features: ArrayLike, ndim: int) -> Floats:
     rows = np.asarray(features, np.float64)
     if rows.ndim != ndim or not rows.size:
-        raise OptionError(f"features have the shape {list(rows.shape)}; accepted: {ndim} dimensions, all non-empty")
+        raise RegionError(f"features have the shape {list(rows.shape)}; accepted: {ndim} dimensions, all non-empty")
     if not np.isfinite(rows).all():
-        raise OptionError("features hold NaN or infinity; check for overflow in the model and for padding")
+        raise RegionError("features hold NaN or infinity; check for overflow in the model and for padding")
     return rows
 
 
@@ -143,7 +150,7 @@ class DriftMonitor:
             return self.state
 
     def observe(self, features: ArrayLike) -> DriftState:
-        """Add the features [d] of one question; raises OptionError, without adding them, if they are not finite."""
+        """Add the features [d] of one question; raises RegionError, without adding them, if they are not finite."""
         distance = float(self.region.distances(_check_finite(features, 1)[None])[0])
         with self._lock:
             seen = self.state.seen + 1
@@ -177,24 +184,31 @@ _TESTS = 3
 _SHOWN = 3
 
 
+class KnownQuestionsError(OptionError):
+    """Texts or stored arrays do not describe questions."""
+
+    code = "invalid_known_questions"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownQuestions(ArrayRecord):
     """The words of questions that a probe learned from, as hashes, and the lengths and new words of further ones.
 
     A question is of another kind if it is shorter, longer, or has a larger share of new words than nearly all further
     ones: one like them with a probability of at most 1 %, or 3 / (n + 1) if n of them are fewer than 299 (conformal
-    p-values, Vovk et al. 2005). Raises OptionError for invalid arrays.
+    p-values, Vovk et al. 2005). Raises KnownQuestionsError for invalid arrays.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {"words": "w", "lengths": "n", "shares": "n"}
     dtype: ClassVar[DTypeLike] = np.float64
+    error: ClassVar[type[TerselyError]] = KnownQuestionsError
     words: Floats  # [w], rising hashes
     lengths: Floats  # [n], rising, in words and digits
     shares: Floats  # [n], rising shares of new words
 
     def _check(self) -> None:
         if not len(self.lengths) or any((np.diff(array) < 0).any() for array in self.arrays().values()):
-            raise OptionError("known questions need one length and share or more, and rising numbers")
+            raise KnownQuestionsError("known questions need one length and share or more, and rising numbers")
 
     @classmethod
     def learn(cls, texts: Iterable[str], others: Sequence[str]) -> KnownQuestions:

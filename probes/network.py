@@ -46,14 +46,15 @@ class ArrayRecord:
     __slots__ = ()
     shapes: ClassVar[Mapping[str, str]]
     dtype: ClassVar[DTypeLike]
+    error: ClassVar[type[TerselyError]] = OptionError
 
     def __post_init__(self) -> None:
-        for name, array in check_arrays(self.arrays(), self.shapes, self.dtype).items():
+        for name, array in check_arrays(self.arrays(), self.shapes, self.dtype, self.error).items():
             object.__setattr__(self, name, array)
         self._check()
 
     def _check(self) -> None:
-        """Raise OptionError for arrays whose shapes fit but whose values do not."""
+        """Raise `error` for arrays whose shapes fit but whose values do not."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays by name, which are the arguments of the class."""

@@ -149,6 +149,9 @@ class RecordStore:
         """Write a part completely or not at all."""
         from safetensors.numpy import save
 
+        missing = set(column_names(self.plan["layers"])) ^ set(columns)
+        if missing:
+            raise ValueError(f"columns are missing or not in the plan: {sorted(missing)}")
         arrays = {name: np.ascontiguousarray(array) for name, array in columns.items()}
         write(self._path(number), save(arrays, {name: json.dumps(list(texts[name])) for name in _TEXTS}))
 
@@ -202,4 +205,16 @@ def _read_part(path: Path, names: Sequence[str]) -> tuple[dict[str, Array], dict
         raise RecordsError(
             f"{path} is incomplete or damaged: {error}; delete it and collect again", code="damaged_part"
         ) from None
+    for table in TABLES:
+        sizes = {len(column) for name, column in columns.items() if name.startswith(f"{table}.")}
+        if len(sizes | {len(text) for text in texts.values() if table == "questions"}) > 1:
+            raise RecordsError(
+                f"{path}: columns of {table} have different lengths; delete it and collect again", code="damaged_part"
+            )
+    for table, (pointer, target) in _POINTERS.items():
+        rows = columns[f"{table}.{pointer}"]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(columns[f"{target}.{TABLES[target][0]}"]):
+            raise RecordsError(
+                f"{path}: {table} refer to missing {target}; delete it and collect again", code="damaged_part"
+            )
     return columns, texts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,24 @@ from ..errors import OptionError
 from .stats import binomial_upper_bound
 
 
+class CertificateError(OptionError):
+    """A certificate contradicts itself or cannot be read."""
+
+    code = "invalid_certificate"
+
+
 def check_share(name: str, value: float) -> None:
     """Raise OptionError unless the value lies between 0 and 1, both excluded."""
     if not 0 < value < 1:
         raise OptionError(f"{name} is {value}; accepted: a share above 0 and below 1, such as 0.05")
+
+
+def harm_upper_bound(harms: int, n: int, delta: float) -> float:
+    """Upper bound of the harm rate, with confidence 1 - delta, if `harms` of `n` independent questions were harmed."""
+    check_share("delta", delta)
+    if n < 1 or not 0 <= harms <= n:
+        raise OptionError(f"{harms} of {n} questions were harmed; accepted: from 0 to n harms, and n of at least 1")
+    return binomial_upper_bound(harms, n, delta)
 
 
 def needed_questions(alpha: float, delta: float) -> int:
@@ -29,18 +43,19 @@ def needed_questions(alpha: float, delta: float) -> int:
     check_share("alpha", alpha)
     check_share("delta", delta)
     n = math.ceil(math.log(delta) / math.log1p(-alpha))
-    candidates = (m for m in (n - 1, n) if m >= 1 and binomial_upper_bound(0, m, delta) <= alpha)  # logarithms round
+    candidates = (m for m in (n - 1, n) if m >= 1 and harm_upper_bound(0, m, delta) <= alpha)  # logarithms round
     return next(candidates, n + 1)
 
 
 def max_harms(n: int, alpha: float, delta: float) -> int:
     """The most harms among `n` questions that still certify alpha; -1 if even none of them does."""
-    return bisect_right(range(n + 1), alpha, key=lambda harms: binomial_upper_bound(harms, n, delta)) - 1
+    check_share("alpha", alpha)
+    return bisect_right(range(n + 1), alpha, key=lambda harms: harm_upper_bound(harms, n, delta)) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A threshold with the evidence for it.
+    """A threshold with the evidence for it; contradicting fields raise CertificateError.
 
     With confidence 1 - delta over calibration splits, at most a share alpha of questions like the calibration questions
     is harmed by stopping at `threshold`.
@@ -56,10 +71,40 @@ class Certificate:
     tested: int  # thresholds tested, including the one that failed
     needed: int  # fewest questions that can certify alpha
 
+    def __post_init__(self) -> None:
+        try:
+            wrong = self._contradiction()
+        except (TypeError, OptionError) as error:
+            wrong = str(error)
+        if wrong is not None:
+            raise CertificateError(f"the certificate contradicts itself: {wrong}; calibrate again")
+
+    def _contradiction(self) -> str | None:
+        bound = harm_upper_bound(self.harms, self.n, self.delta)
+        needed = needed_questions(self.alpha, self.delta)
+        stops = self.threshold is not None
+        claims = (
+            (math.isclose(bound, self.bound, rel_tol=1e-6), f"the bound is {bound:.6g}, not {self.bound:.6g}"),
+            (self.needed == needed, f"{needed} questions are needed, not {self.needed}"),
+            (stops == (self.bound <= self.alpha), f"threshold {self.threshold} for a bound of {self.bound:.6g}"),
+            (self.threshold is None or 0 <= self.threshold <= 1, f"threshold {self.threshold} is not within 0 to 1"),
+            (-math.inf < self.saved <= 1 and (stops or self.saved == 0), f"saved is {self.saved}"),
+            (self.tested >= 1, f"{self.tested} thresholds were tested"),
+        )
+        return next((wrong for holds, wrong in claims if not holds), None)
+
     @property
     def shortfall(self) -> int:
         """How many more questions are needed before anything can be certified."""
         return max(0, self.needed - self.n)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
+        """Read what `asdict` gave; raises CertificateError for anything else, and for contradictions."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise CertificateError(f"not a certificate: {error}; calibrate again") from None
 
     def __str__(self) -> str:
         confidence = f"with {_percent(1 - self.delta)} confidence"
@@ -94,7 +139,7 @@ class Outcomes:
     """The result of stopping at each thought boundary of a split, in flat columns.
 
     Boundaries of question q are the rows offsets[q] to offsets[q + 1], in order, perhaps none. The bound counts
-    independent trials, so use one rollout a question.
+    independent trials, so use one rollout a question. Raises OptionError for columns that do not fit.
     """
 
     offsets: Ints  # [questions + 1]
@@ -103,9 +148,30 @@ class Outcomes:
     saved: Floats  # [boundaries], tokens saved by stopping here minus its cost, possibly negative
     full: Floats  # [questions], tokens of the full run
 
+    def __post_init__(self) -> None:
+        types = {"offsets": np.int64, "score": np.float64, "harm": np.bool_, "saved": np.float64, "full": np.float64}
+        for name, dtype in types.items():
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype))
+        sizes, rows = np.diff(self.offsets), len(self.score)
+        if self.n < 1 or self.offsets[0] or self.offsets[-1] != rows or (sizes < 0).any():
+            raise OptionError(
+                f"offsets must rise from 0 to the number of boundaries, {rows}, with at least one question"
+            )
+        if not rows == len(self.harm) == len(self.saved) or len(self.full) != self.n:
+            lengths = f"{len(self.harm)} harms, {len(self.saved)} savings and {len(self.full)} full runs"
+            raise OptionError(f"{lengths} for {rows} boundaries of {self.n} questions; accepted: one of each")
+        _check_shares("scores", self.score)
+        if not (self.full > 0).all() or not (self.saved <= np.repeat(self.full, sizes)).all():
+            raise OptionError("full runs need tokens, and stopping cannot save more; check the order of the columns")
+
     @property
     def n(self) -> int:
         return len(self.offsets) - 1
+
+
+def _check_shares(name: str, values: Floats) -> None:
+    if not ((values >= 0) & (values <= 1)).all():
+        raise OptionError(f"{name} go from {values.min():g} to {values.max():g}; accepted: 0 to 1")
 
 
 def first_stops(outcomes: Outcomes, threshold: float) -> Ints:
@@ -152,6 +218,7 @@ def risk_curve(outcomes: Outcomes, thresholds: Sequence[float] | Floats) -> tupl
 
 def oracle_threshold(outcomes: Outcomes, alpha: float) -> tuple[float | None, float, float]:
     """Find the most lenient threshold within alpha in this very split, in hindsight; its harm rate and share saved."""
+    check_share("alpha", alpha)
     scores = np.unique(outcomes.score)
     harm, saved = risk_curve(outcomes, scores)
     within = np.flatnonzero(harm <= alpha)
@@ -165,7 +232,19 @@ def threshold_grid(scores: ArrayLike, count: int = 1000) -> Floats:
 
     Take the scores of the split that fitted them: the order of tests must be fixed before calibration scores are seen.
     """
-    return np.unique(np.quantile(np.asarray(scores, np.float64), np.linspace(0, 1, count)))[::-1]
+    column = np.asarray(scores, np.float64)
+    _check_shares("scores", column)
+    if not column.size or count < 2:
+        raise OptionError(f"{column.size} scores, count {count}; accepted: at least one score and a count of 2 or more")
+    return np.unique(np.quantile(column, np.linspace(0, 1, count)))[::-1]
+
+
+def _check_falling(thresholds: Sequence[float] | Floats) -> Floats:
+    order = np.asarray(thresholds, np.float64)
+    _check_shares("thresholds", order)
+    if not order.size or (np.diff(order) >= 0).any():
+        raise OptionError("thresholds are not accepted; give at least one, each below the one before it")
+    return order
 
 
 def _count_passed(harms: Ints, most: int) -> int:
@@ -181,7 +260,7 @@ def certify(outcomes: Outcomes, alpha: float, delta: float, thresholds: Sequence
     whose true harm exceeds alpha, which is one test, so their number needs no correction, and harm need not be
     monotone. This holds only if thresholds were fixed without looking at `outcomes`; see `threshold_grid`.
     """
-    order, changes = np.asarray(thresholds, np.float64), _Changes(outcomes)
+    order, changes = _check_falling(thresholds), _Changes(outcomes)
     harms = changes.sum_at(order, changes.harm)
     passed = _count_passed(harms, max_harms(outcomes.n, alpha, delta))
     last = max(passed - 1, 0)
@@ -190,7 +269,7 @@ def certify(outcomes: Outcomes, alpha: float, delta: float, thresholds: Sequence
         delta=delta,
         n=outcomes.n,
         harms=int(harms[last]),
-        bound=binomial_upper_bound(int(harms[last]), outcomes.n, delta),
+        bound=harm_upper_bound(int(harms[last]), outcomes.n, delta),
         threshold=float(order[last]) if passed else None,
         saved=float(changes.sum_at(order, changes.saved)[last] / outcomes.full.sum()) if passed else 0.0,
         tested=min(passed + 1, len(order)),
@@ -212,7 +291,7 @@ def resample_calibrations(
     Questions are drawn with replacement, so the guarantee holds exactly. Returns the share of draws whose realised harm
     is above alpha, and the mean saving divided by that of the oracle, NaN if that saves nothing.
     """
-    order, most, rng = np.asarray(thresholds, np.float64), max_harms(n, alpha, delta), np.random.default_rng(seed)
+    order, most, rng = _check_falling(thresholds), max_harms(n, alpha, delta), np.random.default_rng(seed)
     changes = _Changes(pool)
     passed = np.empty(draws, np.int64)
     for draw in range(draws):

@@ -35,6 +35,7 @@ class SampledTrace:
 
     @property
     def length(self) -> int:
+        """Tokens of the completion."""
         return len(self.ids)
 
 

@@ -57,6 +57,7 @@ class Recording:
 
     @property
     def total(self) -> int:
+        """All output tokens."""
         return self.thinking + self.answer_tokens
 
 

@@ -50,6 +50,7 @@ class Prices(FrozenModel):
     models: dict[str, Price] = Field(min_length=1)
 
     def get(self, model: str) -> Price:
+        """Return the price of a model; raises OptionError if it has none."""
         if model not in self.models:
             message = f"{unknown('price of model', model, self.models)}; or pass a file with your own prices"
             raise OptionError(message, code="unknown_name")
@@ -98,7 +99,7 @@ HUMAN = "human expert"
 
 
 class EconomicsError(TerselyError, ValueError):
-    """An infinite cost where a finite one is needed."""
+    """Costs that do not fit together, or an infinite cost where a finite one is needed."""
 
     code = "invalid_costs"
 
@@ -108,7 +109,11 @@ def costs_of_pass(costs: ArrayLike, passes: ArrayLike) -> Array:
 
     That is the mean cost of a run by its mean success, infinite where nothing passed.
     """
-    cost, right = (np.asarray(one, np.float64).reshape(len(np.asarray(one)), -1) for one in (costs, passes))
+    cost, right = np.asarray(costs, np.float64), np.asarray(passes, np.float64)
+    if cost.shape != right.shape:
+        message = f"costs have the shape {cost.shape} and passes {right.shape}; accepted: the same shape"
+        raise EconomicsError(message, code="shape_mismatch")
+    cost, right = cost.reshape(len(cost), -1), right.reshape(len(right), -1)
     rate = right.mean(axis=1)
     passed: Array = np.divide(cost.mean(axis=1), rate, out=np.full(len(cost), math.inf), where=rate > 0)
     return passed
@@ -127,8 +132,13 @@ def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Fro
 
     The expert takes `human` USD a problem, and without models stands alone on one that represents all of them.
     """
-    length = max((len(np.atleast_1d(column)) for column in models.values()), default=1)
-    columns = {**models, **({} if human is None else {HUMAN: np.full(length, float(human))})}
+    lengths = {len(np.atleast_1d(column)) for column in models.values()} or {1}
+    if len(lengths) > 1:
+        message = f"the models have different numbers of problems ({sorted(lengths)}); accepted: the same problems"
+        raise EconomicsError(message, code="shape_mismatch")
+    columns = {**models, **({} if human is None else {HUMAN: np.full(lengths.pop(), float(human))})}
+    if not columns:
+        raise EconomicsError("models are empty; pass at least one, or the cost of a human expert", code="no_models")
     table, names = np.array([*columns.values()], np.float64), list(columns)
     values = table.min(axis=0)
     best = [names[i] if math.isfinite(v) else None for i, v in zip(table.argmin(axis=0), values, strict=True)]

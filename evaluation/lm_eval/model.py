@@ -76,6 +76,7 @@ class TerselyLM(LM):
         return Chat(json.dumps(chat_history, ensure_ascii=False))
 
     def set_cache_hook(self, cache_hook: Any) -> NoReturn:
+        """Not supported; raises CapabilityError."""
         raise CapabilityError(
             "--use_cache stores answers without their token counts, preset and effort; leave it out",
             code="unsupported_cache",
@@ -104,6 +105,7 @@ class TerselyLM(LM):
         return result.text[: result.text.rindex(result.answer)] + answer
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
+        """Not supported; raises CapabilityError."""
         tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
         raise CapabilityError(
             f"{tasks}: a model does not think when a task scores given texts (output_type multiple_choice, "

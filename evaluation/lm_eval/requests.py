@@ -41,6 +41,7 @@ class ModelArguments(FrozenModel):
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> ModelArguments:
+        """Check arguments from lm-eval; raises OptionError."""
         parsed = parse_json(cls, json.dumps(arguments, default=str), "model_args", OptionError)
         canonical_effort(parsed.effort)
         make_policies(parsed.preset, parsed.policies)
@@ -68,6 +69,7 @@ class TaskArguments(FrozenModel):
 
     @property
     def limit(self) -> int:
+        """Maximum new tokens, thinking included."""
         given = (self.max_gen_toks, self.max_new_tokens, self.max_tokens, self.max_completion_tokens)
         return next((limit for limit in given if limit is not None), _MAX_NEW_TOKENS)
 

@@ -137,6 +137,7 @@ class W4A8Method(LinearMethodBase):
             layer.register_parameter(name, None)
 
     def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute [..., outputs] from [..., inputs]."""
         out: Tensor = w4a8_op(x, layer.weight, layer.groups, layer.channel_scale, layer.input_scale, bias)
         return out
 
@@ -171,6 +172,7 @@ class MixedQKVMethod(LinearMethodBase):
             layer.register_parameter("input_scale", None)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute [..., outputs] from [..., inputs]."""
         queries = layer.weight, layer.groups, layer.channel_scale, layer.input_scale
         out: Tensor = w4a8_op(x, *queries, bias, layer.keys_weight, layer.keys_channel_scale)
         return out

@@ -78,6 +78,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
             layer.register_parameter(parameter, torch.nn.Parameter(to_huge_pages(value), requires_grad=False))
 
     def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute [..., outputs] from [..., inputs]."""
         weight, channel_scale, _ = self._get_weight_params(layer)
         out: Tensor = w4a8_op(x, weight, layer.tersely_groups, channel_scale, None, bias)
         return out

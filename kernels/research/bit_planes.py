@@ -27,12 +27,21 @@ LINE = 512  # lines of a plane are padded to a multiple of this many bits
 
 @dataclass(frozen=True, slots=True)
 class BitPlanes:
-    """Rows of codes as bit planes, as `pack` makes them."""
+    """Rows of codes as bit planes. Raises OptionError for a tensor that does not fit."""
 
     words: Tensor
     """int64 [rows, bits, words], zero-padded to whole lines of 8 words. Bit k % 64 of word k / 64 of plane i is bit i
     of code k."""
     inputs: int
+
+    def __post_init__(self) -> None:
+        words = self.words
+        fits = words.ndim == 3 and words.dtype == torch.int64 and words.is_contiguous() and words.shape[1] in BITS
+        if not fits or self.inputs < 1 or words.shape[2] != -(-self.inputs // LINE) * LINE // 64:
+            raise OptionError(
+                f"planes of {self.inputs} inputs got words {words.dtype} {list(words.shape)}; accepted: the contiguous "
+                "output of `pack`, with at least one input"
+            )
 
     @property
     def bits(self) -> int:

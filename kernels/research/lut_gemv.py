@@ -29,7 +29,7 @@ TILE, GROUP, CHUNK = 32, 4, 16
 
 @dataclass(frozen=True, slots=True)
 class LutWeight:
-    """Weights as table indices, as `pack` makes them."""
+    """Weights as table indices. Raises OptionError for a tensor that does not fit."""
 
     lines: Tensor
     """uint8 [tiles of 32 outputs, chunks of 16 inputs, bits, 64]. Bytes 2 n and 2 n + 1 of a line belong to output n of
@@ -37,6 +37,16 @@ class LutWeight:
     half are the index; the fourth means that the sum is subtracted."""
     outputs: int
     inputs: int
+
+    def __post_init__(self) -> None:
+        bits = self.lines.shape[2] if self.lines.ndim == 4 else 0
+        shape = (-(-self.outputs // TILE), -(-self.inputs // CHUNK), bits, 2 * TILE)
+        fits = self.lines.shape == shape and self.lines.dtype == torch.uint8 and self.lines.is_contiguous()
+        if not fits or bits not in BITS or self.outputs < 1 or not 0 < self.inputs <= DEEPEST:
+            raise OptionError(
+                f"weights of {self.outputs} outputs and {self.inputs} inputs got lines {self.lines.dtype} "
+                f"{list(self.lines.shape)}; accepted: the contiguous output of `pack`, with 1 to {DEEPEST} inputs"
+            )
 
     @property
     def bits(self) -> int:
@@ -47,10 +57,6 @@ def pack(codes: Tensor, bits: int) -> LutWeight:
     """Pack integer codes 0..2^bits - 1 [outputs, inputs]; raises OptionError for other codes, widths or shapes."""
     check_codes(codes, bits, BITS)
     outputs, inputs = codes.shape
-    if not outputs or not 0 < inputs <= DEEPEST:
-        raise OptionError(
-            f"codes are {outputs} outputs x {inputs} inputs; accepted: 1 or more outputs, 1 to {DEEPEST} inputs"
-        )
     padded = F.pad(codes.to(torch.uint8), (0, -inputs % CHUNK, 0, -outputs % TILE))
     parts = torch.arange(bits, dtype=torch.uint8, device=codes.device)
     signs = padded.unflatten(1, (-1, 4, GROUP))[..., None] >> parts & 1  # [outputs, chunks, groups, inputs, bits]

@@ -5,25 +5,33 @@ A unit is one token's key and value in one key-value head of one layer. After ea
 arXiv:2410.01805) score a unit once: a small network for each layer reads the token's projections [q, k, v], score =
 silu([q, k, v] W1 + b1) W2 + b2, one per key-value head; the authors have no biases. `RKV` scores all units at each
 eviction and needs no training.
+
+Saved heads are one file, `heads.safetensors`, whose metadata names the base model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ...errors import CapabilityError, OptionError
+from ...errors import CapabilityError, ModelError, OptionError
+from ...io import make_folder, write
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 STABILIZERS = 5 / 12  # share of the budget for the newest units, as in the paper: 2500 of 6000
+FILE = "heads.safetensors"
 _NAME = "tersely_observed"
 
 Scorer = Callable[[int, Tensor], Tensor]
@@ -38,6 +46,7 @@ class RetainingHeads(nn.Module):
 
     def __init__(self, layers: int, width: int, hidden: int, kv_heads: int, bias: bool = True) -> None:
         super().__init__()
+        self.shape, self.bias = (layers, width, hidden, kv_heads), bias
         self.fc1 = nn.ModuleList(nn.Linear(width, hidden, bias) for _ in range(layers))
         self.fc2 = nn.ModuleList(nn.Linear(hidden, kv_heads, bias) for _ in range(layers))
 
@@ -177,7 +186,7 @@ def _hook(module: Any, observe: Callable[..., Tensor | None], cache: Cache | Non
     def observer(*seen: Tensor | None) -> Tensor | None:
         return observe(torch.cat([projected.pop(name) for name in PROJECTIONS], dim=-1), *seen)
 
-    def before(module: Any, inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def before(module: Any, inputs: Any, kwargs: dict[str, Any]) -> Any:
         mine = kwargs.get("past_key_values") is cache
         return (inputs, {**kwargs, "observer": observer}) if mine else None
 
@@ -246,6 +255,7 @@ class RetainingLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = self.keys.gather(2, index), self.values.gather(2, index)
 
     def get_seq_length(self) -> int:
+        """The number of tokens seen."""
         return self.seen
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -262,3 +272,40 @@ class RetainingLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.batch_select_indices(torch.arange(len(self.positions)).repeat_interleave(repeats))
+
+
+def save_heads(
+    heads: RetainingHeads, folder: Path | str, base: Mapping[str, str], metrics: Mapping[str, Any] | None = None
+) -> None:
+    """Write `heads.safetensors`; raises WriteError.
+
+    `base` has the `name` and `fingerprint` of the model, `metrics` is any JSON to keep with the heads. Both are in the
+    metadata of the file.
+    """
+    facts = {"shape": heads.shape, "bias": heads.bias, "base": dict(base), "metrics": dict(metrics or {})}
+    weights = {name: tensor.contiguous() for name, tensor in heads.state_dict().items()}
+    make_folder(Path(folder))
+    write(Path(folder) / FILE, to_bytes(weights, {"heads": json.dumps(facts)}))
+
+
+def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
+    """Load heads for the model with this fingerprint (`probes.fingerprint`); raises ModelError for unusable ones."""
+    path = Path(folder) / FILE
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["heads"])
+            heads = RetainingHeads(*(*facts["shape"], facts["bias"]))
+            heads.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        name, trained_for = facts["base"]["name"], str(facts["base"]["fingerprint"])
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{path} cannot be loaded: {reason}; save or download it again", code="heads_unusable"
+        ) from None
+    if trained_for != fingerprint:
+        raise ModelError(
+            f"{path} was trained for {name} ({trained_for[:12]}), but this model is another one ({fingerprint[:12]}); "
+            "train heads for it",
+            code="heads_of_another_model",
+        )
+    return heads.eval().requires_grad_(False)

@@ -133,7 +133,7 @@ def retaining_loss(heads: RetainingHeads, text: TrainingText, sum_layers: bool =
 
 def _initialize(heads: RetainingHeads, data: Sequence[TrainingText]) -> None:
     with torch.no_grad():
-        for layer in range(len(heads.fc1)):
+        for layer in range(heads.shape[0]):
             first: Any = heads.fc1[layer]
             last: Any = heads.fc2[layer]
             inputs = torch.cat([text.projected[layer] for text in data])

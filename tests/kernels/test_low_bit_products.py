@@ -13,7 +13,7 @@ from torch import Tensor
 from tersely.errors import OptionError
 from tersely.kernels import native
 from tersely.kernels.research import bit_planes, lut_gemv
-from tersely.kernels.research.bit_planes import bit_plane_linear
+from tersely.kernels.research.bit_planes import BitPlanes, bit_plane_linear
 from tersely.kernels.research.lut_gemv import LutWeight, lut_linear
 
 from ..support.refusals import refused
@@ -260,6 +260,10 @@ def test_threads_share_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: lut_gemv.pack(torch.zeros(3, 5), 2),
         lambda: lut_gemv.pack(draw(2, 5), 2),
         lambda: lut_gemv.pack(draw(2, 0, 5), 2),
+        lambda: LutWeight(torch.zeros(1, 1, 2, 32, dtype=torch.uint8), 3, 5),
+        lambda: LutWeight(torch.zeros(1, 1, 2, 64, dtype=torch.uint8), 33, 5),
+        lambda: LutWeight(torch.zeros(1, 1, 2, 64), 3, 5),
+        lambda: LutWeight(draw(8, 1, 1, 64, 2).mT, 3, 5),
         lambda: lut_linear(draw(2, 1, 50), lut_gemv.pack(draw(2, 3, 50), 2)),
         lambda: lut_linear(activations(1, 49), lut_gemv.pack(draw(2, 3, 50), 2)),
         lambda: lut_linear(activations(50).to("meta"), lut_gemv.pack(draw(2, 3, 50), 2)),
@@ -267,13 +271,15 @@ def test_threads_share_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: bit_planes.pack(draw(3, 3, 99).long() - 1, 2),
         lambda: bit_planes.pack(torch.zeros(3, 5), 2),
         lambda: bit_planes.pack(draw(2, 5, 0), 2),
+        lambda: BitPlanes(torch.zeros(1, 2, 1, dtype=torch.int64), 64),
+        lambda: BitPlanes(torch.zeros(1, 9, 8, dtype=torch.int64), 64),
         lambda: bit_plane_linear(draw(2, 1, 50), 9, bit_planes.pack(draw(2, 3, 50), 2)),
         lambda: bit_plane_linear(draw(2, 1, 9).long(), 2, bit_planes.pack(draw(2, 3, 9), 2)),
         lambda: bit_plane_linear(draw(2, 1, 49), 2, bit_planes.pack(draw(2, 3, 50), 2)),
         lambda: bit_plane_linear(draw(3, 1, 99), 2, bit_planes.pack(draw(2, 3, 99), 2)),
         lambda: bit_plane_linear(draw(8, 1, 33_026), 8, bit_planes.pack(draw(8, 1, 33_026), 8)),
     ],
-    ids=range(17),
+    ids=range(23),
 )
 def test_invalid_arguments_are_refused(call: Callable[[], object]) -> None:
     with refused(OptionError):

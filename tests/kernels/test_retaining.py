@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.errors import CapabilityError, OptionError
+from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.kernels.research.retaining import (
+    FILE,
     RKV,
     RetainingHeads,
     Scorer,
+    load_heads,
     retaining,
+    save_heads,
 )
 from tersely.kernels.research.retaining_fit import (
     LOCRET,
@@ -214,7 +219,7 @@ def test_locret_trains_as_the_authors_do(engine: TransformersEngine) -> None:
     lesson = collect(engine.model, batch(engine.model, (60,))["input_ids"][0].tolist())
     heads = fit([lesson], 3, settings=LOCRET)
     assert [name for name, _ in heads.named_parameters() if "bias" in name] == []
-    assert heads.fc1[0].weight.shape == (1024, 384) and heads.fc2[3].weight.shape == (2, 1024)
+    assert heads.shape == (4, 384, 1024, 2)
     with torch.no_grad():
         scores = torch.stack([heads(layer, lesson.projected[layer]) for layer in range(4)])
         fitted = torch.nn.functional.smooth_l1_loss(scores, lesson.importance)
@@ -239,3 +244,32 @@ def test_unusable_training_texts_are_refused(engine: TransformersEngine) -> None
         collect(engine.model, [5] * 40, "logits")
     with pytest.raises(OptionError):
         fit([])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_heads_are_saved_and_loaded_for_their_model_only(tmp_path: Path, bias: bool) -> None:
+    heads = RetainingHeads(2, 12, 5, 2, bias)
+    save_heads(heads, tmp_path / "heads", {"name": "one", "fingerprint": "a" * 64}, {"steps": 3})
+    loaded = load_heads(tmp_path / "heads", "a" * 64)
+    projected = torch.randn(3, 12)
+    assert all(torch.equal(loaded(layer, projected), heads(layer, projected)) for layer in range(2))
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    with refused(ModelError, "heads_of_another_model"):
+        load_heads(tmp_path / "heads", "b" * 64)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    ["{", "[]", '{"shape": [2, 13, 5, 2], "bias": true, "base": {}}', '{"shape": [2], "bias": true, "base": {}}'],
+)
+def test_damaged_heads_are_refused(tmp_path: Path, facts: str) -> None:
+    save_heads(RetainingHeads(2, 12, 5, 2), tmp_path, {"name": "one", "fingerprint": "a"})
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE, {"heads": facts})
+    with refused(ModelError, "heads_unusable"):
+        load_heads(tmp_path, "a")
+    (tmp_path / FILE).write_bytes(b"0" * 99)
+    with refused(ModelError, "heads_unusable"):
+        load_heads(tmp_path, "a")
+    (tmp_path / FILE).unlink()
+    with refused(ModelError, "heads_unusable"):
+        load_heads(tmp_path, "a")

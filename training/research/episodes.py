@@ -71,6 +71,7 @@ class TrainingEpisode:
 
     @property
     def tokens(self) -> int:
+        """Completion tokens of all steps."""
         return sum(len(step.ids) for step in self.steps)
 
     def to_rollout(self, step: int, solved: bool | None) -> Rollout:

@@ -61,6 +61,9 @@ def test_voting_that_changes_no_success_gains_nothing() -> None:
 
 def test_invalid_costs_and_models() -> None:
     for call, code in (
+        (lambda: costs_of_pass([[1.0]], [1]), "shape_mismatch"),
+        (lambda: frontier({"a": [1.0], "b": [1.0, 2.0]}), "shape_mismatch"),
+        (lambda: frontier({}), "no_models"),
         (lambda: gain(MODELS, "smal"), "unknown_name"),
         (lambda: gain(MODELS, "small"), "infinite_cost"),
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.probes.drift import DriftMonitor, Region
+from tersely.probes.drift import DriftMonitor, Region, RegionError
 
 from ...support.refusals import refused
 
@@ -146,7 +146,7 @@ def test_regions_survive_as_arrays_to_the_last_bit() -> None:
 )  # fmt: skip
 def test_invalid_arrays_of_a_region_are_refused(change: dict[str, np.ndarray]) -> None:
     good = identity([1.0]).arrays()
-    with pytest.raises(OptionError):
+    with pytest.raises(RegionError):
         Region(**good | change)
 
 
@@ -156,13 +156,13 @@ def test_features_that_are_not_finite_are_refused_and_not_counted() -> None:
     before = monitor.observe(rows(1, 4, 15)[0])
     one_row: list[Any] = [[0.0, math.nan, 0, 0], [math.inf, 0, 0, 0], [0.0, 0, 0], [[0.0] * 4], []]
     for features in one_row:
-        with pytest.raises(OptionError):
+        with pytest.raises(RegionError):
             monitor.observe(features)
     assert monitor.state == before
     with_nan = rows(40, 4, seed=14)
     with_nan[3, 2] = math.nan
     for table in (with_nan, rows(19, 4, 1), np.zeros((40, 0)), np.zeros(40)):
-        with pytest.raises(OptionError):
+        with pytest.raises(RegionError):
             Region.fit(table)
     for false_alarm in (0, 1, math.nan):
         with refused(OptionError):

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tersely.errors import OptionError
 from tersely.evaluation.tasks.toy_problems import stream
-from tersely.probes.drift import KnownQuestions
+from tersely.probes.drift import KnownQuestions, KnownQuestionsError
 from tersely.probes.io import load_stop_rule, load_tier_probe
 
 PRETRAINED = Path(__file__).parents[3] / "probes" / "pretrained"
@@ -54,5 +53,5 @@ def test_hands_of_users_cannot_make_it_raise() -> None:
     known = KnownQuestions.learn(["Add 1."], ["Add 2."])
     for text in ("", "\udcff", "数を足して", "1" * 100_000, "\x00"):
         known.find_difference(text)
-    with pytest.raises(OptionError):
+    with pytest.raises(KnownQuestionsError):
         KnownQuestions(known.words, known.lengths[:0], known.shares[:0])

@@ -180,11 +180,23 @@ def rewritten(change: Callable[[dict[str, Any]], Any], metadata: bool = True) ->
         emptied,
         rewritten(lambda c: None, metadata=False),
         rewritten(lambda c: c.pop("rollouts.tier")),
+        rewritten(lambda c: c["rollouts.question"].fill(90)),
+        rewritten(lambda c: c["boundaries.rollout"].fill(-1)),
+        rewritten(lambda c: c.update({"rollouts.right": c["rollouts.right"][:-1]})),
+        rewritten(lambda c: c.update({"boundaries.state.-1": c["boundaries.state.-1"][1:]})),
     ],
-    ids=["cut", "empty", "no texts", "no column"],
+    ids=["cut", "empty", "no texts", "no column", "lost question", "lost rollout", "short column", "short state"],
 )
 def test_a_damaged_part_is_refused(folder: Path, tamper: Callable[[Path], None]) -> None:
     tamper(folder / "part-00001.safetensors")
+    with pytest.raises(RecordsError) as error:
+        read_records(folder)
+    assert error.value.code == "damaged_part"
+
+
+def test_a_part_with_a_missing_text_is_refused(records: RecordTable, folder: Path) -> None:
+    columns, texts = get_part_columns(records, 1, PARTS)
+    RecordStore(folder, records.plan).put(1, columns, {**texts, "hash": texts["hash"][1:]})
     with pytest.raises(RecordsError) as error:
         read_records(folder)
     assert error.value.code == "damaged_part"
@@ -212,6 +224,15 @@ def test_a_file_in_place_of_the_folder_is_refused(records: RecordTable, tmp_path
     (tmp_path / "data").touch()
     with refused(WriteError):
         RecordStore(tmp_path / "data", records.plan)
+
+
+def test_columns_that_are_not_in_the_plan_are_refused(records: RecordTable, tmp_path: Path) -> None:
+    columns, texts = get_part_columns(records, 0, 1)
+    store = RecordStore(tmp_path, records.plan)
+    for wrong in ({**columns, "rollouts.mood": columns["rollouts.tier"]}, dict(list(columns.items())[1:])):
+        with pytest.raises(ValueError):  # noqa: PT011
+            store.put(0, wrong, texts)
+    assert store.parts == 0
 
 
 def test_a_full_disk_leaves_no_incomplete_part(records: RecordTable, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ import pytest
 from tersely.errors import OptionError
 from tersely.probes.risk_control import (
     Certificate,
+    CertificateError,
     Outcomes,
     certify,
     first_stops,
+    harm_upper_bound,
     max_harms,
     needed_questions,
     oracle_threshold,
@@ -23,15 +25,13 @@ from tersely.probes.risk_control import (
     risk_curve,
     threshold_grid,
 )
-from tersely.probes.stats import binomial_upper_bound
 
 from ...support.refusals import refused
 
 
 def split(offsets: Any, score: Any, harm: Any, saved: Any, full: Any) -> Outcomes:
     """Outcomes of anything that holds numbers."""
-    scores, savings, lengths = (np.array(one, np.float64) for one in (score, saved, full))
-    return Outcomes(np.array(offsets, np.int64), scores, np.array(harm, np.bool_), savings, lengths)
+    return Outcomes(offsets, score, harm, saved, full)
 
 
 def one_boundary(scores: Any, harms: Any) -> Outcomes:
@@ -59,10 +59,10 @@ def test_needed_questions() -> None:
     assert needed_questions(0.9, 0.5) == 1
     for alpha, delta in ((0.02, 0.1), (0.001, 0.05), (0.3, 0.01)):
         n = needed_questions(alpha, delta)
-        assert binomial_upper_bound(0, n, delta) <= alpha < binomial_upper_bound(0, n - 1, delta)
+        assert harm_upper_bound(0, n, delta) <= alpha < harm_upper_bound(0, n - 1, delta)
         assert max_harms(n, alpha, delta) == 0
         assert max_harms(n - 1, alpha, delta) == -1
-    assert binomial_upper_bound(13, 1000, 0.1) <= 0.02 < binomial_upper_bound(14, 1000, 0.1)
+    assert harm_upper_bound(13, 1000, 0.1) <= 0.02 < harm_upper_bound(14, 1000, 0.1)
     assert max_harms(1000, 0.02, 0.1) == 13
     assert max_harms(1000, 0.02, 0.9) > 20  # with little confidence: more than the expected harms
 
@@ -98,7 +98,7 @@ def test_certify_ends_before_the_first_failure() -> None:
     harms[250:263] = True  # 13 more harms at 0.7, which is just allowed
     harms[500] = True
     found = certify(one_boundary(scores, harms), 0.02, 0.1, [0.95, 0.8, 0.6, 0.4, 0.2])
-    assert found == Certificate(0.02, 0.1, 1000, 13, binomial_upper_bound(13, 1000, 0.1), 0.6, 0.3, 4, 114)
+    assert found == Certificate(0.02, 0.1, 1000, 13, harm_upper_bound(13, 1000, 0.1), 0.6, 0.3, 4, 114)
     harms[500] = False
     last = certify(one_boundary(scores, harms), 0.02, 0.1, [0.95, 0.8, 0.6, 0.4, 0.2])
     assert (last.threshold, last.tested, last.saved) == (0.2, 5, 0.6)
@@ -134,9 +134,26 @@ def test_the_text_of_a_certificate_has_its_figures() -> None:
     assert "40 of 1,000" in str(harmful)
 
 
-def test_a_certificate_survives_json() -> None:
-    for found in (certify(traffic(1000, 3), 0.02, 0.1, [0.99]), certify(traffic(50, 3), 0.02, 0.1, [1.0])):
-        assert Certificate(**json.loads(json.dumps(asdict(found)))) == found
+def test_a_certificate_survives_json_and_contradictions_are_refused() -> None:
+    found = certify(traffic(1000, 3), 0.02, 0.1, threshold_grid(traffic(300, 4).score))
+    assert found.threshold is not None
+    assert Certificate.from_dict(json.loads(json.dumps(asdict(found)))) == found
+    never = certify(traffic(50, 3), 0.02, 0.1, [1.0])
+    assert Certificate.from_dict(json.loads(json.dumps(asdict(never)))) == never
+    good = asdict(found)
+    for change in (
+        {"harms": 0}, {"n": 10_000}, {"bound": 0.001}, {"alpha": 0.001}, {"alpha": 1.5}, {"delta": 0.5}, {"needed": 3},
+        {"threshold": None}, {"threshold": 1.2}, {"threshold": math.nan}, {"saved": 2.0}, {"saved": math.nan},
+        {"tested": 0}, {"n": -1}, {"alpha": True}, {"bound": "0.01"}, {"delta": None}, {"more": 1},
+    ):  # fmt: skip
+        with pytest.raises(CertificateError):
+            Certificate.from_dict(good | change)
+    invalid: list[Any] = ["", [], {}, {k: v for k, v in good.items() if k != "n"}]
+    for values in invalid:
+        with pytest.raises(CertificateError):
+            Certificate.from_dict(values)
+    with refused(CertificateError):
+        replace(never, saved=0.1)
 
 
 def test_a_grid_falls_strictly_from_the_highest_to_the_lowest_score() -> None:
@@ -189,9 +206,48 @@ def test_the_oracle_may_never_stop() -> None:
     assert certify(none, 0.5, 0.5, [0.5]).saved == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": [0.5, math.nan, 0.1]},
+        {"score": [0.5, math.inf, 0.1]},
+        {"score": [0.5, 1.5, 0.1]},
+        {"score": [0.5, 0.5]},
+        {"saved": [1, math.nan, 1]},
+        {"saved": [1, 1, 51]},
+        {"saved": [1, 1]},
+        {"offsets": [0, 3, 2]},
+        {"offsets": [1, 2, 3]},
+        {"offsets": [0]},
+        {"offsets": []},
+        {"full": [40]},
+        {"full": [0, 50]},
+    ],
+)
+def test_invalid_outcomes_are_refused(change: dict[str, Any]) -> None:
+    good: dict[str, Any] = {
+        "offsets": [0, 1, 3], "score": [0.5, 0.5, 0.1], "harm": [0, 0, 1], "saved": [1, 1, 1], "full": [40, 50],
+    }  # fmt: skip
+    assert split(**good).n == 2
+    with refused(OptionError):
+        split(**good | change)
+
+
 def test_invalid_options_are_refused() -> None:
+    one = one_boundary([0.5], [False])
     for bad in (0, 1, -0.1, 1.1, math.nan):
         with refused(OptionError):
-            needed_questions(0.1, bad)
+            certify(one, bad, 0.1, [0.5])
         with refused(OptionError):
-            needed_questions(bad, 0.1)
+            certify(one, 0.1, bad, [0.5])
+        with refused(OptionError):
+            needed_questions(0.1, bad)
+    for thresholds in ([], [0.5, 0.5], [0.4, 0.5], [1.1, 0.5], [math.nan]):
+        with refused(OptionError):
+            certify(one, 0.1, 0.1, thresholds)
+    for scores, count in (([], 5), ([0.5], 1), ([1.5], 5), ([math.nan], 5)):
+        with pytest.raises(OptionError):
+            threshold_grid(scores, count)
+    for harms, n in ((0, 0), (-1, 5), (6, 5)):
+        with refused(OptionError):
+            harm_upper_bound(harms, n, 0.1)
