@@ -29,7 +29,7 @@ from tersely.controller.trace import GenerationResult
 from tersely.controller.types import SamplingParams
 from tersely.errors import TerselyError
 from tersely.evaluation.cli_utils import BatchSize, Engine, Json, format_table, show_progress
-from tersely.evaluation.runner import ENGINES, answer_all, load_runner, tokens_until
+from tersely.evaluation.runner import ENGINES, load_runner, tokens_until
 from tersely.evaluation.stats import paired_bootstrap
 from tersely.evaluation.tasks.questions import TINY, Question, load
 from tersely.evaluation.tasks.toy_programs import HARD_HALF, LEVELS
@@ -333,6 +333,8 @@ _SHARES = ("accuracy", "after_share", "first_accuracy", "honest_verdicts", "capp
 
 def make_card(model: str, n: int, seed: int, *, engine: str, batch_size: int, greedy: bool) -> Card:
     """Measure one model on `n` fresh test problems."""
+    from measuring import answer_all  # importable in a script only
+
     questions = load(TINY, "test", PREDICTION_FACTOR * n, seed)
     runner = load_runner(model, engine)
     started = time.monotonic()

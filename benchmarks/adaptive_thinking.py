@@ -16,14 +16,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from measuring import make_parser, print_figures
+from measuring import answer_all, make_parser, print_figures
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies
 from tersely.controller.text.answers import extract_answer
 from tersely.controller.trace import GenerationResult
-from tersely.evaluation.runner import SessionRunner, answer_all
+from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load

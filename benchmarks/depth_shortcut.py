@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import CLOCKS, make_parser, print_figures
+from measuring import CLOCKS, answer_all, make_parser, print_figures
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.engines.transformers.research.early_exit import DepthShortcut, LeavingSequence
@@ -27,7 +27,7 @@ from tersely.controller.text.answers import extract_answer
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import BindContext, SamplingParams
 from tersely.evaluation.bench.arms import check_unseen
-from tersely.evaluation.runner import SessionRunner, answer_all
+from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load

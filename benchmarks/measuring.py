@@ -7,7 +7,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tersely.controller.options import GenerationOptions
+    from tersely.controller.trace import GenerationResult
+    from tersely.evaluation.runner import SessionRunner
+    from tersely.evaluation.tasks.questions import Question
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -65,3 +71,25 @@ def _flatten(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
             yield from _flatten(value, f"{path}{name}  ")
         else:
             yield f"{path}{name}", value
+
+
+def answer_all(
+    runner: SessionRunner,
+    questions: Sequence[Question],
+    options: GenerationOptions,
+    *,
+    seed: int,
+    size: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[GenerationResult]:
+    """Answer every question once, in order; `advance` is called with the number of rows after each batch."""
+    from tersely.controller.options import with_seed
+    from tersely.evaluation.runner import batch_seed, batches
+
+    results: dict[int, GenerationResult] = {}
+    for number, indices in enumerate(batches(questions, size)):
+        seeded = with_seed(options, batch_seed(seed, 0, number))
+        results.update(zip(indices, runner.answer([questions[i].problem for i in indices], seeded), strict=True))
+        if advance is not None:
+            advance(len(indices))
+    return [results[i] for i in range(len(questions))]

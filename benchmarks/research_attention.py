@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measuring import make_parser, median_ratio, print_figures, time_in_turns
+from measuring import answer_all, make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
 from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
@@ -107,7 +107,7 @@ class Answers:
 
     def texts(self, count: int, seed: int) -> list[list[int]]:
         """Sampled texts of the model for problems of the split `fit`, prompts included."""
-        from tersely.evaluation.runner import SessionRunner, answer_all
+        from tersely.evaluation.runner import SessionRunner
         from tersely.evaluation.tasks.questions import load
 
         questions = load("tiny", "fit", count, seed)

@@ -7,8 +7,11 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,6 +21,7 @@ from ..errors import OptionError, unknown
 from ..io import CheckpointLog
 
 T = TypeVar("T", str, int, float)
+Options = TypeVar("Options")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
 Tasks = Annotated[str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {question, answer}.")]
@@ -48,6 +52,29 @@ Margin = Annotated[
     float,
     typer.Option("--margin", callback=check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point."),
 ]
+
+
+def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Make a command of a function of one dataclass, whose fields are options with Typer's annotations."""
+
+    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(*given: Any, **values: Any) -> None:
+            function(options(*given, **values))
+
+        hints = get_type_hints(options, include_extras=True)
+        parameters = [one.replace(annotation=hints[name]) for name, one in signature(options).parameters.items()]
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = hints
+        return command
+
+    return decorate
+
+
+def identify(options: Any, without: str) -> dict[str, Any]:
+    """The options that decide a result, as JSON: all but the named ones, which are separated by spaces."""
+    given = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in without.split()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def parse_list(option: str, text: str, kind: Callable[[str], T], accepted: Sequence[T] = ()) -> tuple[T, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -22,7 +22,7 @@ from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.markers import resolve_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import State
-from ..errors import unknown
+from ..errors import check_known
 from ..probes.calibrate.data import ENOUGH
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from ..probes.rule import FEATURES
@@ -35,31 +35,63 @@ DIFFADAPT_ROLLOUTS = 10
 """Samples of a question by which DiffAdapt (arXiv 2510.19669) labels it."""
 
 
-def collect(
+@dataclass(frozen=True, slots=True)
+class CollectOptions:
+    """The options of `tersely collect`."""
+
     out: Annotated[
         Path, typer.Option("--out", help="Output folder; resumes, or adds questions up to a larger --limit.")
-    ],
-    model: cli.Model = "tersely-tiny-large",
-    tasks: cli.Tasks = "tiny",
-    split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = ENOUGH,
-    seed: cli.Seed = 0,
+    ]
+    model: cli.Model = "tersely-tiny-large"
+    tasks: cli.Tasks = "tiny"
+    split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit"
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = ENOUGH
+    seed: cli.Seed = 0
     tiers: Annotated[
         str | None, typer.Option(help="Efforts to sample at, comma-separated; default: none,easy,normal,hard.")
-    ] = None,
+    ] = None
     strategy: Annotated[
         str, typer.Option(help="What the efforts mean; diffadapt: its prompts, temperatures and caps, without none.")
-    ] = "tiers",
+    ] = "tiers"
     rollouts: Annotated[
         int | None,
         typer.Option("--rollouts", min=1, help="Rollouts per question and effort; default: 1, for diffadapt 10."),
-    ] = None,
-    layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1",
-    batch_size: cli.BatchSize = 32,
-    max_new_tokens: cli.MaxNewTokens = 2048,
-    markers: cli.MarkerPair = None,
-    think_prompt: cli.ThinkPrompt = False,
-) -> None:
+    ] = None
+    layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1"
+    batch_size: cli.BatchSize = 32
+    max_new_tokens: cli.MaxNewTokens = 2048
+    markers: cli.MarkerPair = None
+    think_prompt: cli.ThinkPrompt = False
+
+    def plan(self, session: Session) -> dict[str, Any]:
+        """What decides a collection; for its folder, None is the same as nothing."""
+        markers = session.markers
+        return {
+            **cli.identify(self, "out tasks"),
+            "task": self.tasks,
+            "strategy": None if self.strategy == "tiers" else self.strategy,
+            "tiers": self.efforts,
+            "rollouts": self.samples,
+            "layers": cli.parse_list("--layers", self.layers, int),
+            "features": FEATURES,
+            "fingerprint": session.engine.fingerprint(),
+            "closing": len(session.codec.encode(markers.close + markers.close_suffix + markers.answer_prefix)),
+        }
+
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        """The tiers to sample in; those of DiffAdapt all think."""
+        default = ",".join(EFFORTS[self.strategy == DIFFADAPT : -1])
+        return cli.parse_list("--tiers", self.tiers or default, str, EFFORTS[:-1])
+
+    @property
+    def samples(self) -> int:
+        """Rollouts of a question in each tier."""
+        return self.rollouts or (DIFFADAPT_ROLLOUTS if self.strategy == DIFFADAPT else 1)
+
+
+@cli.takes(CollectOptions)
+def collect(options: CollectOptions) -> None:
     """Collect the training data of `tersely calibrate`: signals, hidden states and trial answers after each thought.
 
     The rollouts are not controlled, but a strategy's caps are kept. Trial answers cost tokens here, but not when the
@@ -67,37 +99,14 @@ def collect(
     """
     from ..controller.engines.transformers.engine import load_engine
 
-    if strategy not in STRATEGIES:
-        raise unknown("strategy", strategy, STRATEGIES)
-    adapts = strategy == DIFFADAPT
-    efforts = cli.parse_list("--tiers", tiers or ",".join(EFFORTS[adapts:-1]), str, EFFORTS[:-1])
-    rollouts = rollouts or (DIFFADAPT_ROLLOUTS if adapts else 1)
-    hidden_layers = cli.parse_list("--layers", layers, int)
-    names = cli.parse_list("--tasks", tasks, str)
-    questions = load_all(names, split, limit, seed)
-    given = resolve_markers(markers)
-    engine = load_engine(model, grouped=True)
-    session = Session(engine, given, think_prompt)
-    used = session.markers
-    plan = {
-        "model": model,
-        "task": tasks,
-        "split": split,
-        "limit": limit,
-        "seed": seed,
-        "tiers": efforts,
-        "rollouts": rollouts,
-        "layers": hidden_layers,
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "think_prompt": think_prompt,
-        **({} if markers is None else {"markers": markers}),
-        **({} if strategy == "tiers" else {"strategy": strategy}),
-        "features": FEATURES,
-        "fingerprint": engine.fingerprint(),
-        "closing": len(session.codec.encode(used.close + used.close_suffix + used.answer_prefix)),
-    }
-    store = RecordStore(out, plan)
+    check_known("strategy", options.strategy, STRATEGIES)
+    seed, split, per_question = options.seed, options.split, len(options.efforts) * options.samples
+    layers = cli.parse_list("--layers", options.layers, int)
+    names = cli.parse_list("--tasks", options.tasks, str)
+    questions = load_all(names, split, options.limit, seed)
+    markers = resolve_markers(options.markers)
+    session = Session(load_engine(options.model, grouped=True), markers, options.think_prompt)
+    store = RecordStore(options.out, options.plan(session))
     if len(questions) < ENOUGH:
         typer.echo(
             f"{len(questions)} questions to collect; calibrate needs three collections, or one of about {ENOUGH} "
@@ -105,11 +114,11 @@ def collect(
             err=True,
         )
     earlier = [load_all(names, split, before, seed) for before in store.limits[:-1]]
-    groups = list_batches([*earlier, questions], batch_size)
+    groups = list_batches([*earlier, questions], options.batch_size)
     trial_tokens = 0
-    per_question = len(efforts) * rollouts
     with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
-        collector = Collector(session, checker, efforts, rollouts, hidden_layers, max_new_tokens, seed, strategy)
+        sampling = (options.efforts, options.samples, layers, options.max_new_tokens, seed, options.strategy)
+        collector = Collector(session, checker, *sampling)
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
         for number in Random(seed).sample(range(len(groups)), len(groups)):
             rows = groups[number]
@@ -120,7 +129,7 @@ def collect(
             store.put(number, columns, texts)
             trial_tokens += int(columns["boundaries.trial"].sum())
     trials = f"; trial answers cost {trial_tokens} tokens" if trial_tokens else ""
-    typer.echo(f"{out} holds {per_question} rollouts of each of {len(questions)} questions{trials}")
+    typer.echo(f"{options.out} holds {per_question} rollouts of each of {len(questions)} questions{trials}")
 
 
 def list_batches(drawn: Sequence[Sequence[Question]], batch_size: int) -> list[list[Question]]:

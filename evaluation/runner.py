@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..controller.engines import EngineWrapper
 from ..controller.engines.sequence import check_max_new_tokens
-from ..controller.options import GenerationOptions, with_seed
+from ..controller.options import GenerationOptions
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.markers import Markers, resolve_markers
@@ -34,7 +34,6 @@ class TokenCountingEngine(EngineWrapper):
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`."""
         completions = super().generate(requests, sampling, sink)
         self.generated_tokens += sum(len(one.token_ids) + one.dropped + one.trial for one in completions)
         return completions
@@ -54,7 +53,6 @@ class SessionRunner:
         return self._counter.generated_tokens
 
     def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
-        """Answer problems as one batch, in order."""
         return self.session.run(problems, options)
 
     def continue_from(
@@ -89,25 +87,6 @@ def batches(questions: Sequence[Question], size: int) -> list[list[int]]:
     """Indices of the questions in batches whose outputs are probably of similar length: by level, then by length."""
     order = sorted(range(len(questions)), key=lambda i: (questions[i].level or 0, len(questions[i].problem), i))
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def answer_all(
-    runner: SessionRunner,
-    questions: Sequence[Question],
-    options: GenerationOptions,
-    *,
-    seed: int,
-    size: int,
-    advance: Callable[[int], None] | None = None,
-) -> list[GenerationResult]:
-    """Answer every question once, in order; `advance` is called with the number of rows after each batch."""
-    results: dict[int, GenerationResult] = {}
-    for number, indices in enumerate(batches(questions, size)):
-        seeded = with_seed(options, batch_seed(seed, 0, number))
-        results.update(zip(indices, runner.answer([questions[i].problem for i in indices], seeded), strict=True))
-        if advance is not None:
-            advance(len(indices))
-    return [results[i] for i in range(len(questions))]
 
 
 def tokens_until(ids: Sequence[int], codec: TokenizerAdapter, characters: int) -> int:

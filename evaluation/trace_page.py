@@ -68,7 +68,6 @@ class RecordDisplay:
 
     @property
     def runs(self) -> list[tuple[str, RunDisplay]]:
-        """The runs by name."""
         runs = [("controlled", self.controlled)]
         return runs if self.uncontrolled is None else [*runs, ("uncontrolled", self.uncontrolled)]
 

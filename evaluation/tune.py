@@ -20,13 +20,12 @@ import typer
 
 from ..controller.options import GenerationOptions, TunedConfig
 from ..controller.types import Capability
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 from ..io import CheckpointLog, check_writable
 from ..validation import FrozenModel, parse_json, read_text
 from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
 from .bench.compare import GOOD, judge
-from .bench.economics import load_cost_model
 from .bench.records import ArmRecords
 from .economics.costs import load_prices
 from .runner import SessionRunner, load_runner
@@ -189,82 +188,93 @@ def choose(findings: Sequence[Finding]) -> Finding | None:
 NOTHING_FOUND = 1
 
 
-def tune(
-    out: Annotated[Path, typer.Option(help="Config file to write; an interrupted run resumes.")],
-    model: cli.Model = "tersely-tiny-small",
-    tasks: cli.Tasks = "tiny",
-    limit: Annotated[int, typer.Option(min=FIRST_ROUND, help="Questions to search on (split fit).")] = 256,
+@dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """The options of `tersely tune`."""
+
+    out: Annotated[Path, typer.Option(help="Config file to write; an interrupted run resumes.")]
+    model: cli.Model = "tersely-tiny-small"
+    tasks: cli.Tasks = "tiny"
+    limit: Annotated[int, typer.Option(min=FIRST_ROUND, help="Questions to search on (split fit).")] = 256
     validation_questions: Annotated[
         int, typer.Option(min=10, help="Held-out questions for the final comparison (split calibrate).")
-    ] = 512,
-    space: Annotated[Path | None, typer.Option(help="JSON file {effort, policies, strategy}, each a list.")] = None,
-    objective: Annotated[str, typer.Option(help="What to minimize: tokens, or usd (with --price).")] = "tokens",
-    price: cli.Price = None,
-    margin: cli.Margin = 0.01,
-    seed: cli.Seed = 0,
-    probes: cli.Probes = None,
-    max_new_tokens: cli.MaxNewTokens = 2048,
-    engine: cli.Engine = "transformers",
-    batch_size: cli.BatchSize = 64,
-    markers: cli.MarkerPair = None,
-    think_prompt: cli.ThinkPrompt = False,
-) -> None:
+    ] = 512
+    space: Annotated[Path | None, typer.Option(help="JSON file {effort, policies, strategy}, each a list.")] = None
+    objective: Annotated[str, typer.Option(help="What to minimize: tokens, or usd (with --price).")] = "tokens"
+    price: cli.Price = None
+    margin: cli.Margin = 0.01
+    seed: cli.Seed = 0
+    probes: cli.Probes = None
+    max_new_tokens: cli.MaxNewTokens = 2048
+    engine: cli.Engine = "transformers"
+    batch_size: cli.BatchSize = 64
+    markers: cli.MarkerPair = None
+    think_prompt: cli.ThinkPrompt = False
+
+
+@cli.takes(TuneOptions)
+def tune(options: TuneOptions) -> None:
     """Search efforts, strategies and policies for the cheapest that loses no accuracy beyond the margin.
 
     Exit code 0: the config file was written; 1: no candidate was shown to save tokens without loss.
     """
-    if objective not in ("tokens", "usd"):
-        raise unknown("objective", objective, ("tokens", "usd"))
-    if objective == "usd" and price is None:
+    out, seed, margin = options.out, options.seed, options.margin
+    check_known("objective", options.objective, ("tokens", "usd"))
+    if options.objective == "usd" and options.price is None:
         raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
     check_writable(out)
-    candidates = None if space is None else read_space(space)
-    parts = _load_parts(cli.parse_list("--tasks", tasks, str), limit, validation_questions, seed)
-    costs, _ = load_cost_model(model, None, load_prices(None), price, None)
-    runner = load_runner(model, engine, think_prompt=think_prompt, markers=markers)
-    common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
+    candidates = None if options.space is None else read_space(options.space)
+    parts = _load_parts(options)
+    price = None if options.price is None else load_prices().get(options.price)
+    runner = load_runner(options.model, options.engine, think_prompt=options.think_prompt, markers=options.markers)
+    common = GenerationOptions(max_new_tokens=options.max_new_tokens, probes=options.probes)
     if candidates is None:
         candidates = default_space(_has_probes(runner, common))
-    made_from: dict[str, Any] = {"model": model, "task": tasks, "seed": seed}
-    made_from |= {"objective": objective, "margin": margin, "engine": engine}
-    identity = {**made_from, "limit": limit, "proof": validation_questions, "probes": probes}
-    identity |= {"max_new_tokens": max_new_tokens, "price": price, "batch": batch_size}
-    if markers is not None:
-        identity["markers"] = markers
-    identity["space"] = [candidate.name for candidate in candidates]
+    identity = {**cli.identify(options, "out"), "space": [candidate.name for candidate in candidates]}
     checkpoints = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
-    usd = costs.price if objective == "usd" else None
 
     def cost(records: ArmRecords) -> Array:
-        if usd is None:
+        if options.objective == "tokens" or price is None:
             return records.means("total")
-        return question_means([usd.cost(row.prompt, row.total) for row in records.rows])
+        return question_means([price.cost(row.prompt, row.total) for row in records.rows])
 
-    work = len(candidates) * FIRST_ROUND + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
+    work = len(candidates) * FIRST_ROUND + 2 * options.limit * len(candidates) // 8 + 4 * len(parts["prove"])
     with AnswerChecker() as checker, cli.show_progress(work) as advance:
 
         def ask(part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
             chosen: dict[str, Any] = {"preset": "off"} if candidate is None else candidate.config.options()
             name = BASELINE if candidate is None else candidate.name
-            questions, at = parts[part][start:stop], seed + start
-            bench = Bench(runner, questions, checker, checkpoints, at, batch_size=batch_size, advance=advance)
+            common_parts = (runner, parts[part][start:stop], checker, checkpoints, seed + start)
+            bench = Bench(*common_parts, batch_size=options.batch_size, advance=advance)
             return run_arm(bench, Arm(f"{part} {start} {name}", replace(common, **chosen)))
 
-        for candidate in candidates:  # so that errors appear now, not in the last round
-            options = GenerationOptions(**candidate.config.options(), probes=probes)
-            for questions in parts.values():
-                check_resolved(runner.session, options, questions)
-            runner.session.prepare([questions[0].problem for questions in parts.values()], options)
+        _check_candidates(runner, candidates, options.probes, parts)
         finalists = search(candidates, ask, cost, len(parts["search"]), margin)
         findings = validate(finalists, ask, cost, len(parts["prove"]), margin, seed)
-    _finish(out, candidates, findings, made_from)
+    _finish(options, candidates, findings)
     checkpoints.remove()
     if choose(findings) is None:
         raise typer.Exit(NOTHING_FOUND)
 
 
-def _load_parts(tasks: Sequence[str], limit: int, validation: int, seed: int) -> dict[str, Sequence[Question]]:
-    pools = load_pools(tasks, {"fit": limit, "calibrate": validation}, seed)
+def _check_candidates(
+    runner: SessionRunner,
+    candidates: Sequence[Candidate],
+    probes: str | None,
+    parts: Mapping[str, Sequence[Question]],
+) -> None:
+    """Have errors appear now, not in the last round."""
+    for candidate in candidates:
+        options = GenerationOptions(**candidate.config.options(), probes=probes)
+        for questions in parts.values():
+            check_resolved(runner.session, options, questions)
+        runner.session.prepare([questions[0].problem for questions in parts.values()], options)
+
+
+def _load_parts(options: TuneOptions) -> dict[str, Sequence[Question]]:
+    limit, validation = options.limit, options.validation_questions
+    tasks = cli.parse_list("--tasks", options.tasks, str)
+    pools = load_pools(tasks, {"fit": limit, "calibrate": validation}, options.seed)
     if len(pools) == 1:
         (pool,) = pools
         size = min(limit, len(pool) // 2)
@@ -288,7 +298,7 @@ def _has_probes(runner: SessionRunner, common: GenerationOptions) -> bool:
     return True
 
 
-def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Finding], made_from: dict[str, Any]) -> None:
+def _finish(options: TuneOptions, candidates: Sequence[Candidate], findings: Sequence[Finding]) -> None:
     best = choose(findings)
     for finding in findings:
         saving, change = (
@@ -301,6 +311,7 @@ def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Findi
         typer.echo(f"none of {len(candidates)} candidates was shown to save without loss on {findings[0].n} questions")
         return
     config = next(c.config for c in candidates if c.name == best.name)
-    provenance = {**made_from, "tried": len(candidates), "findings": [asdict(finding) for finding in findings]}
-    TunedConfig(config.effort, config.policies, config.strategy, provenance).save(out)
-    typer.echo(f"wrote {out}; use it with `tersely run --config {out}`")
+    made_from = {name: getattr(options, name) for name in ("model", "seed", "objective", "margin", "engine")}
+    provenance = {**made_from, "task": options.tasks, "tried": len(candidates), "findings": list(map(asdict, findings))}
+    TunedConfig(config.effort, config.policies, config.strategy, provenance).save(options.out)
+    typer.echo(f"wrote {options.out}; use it with `tersely run --config {options.out}`")

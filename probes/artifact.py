@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from ..errors import OptionError, TerselyError
 from ..io import make_folder, write
 from .network import Network
 
+T = TypeVar("T")
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"
 KINDS = ("difficulty", "readiness", "mode")
 
@@ -142,12 +143,12 @@ def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
     return fingerprint
 
 
-def to_json(name: str, value: Any, *, nonfinite: bool = False) -> Any:
+def to_json(name: str, value: T, *, nonfinite: bool = False) -> T:
     """Convert a value to what JSON would return, None for what is not finite if `nonfinite`; raises ArtifactError."""
     try:
-        return json.loads(
-            json.dumps(value, allow_nan=nonfinite, default=np.generic.item), parse_constant=lambda constant: None
-        )
+        text = json.dumps(value, allow_nan=nonfinite, default=np.generic.item)
+        plain: T = json.loads(text, parse_constant=lambda constant: None)
+        return plain
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{name} cannot be written: {error}; accepted: plain JSON, finite numbers") from None
 
@@ -241,13 +242,11 @@ class Artifact(StoredValue):
 
     @property
     def stored_arrays(self) -> dict[str, NDArray[Any]]:
-        """See `StoredValue`."""
         network = {f"network.{name}": array for name, array in self.network.arrays().items()}
         return network | {f"arrays.{name}": array for name, array in self.arrays.items()}
 
     @classmethod
     def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """See `StoredValue`."""
         parts: dict[str, dict[str, Any]] = {"network": {}, "arrays": {}}
         for name, array in arrays.items():
             part, _, rest = name.partition(".")

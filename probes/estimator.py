@@ -39,6 +39,18 @@ HELD_OUT = 0.2  # share of the questions
 WEIGHT_DECAYS = (1.0, 3.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows [n, d] with the label and the question of each, by name or by number."""
+
+    rows: NDArray[Any]
+    labels: NDArray[Any]
+    questions: NDArray[Any]
+
+    def select(self, mask: NDArray[np.bool_]) -> Examples:
+        return Examples(self.rows[mask], self.labels[mask], self.questions[mask])
+
+
 class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A network with one rectified hidden layer, as in DiffAdapt (arXiv 2510.19669), at least as good as a linear one.
 
@@ -77,7 +89,7 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         names = rows if groups is None else np.asarray(groups)
         questions = np.unique(names, axis=0, return_inverse=True)[1].ravel()
-        data = _Data(rows, codes, questions, len(self.classes_))
+        data = Examples(rows, codes, questions)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         held = _hold_out(questions, codes, seed)
         plan = _Plan(FEW_STRENGTH)
@@ -95,7 +107,6 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self.network_.proba(validate_data(self, X, dtype=np.float64, reset=False))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
-        """The most probable class of each row."""
         check_is_fitted(self)
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
@@ -126,19 +137,6 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the trained network, which does not need scikit-learn; raises NotFittedError."""
         check_is_fitted(self)
         return self.network_
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """Training rows, with the class code and question number of each."""
-
-    rows: Floats
-    codes: NDArray[np.intp]
-    questions: NDArray[np.intp]
-    classes: int
-
-    def select(self, mask: NDArray[np.bool_]) -> _Data:
-        return _Data(self.rows[mask], self.codes[mask], self.questions[mask], self.classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,18 +174,18 @@ def _scale(rows: Floats, mean: Floats, gain: Floats) -> Floats:
     return np.clip((rows - mean) * gain, -CLIP, CLIP)
 
 
-def _fit_linear(scaled: Floats, data: _Data, strength: float, hidden: int, seed: int) -> list[Single]:
+def _fit_linear(scaled: Floats, data: Examples, strength: float, hidden: int, seed: int) -> list[Single]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # harmless: the held-out questions decide
-        linear = LogisticRegression(C=strength, max_iter=300).fit(scaled, data.codes)
+        linear = LogisticRegression(C=strength, max_iter=300).fit(scaled, data.labels)
     weights, bias = linear.coef_.T, linear.intercept_
-    if data.classes == 2:
+    if len(linear.classes_) == 2:
         weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     return init_layers(weights, bias, hidden, seed)
 
 
-def _run_epochs(scaled: Floats, data: _Data, start: list[Single], plan: _Plan, seed: int) -> Iterator[list[Single]]:
-    targets = np.eye(data.classes, dtype=np.float32)[data.codes]
+def _run_epochs(scaled: Floats, data: Examples, start: list[Single], plan: _Plan, seed: int) -> Iterator[list[Single]]:
+    targets = np.eye(data.labels.max() + 1, dtype=np.float32)[data.labels]
     return train_adamw(scaled.astype(np.float32), targets, start, plan.decay, plan.epochs, seed)
 
 
@@ -195,13 +193,13 @@ def _log_losses(logits: NDArray[Any], codes: NDArray[np.intp]) -> Floats:
     return np.asarray(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(codes)), codes])
 
 
-def _choose_plan(learnt: _Data, held: _Data, epochs: int, seed: int) -> _Plan:
+def _choose_plan(learnt: Examples, held: Examples, epochs: int, seed: int) -> _Plan:
     """Choose what is best on the held-out rows: logistic regression unless another is better by a standard error."""
     mean, gain = _fit_scaling(learnt.rows)
     scaled, held_scaled = _scale(learnt.rows, mean, gain), _scale(held.rows, mean, gain).astype(np.float32)
 
     def losses(layers: list[Single]) -> Floats:
-        return _log_losses(forward(held_scaled, layers), held.codes)
+        return _log_losses(forward(held_scaled, layers), held.labels)
 
     starts = {strength: _fit_linear(scaled, learnt, strength, HIDDEN, seed) for strength in STRENGTHS}
     strength = min(STRENGTHS, key=lambda strength: losses(starts[strength]).mean())
@@ -222,27 +220,14 @@ def _choose_plan(learnt: _Data, held: _Data, epochs: int, seed: int) -> _Plan:
     return best if gained.sum() > np.sqrt(len(gained)) * gained.std(ddof=1) else plan
 
 
-def _train(data: _Data, plan: _Plan, seed: int) -> Network:
+def _train(data: Examples, plan: _Plan, seed: int) -> Network:
     mean, gain = _fit_scaling(data.rows)
     scaled = _scale(data.rows, mean, gain)
     layers = _fit_linear(scaled, data, plan.strength, HIDDEN if plan.epochs else 0, seed)
     for epoch_layers in _run_epochs(scaled, data, layers, plan, seed):
         layers = epoch_layers
-    arrays = (mean, gain, *layers, 1.0, np.zeros(data.classes))
+    arrays = (mean, gain, *layers, 1.0, np.zeros(data.labels.max() + 1))
     return Network(*(np.asarray(array, np.float32) for array in arrays))
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Rows [n, d] with the label and the question of each."""
-
-    rows: NDArray[Any]
-    labels: NDArray[np.str_]
-    questions: NDArray[np.str_]
-
-    def select(self, mask: NDArray[np.bool_]) -> Examples:
-        """Return some of the examples."""
-        return Examples(self.rows[mask], self.labels[mask], self.questions[mask])
 
 
 def fit_calibrated(fit: Examples, held: Examples, seed: int) -> ProbeClassifier:

@@ -108,12 +108,10 @@ class Network(ArrayRecord):
 
     @property
     def inputs(self) -> int:
-        """Number of inputs."""
         return len(self.mean)
 
     @property
     def classes(self) -> int:
-        """Number of outputs."""
         return len(self.b2)
 
     def logits(self, X: ArrayLike) -> Array:  # noqa: N803 - as scikit-learn calls it

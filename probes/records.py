@@ -58,7 +58,6 @@ class RecordTable:
         return self.columns[name]
 
     def size(self, table: str) -> int:
-        """Number of rows of a table."""
         return len(self.columns[f"{table}.{TABLES[table][0]}"])
 
     @property
@@ -88,7 +87,6 @@ class RecordRows:
         return len(self._rows)
 
     def add(self, *values: Any) -> None:
-        """Append a row, with values in the order of `TABLES`."""
         self._rows.append(values)
 
     def columns(self) -> dict[str, Array]:
@@ -139,7 +137,6 @@ class RecordStore:
             self.plan["grown_from"] = [*before, old] if grows else before
 
     def has(self, number: int) -> bool:
-        """Whether a part exists."""
         return self._path(number).exists()
 
     @property

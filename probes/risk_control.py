@@ -166,7 +166,6 @@ class Outcomes:
 
     @property
     def n(self) -> int:
-        """Number of questions."""
         return len(self.offsets) - 1
 
 

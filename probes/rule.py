@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,7 +59,6 @@ class GrowingFeatures:
         self._least: dict[str, float] = {}  # of the largest entropies of the thoughts that state an answer
 
     def add(self, thought: ThoughtReading) -> None:
-        """Add the next thought."""
         self._thoughts += 1
         self._tokens += thought.tokens
         self._entropies += thought.entropy_mean * thought.tokens
@@ -103,15 +103,6 @@ def features(thoughts: Iterable[ThoughtReading]) -> NDArray[np.float32]:
     return growing.values()
 
 
-def _count_agreeing(answers: Sequence[object]) -> int:
-    count = 0
-    for answer in reversed(answers):
-        if answer != answers[-1]:
-            break
-        count += 1
-    return count
-
-
 TRIAL_FEATURES = (
     "logit of the trial's confidence",
     "the trial says what was stated",
@@ -123,7 +114,8 @@ TRIAL_FEATURES = (
 def trial_features(answers: Sequence[object], confidence: float, stated: object | None) -> NDArray[np.float32]:
     """Compute the features that trials add, [len(TRIAL_FEATURES)], of all answers so far and the latest confidence."""
     p = min(max(confidence, 1e-6), 1 - 1e-6)
-    values = (np.log(p / (1 - p)), answers[-1] == stated, _count_agreeing(answers), len(answers))
+    agreeing = len(list(takewhile(lambda answer: answer == answers[-1], reversed(answers))))
+    values = (np.log(p / (1 - p)), answers[-1] == stated, agreeing, len(answers))
     return np.array(values, dtype=np.float32)
 
 

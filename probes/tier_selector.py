@@ -64,7 +64,6 @@ class TierProbe:
 
     @property
     def tiers(self) -> tuple[str, ...]:
-        """The tiers it chooses among."""
         return self.table.tiers
 
     def choose(self, state: NDArray[np.float32], likeliest: bool = False) -> tuple[str, str]:

@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from safetensors import SafetensorError
 
 from .errors import OptionError, TerselyError
 
+T = TypeVar("T")
 _HEAD, _SUM = "run", "crc32"  # keys of a line of a checkpoint log
 
 
@@ -190,7 +191,7 @@ class CheckpointLog:
         if path is not None and path.exists():
             self._read(path, json.loads(json.dumps(self._head)))
 
-    def get_or_compute(self, key: str, compute: Callable[[], Any]) -> Any:
+    def get_or_compute(self, key: str, compute: Callable[[], T]) -> T:
         """Return the stored value (JSON) of a piece, computing and storing it first if needed; raises WriteError."""
         if key not in self.completed:
             value = compute()
@@ -198,7 +199,8 @@ class CheckpointLog:
             if self.path is not None:
                 self._append(self.path, line)
             self.completed[key] = json.loads(line)["value"]  # as a resumed run would read it
-        return self.completed[key]
+        stored: T = self.completed[key]
+        return stored
 
     def remove(self) -> None:
         """Delete the file once the results are saved elsewhere."""

@@ -168,8 +168,8 @@ def _load_yaml(text: str, source: str) -> Any:
     import yaml
 
     class UniqueKeyLoader(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor: Any) -> Any:
-            node = super().compose_mapping_node(anchor)
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node: yaml.MappingNode = super().compose_mapping_node(anchor)
             lines: dict[str, int] = {}
             for key, _ in node.value:
                 name, line = str(key.value), key.start_mark.line + 1

@@ -63,7 +63,6 @@ class Correctness(Reward, Closing):
         return type(self), (self.marker, self.deadline)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         gold = require_column(columns, "answer", self.name)
         responses = columns.get("response") or [answer_part(get_text(c), self.marker) for c in completions]
         entries, verdicts = (columns.get(name) or [None] * len(completions) for name in ("gym_entry", "solved"))
@@ -87,7 +86,6 @@ class Correctness(Reward, Closing):
         return self._checker.grade(question, response if gym_entry else extract_answer(response)).equal
 
     def close(self) -> None:
-        """End the helper process, if there is one."""
         self._checker.close()
 
 
@@ -180,7 +178,6 @@ class GroupBrevity(Reward):
         self.correct, self.weight, self.min_accuracy, self.thinking_only = correct, weight, min_accuracy, thinking_only
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         right = self.correct(prompts, completions, **columns)
         lengths = [len(ids) for ids in require_column(columns, "completion_ids", self.name)]
         rewards: list[float | None] = [0.0] * len(lengths)
@@ -219,7 +216,6 @@ class TierAdherence(Reward):
         self.marker_id = marker_id
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         tiers = require_column(columns, "tier", self.name)
         for tier in tiers:
             if not isinstance(tier, str) or tier not in self.budgets:

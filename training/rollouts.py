@@ -77,7 +77,6 @@ class GroupRollouts:
         self.sampler, self.plan, self.seed = sampler, tuple(plan), seed
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
-        """See TRL's `RolloutFunc`."""
         from trl.models.utils import unwrap_model_for_generation
 
         process, rows = trainer.accelerator.process_index, trainer.rollout_inputs

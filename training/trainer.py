@@ -178,7 +178,6 @@ class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
     """Masks the forced tokens of pairs from the loss, by the column `loss_mask`."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """See TRL."""
         batch: dict[str, Any] = super().torch_call(examples)
         for half in (0, 1):  # all chosen, then all rejected completions
             for row, example in enumerate(examples, half * len(examples)):

@@ -68,7 +68,6 @@ class TrainingRun(Generic[R]):
         return replace(self, recipe=recipe, folder=folder, checkpoint=rank0_only(prepare))
 
     def load_model(self) -> TransformersEngine:
-        """Load the model as it is before training."""
         return load_engine(self.recipe.model, self.recipe.optimiser.dtype)
 
     def make_sampler(self, engine: TransformersEngine | None = None, **options: Any) -> RolloutSampler:
@@ -158,7 +157,6 @@ class TrainingRun(Generic[R]):
         }
 
     def make_callbacks(self) -> list[TrainerCallback]:
-        """The callbacks of every trainer."""
         return [_GradientGuard(), RunRecorder(self.folder, self.log)]
 
     def run_trainer(self, trainer: Any, finish: Finish | None = None) -> None:
@@ -227,7 +225,6 @@ class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
         self.raised: str | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
         reason = self.find_collapse([log for log in state.log_history if "policy/no_think" in log])
         if reason is None or reason == self.raised:
             return
@@ -270,13 +267,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self._pending: Path | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
         self._start_time, self._start_step = self.clock(), state.global_step
         if state.is_world_process_zero:
             write(self.curve, "".join(json.dumps(log) + "\n" for log in state.log_history))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
         if not state.is_world_process_zero:
             return
         logs, steps = state.log_history[-1], state.global_step - self._start_step
@@ -292,11 +287,9 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
         self._pending = Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
         if self._pending is not None and state.is_world_process_zero:
             write(self._pending / COMPLETE, json.dumps({"seen_good_at": state.global_step}) + "\n")
         self._pending = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,27 +15,33 @@ from ...errors import OptionError
 from ...io import CheckpointLog, check_writable, write
 from .. import cli_utils as cli
 
-DEFAULT_ARMS = "always-think,agentic"
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """The options of `tersely agents`."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder; with --url, its served name.")]
+    url: Annotated[str | None, typer.Option("--url", help="Use an OpenAI-compatible endpoint.")] = None
+    arms: Annotated[str, typer.Option(help="Arms to compare, the baseline first; MODE or MODE+PRESET.")] = (
+        "always-think,agentic"
+    )
+    kinds: Annotated[str | None, typer.Option(help="Kinds of tasks, comma-separated; by default all.")] = None
+    split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test"
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of tasks.")] = 100
+    seed: cli.Seed = 0
+    router: Annotated[Path | None, typer.Option(help="Folder of a router; by default the pretrained one.")] = None
+    router_out: Annotated[Path | None, typer.Option(help="Folder for a router trained on these episodes.")] = None
+    preset: Annotated[str, typer.Option("--preset", help="Preset of arms that name none; not with --url.")] = "off"
+    max_new_tokens: cli.MaxNewTokens = 2048
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Maximum graph steps per episode.")] = 60
+    price: cli.Price = None
+    system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report; an interrupted run resumes.")] = None
+    as_json: cli.Json = False
 
 
-def agents(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder; with --url, its served name.")],
-    url: Annotated[str | None, typer.Option("--url", help="Use an OpenAI-compatible endpoint.")] = None,
-    arms: Annotated[str, typer.Option(help="Arms to compare, the baseline first; MODE or MODE+PRESET.")] = DEFAULT_ARMS,
-    kinds: Annotated[str | None, typer.Option(help="Kinds of tasks, comma-separated; by default all.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of tasks.")] = 100,
-    seed: cli.Seed = 0,
-    router: Annotated[Path | None, typer.Option(help="Folder of a router; by default the pretrained one.")] = None,
-    router_out: Annotated[Path | None, typer.Option(help="Folder for a router trained on these episodes.")] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Preset of arms that name none; not with --url.")] = "off",
-    max_new_tokens: cli.MaxNewTokens = 2048,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Maximum graph steps per episode.")] = 60,
-    price: cli.Price = None,
-    system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the report; an interrupted run resumes.")] = None,
-    as_json: cli.Json = False,
-) -> None:
+@cli.takes(AgentOptions)
+def agents(options: AgentOptions) -> None:
     """Compare ways for an agent to think and to use tools: success, tokens per solved task, steps, repeated calls.
 
     Tasks are generated: arithmetic that needs no tool, look-ups over several pages, sums of looked-up numbers, and
@@ -47,50 +53,42 @@ def agents(
     from .run import ROUTED, parse_arm, run_all, select_modes, train_router
     from .tasks import KINDS, draw_tasks, get_system_prompt
 
-    names = cli.parse_list("--arms", arms, str)
+    out, seed, router_out = options.out, options.seed, options.router_out
+    names = cli.parse_list("--arms", options.arms, str)
     parsed = [parse_arm(name) for name in names]
     routed = any(mode == ROUTED for mode, _ in parsed)
-    prompt = get_system_prompt(model) if system is None else system or None
-    chosen = KINDS if kinds is None else cli.parse_list("--kinds", kinds, str, KINDS)
+    system = get_system_prompt(options.model) if options.system is None else options.system or None
+    kinds = KINDS if options.kinds is None else cli.parse_list("--kinds", options.kinds, str, KINDS)
     if out is not None:
         check_writable(out)
-    token_price = None if price is None else load_prices().get(price)
+    price = None if options.price is None else load_prices().get(options.price)
     if router_out is not None:
         select_modes(dict.fromkeys(names, ()))
-    if url is not None:
+    if options.url is not None:
         _check_remote([named for _, named in parsed], routed or router_out is not None)
-    tasks = draw_tasks(split, seed, limit, chosen)
-    chat, session = _load_model(model, url, preset, max_new_tokens, seed)
+    tasks = draw_tasks(options.split, seed, options.limit, kinds)
+    chat, session = _load_model(options)
     route: Callable[..., str] | None = None
     if routed:
         from ...controller.integrations.langchain.routing import ModeRouter
 
-        route = ModeRouter(session, None if router is None else str(router))
-    identity = {
-        "model": model,
-        "arms": names,
-        "kinds": chosen,
-        "split": split,
-        "limit": limit,
-        "seed": seed,
-        "system": prompt,
-        "recursion_limit": steps,
-        "served": url,
-        "preset": preset,
-        "max_tokens": max_new_tokens,
-        "router": str(router),
-    }
-    checkpoints = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), identity)
-    with cli.show_progress(len(names) * limit) as advance:
-        episodes = run_all(names, tasks, chat, checkpoints, route, advance, system=prompt, recursion_limit=steps)
-    report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compare_arms(episodes, token_price, seed)}
+        route = ModeRouter(session, None if options.router is None else str(options.router))
+    checkpoints = CheckpointLog(
+        None if out is None else out.with_name(f"{out.name}.journal"),
+        cli.identify(options, "out router_out as_json price"),
+    )
+    with cli.show_progress(len(names) * options.limit) as advance:
+        limit = options.steps
+        episodes = run_all(names, tasks, chat, checkpoints, route, advance, system=system, recursion_limit=limit)
+    report: dict[str, Any] = {"model": options.model, "split": options.split, "seed": seed}
+    report |= compare_arms(episodes, price, seed)
     report["episodes"] = {arm: [asdict(one) for one in rows] for arm, rows in episodes.items()}
     if router_out is not None:
         save(train_router(session, tasks, select_modes(episodes)), router_out)
     if out is not None:
         write(out, json.dumps(report))
     checkpoints.remove()
-    typer.echo(json.dumps(report) if as_json else as_text(report))
+    typer.echo(json.dumps(report) if options.as_json else as_text(report))
 
 
 def _check_remote(presets: list[str | None], needs_router: bool) -> None:
@@ -105,15 +103,16 @@ def _check_remote(presets: list[str | None], needs_router: bool) -> None:
         )
 
 
-def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, seed: int) -> tuple[Any, Any]:
-    if url is not None:
+def _load_model(options: AgentOptions) -> tuple[Any, Any]:
+    model, length, seed = options.model, options.max_new_tokens, options.seed
+    if options.url is not None:
         from langchain_openai import ChatOpenAI
 
-        settings: Any = {"model": model, "base_url": url, "max_tokens": max_new_tokens, "seed": seed}
+        settings: Any = {"model": model, "base_url": options.url, "max_tokens": length, "seed": seed}
         return ChatOpenAI(**settings, api_key=lambda: os.environ.get("OPENAI_API_KEY", "none")), None
     from ...controller.integrations import shared_engine
     from ...controller.integrations.langchain.chat_model import ChatTersely
     from ...controller.session import Session
 
     session = Session(shared_engine(model))
-    return ChatTersely(model=session, preset=preset, max_tokens=max_new_tokens, seed=seed), session
+    return ChatTersely(model=session, preset=options.preset, max_tokens=length, seed=seed), session

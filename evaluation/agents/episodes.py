@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
@@ -43,8 +43,15 @@ class Episode:
     error: str | None = None  # why the episode ended before the agent did, if so
 
 
+class Agent(Protocol):
+    """What LangChain's `create_agent` returns, as far as it is used here."""
+
+    def stream(self, inputs: Any, config: Any, *, stream_mode: str) -> Iterator[dict[str, Any]]:
+        """Run on the messages of `inputs`; yields the state after each step."""
+
+
 def run_episode(
-    task: Task, agent: Any, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
+    task: Task, agent: Agent, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
 ) -> Episode:
     """Run an agent of LangChain's `create_agent` on a task; raises the model's errors, as they are not a result."""
     started = clock()
@@ -110,6 +117,9 @@ def _score_search(
 # -- comparison --------------------------------------------------------------------------------------------------------
 
 
+_MEANS = ("read", "thinking", "calls", "failed_calls", "duplicates", "seconds")
+
+
 def compare_arms(arms: Mapping[str, Sequence[Episode]], price: Price | None = None, seed: int = 0) -> dict[str, Any]:
     """Figures of all arms on the same tasks; the first arm is the baseline. Infinite costs become None."""
     base = next(iter(arms.values()))
@@ -135,16 +145,11 @@ def _summarize(episodes: Sequence[Episode], price: Price | None, seed: int) -> d
     return {
         **_summarize_group(episodes, price),
         **rate.named("solved"),
-        "read": fmean(e.read for e in episodes),
-        "thinking": fmean(e.thinking for e in episodes),
+        **{name: fmean(getattr(e, name) for e in episodes) for name in _MEANS},
         "written_per_solved_ci": ends,
         "steps_per_solved": fmean(e.steps for e in successes) if successes else None,
-        "calls": fmean(e.calls for e in episodes),
-        "failed_calls": fmean(e.failed_calls for e in episodes),
-        "duplicates": fmean(e.duplicates for e in episodes),
         "isr": fmean(isr for isr, _ in searches) if searches else None,
         "ise": fmean(ise for _, ise in searches) if searches else None,
-        "seconds": fmean(e.seconds for e in episodes),
         "unended": sum(e.error is not None for e in episodes),
         "kinds": {kind: _summarize_group([e for e in episodes if e.kind == kind], price) for kind in kinds},
         "modes": {mode: _summarize_group([e for e in episodes if e.mode == mode], price) for mode in modes},

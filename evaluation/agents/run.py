@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from ...probes.artifact import Artifact
 from ...probes.estimator import ProbeClassifier
 from ...probes.io import MODE
 from ...probes.tier_selector import label_tiers
-from .episodes import Episode, run_episode
+from .episodes import Agent, Episode, run_episode
 from .tasks import FORM, Task
 from .tools import langchain_tools
 
@@ -54,7 +53,7 @@ def parse_arm(arm: str) -> tuple[str, str | None]:
 
 def make_agents(
     arm: str, model: BaseChatModel, router: Router | None = None, system: str | None = FORM
-) -> Callable[[Task], Any]:
+) -> Callable[[Task], Agent]:
     """A function that makes an arm's agent for a task, with the tools of the task's world.
 
     `always-think` has tools and thinks hard at every step; `agentic` thinks hard when planning and little after
@@ -75,13 +74,15 @@ def make_agents(
             )
         model = model.model_copy(update={"preset": preset})
 
-    def make_agent(task: Task) -> Any:
+    def make_agent(task: Task) -> Agent:
         middleware = [
             SafetyMiddleware(),
             BudgetMiddleware(repeats=MAX_REPEATS),
             *([EffortMiddleware(_ALL_HARD)] if mode == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
         ]
-        return create_agent(model, langchain_tools(task.world), middleware=middleware, system_prompt=system)
+        tools = langchain_tools(task.world)
+        agent: Agent = create_agent(model, tools, middleware=middleware, system_prompt=system)
+        return agent
 
     return make_agent
 
@@ -103,14 +104,13 @@ def run_all(
     for arm, make_agent in agents.items():
         episodes[arm] = []
         for task in tasks:
-            run = partial(_run_one, task, make_agent, recursion_limit)
+
+            def run(task: Task = task, make_agent: Callable[[Task], Agent] = make_agent) -> dict[str, Any]:
+                return asdict(run_episode(task, make_agent(task), recursion_limit))
+
             episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", run)))
             advance(arm, 1)
     return episodes
-
-
-def _run_one(task: Task, make_agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
-    return asdict(run_episode(task, make_agent(task), recursion_limit))
 
 
 def select_modes(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:

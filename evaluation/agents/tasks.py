@@ -58,7 +58,6 @@ class Task:
 
     @property
     def pages(self) -> frozenset[str]:
-        """The pages that must be read."""
         return frozenset(argument for tool, argument in self.calls if tool == "lookup")
 
     def solved_by(self, answer: str) -> bool:

@@ -42,13 +42,11 @@ class Page:
 
     @property
     def text(self) -> str:
-        """The page as a tool returns it."""
         return "\n".join(
             [f"{self.name} ({self.kind})", *(f"{key}: {'; '.join(values)}" for key, values in self.facts.items())]
         )
 
     def number(self, key: str) -> int:
-        """The number of a fact."""
         return int(self.facts[key][0])
 
 
@@ -59,7 +57,6 @@ class World:
     pages: Mapping[str, Page]
 
     def list_pages(self, kind: str) -> list[Page]:
-        """All pages of a kind: town, firm, team or person."""
         return [page for page in self.pages.values() if page.kind == kind]
 
     def find_names(self, text: str) -> frozenset[str]:
@@ -182,7 +179,6 @@ class Tool:
 
     @property
     def function(self) -> dict[str, Any]:
-        """The name, description and JSON schema of the arguments."""
         properties = {self.argument: {"type": "string"}}
         parameters = {"type": "object", "properties": properties, "required": [self.argument]}
         return {"name": self.name, "description": self.description, "parameters": parameters}

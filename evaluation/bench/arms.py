@@ -50,14 +50,12 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 """Options that each arm changes; one for each strategy and preset, and for each other policy and modifier alone."""
 
 FIXED, CONFIDENCE, RANDOM, ORACLE = "fixed-budget", "confidence", "random-stop", "first-correct"
-TRUNCATED_ARMS: Mapping[str, str] = {
-    FIXED: "thinking ends at the same budget for all questions; as many tokens on average as the judged arm",
-    CONFIDENCE: "thinking ends once a trial answer is confident enough; as many tokens on average as the judged arm",
-    RANDOM: "thinking ends after a random thought; as many tokens on average as the judged arm",
-    ORACLE: "thinking ends at the first thought with a correct trial answer; needs the gold answer, so it is an upper "
-    "bound",
-}
-"""Baselines made by truncating the baseline arm's thinking; every benchmark has these and `no-think`."""
+TRUNCATED_ARMS = (FIXED, CONFIDENCE, RANDOM, ORACLE)
+"""Baselines made by truncating the baseline arm's thinking; every benchmark has these and `no-think`.
+
+The first three spend as many tokens on average as the judged arm: they end thinking at a budget, at a confident trial
+answer, or after a random thought. The last ends at the first correct trial answer, so it is an upper bound.
+"""
 EQUAL = "equal:"
 """Begins the names of baselines for each policy: the hard cut of a thinking budget that costs as much as the arm."""
 
@@ -81,7 +79,6 @@ class Arm:
 
     @property
     def on_helper(self) -> bool:
-        """Whether the helper model answers alone."""
         return self.name == HELPER
 
     @property
@@ -243,7 +240,6 @@ class Bench:
         return [(rollout, number, indices) for rollout in range(self.rollouts) for number, indices in numbered]
 
     def sort(self, rows: Sequence[BenchRow]) -> list[BenchRow]:
-        """Rows by rollout, then by question."""
         positions = {question.id: i for i, question in enumerate(self.questions)}
         return sorted(rows, key=lambda row: (row.rollout, positions[row.id]))
 
@@ -261,7 +257,7 @@ def run_arm(bench: Bench, arm: Arm) -> ArmRecords:
     return ArmRecords(arm.name, bench.sort(rows), bench.rollouts, seconds, engine_tokens, timings=timings)
 
 
-def run_batch(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> Any:
+def run_batch(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> dict[str, Any]:
     """Answer one batch: {rows, ids: output token ids, seconds, made: tokens by the engine's own count}."""
     runner = bench.helper if arm.on_helper else bench.runner
     assert runner is not None  # `make_arms` refuses the arm otherwise

@@ -70,7 +70,6 @@ class Counterfactual:
 
     @property
     def recordings(self) -> list[Recording]:
-        """All recorded generations."""
         return [recording for recording, _ in self._all]
 
     def baselines(self, target: float) -> list[ArmRecords]:
@@ -108,7 +107,6 @@ class Counterfactual:
         return found
 
     def curve(self) -> list[tuple[int, ArmRecords]]:
-        """Fixed budgets, from small to large."""
         budgets = truncation.curve_budgets(self.recordings, CURVE)
         return [(b, self._truncate(f"budget {b}", self._at_budget(b), "")) for b in budgets]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -76,7 +77,6 @@ class StopAt(Policy):
     at: int
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         yield Wait(at=self.at, boundary="token", deadline=self.at)
         yield Close(f"{self.at} tokens thought", phrase="")
 
@@ -89,7 +89,6 @@ class _RecordEnds(Policy):
     ends: list[int]
 
     def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")
             self.ends.append(view.tokens)
@@ -154,22 +153,15 @@ def estimate_cost(recording: Recording, truncation: Truncation | None, trial_tok
 
 def bisect_to_cost(costs: Callable[[float], float], target: float, low: float, high: float, steps: int = 12) -> float:
     """The setting in low..high whose mean cost, which must rise with it, is nearest to the target."""
-    tried: dict[float, float] = {}
-
-    def cost(setting: float) -> float:
-        if setting not in tried:
-            tried[setting] = costs(setting)
-        return tried[setting]
-
-    below, above = low, high
+    cost, tried, below, above = cache(costs), {low, high}, low, high
     for _ in range(steps):
         middle = (below + above) / 2
+        tried.add(middle)
         if cost(middle) < target:
             below = middle
         else:
             above = middle
-    cost(low), cost(high)
-    return min(tried, key=lambda setting: (abs(tried[setting] - target), setting))
+    return min(tried, key=lambda setting: (abs(cost(setting) - target), setting))
 
 
 def random_stop(recording: Recording, probability: float, seed: int, rollout: int) -> int | None:

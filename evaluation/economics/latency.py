@@ -19,7 +19,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
 
 from ...errors import OptionError, TerselyError
 from ...models import load_config
-from ...validation import FrozenModel, parse_json, read_text
+from ...validation import FrozenModel, parse_json, read_lines
 from ..stats import Array
 from .flops import STORAGE
 
@@ -112,11 +112,8 @@ def _check_determined(design: Array) -> None:
 
 def read_timings(path: Path) -> list[Timing]:
     """Read timings from a JSONL file; raises TimingError."""
-    timings = []
-    for number, line in enumerate(read_text(path, TimingError).split("\n"), 1):
-        if line.strip():
-            timings.append(parse_json(Timing, line, f"{path}, line {number}", TimingError))
-    if not timings:
+    lines = read_lines(path, TimingError)
+    if not (timings := [parse_json(Timing, line, source, TimingError) for source, line in lines]):
         raise TimingError(f"{path} holds no timings; accepted: one per line, {_TIMING_FORM}", code="too_few_timings")
     return timings
 

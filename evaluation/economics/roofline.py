@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ...errors import ModelError, OptionError, unknown
+from ...errors import ModelError, OptionError, check_known, unknown
 from ...io import render_text
-from ..cli_utils import format_table
+from ..cli_utils import Json, format_table, takes
 from .flops import STORAGE, ModelShape, get_storage, load_shape, prefill_flops, token_flops
 from .latency import fit_runtime, predict_step, read_timings
 
@@ -175,67 +175,81 @@ def compute_roofline(shape: ModelShape, device: Device, dtype: str, batch_size: 
     )
 
 
-def roofline(
+@dataclass(frozen=True, slots=True)
+class RooflineOptions:
+    """The options of `tersely roofline`."""
+
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Name or folder of the model; only its config is read.")
-    ] = "tersely-tiny-small",
-    device: Annotated[str, typer.Option(help="A100, H100, H200, RTX-4090, or measure for this machine.")] = MEASURE,
+    ] = "tersely-tiny-small"
+    device: Annotated[str, typer.Option(help="A100, H100, H200, RTX-4090, or measure for this machine.")] = MEASURE
     dtype: Annotated[
         str | None, typer.Option(help=f"Dtype of the weights: {', '.join(STORAGE)}; by default as saved.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 1,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 1024,
-    peak_tflops: Annotated[float | None, typer.Option(help="Peak TFLOP/s of a custom device.")] = None,
-    bandwidth_gbs: Annotated[float | None, typer.Option(help="Memory bandwidth of a custom device in GB/s.")] = None,
-    usd_per_hour: Annotated[float | None, typer.Option(help="Price of the device; adds the lowest cost.")] = None,
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 1
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 1024
+    peak_tflops: Annotated[float | None, typer.Option(help="Peak TFLOP/s of a custom device.")] = None
+    bandwidth_gbs: Annotated[float | None, typer.Option(help="Memory bandwidth of a custom device in GB/s.")] = None
+    usd_per_hour: Annotated[float | None, typer.Option(help="Price of the device; adds the lowest cost.")] = None
     predict: Annotated[
         bool, typer.Option("--predict", help="Predict decode-step time here from shallow copies of the model.")
-    ] = False,
+    ] = False
     log: Annotated[
         Path | None, typer.Option(help="JSONL with {prompt, output, seconds} per line; adds a runtime fit.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
-) -> None:
+    ] = None
+    as_json: Json = False
+
+    def check(self) -> None:
+        """Raise OptionError for options that do not go together."""
+        check_known("device", self.device, [*DEVICES, MEASURE])
+        if self.usd_per_hour is not None and not 0 <= self.usd_per_hour < math.inf:
+            raise OptionError(f"--usd-per-hour is {self.usd_per_hour}; accepted: a price of 0 or more")
+        if self.predict and (self.device != MEASURE or self.peak_tflops is not None or self.bandwidth_gbs is not None):
+            raise OptionError("--predict measures this machine; remove --device, --peak-tflops and --bandwidth-gbs")
+
+
+@takes(RooflineOptions)
+def roofline(options: RooflineOptions) -> None:
     """Show what bounds a model on a device, and the most tokens/s when each step gives a sequence one token."""
-    if device != MEASURE and device not in DEVICES:
-        raise unknown("device", device, [*DEVICES, MEASURE])
-    if usd_per_hour is not None and not 0 <= usd_per_hour < math.inf:
-        raise OptionError(f"--usd-per-hour is {usd_per_hour}; accepted: a price of 0 or more")
-    if predict and (device != MEASURE or peak_tflops is not None or bandwidth_gbs is not None):
-        raise OptionError("--predict measures this machine; remove --device, --peak-tflops and --bandwidth-gbs")
-    runtime = None if log is None else fit_runtime(read_timings(log))
+    options.check()
+    model, batch_size, context = options.model, options.batch_size, options.context
+    runtime = None if options.log is None else fit_runtime(read_timings(options.log))
     shape = load_shape(model)
-    dtype = dtype or shape.dtype
+    dtype = options.dtype or shape.dtype
     if dtype is None:
         raise ModelError(f"the configuration of {model!r} names no dtype; pass --dtype, one of {', '.join(STORAGE)}")
     compute = get_storage(dtype).compute
     if shape.max_context is not None and context > shape.max_context:
         raise OptionError(f"--context is {context}; accepted: at most {shape.max_context}, the context of {model!r}")
-    target = custom_device(peak_tflops, bandwidth_gbs, compute)
-    step = predict_step(model, dtype, batch_size, context) if predict else None
-    if target is None and device == MEASURE:
-        target = measure_device(compute, moved_bytes(shape, dtype, batch_size, context))
-    target = target or DEVICES[device]
-    bounds = compute_roofline(shape, target, dtype, batch_size, context)
+    device = custom_device(options.peak_tflops, options.bandwidth_gbs, compute)
+    step = predict_step(model, dtype, batch_size, context) if options.predict else None
+    if device is None and options.device == MEASURE:
+        device = measure_device(compute, moved_bytes(shape, dtype, batch_size, context))
+    device = device or DEVICES[options.device]
+    bounds = compute_roofline(shape, device, dtype, batch_size, context)
+    prices = None
+    if options.usd_per_hour is not None:
+        phases = (("prefill", bounds.prefill), ("decode", bounds.decode))
+        prices = {name: options.usd_per_hour / 3600 / one.tokens_per_second * 1e6 for name, one in phases}
+    optional = {
+        "usd_per_million": prices,
+        "runtime": None if runtime is None else asdict(runtime),
+        "predicted": None if step is None else asdict(step),
+    }
     result: dict[str, Any] = {
         "model": model,
         "parameters": shape.parameters,
         "dtype": dtype,
         "batch_size": batch_size,
         "context": context,
-        "device": asdict(target),
+        "device": asdict(device),
         **asdict(bounds),
     }
-    if usd_per_hour is not None:
-        result["usd_per_million"] = {
-            name: usd_per_hour / 3600 / phase.tokens_per_second * 1e6
-            for name, phase in (("prefill", bounds.prefill), ("decode", bounds.decode))
-        }
-    if runtime is not None:
-        result["runtime"] = asdict(runtime)
-    if step is not None:
-        result["predicted"] = asdict(step)
-    typer.echo(json.dumps(result, indent=2) if as_json else as_text(result, target, bounds))
+    if options.as_json:
+        given = {name: value for name, value in optional.items() if value is not None}
+        typer.echo(json.dumps(result | given, indent=2))
+    else:
+        typer.echo(as_text(result | optional, device, bounds))
 
 
 def as_text(result: Mapping[str, Any], device: Device, bounds: Roofline) -> str:
@@ -254,9 +268,8 @@ def as_text(result: Mapping[str, Any], device: Device, bounds: Roofline) -> str:
     ]
     table = format_table(("phase", "GFLOP", "moved", "FLOP/byte", "bound by", "ms", "tokens/s <="), rows)
     peak = device.peak(get_storage(result["dtype"]).compute) / 1e12
-    optional = dict.fromkeys(("usd_per_million", "runtime", "predicted"))
     template = Path(__file__).with_name("roofline.txt")
-    return render_text(template, **{**optional, **result}, table=table, peak=peak, bytes=_format_bytes)
+    return render_text(template, **result, table=table, peak=peak, bytes=_format_bytes)
 
 
 def _format_bytes(count: float) -> str:

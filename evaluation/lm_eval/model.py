@@ -117,7 +117,6 @@ class TerselyLM(LM):
     loglikelihood_rolling = loglikelihood
 
     def get_model_info(self) -> dict[str, Any]:
-        """Entries for the configuration in lm-eval's results file."""
         info = {
             "version": version("tersely"),
             **self.arguments.model_dump(include={"preset", "policies", "effort", "answer_reserve"}),

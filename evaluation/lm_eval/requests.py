@@ -139,7 +139,6 @@ class UsageLog:
         check_writable(self.path, "--output_path")
 
     def add(self, task: str, doc_id: int, result: GenerationResult) -> None:
-        """Record one answered request."""
         usage = result.usage.as_dict()
         line = {
             "task": task,
@@ -165,7 +164,6 @@ class UsageLog:
         return tasks
 
     def summary(self) -> str:
-        """The means as a table, and the path of the file."""
         means = self.means()
         table = format_table(
             ("task", "requests", "cut off", *KINDS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,75 +36,80 @@ ABOVE_MARGIN = 1
 POLICY = "policy"
 
 
-def replay(
-    logs: Annotated[list[Path], typer.Argument(metavar="LOGS", help="Files of recorded outputs; each is a set.")],
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """The options of `tersely replay`."""
+
+    logs: Annotated[list[Path], typer.Argument(metavar="LOGS", help="Files of recorded outputs; each is a set.")]
     preset: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Preset to replay; repeatable; by default balanced.")
-    ] = None,
+    ] = None
     policy: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Policy to replay alone, by name or as file.py:Class; repeatable."),
-    ] = None,
+    ] = None
     thinking_budget: Annotated[
         int | None, typer.Option(min=1, help="Most thinking tokens; by default recordings may be as long as they are.")
-    ] = None,
+    ] = None
     tokenizer: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The model's tokenizer.json or its folder; by default a simple one of ours."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum outputs per file.")] = None,
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum outputs per file.")] = None
     margin: Annotated[
         float | None,
         typer.Option(
             callback=cli.check_margin, help="Exit with 1 if more than this share of right answers may be lost."
         ),
-    ] = None,
+    ] = None
     reader: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="A small model that says the answer at a stop, and answers trials."),
-    ] = None,
+    ] = None
     baselines: Annotated[
         bool, typer.Option(help="Compare with a budget at equal tokens, and with the first right answer.")
-    ] = True,
-    question_field: Annotated[str | None, typer.Option(help="Field of the question.")] = None,
-    thinking_field: Annotated[str | None, typer.Option(help="Field of the thinking.")] = None,
-    answer_field: Annotated[str | None, typer.Option(help="Field of the model's answer.")] = None,
-    gold_field: Annotated[str | None, typer.Option(help="Field of the right answer, e.g. metadata.gold.")] = None,
-    page: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML page to write, with examples.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
-) -> None:
+    ] = True
+    question_field: Annotated[str | None, typer.Option(help="Field of the question.")] = None
+    thinking_field: Annotated[str | None, typer.Option(help="Field of the thinking.")] = None
+    answer_field: Annotated[str | None, typer.Option(help="Field of the model's answer.")] = None
+    gold_field: Annotated[str | None, typer.Option(help="Field of the right answer, e.g. metadata.gold.")] = None
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML page to write, with examples.")] = None
+    as_json: cli.Json = False
+
+
+@cli.takes(ReplayOptions)
+def replay(options: ReplayOptions) -> None:
     """Show what policies would have done on recorded outputs of any model; needs no model.
 
     Exit code 0, or 1 if on some set more right answers may be lost than --margin allows (95 % confidence).
     """
+    page, margin, reader = options.page, options.margin, options.reader
     if page is not None:
         check_page(page)
-    arms = make_replay_arms(preset or ([] if policy else ["balanced"]), policy or (), trials=reader is not None)
-    budget = Budget("normal", thinking_budget or UNLIMITED)
-    named = {"question": question_field, "thinking": thinking_field, "answer": answer_field, "gold": gold_field}
+    presets = options.preset or ([] if options.policy else ["balanced"])
+    arms = make_replay_arms(presets, options.policy or (), trials=reader is not None)
+    budget = Budget("normal", options.thinking_budget or UNLIMITED)
+    named = {kind: getattr(options, f"{kind}_field") for kind in ("question", "thinking", "answer", "gold")}
     fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
-    codec = load_tokenizer(tokenizer)
-    sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
+    codec = load_tokenizer(options.tokenizer)
+    sets = [load_set(path, name, fields, options.limit) for path, name in _name_sets(options.logs)]
     loaded: ModelReader | None = None if reader is None else ModelReader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
         for one in sets:
-            outcomes = replay_rows(one.rows, arms, codec, budget, checker, lambda: advance("replaying", 1), loaded)
-            found.append(_compare(outcomes, codec, loaded, checker) if baselines else [{POLICY: o} for o in outcomes])
+            rows = replay_rows(one.rows, arms, codec, budget, checker, lambda: advance("replaying", 1), loaded)
+            found.append(_compare(rows, codec, loaded, checker) if options.baselines else [{POLICY: o} for o in rows])
     results = [_summarize_arm(arm, sets, [rows[i] for rows in found], reader) for i, arm in enumerate(arms)]
     if page is not None:
-        rows = [
-            (f"{one.name}, {arm.name}", part[i][POLICY])
-            for one, part in zip(sets, found, strict=True)
-            for i, arm in enumerate(arms)
-        ]
-        write(page, replay_page(rows))
-    if as_json:
+        parts = [(one.name, part) for one, part in zip(sets, found, strict=True)]
+        examples = [(f"{name}, {arm.name}", part[i][POLICY]) for name, part in parts for i, arm in enumerate(arms)]
+        write(page, replay_page(examples))
+    if options.as_json:
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"presets": results}, indent=2))
     else:
         skipped = [sum(one.skipped for part in found for one in part[i][POLICY]) for i in range(len(arms))]
         without_gold = sum(row.gold is None for one in sets for row in one.rows)
-        typer.echo(as_text(results, margin, skipped, without_gold, tokenizer is None))
+        typer.echo(as_text(results, margin, skipped, without_gold, options.tokenizer is None))
     if margin is not None and any(one["lost_upper"] > margin for result in results for one in result["sets"]):
         raise typer.Exit(ABOVE_MARGIN)
 

@@ -35,11 +35,9 @@ class PieceTokenizer:
         self._pieces: list[str] = []
 
     def get_added_vocab(self) -> dict[str, int]:
-        """No token stands for more than its text."""
         return {}
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        """Ids of a text."""
         ids = []
         for piece in _PIECE.findall(text):
             if (known := self._ids.get(piece)) is None:
@@ -49,7 +47,6 @@ class PieceTokenizer:
         return {"input_ids": ids}
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
-        """Text of ids."""
         return "".join(self._pieces[token] for token in ids)
 
 
@@ -94,11 +91,13 @@ class ModelReader:
 
     def read(self, texts: Sequence[tuple[str, str]]) -> list[str]:
         """The answer to each (question, thinking so far), in order; "" for none."""
-        answers = {}
+        answers, most = {}, MAX_TRIAL_TOKENS
         order = sorted(range(len(texts)), key=lambda i: len(texts[i][1]))  # a batch is as long as its longest
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
-            requests = [self._make_request(*texts[row]) for row in rows]
+            ends = [self.codec.encode(trial_opening(self.markers, texts[row][1])) for row in rows]
+            prompts = [self._encode(*texts[row], end, most) for row, end in zip(rows, ends, strict=True)]
+            requests = [Request(prompt, most) for prompt in prompts]
             for row, done in zip(rows, self.engine.generate(requests, _GREEDY), strict=True):
                 answers[row] = read_boxed(self.codec.decode(done.token_ids))
         return [answers[row] for row in range(len(texts))]
@@ -114,10 +113,6 @@ class ModelReader:
             if signals is not None and trial.add(token, signals.chosen, signals.entropy) is None:
                 break
         return trial.answer()
-
-    def _make_request(self, question: str, thinking: str) -> Request:
-        end = self.codec.encode(trial_opening(self.markers, thinking))
-        return Request(self._encode(question, thinking, end, MAX_TRIAL_TOKENS), MAX_TRIAL_TOKENS)
 
     def _encode(self, question: str, thinking: str, end: tuple[int, ...], most: int) -> tuple[int, ...]:
         """The prompt, as much of the thinking's end as fits with `most` tokens behind it, and `end`."""

@@ -174,14 +174,9 @@ def ask_reader(found: Sequence[ReplayedRow], reader: ModelReader | None) -> Sequ
     return [replace(one, stop=one.stop and replace(one.stop, answer=next(answers))) for one in found]
 
 
-def find_right_answer(row: RecordedOutput) -> str:
-    """The gold answer, or the recorded one where there is none."""
-    return extract_answer(row.answer, row.question) if row.gold is None else row.gold.rpartition("####")[2].strip()
-
-
 def is_right(row: RecordedOutput, answer: str, checker: AnswerChecker) -> bool:
-    """Whether an answer is the right one; a choice may be given by its label or by its text."""
-    gold = find_right_answer(row)
+    """Whether an answer is the gold one, or the recorded one where there is none; choices may be labels or texts."""
+    gold = extract_answer(row.answer, row.question) if row.gold is None else row.gold.rpartition("####")[2].strip()
     if checker.check(gold, answer).equal:
         return True
     asked = read_question(row.question)

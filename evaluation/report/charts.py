@@ -1,4 +1,4 @@
-"""The charts of a report, drawn with matplotlib for light and dark pages.
+"""The charts of a report, drawn with matplotlib.
 
 Names are in legends rather than next to their points, so they cannot cover each other, however many arms there are.
 """
@@ -27,27 +27,9 @@ _MARKERS = "os^Dv<>pPX*h"
 _DRAWING_ORDER: Mapping[Role, int] = {"judged": 3, "baseline": 2, "other": 1, "cut": 0}
 
 
-@dataclass(frozen=True, slots=True)
-class Theme:
-    """The colours of a chart; `others` are for arms that are neither the baseline nor judged."""
-
-    card: str
-    ink: str
-    soft: str
-    rule: str
-    judged: str
-    curve: str
-    others: Sequence[str]
-
-
-LIGHT = Theme(
-    *("#ffffff", "#1b2230", "#556072", "#e3e7ed", "#2f55d4", "#9a5200"),
-    others=("#00795c", "#b3399a", "#c25700", "#4f7ea8", "#8a6d00", "#7a5bbf"),
-)
-DARK = Theme(
-    *("#11151b", "#e7ebf2", "#a3aebd", "#2a323e", "#8fa9ff", "#ffc069"),
-    others=("#53d6ae", "#f08bd8", "#ff9a5c", "#8fc1ec", "#e2c84d", "#c0a6ff"),
-)
+INK, SOFT, RULE, JUDGED, CURVE = "#1b2230", "#556072", "#e3e7ed", "#2f55d4", "#9a5200"
+OTHERS = ("#00795c", "#b3399a", "#c25700", "#4f7ea8", "#8a6d00", "#7a5bbf")
+"""Colours, which dark pages invert; `OTHERS` are for arms that are neither the baseline nor judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +38,6 @@ class Chart:
 
     figure: Figure
     alt: str
-    theme: Theme
 
     def to_svg(self) -> bytes:
         """Render as SVG, with letters as outlines: the same everywhere, and without markup of the result's texts."""
@@ -66,17 +47,16 @@ class Chart:
             return self._save(format="svg", metadata={"Date": None})
 
     def to_png(self, title: str, subtitle: str) -> bytes:
-        """Render as PNG under a title."""
         length = int(8 * self.figure.get_figwidth())  # characters that fit next to the legend
         text = f"{shorten_label(title, length)}\n{shorten_label(subtitle, length)}"
-        self.figure.suptitle(text, x=0.01, ha="left", size=11, color=self.theme.ink).set_parse_math(False)
+        self.figure.suptitle(text, x=0.01, ha="left", size=11, color=INK).set_parse_math(False)
         return self._save(format="png", dpi=200, metadata={"Software": _SOFTWARE, "Title": title})
 
     def _save(self, **options: Any) -> bytes:
         out = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
-            self.figure.savefig(out, facecolor=self.figure.get_facecolor(), **options)
+            self.figure.savefig(out, **options)
         return out.getvalue()
 
 
@@ -97,25 +77,25 @@ def is_our_picture(path: Path) -> bool:
         return _SOFTWARE.encode() in file.read(512)
 
 
-def draw_charts(result: BenchmarkResult, theme: Theme = LIGHT) -> dict[str, Chart]:
+def draw_charts(result: BenchmarkResult) -> dict[str, Chart]:
     """Draw the charts that a result has the numbers for, by name: pareto, levels, calibration."""
-    drawn = {name: draw(result, theme) for name, draw in CHARTS.items()}
+    drawn = {name: draw(result) for name, draw in CHARTS.items()}
     return {name: chart for name, chart in drawn.items() if chart is not None}
 
 
-def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
+def draw_pareto(result: BenchmarkResult) -> Chart | None:
     """Draw accuracy over mean total tokens; None if no arm generated anything."""
     arms = [arm for arm in result.arms if arm.tokens.total > 0]
     if not arms:
         return None
     arms.sort(key=lambda arm: -_DRAWING_ORDER[result.get_role(arm)])
-    figure, axes = _make_figure(theme, 8.6, max(4.3, 0.24 * len(arms) + 0.8))
+    figure, axes = _make_figure(8.6, max(4.3, 0.24 * len(arms) + 0.8))
     handles, others = [], 0
     for arm in arms:
         role, (low, high) = result.get_role(arm), arm.accuracy_ci
-        color, marker = {"judged": (theme.judged, "o"), "baseline": (theme.ink, "s")}.get(role, ("", ""))
+        color, marker = {"judged": (JUDGED, "o"), "baseline": (INK, "s")}.get(role, ("", ""))
         if not color:  # no two of the first arms are alike
-            color, marker = theme.others[others % len(theme.others)], _MARKERS[(others + 2) % len(_MARKERS)]
+            color, marker = OTHERS[others % len(OTHERS)], _MARKERS[(others + 2) % len(_MARKERS)]
             others += 1
         handles.append(
             axes.errorbar(
@@ -125,7 +105,7 @@ def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
                 color=color,
                 marker=marker,
                 markersize=8 if role == "judged" else 6.5,
-                markerfacecolor=theme.card if role == "cut" else color,
+                markerfacecolor="white" if role == "cut" else color,
                 elinewidth=1.2,
                 linestyle="none",
                 zorder=2 + _DRAWING_ORDER[role],
@@ -134,14 +114,14 @@ def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
     labels = [arm.name for arm in arms]
     if curve := [point for point in result.budget_curve if point.total > 0]:
         xs, ys = [point.total for point in curve], [100 * point.accuracy for point in curve]
-        handles += axes.plot(xs, ys, color=theme.curve, marker=".", linewidth=1.4, zorder=1.5)
+        handles += axes.plot(xs, ys, color=CURVE, marker=".", linewidth=1.4, zorder=1.5)
         labels.append(f"{result.baseline}, fixed budgets")
     _use_log_tokens(axes)
-    _set_titles(axes, theme, "Accuracy in %, with 95 % interval", "Tokens per question, log scale")
-    _add_legend(figure, theme, handles, labels, "outside right upper")
+    _set_titles(axes, "Accuracy in %, with 95 % interval", "Tokens per question, log scale")
+    _add_legend(figure, handles, labels, "outside right upper")
     points = "; ".join(f"{a.name} {format_percent(a.accuracy)} at {format_tokens(a.tokens.total)} tokens" for a in arms)
     text = f"Accuracy over mean total tokens per question, tokens on a logarithmic scale: {points}."
-    return Chart(figure, text, theme)
+    return Chart(figure, text)
 
 
 def _use_log_tokens(axes: Axes) -> None:
@@ -158,16 +138,16 @@ def _use_log_tokens(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_levels(result: BenchmarkResult, theme: Theme) -> Chart | None:
+def draw_levels(result: BenchmarkResult) -> Chart | None:
     """Draw accuracy and thinking of the baseline and the judged arm by level; None without levels."""
     levels = result.shared_levels()
     if not levels:
         return None
-    figure, panels = _make_figure(theme, 8.6, 3.7, columns=2)
+    figure, panels = _make_figure(8.6, 3.7, columns=2)
     handles: list[Any] = []
     for axes, title in zip(panels, ("Accuracy in %", "Thinking tokens per question"), strict=True):
         handles = []
-        for i, (color, marker) in enumerate(((theme.ink, "s"), (theme.judged, "o"))):
+        for i, (color, marker) in enumerate(((INK, "s"), (JUDGED, "o"))):
             groups = [pair[i] for pair in levels.values()]
             values = [100 * g.accuracy if axes is panels[0] else g.thinking for g in groups]
             handles += axes.plot(range(len(levels)), values, color=color, marker=marker, linewidth=2, markersize=5.5)
@@ -175,61 +155,58 @@ def draw_levels(result: BenchmarkResult, theme: Theme) -> Chart | None:
         every = max(1, math.ceil(sum(len(name) + 2 for name in names) / 44))
         axes.set_xticks(range(0, len(names), every), names[::every], parse_math=False)
         axes.set_ylim(bottom=0, top=103 if axes is panels[0] else None)
-        _set_titles(axes, theme, title, "Level")
-    _add_legend(figure, theme, handles, [result.baseline, result.judged], "outside lower center", columns=2)
+        _set_titles(axes, title, "Level")
+    _add_legend(figure, handles, [result.baseline, result.judged], "outside lower center", columns=2)
     names_text = f"{result.baseline} and {result.judged}"
-    return Chart(figure, f"Accuracy and thinking tokens of {names_text} on {pluralize(len(levels), 'level')}.", theme)
+    return Chart(figure, f"Accuracy and thinking tokens of {names_text} on {pluralize(len(levels), 'level')}.")
 
 
-def draw_calibration(result: BenchmarkResult, theme: Theme) -> Chart | None:
+def draw_calibration(result: BenchmarkResult) -> Chart | None:
     """Draw the accuracy of trial answers over their confidence; None without any."""
     calibration = result.calibration
     if calibration is None or not calibration.n:
         return None
     bins = [one for one in calibration.bins if one.n]
-    figure, axes = _make_figure(theme, 4.4, 4.4)
-    axes.plot([0, 100], [0, 100], color=theme.soft, linestyle=(0, (3, 4)), linewidth=1)
+    figure, axes = _make_figure(4.4, 4.4)
+    axes.plot([0, 100], [0, 100], color=SOFT, linestyle=(0, (3, 4)), linewidth=1)
     xs, ys = [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins]
     largest = max((one.n for one in bins), default=1)
-    axes.plot(xs, ys, color=theme.judged, linewidth=1.4)
-    axes.scatter(xs, ys, s=[max(12.0, 220 * one.n / largest) for one in bins], color=theme.judged, zorder=2)
+    axes.plot(xs, ys, color=JUDGED, linewidth=1.4)
+    axes.scatter(xs, ys, s=[max(12.0, 220 * one.n / largest) for one in bins], color=JUDGED, zorder=2)
     axes.set(xlim=(-3, 103), ylim=(-3, 103), xticks=range(0, 101, 25), yticks=range(0, 101, 25), aspect="equal")
-    _set_titles(axes, theme, "Right answers in %", "Confidence in %")
+    _set_titles(axes, "Right answers in %", "Confidence in %")
     text = (
         f"Share of right trial answers over their confidence, {pluralize(calibration.n, 'answer')}; "
         f"expected calibration error {format_number(calibration.ece, 3)}."
     )
-    return Chart(figure, text, theme)
+    return Chart(figure, text)
 
 
 CHARTS = {"pareto": draw_pareto, "levels": draw_levels, "calibration": draw_calibration}
 
 
-def _make_figure(theme: Theme, width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def _make_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.card)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, columns)
     for one in figure.axes:
-        one.set_facecolor(theme.card)
-        one.grid(axis="y", color=theme.rule, linewidth=0.8)
+        one.grid(axis="y", color=RULE, linewidth=0.8)
         one.set_axisbelow(True)
-        one.tick_params(colors=theme.soft, labelsize=9, length=0)
+        one.tick_params(colors=SOFT, labelsize=9, length=0)
         one.spines[["left", "right", "top"]].set_visible(False)
-        one.spines["bottom"].set_color(theme.soft)
+        one.spines["bottom"].set_color(SOFT)
     return figure, axes
 
 
-def _set_titles(axes: Axes, theme: Theme, y: str, x: str) -> None:
-    axes.set_title(y, loc="left", fontsize=10, color=theme.ink, pad=10)
-    axes.set_xlabel(x, loc="right", fontsize=10, color=theme.ink)
+def _set_titles(axes: Axes, y: str, x: str) -> None:
+    axes.set_title(y, loc="left", fontsize=10, color=INK, pad=10)
+    axes.set_xlabel(x, loc="right", fontsize=10, color=INK)
 
 
-def _add_legend(
-    figure: Figure, theme: Theme, handles: Sequence[Any], labels: Sequence[str], loc: str, columns: int = 1
-) -> None:
+def _add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], loc: str, columns: int = 1) -> None:
     # A label that begins with an underscore would be left out.
     shown = [f" {label}" if label.startswith("_") else label for label in map(shorten_label, labels)]
-    legend = figure.legend(handles, shown, loc=loc, ncols=columns, frameon=False, fontsize=9, labelcolor=theme.ink)
+    legend = figure.legend(handles, shown, loc=loc, ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)

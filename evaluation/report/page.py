@@ -15,7 +15,7 @@ from ...controller.options import MAX_OUTPUT_TOKENS
 from ...io import make_folder, write
 from ..cli_utils import render_page
 from . import formatting
-from .charts import CHARTS, DARK, LIGHT, draw_charts, is_our_picture, require_matplotlib
+from .charts import CHARTS, draw_charts, is_our_picture, require_matplotlib
 from .formatting import NamedResults, arms_csv, rows_csv
 from .schema import BenchmarkResult, load_result
 
@@ -45,13 +45,11 @@ def report_page(results: NamedResults, version: str) -> str:
 
 
 def draw_pictures(result: BenchmarkResult) -> dict[str, dict[str, str]]:
-    """Draw the charts of a result for the page: data URIs for light and dark pages, and a text for each."""
-    pictures: dict[str, dict[str, str]] = {}
-    for theme, colors in (("light", LIGHT), ("dark", DARK)):
-        for name, chart in draw_charts(result, colors).items():
-            uri = f"data:image/svg+xml;base64,{base64.b64encode(chart.to_svg()).decode()}"
-            pictures.setdefault(name, {"alt": chart.alt})[theme] = uri
-    return pictures
+    """Draw the charts of a result for the page: a data URI and a text for each."""
+    return {
+        name: {"alt": chart.alt, "src": f"data:image/svg+xml;base64,{base64.b64encode(chart.to_svg()).decode()}"}
+        for name, chart in draw_charts(result).items()
+    }
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

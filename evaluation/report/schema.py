@@ -219,25 +219,20 @@ class BenchmarkResult(ResultModel):
 
     @property
     def base(self) -> ReportArm:
-        """The arm that the others are compared with."""
         return self.get_arm(self.baseline)
 
     @property
     def judged_arm(self) -> ReportArm:
-        """The arm that the verdict is about."""
         return self.get_arm(self.judged)
 
     @property
     def title(self) -> str:
-        """The name of the result in headings."""
         return f"{self.model} on {', '.join(self.tasks)}"
 
     def get_arm(self, name: str) -> ReportArm:
-        """Return an arm by name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def get_role(self, arm: ReportArm) -> Role:
-        """Return the part that an arm plays in the comparison."""
         if arm.name == self.baseline:
             return "baseline"
         if arm.name == self.judged:
@@ -249,7 +244,6 @@ class BenchmarkResult(ResultModel):
         return _pair(self.base.per_level, self.judged_arm.per_level)
 
     def shared_tiers(self) -> dict[str, tuple[GroupMeans, GroupMeans]]:
-        """Return the results of the baseline and the judged arm by tier."""
         return _pair(self.base.per_tier, self.judged_arm.per_tier)
 
 

@@ -16,7 +16,6 @@ from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...probes.research.steering import Direction, Pair
 from ..bench.arms import Arm, Bench, run_arm, run_batch
 from ..bench.compare import summarize
-from ..bench.records import ArmRecords
 
 CONTRAST = 1.25  # least ratio of the longest to the shortest thinking; below it they differ mostly by chance
 MARGIN = 0.01  # largest acceptable accuracy loss
@@ -112,12 +111,12 @@ def search(
 ) -> list[TriedDirection]:
     """Try every layer with every strength; the first entry is strength 0, with the same controller."""
 
-    def run(layer: int, strength: float) -> ArmRecords:
-        return run_arm(bench, _make_arm("dev", direction, layer, strength, common))
+    def run(layer: int, strength: float) -> TriedDirection:
+        records = run_arm(bench, _make_arm("dev", direction, layer, strength, common))
+        return TriedDirection(layer, strength, records.mean("total"), records.mean("right"))
 
-    tried = [_to_tried(0, 0.0, run(layers[0], 0.0))]
-    tried += [_to_tried(layer, strength, run(layer, strength)) for layer in layers for strength in strengths]
-    return tried
+    base = replace(run(layers[0], 0.0), layer=0)
+    return [base, *(run(layer, strength) for layer in layers for strength in strengths)]
 
 
 def choose(tried: Sequence[TriedDirection]) -> TriedDirection | None:
@@ -157,7 +156,3 @@ def judge(plus: Sequence[float], minus: Sequence[float], accuracy: Sequence[floa
 def _make_arm(part: str, direction: Direction, layer: int, strength: float, common: GenerationOptions) -> Arm:
     modifier = Steer(direction=direction, layer=layer, strength=strength)
     return Arm(f"{part} layer {layer} strength {strength:+g}", replace(common, preset=None, modifiers=(modifier,)))
-
-
-def _to_tried(layer: int, strength: float, records: ArmRecords) -> TriedDirection:
-    return TriedDirection(layer, strength, records.mean("total"), float(records.means("right").mean()))

@@ -84,7 +84,6 @@ class AnswerChecker(Closing):
         return self._cached((question.drawn, extract_boxed(answer) or answer), self._score)
 
     def close(self) -> None:
-        """End the sandbox processes; cached outcomes stay."""
         for sandbox in self._sandboxes.values():
             sandbox.close()
 

@@ -55,7 +55,6 @@ class Closing:
     """Base of context managers that close themselves at the end of `with`."""
 
     def close(self) -> None:
-        """Release all resources."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -149,7 +148,6 @@ class SandboxProcess(Closing):
             process.wait(_END_SECONDS)
 
     def close(self) -> None:
-        """End the process; a later call starts another."""
         with self._lock:
             self._drop()
 

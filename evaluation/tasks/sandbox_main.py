@@ -160,7 +160,6 @@ class Grader:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for its end, since freeing 2 GB takes a while
 
     def answer(self, line: bytes) -> bytes:
-        """The fork's reply to a request."""
         if not self._pipes or self._drawn != _entries.cache_info().misses:
             self._end()
             self._start()

@@ -45,7 +45,6 @@ class CalibrationText:
 
     @property
     def source(self) -> str:
-        """The source in words."""
         if self.file is not None:
             return str(self.file)
         return f"its own answers to {self.questions}" if self.questions is not None else "text written by the model"
@@ -72,10 +71,6 @@ class _Question(BaseModel):
     )
 
 
-class _AnyObject(RootModel[dict[str, Any]]):
-    pass
-
-
 def tokenize_rows(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
     """Up to `count` rows of `length` tokens, evenly spread over a text file or all strings of a JSONL.
 
@@ -83,7 +78,10 @@ def tokenize_rows(file: Path, tokenizer: Any, count: int, length: int) -> Tensor
     """
     text = read_text(file, OptionError)
     if file.suffix == ".jsonl":
-        parsed = (parse_json(_AnyObject, line, at, OptionError).root for at, line in read_lines(file, OptionError))
+        parsed = (
+            parse_json(RootModel[dict[str, Any]], line, at, OptionError).root
+            for at, line in read_lines(file, OptionError)
+        )
         text = "\n\n".join("\n".join(v for v in values.values() if isinstance(v, str)) for values in parsed)
     rows = _split_rows(tokenizer(text, verbose=False)["input_ids"], length, str(file))
     return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]

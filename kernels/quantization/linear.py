@@ -61,7 +61,6 @@ class Scheme:
         return PackedLayout.BYTES if eight_bits else PackedLayout.GRAINS
 
     def to_dict(self) -> dict[str, Any]:
-        """The scheme as stored in config.json."""
         number = 3 if self.keys == "int8" else 2 if self.head == "preview" else 1
         return {"quant_method": METHOD, "format": number, **asdict(self)}
 
@@ -149,7 +148,6 @@ class W4A8Linear(nn.Module):
         return weight if self.input_scale is None else weight * self.input_scale
 
     def extra_repr(self) -> str:
-        """The description in `print(model)`."""
         kinds = {PackedLayout.BYTES: "8-bit weights", PackedLayout.PLANES: "8-bit weights in two planes"}
         kind = kinds.get(self.layout, f"4-bit weights in groups of {self.scheme.group_size}")
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {kind}"
@@ -216,7 +214,6 @@ class W4A8Config(QuantizationConfigMixin):
         self.quant_method = METHOD
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as stored in config.json."""
         return self.scheme.to_dict()
 
 

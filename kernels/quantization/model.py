@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,10 @@ class LayerCheckpoints:
             return load_file(file), data
         except (OSError, SafetensorError) as error:
             raise WriteError(f"{file} cannot be read: {error}; delete {self.folder} and run again") from None
+
+    def remove(self) -> None:
+        """Delete the folder once the model is saved elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,9 @@ class VLLMW4A8Config(QuantizationConfig):
         self.scheme = scheme
 
     def get_name(self) -> str:
-        """See vLLM."""
         return METHOD
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """See vLLM."""
         return [torch.bfloat16, torch.float32, torch.float16]
 
     @classmethod
@@ -77,7 +75,6 @@ class VLLMW4A8Config(QuantizationConfig):
         return cls(read_scheme(config))
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
-        """The method for linear layers and a quantized head."""
         scheme = self.scheme
         if isinstance(layer, ParallelLMHead):
             return None if scheme.head == "keep" else W4A8Method(scheme.choose_layout(prefix, head=True), scheme)

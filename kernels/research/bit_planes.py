@@ -45,7 +45,6 @@ class BitPlanes:
 
     @property
     def bits(self) -> int:
-        """The width of the codes."""
         return self.words.shape[1]
 
 

@@ -50,7 +50,6 @@ class LutWeight:
 
     @property
     def bits(self) -> int:
-        """The width of the weights."""
         return self.lines.shape[2]
 
 

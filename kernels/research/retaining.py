@@ -264,7 +264,6 @@ class RetainingLayer(DynamicLayer):  # type: ignore[misc]
         raise CapabilityError("a cache that evicts cannot be cropped; run the model on the text again")
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Select rows, possibly more than once."""
         super().batch_select_indices(indices)
         self.positions, self.scores = self.positions[indices], self.scores[indices]
         if self.joint:
@@ -273,7 +272,6 @@ class RetainingLayer(DynamicLayer):  # type: ignore[misc]
     reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row."""
         self.batch_select_indices(torch.arange(len(self.positions)).repeat_interleave(repeats))
 
 

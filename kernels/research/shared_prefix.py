@@ -48,7 +48,9 @@ def shared_prefix_attention(
     if prefix_keys.shape[1]:
         parts.append(_over_prefix(part, packed, prefix_keys.detach(), prefix_values.detach(), scale))
     if suffix_keys.shape[2]:
-        seen = None if lengths is None else _seen(lengths, suffix_keys.shape[2])
+        seen = None  # the mask of visible keys, [rows, 1, 1, suffix]
+        if lengths is not None:
+            seen = (torch.arange(suffix_keys.shape[2], device=lengths.device) < lengths[:, None])[:, None, None]
         parts.append(part(packed, suffix_keys.detach(), suffix_values.detach(), seen, scale))
     if not parts:
         return torch.full_like(query, torch.nan)
@@ -63,11 +65,6 @@ def _over_prefix(part: Part, packed: Tensor, keys: Tensor, values: Tensor, scale
     out, total = part(queries, keys[None], values[None], None, scale)
     shape = (kv_heads, rows, groups)
     return out.reshape(*shape, dim).transpose(0, 1), total.reshape(shape).transpose(0, 1)
-
-
-def _seen(lengths: Tensor, columns: int) -> Tensor:
-    """The mask of a row's visible keys, [rows, 1, 1, columns]."""
-    return (torch.arange(columns, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
 def merge(outputs: tuple[Tensor, ...], totals: tuple[Tensor, ...]) -> Tensor:

@@ -40,17 +40,14 @@ def label_diffadapt(accuracy: Floats, entropy: Floats) -> NDArray[np.str_]:
     return np.where(certain, NORMAL, np.where(accuracy < RARELY, HARD, EASY))
 
 
-def make_labels(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
-    """Label questions [n] with the cheapest sufficient tier, or as DiffAdapt does."""
-    if rule == "tiers":
-        return label_tiers(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
-    base = questions.tiers.index(BASE)
-    return label_diffadapt(questions.right[:, base], questions.entropy[:, base])
-
-
 def make_examples(questions: Questions, rule: str = "tiers") -> Examples:
-    """Return the hidden states of questions with their labels."""
-    return Examples(questions.state, make_labels(questions, rule), np.array(questions.hashes))
+    """The hidden states of questions, labelled with the cheapest sufficient tier, or as DiffAdapt does."""
+    if rule == "tiers":
+        labels = label_tiers(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
+    else:
+        base = questions.tiers.index(BASE)
+        labels = label_diffadapt(questions.right[:, base], questions.entropy[:, base])
+    return Examples(questions.state, labels, np.array(questions.hashes))
 
 
 def compute_base_curve(questions: Questions) -> dict[str, Any]:

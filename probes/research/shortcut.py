@@ -66,7 +66,6 @@ class Shortcut(StoredValue):
 
     @property
     def width(self) -> int:
-        """Width of the hidden states that it reads."""
         return int(self.arrays["down"].shape[1])
 
     def chosen(self, threshold: float | None = None) -> float:
@@ -83,7 +82,6 @@ class Shortcut(StoredValue):
 
     @property
     def stored_arrays(self) -> Mapping[str, Array]:
-        """See `StoredValue`."""
         return self.arrays
 
     @classmethod

@@ -100,7 +100,6 @@ class Direction(StoredValue):
 
     @property
     def stored_arrays(self) -> Mapping[str, Array]:
-        """See `StoredValue`."""
         return {"vectors": self.vectors, "norms": self.norms}
 
 

@@ -67,6 +67,9 @@ def format_examples(name: str) -> str | None:
     return None if lines is None else "\n\n".join(("Examples:", *(f"  $ {line}" for line in lines)))
 
 
+AnyCommand = TyperCommand | TyperGroup
+
+
 class _FlagsWithoutType:
     """Shows no type for flags, which take no value."""
 
@@ -90,8 +93,9 @@ class LazyCommand(TyperCommand):
         super().__init__(name, help=summary)
         self._make = make
 
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self._make(args).make_context(info_name, args, parent, **extra)
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> typer.Context:
+        context: typer.Context = self._make(args).make_context(info_name, args, parent, **extra)
+        return context
 
 
 class RootGroup(_FlagsWithoutType, TyperGroup):
@@ -102,9 +106,9 @@ class RootGroup(_FlagsWithoutType, TyperGroup):
         own = [*grouped, *sorted({*super().list_commands(ctx), *COMMANDS} - {*grouped})]
         return [*own, *(name for name in _find_plugins("") if name not in own)]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> AnyCommand | None:
         """The command of this name, under its heading; None if there is none."""
-        command = self._find_command(ctx, cmd_name)
+        command: AnyCommand | None = self._find_command(ctx, cmd_name)
         if command is not None:
             command.rich_help_panel = next((group for group, names in GROUPS.items() if cmd_name in names), "Research")
         return command
@@ -124,8 +128,9 @@ class TrainGroup(_FlagsWithoutType, TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return [*self._find_lazy(), *super().list_commands(ctx)]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return super().get_command(ctx, cmd_name) or self._find_lazy().get(cmd_name)
+    def get_command(self, ctx: Any, cmd_name: str) -> AnyCommand | None:
+        command: Any = super().get_command(ctx, cmd_name) or self._find_lazy().get(cmd_name)
+        return command  # type: ignore[no-any-return]
 
     def _find_lazy(self) -> dict[str, LazyCommand]:
         from ..training.methods import list_methods

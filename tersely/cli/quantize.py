@@ -3,58 +3,74 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import OptionError, check_known
-from .options import spinner
+from ..evaluation.cli_utils import takes
+from .options import Json, spinner
 
 SCHEMES = ("w4a8-dgq",)
 
 
-def quantize(
-    model: Annotated[str, typer.Argument(help="An embedded model, a folder, or a name on the Hugging Face hub.")],
-    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint; an interrupted run is resumed.")],
-    scheme: Annotated[str, typer.Option("--scheme", help="Quantization scheme: w4a8-dgq.")] = "w4a8-dgq",
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """The options of `tersely quantize`."""
+
+    model: Annotated[str, typer.Argument(help="An embedded model, a folder, or a name on the Hugging Face hub.")]
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint; an interrupted run is resumed.")]
+    scheme: Annotated[str, typer.Option("--scheme", help="Quantization scheme: w4a8-dgq.")] = "w4a8-dgq"
     calib: Annotated[
         Path | None,
         typer.Option("--calib", help="Text or JSONL to calibrate and measure on; by default the model writes it."),
-    ] = None,
+    ] = None
     questions: Annotated[
         Path | None,
         typer.Option(
             "--questions",
             help="JSONL of {question}: calibrate on the model's own answers to these; best for chat models.",
         ),
-    ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of text; every fourth is used to measure.")] = 40,
-    length: Annotated[int, typer.Option("--length", min=8, help="Tokens per row.")] = 512,
-    group_size: Annotated[int, typer.Option("--group-size", help="Inputs that share a scale: 32, 64 or 128.")] = 128,
-    head: Annotated[str, typer.Option("--head", help="The output head: preview, int8, int4 or keep.")] = "preview",
+    ] = None
+    rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of text; every fourth is used to measure.")] = 40
+    length: Annotated[int, typer.Option("--length", min=8, help="Tokens per row.")] = 512
+    group_size: Annotated[int, typer.Option("--group-size", help="Inputs that share a scale: 32, 64 or 128.")] = 128
+    head: Annotated[str, typer.Option("--head", help="The output head: preview, int8, int4 or keep.")] = "preview"
     keys: Annotated[
         str,
         typer.Option(
             "--keys", help="Layers for keys and values: int8, int4, or auto, which is int8 if heads share them."
         ),
-    ] = "auto",
-    smooth: Annotated[bool, typer.Option(help="Scale down outlier inputs.")] = False,
-    search: Annotated[bool, typer.Option(help="Search the ranges of codes, in two phases.")] = True,
-    compensate: Annotated[bool, typer.Option(help="Let later weights compensate errors of earlier ones.")] = True,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the text that the model writes.")] = 0,
+    ] = "auto"
+    smooth: Annotated[bool, typer.Option(help="Scale down outlier inputs.")] = False
+    search: Annotated[bool, typer.Option(help="Search the ranges of codes, in two phases.")] = True
+    compensate: Annotated[bool, typer.Option(help="Let later weights compensate errors of earlier ones.")] = True
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the text that the model writes.")] = 0
     tasks: Annotated[
         str | None,
         typer.Option(
             "--tasks", help="Measure accuracy before and after on tiny, gym:NAME, or a JSONL of {question, answer}."
         ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of --tasks (default 100).")] = None,
+    ] = None
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of --tasks (default 100).")] = None
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer to --tasks (default 512).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+    ] = None
+    as_json: Json = False
+
+    def check(self) -> None:
+        """Raise OptionError for options that do not go together."""
+        check_known("scheme", self.scheme, SCHEMES)
+        if self.calib is not None and self.questions is not None:
+            raise OptionError("--calib and --questions exclude each other; give one", code="conflicting_options")
+        if self.tasks is None and (self.limit or self.max_new_tokens):
+            raise OptionError("--limit and --max-new-tokens require --tasks", code="missing_option")
+
+
+@takes(QuantizeOptions)
+def quantize(options: QuantizeOptions) -> None:
     """Quantize the linear layers of a model to 4 bits, and report the loss of quality.
 
     To load the result in transformers, `import tersely.kernels.quantization` before `from_pretrained`.
@@ -65,25 +81,16 @@ def quantize(
     from ..kernels.quantization.linear import ScaleSearch, Scheme
     from ..kernels.quantization.run import check_out, format_report, quantize_checkpoint
 
-    check_known("scheme", scheme, SCHEMES)
-    if calib is not None and questions is not None:
-        raise OptionError("--calib and --questions exclude each other; give one of them", code="conflicting_options")
-    if tasks is None and (limit or max_new_tokens):
-        raise OptionError("--limit and --max-new-tokens require --tasks", code="missing_option")
+    options.check()
+    out, test = options.out, None
     check_out(out)
-    test = None if tasks is None else AccuracyCheck.load(tasks, limit or 100, max_new_tokens or 512)
-    text = CalibrationText(calib, questions, rows, length, seed)
+    if options.tasks is not None:
+        test = AccuracyCheck.load(options.tasks, options.limit or 100, options.max_new_tokens or 512)
+    text = CalibrationText(options.calib, options.questions, options.rows, options.length, options.seed)
+    scheme = Scheme(options.group_size, options.head, options.smooth, options.keys)
+    search = ScaleSearch(options.search, options.compensate)
     with spinner("loading") as status:
-        engine = load_engine(model, device="cpu")
-        report = quantize_checkpoint(
-            engine.model,
-            engine.tokenizer,
-            model,
-            out,
-            Scheme(group_size, head, smooth, keys),
-            text,
-            ScaleSearch(search, compensate),
-            status.update,
-            test,
-        )
-    typer.echo(json.dumps(report) if as_json else f"{format_report(report)}\nsaved to {out}")
+        engine = load_engine(options.model, device="cpu")
+        model, tokenizer, source = engine.model, engine.tokenizer, options.model
+        report = quantize_checkpoint(model, tokenizer, source, out, scheme, text, search, status.update, test)
+    typer.echo(json.dumps(report) if options.as_json else f"{format_report(report)}\nsaved to {out}")

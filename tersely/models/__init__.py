@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ModelError, OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 NAMES = ("tersely-tiny-small", "tersely-tiny-large", "tersely-tiny-agent")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -87,7 +93,7 @@ def load_config(name: str) -> tuple[str, Any]:
     return path, config
 
 
-def load_tokenizer(name: str, path: str) -> Any:
+def load_tokenizer(name: str, path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint; raises ModelError for none, where transformers would make up an empty one."""
     from transformers import AutoTokenizer
 
@@ -97,7 +103,7 @@ def load_tokenizer(name: str, path: str) -> Any:
     return load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path))
 
 
-def load_or_raise(name: str, part: str, load: Any) -> Any:
+def load_or_raise(name: str, part: str, load: Callable[[], T]) -> T:
     """What `load` returns; whatever it raises becomes a ModelError that names the part and a remedy."""
     try:
         return load()

@@ -14,9 +14,10 @@ import numpy as np
 from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
 from tersely.evaluation.bench.arms import make_arms
+from tersely.evaluation.bench.cli import assemble
 from tersely.evaluation.bench.economics import CostModel
+from tersely.evaluation.bench.plan import BenchOptions, BenchPlan
 from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow, Weights
-from tersely.evaluation.bench.result import BenchPlan, assemble
 from tersely.evaluation.bench.truncation import Recording, TrialPoint
 from tersely.evaluation.economics.costs import Price
 from tersely.evaluation.stats import Array
@@ -73,29 +74,12 @@ def _made(n: int) -> str:
     fixed = replace(questions.budget(220), arm="fixed-budget", setting="at 220 thinking tokens", truncated=True)
     records.insert(len(RUN), fixed)
     curve = [(b, questions.budget(b)) for b in (16, 32, 64, 96, 128, 192, 256, 384, 512)]
-    plan = BenchPlan(
-        tasks=["tiny"],
-        model="tersely-tiny-large",
-        engine="transformers",
-        helper=None,
-        verifier=None,
-        verifier_rules=True,
-        split="test",
-        splits={"test": questions.asked, "fit": questions.asked[:50]},
-        arms=make_arms(",".join(RUN), GenerationOptions()),
-        common=GenerationOptions(),
-        markers=None,
-        think_prompt=False,
-        baselines=True,
-        seed=0,
-        rollouts=1,
-        batch_size=64,
-        margin=0.03,
-        weights=Weights(),
-    )
-    figures = assemble(
-        plan, records, curve, [_source(rng)], CostModel(price=Price(prompt=0.1, output=0.4, as_of=dt.date(2026, 11, 1)))
-    )
+    options = BenchOptions(model="tersely-tiny-large", margin=0.03)
+    costs = CostModel(price=Price(prompt=0.1, output=0.4, as_of=dt.date(2026, 11, 1)))
+    splits = {"test": questions.asked, "fit": questions.asked[:50]}
+    plan = BenchPlan(options, splits, make_arms(",".join(RUN), GenerationOptions()), costs)
+    weights = asdict(Weights())  # prices change no count that is made up here
+    figures = assemble(plan, records, curve, [_source(rng)])
     for arm in figures["arms"]:
         arm["flops"] = 6.3e6 * arm["tokens"]["total"]
     answers = {"method": "math-verify", "deadline": 5.0, "unparsable": 3, "timeouts": 1, "crashes": 0}
@@ -107,7 +91,7 @@ def _made(n: int) -> str:
         "command": command,
         "rows": [asdict(row) for one in records for row in one.rows],
     }
-    return json.dumps(ORIGIN | plan.settings() | figures | whole)
+    return json.dumps(ORIGIN | plan.settings() | {"weights": weights} | figures | whole)
 
 
 def bare() -> dict[str, Any]:

@@ -54,7 +54,6 @@ class NoThinkBonus(Reward):
         self.delta, self.marker = delta, marker
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         return [self.delta * (mode == NO_THINK) for mode in get_modes(completions, columns, self.marker)]
 
 
@@ -64,7 +63,6 @@ class ReferenceBaseline(Reward):
     name = "reference_baseline"
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         return [-share for share in number_column(columns, "reference", self.name)]
 
 

@@ -55,7 +55,6 @@ class Truncation(Reward):
         self.correct = correct
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         reasons = require_column(columns, "finish_reason", self.name)
         right = self.correct(prompts, completions, **columns)
         return [
@@ -107,7 +106,6 @@ class LengthControl(Reward):
         self.correct, self.alpha, self.delta = correct, alpha, delta
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         limits = require_column(columns, "limit", self.name)
         tokens = [len(ids) for ids in require_column(columns, "completion_ids", self.name)]
         right = self.correct(prompts, completions, **columns)
@@ -179,7 +177,6 @@ class HintBudget(Reward):
         self.tokens = tokens
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         counts = require_column(columns, "after_hint", self.name)
         return [None if count is None else excess_penalty(count, self.tokens) for count in counts]
 

@@ -76,7 +76,6 @@ class AdaptiveDiscount(Reward):
         self.correct, self.alpha, self.easy, self.marker = correct, alpha, easy, marker
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """See `Reward`."""
         right = self.correct(prompts, completions, **columns)
         modes = get_modes(completions, columns, self.marker)
         starts = require_column(columns, "start_mode", self.name)

@@ -61,7 +61,6 @@ class TrainingEpisode:
 
     @property
     def followed_start(self) -> bool:
-        """Whether it stayed in the mode in which it was started."""
         return self.start_mode in (FREE, self.mode)
 
     @property
@@ -141,7 +140,6 @@ class EpisodeRollouts(GroupRollouts):
     def sample(
         self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int
     ) -> list[Rollout]:
-        """See `GroupRollouts`."""
         rng = Random(f"steps:{seed}")
         return [
             episode.to_rollout(rng.randrange(len(episode.steps)), self.judge(episode))
@@ -149,7 +147,6 @@ class EpisodeRollouts(GroupRollouts):
         ]
 
     def loss_mask(self, rollout: Rollout) -> list[int]:
-        """See `GroupRollouts`."""
         mask = super().loss_mask(rollout)
         if rollout.first_token_logprob is not None:
             mask[0] = 0

@@ -54,7 +54,6 @@ class Heads(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the active head."""
         return F.linear(x, self.weight)
 
 

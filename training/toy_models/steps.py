@@ -32,7 +32,6 @@ class AgentStep:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation up to this step."""
         messages: list[dict[str, Any]] = [{"role": "user", "content": self.task.question}]
         for number in range(self.done):
             tool, argument = self.task.calls[number]
@@ -45,7 +44,6 @@ class AgentStep:
 
     @property
     def complete(self) -> bool:
-        """Whether all calls have been made."""
         return self.done == len(self.task.calls)
 
     def _result(self, number: int) -> str:

@@ -51,12 +51,10 @@ class ToyTrace:
     pieces: list[tuple[str, int]] = field(default_factory=list)
 
     def add(self, text: str, tag: int = PLAIN) -> None:
-        """Append a piece."""
         self.pieces.append((text, tag))
 
     @property
     def text(self) -> str:
-        """The whole response."""
         return "".join(text for text, _ in self.pieces)
 
 
@@ -113,7 +111,6 @@ class Writer:
         return values[-1]
 
     def state(self, value: int, checked: bool) -> None:
-        """State an answer."""
         self.trace.add(self.rng.choice(STATE) + " ")
         self.trace.add(str(value), COPY)
         self.trace.add(".\n\n")
