@@ -7,11 +7,11 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..errors import TerselyError
@@ -131,6 +131,8 @@ class TrainingRun(Generic[R]):
         import torch
 
         recipe, settings, on_gpu = self.recipe, self.recipe.optimiser, torch.cuda.is_available()
+        names = {field.name for field in fields(TrainingArguments)}  # older transformers say gradient_checkpointing
+        checkpointing = next(one for one in ("activation_checkpointing", "gradient_checkpointing") if one in names)
         return {
             "output_dir": str(self.folder),
             "seed": recipe.seed,
@@ -142,7 +144,7 @@ class TrainingRun(Generic[R]):
             "max_grad_norm": settings.clip_gradients,
             "per_device_train_batch_size": settings.micro_batch,
             "gradient_accumulation_steps": completions // (settings.micro_batch * world_size()),
-            "gradient_checkpointing": settings.checkpoint_activations,
+            checkpointing: settings.checkpoint_activations,
             "bf16": settings.autocast,
             "use_cpu": not on_gpu,
             "ddp_find_unused_parameters": False,
