@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -47,13 +48,9 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.enable()
-        gc.collect()
         gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Let libraries find what they have made when the process ends, or they call it leaked."""
-    gc.unfreeze()
+        # Libraries look for what they have made when the process ends, and would call it leaked.
+        atexit.register(gc.unfreeze)
 
 
 # Files whose tests share an engine in this process, a server, or the import of TRL; the first match counts.
@@ -98,6 +95,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((group for group, names in _TOGETHER.items() if name.startswith(names)), file)
 
     return SharedVllm(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_sandboxes() -> Iterator[None]:
+    from .support.kept_sandboxes import kept_sandboxes
+
+    with kept_sandboxes():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -290,7 +290,7 @@ def test_an_interrupted_collection_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = write_task(tmp_path / "task.jsonl", 3)
-    small: dict[str, Any] = {"tiers": "easy", "batch_size": 1, "rollouts": 2}
+    small: dict[str, Any] = {"tiers": "easy", "batch_size": 1, "rollouts": 2, "max_new_tokens": 110}
     assert main(command(task, tmp_path / "whole", **small)) == 0
     collect_batch, asked, left = Collector.collect_batch, list[list[str]](), iter([1, 1])
 
@@ -321,7 +321,7 @@ def test_an_interrupted_collection_resumes(
 
 def test_a_larger_limit_adds_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task, out = write_task(tmp_path / "task.jsonl"), tmp_path / "data"
-    small: dict[str, Any] = {"tiers": "easy", "batch_size": 2}
+    small: dict[str, Any] = {"tiers": "easy", "batch_size": 2, "max_new_tokens": 110}
     assert main(command(task, out, **small, limit=3)) == 0
     assert f"about {ENOUGH}" in capsys.readouterr().err
     first, parts = read_records(out), {path.name: path.read_bytes() for path in out.glob("part*")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ SMALL: dict[tuple[str, int], dict[str, str]] = {
     ("AGENTS.md", 6): {},
     ("GUIDE.md", 0): {},
     ("GUIDE.md", 1): {},
-    ("GUIDE.md", 2): {"--engine vllm": "--limit 4 --max-new-tokens 200 --no-baselines"},
+    ("GUIDE.md", 2): {"--engine vllm": "--limit 2 --max-new-tokens 120 --no-baselines"},
     ("LM_EVAL.md", 1): {"--count 40": "--count 4"},
     ("REPLAY.md", 0): {r"0\.01": "0.8"},
     ("STATISTICS.md", 0): {r"verdicts\.py.*": "verdicts.py --sims 2 --resamples 20"},
@@ -123,14 +123,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("doc", "place"), CONSOLE, ids=lambda value: str(value))
-def test_commands_end_well(doc: str, place: int, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands_end_well(
+    doc: str, place: int, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for line in get_block(doc, place).replace("\\\n", " ").splitlines():
         if not line.startswith("$ "):
             continue
         program, *arguments = shlex.split(line[2:], comments=True)
         *arguments, out = arguments if len(arguments) > 1 and arguments[-2] == ">" else [*arguments, ""]
         if program == "python":
-            subprocess.run([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], check=True)
+            monkeypatch.setattr(sys, "argv", arguments)
+            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
         else:
             code = main([part for part in arguments if part != ">"])
             judged = arguments[0] == "bench" and Path("bench.json").exists()  # its code is a verdict on few questions

@@ -26,7 +26,7 @@ def is_declined(result: tersely.GenerationResult) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.attack)])
+@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.attack)])
 def test_plain_questions_are_right_or_declined_and_never_sure(engine: Any, every: int) -> None:
     questions = QUESTIONS[::every]
     results = tersely.generate(engine, [row["question"] for row in questions], seed=0, max_new_tokens=512)
@@ -39,6 +39,7 @@ def test_plain_questions_are_right_or_declined_and_never_sure(engine: Any, every
     assert not [reason for reason in reasons if reason.startswith(("ready", "hopeless"))], "no learnt certainty"
 
 
+@pytest.mark.parametrize("engine", ["tersely-tiny-small"], indirect=True)
 def test_auto_leaves_easy_sums_to_the_normal_tier(engine: Any) -> None:
     sums = ["Compute 17 + 23.", "5 + 6", "what is 17*23?"]
     auto, normal = (tersely.generate(engine, sums, effort=effort, seed=0) for effort in ("auto", "normal"))

@@ -25,8 +25,8 @@ from ..support.refusals import refused
 pytestmark = pytest.mark.vllm
 
 MODEL = "tersely-tiny-small"
-PROBLEMS = [question.problem for question in load("tiny", "test", 4, 5)]
-GREEDY = GenerationOptions(max_new_tokens=300, sampling=SamplingParams(temperature=0.0))
+PROBLEMS = [question.problem for question in load("tiny", "test", 3, 5)]
+GREEDY = GenerationOptions(max_new_tokens=160, sampling=SamplingParams(temperature=0.0))
 SETTINGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "gpu_memory_utilization": 0.3}
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vllm
 
 PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
-GREEDY = GenerationOptions(max_new_tokens=160, sampling=SamplingParams(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=128, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def assert_same(found: Sequence[GenerationResult], expected: Sequence[Generation
         assert one.spans == other.spans
 
 
-@pytest.mark.parametrize("preset", ["off", "budget", "balanced", "fast", "concise", "trimr"])
+@pytest.mark.parametrize("preset", ["off", "balanced", "concise", "trimr"])
 def test_greedy_decisions_are_those_of_the_transformers_engine(
     ours: TransformersEngine, vllm_engine: VllmEngine, preset: str
 ) -> None:
@@ -109,11 +109,10 @@ def raw(llm: LLM, controls: Sequence[Any], **params: Any) -> list[Any]:
 
 
 def test_requests_are_controlled_each_by_its_own_arguments(vllm_llm: LLM) -> None:
-    plain = raw(vllm_llm, [None] * 6)
+    plain = raw(vllm_llm, [None] * 6, max_tokens=150)
     short = {"policies": {"budget": {}}, "thinking_budget": 40}
-    mixed = raw(
-        vllm_llm, [None, short, "off", '{"preset": "budget", "thinking_budget": 40}', {"effort": "none"}, "budget"]
-    )
+    as_text = '{"preset": "budget", "thinking_budget": 40}'
+    mixed = raw(vllm_llm, [None, short, "off", as_text, {"effort": "none"}, "budget"], max_tokens=150)
     tokenizer = vllm_llm.get_tokenizer()
     for place in (0, 2, 4):
         assert mixed[place].token_ids == plain[place].token_ids
@@ -188,13 +187,13 @@ def test_a_mistake_of_ours_ends_control_and_nothing_else(
 ) -> None:
     from tersely.controller.vllm.request_controller import RequestController
 
-    plain = raw(vllm_llm, [None, None])
+    plain = raw(vllm_llm, [None, None], max_tokens=120)
 
     def breaks(self: RequestController, *_: Any) -> int | None:
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(RequestController, "read", breaks)
-    assert [one.token_ids for one in raw(vllm_llm, ["fast", None])] == [one.token_ids for one in plain]
+    assert [one.token_ids for one in raw(vllm_llm, ["fast", None], max_tokens=120)] == [one.token_ids for one in plain]
 
 
 def test_policies_that_need_more_are_refused_at_construction(vllm_engine: VllmEngine) -> None:
@@ -278,8 +277,8 @@ def test_a_tier_is_chosen_by_what_the_beginning_of_the_prompt_shows(
 
 
 def test_a_seed_decides_what_is_drawn(vllm_engine: VllmEngine) -> None:
-    session, options = Session(vllm_engine), GenerationOptions(preset="fast", max_new_tokens=200)
-    drawn = [[g.token_ids for g in session.run(PROBLEMS[:4], with_seed(options, seed))] for seed in (1, 2, 1)]
+    session, options = Session(vllm_engine), GenerationOptions(preset="fast", max_new_tokens=100)
+    drawn = [[g.token_ids for g in session.run(PROBLEMS[:2], with_seed(options, seed))] for seed in (1, 2, 1)]
     assert drawn[0] == drawn[2] != drawn[1]
 
 

@@ -26,7 +26,7 @@ def llm(tersely_llm: Any) -> Any:
 def greedy(**more: Any) -> Any:
     from vllm import SamplingParams
 
-    return SamplingParams(temperature=0, max_tokens=400, **more)
+    return SamplingParams(temperature=0, max_tokens=240, **more)
 
 
 def test_outputs_are_vllms_own_and_say_what_control_made_of_them(llm: Any) -> None:

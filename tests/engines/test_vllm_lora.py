@@ -22,7 +22,7 @@ def test_requests_are_controlled_where_lora_is_enabled(start_vllm: Callable[...,
     message = [
         {"role": "user", "content": "Kai has 9 shells. Kai finds 31 shells. Count the shells that belong to Kai."}
     ]
-    for preset in ("off", "budget", "balanced"):
-        params = SamplingParams(temperature=0, max_tokens=300, extra_args={"tersely": {"preset": preset}})
+    for preset in ("off", "budget"):
+        params = SamplingParams(temperature=0, max_tokens=120, extra_args={"tersely": {"preset": preset}})
         (found,), (plain,) = (llm.chat(message, params, use_tqdm=False) for llm in (lora, vllm_llm))
         assert found.outputs[0].token_ids == plain.outputs[0].token_ids

@@ -25,7 +25,7 @@ from tersely.controller.integrations.langchain.budget_middleware import (
 from tersely.controller.integrations.langchain.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
 from tersely.errors import OptionError
 
-from ..support.agents import QUESTION, ScriptedChatModel, add, reply, run_agent, scripted, sync_and_async
+from ..support.scripted_agents import QUESTION, ScriptedChatModel, add, reply, run_agent, scripted, sync_and_async
 
 LIMITED: Any = {"recursion_limit": 40}  # ends an agent that its budget does not end
 

@@ -18,7 +18,7 @@ from tersely.controller.integrations.langchain.chat_model import ChatTersely
 from tersely.controller.integrations.langchain.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
 from tersely.errors import CapabilityError
 
-from ..support.agents import ScriptedChatModel, reply, run_agent, sync_and_async
+from ..support.scripted_agents import ScriptedChatModel, reply, run_agent, sync_and_async
 from ..support.text_engine import TextEngine, format_call
 
 MODEL = "tersely-tiny-small"

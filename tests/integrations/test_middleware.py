@@ -18,8 +18,8 @@ from tersely.controller.integrations.langchain.middleware import EffortMiddlewar
 from tersely.controller.integrations.langchain.routing import DifficultyDecision, difficulty_decision
 from tersely.errors import OptionError
 
-from ..support.agents import add, reply, run_agent, scripted, sync_and_async
 from ..support.refusals import refused
+from ..support.scripted_agents import add, reply, run_agent, scripted, sync_and_async
 
 MODEL = "tersely-tiny-small"
 

@@ -21,8 +21,8 @@ from tersely.controller.session import Session
 from tersely.errors import OptionError
 from tersely.evaluation.tasks.questions import load
 
-from ..support.agents import ScriptedChatModel, reply
 from ..support.refusals import refused
+from ..support.scripted_agents import ScriptedChatModel, reply
 from ..support.text_engine import TextEngine
 
 MODEL = "tersely-tiny-small"

@@ -20,7 +20,7 @@ from tersely.controller.integrations.langchain.middleware import BudgetMiddlewar
 from tersely.controller.text.markers import KNOWN, Markers
 from tersely.controller.text.sanitizer import BREAK, SpecialTokenSanitizer, get_sanitizer
 
-from ..support.agents import QUESTION, ScriptedChatModel, reply
+from ..support.scripted_agents import QUESTION, ScriptedChatModel, reply
 from ..support.text_engine import TextEngine, tokenizer, tool_tokenizer
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]

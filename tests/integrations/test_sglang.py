@@ -97,8 +97,8 @@ class Loop:
         self.place += 1
         return self.output[-1]
 
-    def run(self) -> str:
-        while len(self.output) < MOST and self.step() != self.tokenizer.eos_token_id:
+    def run(self, most: int = MOST) -> str:
+        while len(self.output) < most and self.step() != self.tokenizer.eos_token_id:
             pass
         return str(self.tokenizer.decode(self.output))
 
@@ -212,9 +212,9 @@ def test_a_request_that_is_put_back_goes_on(example: Any) -> None:
 )
 def test_what_cannot_be_controlled_is_left_alone(example: Any, settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop(example, settings, late=0)
-    text = loop.run()
+    text = loop.run(8)
     assert loop.params["__tersely__"] is None and "without control" in caplog.text
-    assert text == Loop(example, {"preset": "off"}, late=0).run()
+    assert text == Loop(example, {"preset": "off"}, late=0).run(8)
 
 
 def test_a_state_that_a_client_sends_is_not_used(example: Any) -> None:

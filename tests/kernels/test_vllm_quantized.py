@@ -103,7 +103,7 @@ def said_by(llm: LLM) -> list[list[int]]:
     "scheme",
     [
         pytest.param(Scheme(64, smooth=True), id="smooth", marks=pytest.mark.attack),
-        pytest.param(Scheme(32, "int8"), id="int8 head"),
+        pytest.param(Scheme(32, "int8"), id="int8 head", marks=pytest.mark.attack),
         pytest.param(Scheme(64, "int4", smooth=True), id="int4 head, smooth"),
         pytest.param(Scheme(64, "keep"), id="head kept", marks=pytest.mark.attack),
     ],

@@ -19,7 +19,7 @@ from ...support.planted_bench import HOSTILE, bare, planted
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
-PAGES = ("report", "bare report", "several reports", "traces")
+PAGES = ("bare report", "several reports", "traces")
 DECISIONS = (
     Decision("trim", "trim", "nothing new was said", 4),
     Decision("hint", "inject", "hint 1, block of 128 tokens", 8, "forced0 forced1"),
@@ -66,7 +66,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     traces = folder / "traces.html"
     traces.write_text(trace_page([first, second], "traces.jsonl"), encoding="utf-8")
     return {
-        "report": write_report(folder / "report.html", planted()),
         "bare report": write_report(folder / "bare.html", bare()),
         "several reports": write_report(folder / "several.html", planted(), hostile),
         "traces": traces,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +19,8 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import ModelError, OptionError
 from tersely.training.config import RecipeError
-from tersely.training.offline import SampledTrace
+from tersely.training.offline import SampledTrace, collect_traces
+from tersely.training.research import mahdpo
 from tersely.training.research.mahdpo import (
     FILE,
     Heads,
@@ -39,6 +41,21 @@ OWN: dict[str, Any] = {
     "optimiser": {"micro_batch": 2, "steps": 3, "learning_rate": 1e-3},
     "data": {"questions": 8},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sampled_once() -> Iterator[None]:
+    """All runs learn from the same answers."""
+    made: list[Any] = []
+
+    def collect_once(*given: Any) -> Any:
+        if not made:
+            made.append(collect_traces(*given))
+        return made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mahdpo, "collect_traces", collect_once)
+        yield
 
 
 def trace(length: int, right: bool = True, finished: bool = True) -> SampledTrace:
