@@ -39,8 +39,11 @@ def test_an_example_gives_the_right_answer(name: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_the_blocks_of_readme_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tersely, "generate", partial(tersely.generate, seed=0))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.attack) for seed in (1, 2))])
+def test_the_blocks_of_readme_run(
+    seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tersely, "generate", partial(tersely.generate, seed=seed))
     quickstart, _, custom, policy = code_blocks(README, "python")
     names: dict[str, Any] = {"question": QUESTION}
     replaced = quickstart.replace("Qwen/Qwen3-0.6B", "tersely-tiny-large").replace("What is 17 * 23?", QUESTION)

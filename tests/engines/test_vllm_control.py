@@ -55,7 +55,10 @@ def assert_same(found: Sequence[GenerationResult], expected: Sequence[Generation
         assert one.spans == other.spans
 
 
-@pytest.mark.parametrize("preset", ["off", "balanced", "concise", "trimr"])
+@pytest.mark.parametrize(
+    "preset",
+    ["off", "balanced", "fast", "concise", "trimr", pytest.param("budget", marks=pytest.mark.attack)],
+)
 def test_greedy_decisions_are_those_of_the_transformers_engine(
     ours: TransformersEngine, vllm_engine: VllmEngine, preset: str
 ) -> None:
