@@ -24,7 +24,6 @@ _WIDTH = 64
 """Most tokens of a row that wait to be read."""
 _KINDS = 1 << 20
 _UNLIMITED = 1 << 40
-_NO_SIGNALS = np.zeros((0, 3), dtype=np.float32)
 SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
 
@@ -93,7 +92,14 @@ class RowTable:
         if more <= 0:
             return
         more = max(more, len(self.forced), 16)
-        fills: dict[str, Any] = {"forced": -1, "ahead": -1, "offered": -1, "_behind": -1, "_readings": None, "_patience": _UNLIMITED}
+        fills: dict[str, Any] = {
+            "forced": -1,
+            "ahead": -1,
+            "offered": -1,
+            "_behind": -1,
+            "_readings": None,
+            "_patience": _UNLIMITED,
+        }
         for name, old in tuple(vars(self).items()):
             if isinstance(old, np.ndarray) and old is not self._kinds:
                 new = np.full((more, *old.shape[1:]), fills.get(name, 0), dtype=old.dtype)
@@ -157,8 +163,8 @@ class RowTable:
             row.output.extend(tokens)
             self._waiting[slot] = 0
             if count > due:
-                known = self._signals[slot, : count - due] if self.wanted[slot] & SIGNALS else _NO_SIGNALS
-                row.controller.skip(tokens[: count - due], make_signals(known))
+                known = make_signals(self._signals[slot, : count - due]) if self.wanted[slot] & SIGNALS else []
+                row.controller.skip(tokens[: count - due], known)
         readings: StepReadings | None = self._readings[slot]
         if readings is not None:
             place = int(self._places[slot])
@@ -231,5 +237,6 @@ class RowTable:
         """Keep the readings of a step for the rows in it; slots by place in the logits."""
         self._readings[slots] = readings
         self._places[slots] = np.arange(len(slots))
-        for slot in self._eager.intersection(slots.tolist()):  # their last token is read when vLLM has ended them
-            self.flush(slot)
+        if self._eager:
+            for slot in self._eager.intersection(slots.tolist()):  # their last token is read when vLLM has ended them
+                self.flush(slot)
