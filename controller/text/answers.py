@@ -103,7 +103,8 @@ def ends_in_answer(text: str, asked: Asked) -> bool:
         if not any(map(lower.__contains__, _SIGNALS)) or not any(map(lower.__contains__, _FINALS)):
             return False
     sentences = [text[max(start, end - _LONGEST_SENTENCE) : end] for start, end in split_sentences(text)]
-    for sentence, before in zip(reversed(sentences), (*reversed(sentences[:-1]), ""), strict=True):
+    for number, sentence in reversed([*enumerate(sentences)]):
+        before = sentences[number - 1] if number else ""
         if "nswer" in before and _HEADING.search(before):
             return [statement.finality for statement in find_statements(text, asked)][-1:] == [Finality.ANSWERS]
         read = _read_sentence(sentence, asked)

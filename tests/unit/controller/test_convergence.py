@@ -123,6 +123,7 @@ def test_whether_a_text_ends_in_an_answer_is_found_without_reading_all_of_it() -
     rows = [json.loads(line) for name in TEXTS for line in (folder / name).read_text("utf-8").splitlines()]
     rows += [{"text": f"{text}\n\n12", "question": QUESTION} for text in ("**Final answer**", "Wait, the right one is")]
     rows += [{"text": text, "question": QUESTION} for text in ("Wait, opt for 12.", "No, the best one is 12.")]
+    rows += [{"text": text, "question": "Which?\nA. 1\nB. 2"} for text in ("", "\n\n", "So B.", "The answer is B.")]
     for row in rows:
         asked = read_question(row["question"])
         statements = [*find_statements(row["text"], asked)]
