@@ -30,7 +30,7 @@ from tersely.kernels.signals import logit_signals
 from tersely.models import get_model_path
 
 FOLDER = str(get_model_path("tersely-tiny-small"))
-WIDTH = 128
+WIDTH, VOCABULARY = 128, 32_768
 PROBE = {"policies": {"budget": {}, "repetition": {}, "readiness": {"threshold": 2.0}}}
 
 
@@ -66,7 +66,8 @@ def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, step
     processor_buffers = Buffers(rows, length + steps + 200)
     processor = TerselyLogitsProcessor(make_config(), processor_buffers)
     codec = get_adapter(load_tokenizer(tokenizer))
-    processor.worker.__dict__.update(tokenizer=codec.tokenizer, markers=MARKERS, end=(32_767,))
+    vocabulary = VOCABULARY if tokenizer is None else codec.vocabulary
+    processor.worker.__dict__.update(tokenizer=codec.tokenizer, markers=MARKERS, end=(vocabulary - 1,))
     opening = codec.encode("\n\n<think>\n")
     ids = torch.tensor(write_thinking(codec, length + steps + 64), dtype=torch.int32)
     control = (PROBE if preset == "probe" else {"preset": preset}) | {"thinking_budget": 4 * (length + steps)}
@@ -75,14 +76,14 @@ def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, step
     request_controller._NO_STEP = StepInfo(Signals(0.5, 0.8, 0.8, 0.6), lambda layer: states[0].numpy())
     params = SamplingParams(max_tokens=16 * (length + steps), extra_args={"tersely": control})
     for row in range(rows):  # rows are at different places of the text
-        known = length - row % 64
+        known = length - 37 * row % (length // 2)
         processor_buffers.all_token_ids.gpu[row, : len(opening)] = torch.tensor(opening, dtype=torch.int32)
         processor_buffers.all_token_ids.gpu[row, len(opening) : len(opening) + length + steps] = ids[: length + steps]
         processor_buffers.prompt_len.np[row] = len(opening)
         processor_buffers.prefill_len.np[row] = len(opening) + known
         processor_buffers.total_len.gpu[row] = len(opening) + known
         processor.add_request(row, params)
-    logits = torch.zeros(rows, 32_768)
+    logits = torch.zeros(rows, vocabulary)
     context: Any = SimpleNamespace(idx_mapping_np=np.arange(rows, dtype=np.int32))
     taken = []
     for _ in range(steps):

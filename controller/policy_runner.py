@@ -134,9 +134,9 @@ class PolicyScheduler:
         """Recompute `next_wakeup` after policies have run."""
         first = [NEVER] * len(BOUNDARY_RANK)
         for task in self.tasks:
-            first[0] = min(first[0], task.deadline)
-            first[_SENTENCE] = min(first[_SENTENCE], task.sentence_at)
-            first[task.rank] = min(first[task.rank], task.at)
+            for rank, at in (0, task.deadline), (_SENTENCE, task.sentence_at), (task.rank, task.at):
+                if at < first[rank]:
+                    first[rank] = at
         self.next_wakeup.update(zip(BOUNDARY_RANK, accumulate(first, min), strict=True))
 
     def cancel_trials(self) -> None:

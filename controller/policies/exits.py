@@ -79,14 +79,15 @@ class Convergence(Policy):
     stride: int = 48  # tokens after which the end of a sentence is read too, where thoughts are long
 
     def watch(self, view: PolicyView) -> Watching:
-        evidence, read = AnswerEvidence(view.question), 0
+        evidence = AnswerEvidence(view.question)
         if evidence.asked.open:
             yield Note("the question asks for a text or for several things, where equal answers are no sign of the end")
             return
+        tokens = view.tokens
         while True:
-            yield Wait(at=view.tokens + 1, boundary="thought", sentence_at=view.tokens + self.stride)
-            claim = evidence.find_answer(view.thinking.text_from(min(read, view.tokens)))
-            read = view.tokens
+            yield Wait(at=tokens + 1, boundary="thought", sentence_at=tokens + self.stride)
+            read, tokens = tokens, view.tokens
+            claim = evidence.find_answer(view.thinking.text_from(min(read, tokens)))
             if claim is not None and (support := self.find_support(claim)):
                 yield Close(f"{support} the answer {claim.answer}", phrase="")
                 return

@@ -96,10 +96,21 @@ def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement
             yield Statement(answer, read[1], start, end)
 
 
-def may_answer(text: str, asked: Asked) -> bool:
-    """Whether a text may call a value the answer; far quicker than to find that out."""
-    lower = text.lower()
-    return bool(asked.options) or "</" in text or any(map(lower.__contains__, _ANSWER_SIGNALS))
+def ends_in_answer(text: str, asked: Asked) -> bool:
+    """Whether the last statement of a text calls its value the answer; far quicker than to find all of them."""
+    if not (asked.options or "\\boxed" in text or "</" in text):
+        lower = text.lower()
+        if not any(map(lower.__contains__, _SIGNALS)) or not any(map(lower.__contains__, _FINALS)):
+            return False
+    sentences = [text[max(start, end - _LONGEST_SENTENCE) : end] for start, end in split_sentences(text)]
+    for number, sentence in reversed([*enumerate(sentences)]):
+        before = sentences[number - 1] if number else ""
+        if "nswer" in before and _HEADING.search(before):
+            return [statement.finality for statement in find_statements(text, asked)][-1:] == [Finality.ANSWERS]
+        read = _read_sentence(sentence, asked)
+        if read is not None and asked.resolve(read[0]):
+            return read[1] is Finality.ANSWERS
+    return False
 
 
 # -- one sentence ------------------------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def may_answer(text: str, asked: Asked) -> bool:
 _FLAGS = re.IGNORECASE
 _BULLET = re.compile(r"[\s*>#-]*")
 _SIGNALS = tuple(signal for language in LANGUAGES for signal in language.signals)
-_ANSWER_SIGNALS = ("boxed", *_SIGNALS)
+_FINALS = tuple(word for language in LANGUAGES for word in language.finals)
 _SYMBOL = re.compile(r"[\d\\π√∞]")
 _HEADING = re.compile(rf"(?:{either('headings')})\W*$", _FLAGS)
 _ANSWER = re.compile(rf"(?:{either('answers')}|(?P<corrects>{either('corrects')}))")

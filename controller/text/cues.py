@@ -35,6 +35,7 @@ class Language:
         deliberates: how a sentence begins that goes on thinking, as no answer does.
         confirms: what shows that a result was found to be right.
         signals: words without which a sentence that holds no number states nothing.
+        finals: words without one of which nothing matches `answers` or `behind`.
         turn_signals: texts without which no conclusion begins within a sentence.
         equals: verbs between what the question asks for and its value.
         form_only: sentences of a question that ask for a form only.
@@ -82,6 +83,7 @@ class Language:
     deliberates: Patterns
     confirms: Patterns
     signals: Patterns
+    finals: Patterns
     turn_signals: Patterns
     equals: Patterns
     form_only: Patterns
@@ -221,6 +223,10 @@ ENGLISH = Language(
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
         "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply", "final:",
+    ),
+    finals=(
+        "answer", "solution", "option", "choice", "correct", "right", "best", "matching", "appropriate", "go with",
+        "going with", "settle on", "opt for", "pick", "choose", "select", "it is", "output", "report", "reply", "final",
     ),
     turn_signals=(
         " so", "therefore", "hence", "thus", "meaning", "namely", "i.e.", "that is,", "=>", "→", "⇒",
@@ -429,6 +435,7 @@ CHINESE = Language(
     deliberates=(r"(?:等等|等一下|嗯|不对|让我(?:再|重新))",),
     confirms=(r"(?:没错|没问题|一致|吻合|符合|验证正确|正确无误|对的)",),
     signals=("答案", "选", "正确"),
+    finals=("答案", "结果", "选", "正确"),
     turn_signals=("，", "；"),
     equals=(r"(?:是|为|等于|=|有)",),
     form_only=(r"(?:表示|格式|写出)",),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .answers import Finality, Statement, find_statements, may_answer, parse_value
+from .answers import Finality, Statement, ends_in_answer, find_statements, parse_value
 from .cues import either
 from .questions import read_question
 
@@ -44,7 +43,7 @@ class AnswerEvidence:
 
     def __init__(self, question: str = "") -> None:
         self.asked = read_question(question)
-        self._waiting: list[tuple[str, list[Statement] | None]] = []  # pieces, and what they state where that is known
+        self._waiting: list[str] = []  # pieces that are not read yet
         self._claims: dict[str, Claim] = {}
         self._last: Claim | None = None
         self._last_asked: Claim | None = None
@@ -56,20 +55,19 @@ class AnswerEvidence:
 
         Only then does it count what was stated before, so pieces wait for that and much of a thinking is never read.
         """
-        statements = [*find_statements(text, self.asked)] if may_answer(text, self.asked) else None
-        self._waiting.append((text, statements))
-        if not statements or statements[-1].finality is not Finality.ANSWERS:
+        self._waiting.append(text)
+        if not ends_in_answer(text, self.asked):
             return None
-        for piece, known in self._waiting:
-            latest = self.read(piece, known)
+        for piece in self._waiting:
+            latest = self.read(piece)
         self._waiting.clear()
         return latest[0] if latest else None
 
-    def read(self, text: str, statements: Iterable[Statement] | None = None) -> tuple[Claim, Finality] | None:
+    def read(self, text: str) -> tuple[Claim, Finality] | None:
         """Read the next sentences at once; return the claim stated last in them, and how finally, or None."""
         latest: tuple[Claim, Finality] | None = None
         at, lower = 0, text.lower()
-        for statement in find_statements(text, self.asked) if statements is None else statements:
+        for statement in find_statements(text, self.asked):
             self._count(lower, at, statement.end)
             at = statement.end
             latest = self._take(statement), statement.finality

@@ -39,19 +39,19 @@ class _State:
         """Process the tokens that begin before `stop`; return where the next one may begin."""
         at = 0
         for match in _TOKEN.finditer(text):
-            if match.start() >= stop:
+            start, end = match.span()
+            if start >= stop:
                 break
-            self._skip(text[at : match.start()])
-            at = match.end()
-            self.size += at - match.start()
+            if self.paragraph and text[at:start].strip():
+                self.paragraph = False
+            self.size += end - at
+            at = end
             self._take(match[0], text[at : at + 1])
-        self._skip(text[at:stop])
-        return max(at, stop)
-
-    def _skip(self, text: str) -> None:
-        self.size += len(text)
-        if self.paragraph and text.strip():
+        rest = text[at:stop]
+        self.size += len(rest)
+        if self.paragraph and rest.strip():
             self.paragraph = False
+        return max(at, stop)
 
     def _take(self, token: str, following: str) -> None:
         if self.kind is not None and self.size > _LONGEST.get(self.kind, self.size):

@@ -92,7 +92,7 @@ class RequestController:
         self._queue: deque[int] = deque()
         self._late = 0  # tokens that may still come before those of the queue
         self.unseen = 0  # tokens that came so, which the watcher does not know
-        self._closings: dict[str, tuple[int, ...]] = {}
+        self._closings: dict[str, int] = {}  # their first tokens, by the separator before them
 
     @property
     def done(self) -> bool:
@@ -120,16 +120,15 @@ class RequestController:
     def patience(self, offered: int | None) -> tuple[int, int, int]:
         """How many more tokens may come before this has to read them, by the kind of the last: quiet, sentence, fence.
 
-        `offered` is the present `closing_start`.
+        `offered` is the present `closing_starts`' first.
         """
         controller = self.controller
         if not self.lazy or controller is None or self._queue or self._finished or self.keep_signals:
             return 0, 0, 0
-        thinking = controller.thinking
-        if self.thinks and (thinking.ends_line or (offered is None and not controller.shadow)):
+        if offered is None and not controller.shadow and self.thinks:
             return 0, 0, 0  # what stands for an end of the turn may change with the next token
         quiet, sentence = controller.patience("token"), controller.patience("sentence")
-        return quiet, sentence, 0 if thinking.may_call else quiet
+        return quiet, sentence, 0 if controller.thinking.may_call else quiet
 
     @property
     def queued(self) -> Sequence[int]:
@@ -216,7 +215,7 @@ class RequestController:
                 self._update_finished()
             return
         self.forced.append(False)
-        if swapped and self.closing_start() == token:
+        if swapped and self.closing_starts()[0] == token:
             self.forced[-1] = True
             self._observe(self.end[0], step, written=1)
         else:
@@ -249,21 +248,28 @@ class RequestController:
         """Leave the request alone after an error of ours, which must never reach vLLM."""
         self._give_up(f"{type(error).__name__}: {error}")
 
-    def closing_start(self) -> int | None:
-        """The first token of what closes the thinking here, which replaces an end of the turn.
+    def closing_starts(self) -> tuple[int | None, int | None]:
+        """The first token of what closes the thinking here, and behind a next token that ends no line.
 
-        None where the sequence is not thinking, or nothing may be done.
+        It replaces an end of the turn. None where the sequence is not thinking, or nothing may be done.
         """
         controller = self.controller
         if controller is None or not self.thinks or controller.shadow or not self.end:
-            return None
-        if controller.thinking.ends_in_call:
-            return None  # the turn ends with the call
-        separator = paragraph_separator(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
-        if separator not in self._closings:
-            text = closing_text(controller.markers, "", separator)
-            self._closings[separator] = controller.codec.encode(text)
-        return self._closings[separator][0]
+            return None, None
+        thinking = controller.thinking
+        if thinking.ends_in_call:
+            return None, None  # the turn ends with the call
+        behind = self._closing_start("\n\n")
+        return self._closing_start(paragraph_separator(thinking.tail(4))) if thinking.ends_line else behind, behind
+
+    def _closing_start(self, separator: str) -> int:
+        """The first token of a closing behind a separator."""
+        found = self._closings.get(separator)
+        if found is None:
+            assert self.controller is not None
+            text = closing_text(self.controller.markers, "", separator)
+            found = self._closings[separator] = self.controller.codec.encode(text)[0]
+        return found
 
 
 def kind_of(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> int:

@@ -24,7 +24,6 @@ _WIDTH = 64
 """Most tokens of a row that wait to be read."""
 _KINDS = 1 << 20
 _UNLIMITED = 1 << 40
-_NO_SIGNALS = np.zeros((0, 3), dtype=np.float32)
 SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
 
@@ -82,6 +81,7 @@ class RowTable:
         self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
         self.ahead = np.zeros((0, drafts), dtype=np.int64)  # the tokens that must come after that one, else -1
         self.offered = np.zeros(0, dtype=np.int64)  # what may stand for an end of the turn, else -1
+        self._behind = np.zeros(0, dtype=np.int64)  # the same behind a next token that ends no line
         self.wanted = np.zeros(0, dtype=np.int8)
         self.seen = np.zeros(0, dtype=np.int64)  # in which step the row was in the batch
         self._patience = np.zeros((0, LOUD + 1), dtype=np.int64)  # by the kind of the token; a loud one never waits
@@ -98,7 +98,14 @@ class RowTable:
         if more <= 0:
             return
         more = max(more, len(self.forced), 16)
-        fills: dict[str, Any] = {"forced": -1, "ahead": -1, "offered": -1, "_readings": None, "_patience": _UNLIMITED}
+        fills: dict[str, Any] = {
+            "forced": -1,
+            "ahead": -1,
+            "offered": -1,
+            "_behind": -1,
+            "_readings": None,
+            "_patience": _UNLIMITED,
+        }
         for name, old in tuple(vars(self).items()):
             if isinstance(old, np.ndarray) and old is not self._kinds:
                 new = np.full((more, *old.shape[1:]), fills.get(name, 0), dtype=old.dtype)
@@ -124,7 +131,7 @@ class RowTable:
             del self.rows[slot]
             self.finished.discard(slot)
             self._eager.discard(slot)
-            self.forced[slot] = self.ahead[slot] = self.offered[slot] = -1
+            self.forced[slot] = self.ahead[slot] = self.offered[slot] = self._behind[slot] = -1
             self.wanted[slot], self._readings[slot] = 0, None
             self._patience[slot], self._waiting[slot] = _UNLIMITED, 0
         return row
@@ -133,11 +140,11 @@ class RowTable:
         """Let rows read their outputs, and note what they want; `draft` is that of the last token in its step."""
         for slot in slots:
             row = self.rows[slot]
-            controller, token, first = row.controller, None, None
+            controller, token, first, behind = row.controller, None, None, None
             self.flush(slot, due=1, draft=draft)
             try:
                 token = controller.read(row.output)
-                first = controller.closing_start()
+                first, behind = controller.closing_starts()
                 quiet, sentence, fence = controller.patience(first)
                 self._patience[slot, QUIET : FENCE + 1] = quiet, sentence, fence
             except Exception as error:  # an error of ours must not end the engine
@@ -149,6 +156,7 @@ class RowTable:
                 ahead = [*islice(controller.queued, 1, 1 + drafts)]
                 self.ahead[slot, : len(ahead)], self.ahead[slot, len(ahead) :] = ahead, -1
             self.offered[slot] = -1 if first is None else first
+            self._behind[slot] = -1 if behind is None else behind
             self.wanted[slot] = controller.wants_signals * SIGNALS | controller.wants_states * STATES
             row.send_trace()
 
@@ -160,8 +168,8 @@ class RowTable:
             row.output.extend(tokens)
             self._waiting[slot] = 0
             if count > due:
-                known = self._signals[slot, : count - due] if self.wanted[slot] & SIGNALS else _NO_SIGNALS
-                row.controller.skip(tokens[: count - due], make_signals(known))
+                known = make_signals(self._signals[slot, : count - due]) if self.wanted[slot] & SIGNALS else []
+                row.controller.skip(tokens[: count - due], known)
         readings: StepReadings | None = self._readings[slot]
         if readings is not None:
             place = int(self._places[slot])
@@ -173,11 +181,13 @@ class RowTable:
     def room(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many drafts rows accept in a step, by the kind of the last: [slots, kinds].
 
-        They have to read the token after that. Slots without a row have no limit.
+        They have to read the token after that, or another is offered then. Slots without a row have no limit.
         """
         waiting, forced = self._waiting[slots, None], self.forced[slots, None] >= 0
         ahead = np.count_nonzero(self.ahead[slots] >= 0, axis=1)
-        return np.where(forced, ahead[:, None], np.minimum(self._patience[slots], _WIDTH - 1) - waiting)
+        room = np.minimum(self._patience[slots], _WIDTH - 1) - waiting
+        room[self.offered[slots] != self._behind[slots]] = 0
+        return np.where(forced, ahead[:, None], room)
 
     def all_kinds(self, vocabulary: int) -> NDArray[np.int8]:
         """The kind of every token."""
@@ -216,6 +226,7 @@ class RowTable:
         due = (
             (waiting > self._patience[slots, self._kinds[ids]]) | (waiting == _WIDTH) | (tokens == self.offered[slots])
         )
+        self.offered[slots] = self._behind[slots]
         self.read(slots[due].tolist(), draft)
 
     def _read_signals(self, slots: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
@@ -231,5 +242,6 @@ class RowTable:
         """Keep the readings of a step for the rows in it; slots by place in the logits."""
         self._readings[slots] = readings
         self._places[slots] = np.arange(len(slots))
-        for slot in self._eager.intersection(slots.tolist()):  # their last token is read when vLLM has ended them
-            self.flush(slot)
+        if self._eager:
+            for slot in self._eager.intersection(slots.tolist()):  # their last token is read when vLLM has ended them
+                self.flush(slot)

@@ -10,7 +10,7 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.policies.exits import Convergence
 from tersely.controller.replay import replay
-from tersely.controller.text.answers import Finality, find_statements
+from tersely.controller.text.answers import Finality, ends_in_answer, find_statements
 from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.questions import read_question
@@ -18,6 +18,7 @@ from tersely.controller.trace import Decision
 from tersely.evaluation.replay.reader import PieceTokenizer
 
 QUESTION = "How many eggs are left?"
+TEXTS = ("stated_answers.jsonl", "unseen_answers.jsonl")
 UNFINISHED = [
     json.loads(line) for line in Path(__file__).with_name("unfinished_thinking.jsonl").read_text("utf-8").splitlines()
 ]
@@ -115,6 +116,21 @@ def test_evidence_that_waits_for_an_answer_is_the_same() -> None:
         assert found is None or (read is not None and found == read[0])
         answered.append(found is not None)
     assert answered == [False, False, False, True, False, False, False, True, True]
+
+
+def test_whether_a_text_ends_in_an_answer_is_found_without_reading_all_of_it() -> None:
+    folder, ends = Path(__file__).parent, 0
+    rows = [json.loads(line) for name in TEXTS for line in (folder / name).read_text("utf-8").splitlines()]
+    rows += [{"text": f"{text}\n\n12", "question": QUESTION} for text in ("**Final answer**", "Wait, the right one is")]
+    rows += [{"text": text, "question": QUESTION} for text in ("Wait, opt for 12.", "No, the best one is 12.")]
+    rows += [{"text": text, "question": "Which?\nA. 1\nB. 2"} for text in ("", "\n\n", "So B.", "The answer is B.")]
+    for row in rows:
+        asked = read_question(row["question"])
+        statements = [*find_statements(row["text"], asked)]
+        expected = bool(statements) and statements[-1].finality is Finality.ANSWERS
+        assert ends_in_answer(row["text"], asked) == expected, row["text"]
+        ends += expected
+    assert ends > 100
 
 
 def test_evidence_counts_what_speaks_for_a_claim() -> None:

@@ -112,6 +112,20 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     assert reads[0] < 0.8 * reads[1], "most tokens wake no policy"
 
 
+def test_a_token_behind_a_line_break_waits_and_what_is_offered_changes() -> None:
+    model = Model()
+    row, table = model.row("budget", 1000), RowTable(model.kind_of)
+    table.put(0, row)
+    starts = {text: model.codec.encode(f"{text}</think>")[0] for text in ("", "\n", "\n\n")}
+    slot = np.array([0])
+    for length, (text, read, offered) in enumerate(
+        [(" word", 0, "\n\n"), ("\n", 2, "\n"), (" word", 2, "\n\n"), ("\n\n", 4, ""), (" word", 4, "\n\n")], 1
+    ):
+        table.land(slot, np.array([length]), np.array([model.codec.encode(text)]))
+        assert (len(row.controller.forced), table.offered[0]) == (read, starts[offered])
+        assert (table.room(slot)[0, QUIET] > 0) == (offered == "\n\n"), "drafts end where what is offered changes"
+
+
 def test_kinds_of_tokens() -> None:
     model = Model()
     kinds = {
