@@ -88,6 +88,13 @@ def test_all_sub_questions_are_put_together(engine: TransformersEngine, schedule
     assert "The facts: g=3+48, h=g*3, c=h-14, d=c+7. Wait, a second look." in done.thinking
 
 
+def test_stated_caps_are_put_once_and_not_enforced(engine: TransformersEngine) -> None:
+    done = run(engine, Planner(json.dumps(GOOD)), PlanAndBudget(total=40, caps="stated"))
+    assert [d.action for d in done.trace] == ["ask", "inject"]
+    assert "directly solve it using up to 36 words.\nWait, a second look." in done.trace[1].text
+    assert done.usage.thinking > 40 + done.trace[1].position + 100, "the model thinks on behind the plan"
+
+
 @pytest.fixture(scope="module")
 def plain(engine: TransformersEngine) -> GenerationResult:
     """How an answer begins without a plan."""
@@ -144,6 +151,8 @@ def test_a_real_helper_replies_without_thinking(engine: TransformersEngine) -> N
 def test_settings_that_make_no_sense() -> None:
     with refused(OptionError, "unknown_name"):
         PlanAndBudget(schedule="linaer")  # type: ignore[arg-type]
+    with refused(OptionError, "unknown_name"):
+        PlanAndBudget(caps="soft")  # type: ignore[arg-type]
     with refused(OptionError):
         PlanAndBudget(template="Next.")
     with refused(OptionError):
