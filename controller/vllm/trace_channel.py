@@ -58,9 +58,11 @@ def send_trace(tag: str, copy: int, decisions: Sequence[Decision], sent: int = 0
             sender.send(json.dumps(message).encode())
         except TimeoutError:  # the listener is slow: the rest is sent with the next token
             return number
-        except OSError:  # it is gone
+        except ConnectionError:  # it is gone
             _hang_up(name)
             break
+        except OSError:  # too long for a datagram: this one is lost
+            continue
     return len(decisions)
 
 
@@ -101,6 +103,7 @@ class TraceStore:
         self._place = Path(os.environ[PLACE]) / self._name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._socket.setblocking(False)  # whatever `socket.setdefaulttimeout` says
         self._socket.bind(str(self._place))
         self._found: dict[str, dict[int, dict[int, Decision]]] = {}
         self._lock = threading.Lock()
@@ -125,7 +128,9 @@ class TraceStore:
         _hang_up(self._name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
             self._closed = True
-            last.sendto(b"", str(self._place))
+            last.setblocking(False)
+            with contextlib.suppress(BlockingIOError):  # a full queue wakes the thread too
+                last.sendto(b"", str(self._place))
         self._thread.join()
         self._socket.close()
         self._place.unlink(missing_ok=True)
@@ -145,7 +150,7 @@ class TraceStore:
         """Store what waits in the socket; the lock is held."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._store(self._socket.recv(1 << 20, socket.MSG_DONTWAIT))
+                self._store(self._socket.recv(1 << 20))
 
     def _store(self, message: bytes) -> None:
         try:
