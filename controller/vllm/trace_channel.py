@@ -16,6 +16,7 @@ import select
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
@@ -33,6 +34,8 @@ _MOST = 65_536
 """Requests whose traces are kept until they are taken."""
 _PATIENCE = 0.1
 """Seconds that a worker waits where the queue of the socket is full: Linux lets ten datagrams wait by default."""
+_REST = 1.0
+"""Seconds after such a wait in which no row of the worker waits."""
 
 
 def request_tag(extra_args: Mapping[str, Any] | None) -> str:
@@ -54,9 +57,13 @@ def send_trace(tag: str, copy: int, decisions: Sequence[Decision], sent: int = 0
         if sender is None:
             break
         message = {"tag": tag, "copy": copy, "number": number, "decision": asdict(decisions[number])}
+        sender.settimeout(0.0 if time.monotonic() < _SLOW.get(name, 0.0) else _PATIENCE)
         try:
             sender.send(json.dumps(message).encode())
         except TimeoutError:  # the listener is slow: the rest is sent with the next token
+            _SLOW[name] = time.monotonic() + _REST
+            return number
+        except BlockingIOError:
             return number
         except ConnectionError:  # it is gone
             _hang_up(name)
@@ -67,6 +74,7 @@ def send_trace(tag: str, copy: int, decisions: Sequence[Decision], sent: int = 0
 
 
 _SENDERS: dict[str, socket.socket] = {}
+_SLOW: dict[str, float] = {}  # until when no row waits for a listener
 
 
 def _sender(name: str) -> socket.socket | None:
@@ -74,7 +82,7 @@ def _sender(name: str) -> socket.socket | None:
     folder = os.environ.get(PLACE)
     if name not in _SENDERS and folder is not None and _NAME.fullmatch(name):
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        made.settimeout(_PATIENCE)
+        made.setblocking(False)
         try:
             made.connect(str(Path(folder) / name))
         except OSError:

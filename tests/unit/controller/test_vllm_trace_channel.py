@@ -47,7 +47,9 @@ def test_a_queue_that_is_full_loses_nothing(store: TraceStore, monkeypatch: pyte
     tag, other = store.tag(), store.tag()
     while send_trace(other, 0, DECISIONS) == len(DECISIONS):
         pass
-    assert send_trace(tag, 0, DECISIONS) == 0
+    (sender,) = (found for name, found in trace_channel._SENDERS.items() if tag.startswith(f"{name}."))
+    assert sender.gettimeout() == 0.01
+    assert send_trace(tag, 0, DECISIONS) == 0 and sender.gettimeout() == 0.0, "only one row waits"
     monkeypatch.undo()
     sent = 0
     while sent < len(DECISIONS):
