@@ -139,7 +139,14 @@ def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> 
 
 _GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
 _COSTS = ("arm", *KINDS, "iso-saved", "cut %", "no ans %", "seconds")
-_ECONOMICS = {"E3": "e3", "$/1k": "usd", "$/1k right": "cost_of_pass", "gain $/1k": "gain", "ideal s": "ideal_seconds"}
+_ECONOMICS = {
+    "E3": "e3",
+    "$/1k": "usd",
+    "$/1k right": "cost_of_pass",
+    "gain $/1k": "gain",
+    "ideal s": "ideal_seconds",
+    "ideal $/1k": "ideal_usd",
+}
 
 
 def as_text(result: Mapping[str, Any]) -> str:
