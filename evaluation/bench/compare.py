@@ -14,6 +14,7 @@ from ...io import render_text
 from ...probes.stats import binomial_lower_bound, binomial_upper_bound
 from .. import stats
 from ..cli_utils import format_interval, format_table
+from ..markers import compare_markers, format_markers
 from ..stats import Array, Interval
 from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
@@ -100,6 +101,7 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
         "seconds": ours.seconds,
         "capped": ours.mean("capped"),
         "unanswered": sum(row.outcome == "unparsable" for row in ours.rows) / len(ours.rows),
+        "markers": compare_markers((r.right, r.markers) for r in ours.rows if r.words),
         "per_level": _group(ours, lambda row: row.level),
         "per_tier": _group(ours, lambda row: row.tier),
     }
@@ -161,6 +163,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         costs=format_table(_COSTS, map(_costs, arms)),
         economics=format_table(("arm", *shown), economics) if len(shown) > 1 else "",
         percent=_percent,
+        format_markers=format_markers,
         interval=format_interval,
     )
 

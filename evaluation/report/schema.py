@@ -106,6 +106,8 @@ class ReportArm(ResultModel):
     essentialness_ci: Pair | None = None
     ideal_seconds: Mean | None = None
     ideal_usd: Mean | None = None
+    markers: dict[str, dict[str, Mean]] | None = None
+    """Words of right and wrong thinking, and markers per 1,000 of them, by kind."""
     per_level: dict[str, GroupMeans] = Field(default_factory=dict)
     per_tier: dict[str, GroupMeans] = Field(default_factory=dict)
 

@@ -311,10 +311,22 @@ def test_the_table_shows_arms_and_verdict(n: int, says: str) -> None:
     for arm in result["arms"]:
         arm["iso_saving"] = None
     result["arms"][1] |= {"setting": "with [brackets]", "ideal_seconds": 2.5, "ideal_usd": 0.00125}
+    kinds = ("words", "hedging", "thinking", "discourse")
+    result["arms"][0]["markers"] = {kind: {"right": 7.0, "wrong": 8.04} for kind in kinds}
     frame = {"tasks": ["tiny"], "model": "m", "splits": {"test": {"n": n, "sha256": "ab"}}, "margin": 0.02}
     text = as_text({**frame, **result, "seed": 3, "rollouts": 1, "notes": ["noted"]})
     verdict = "VERDICT: balanced against full at a margin of 2 point(s)"
-    for part in ("full", "balanced: with [brackets]", verdict, says, "sha ab", "noted", "ideal $/1k", " 1.25\n"):
+    for part in (
+        "full",
+        "balanced: with [brackets]",
+        verdict,
+        says,
+        "sha ab",
+        "noted",
+        "ideal $/1k",
+        " 1.25\n",
+        "discourse 7.0 / 8.0",
+    ):
         assert part in text
 
 
