@@ -18,6 +18,7 @@ from ..markers import compare_markers, format_markers
 from ..stats import Array, Interval
 from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
+from .votes import measure_votes
 
 MIN_QUESTIONS = 10
 """Fewer questions decide nothing: if their tokens happen to agree, the interval has no width."""
@@ -102,6 +103,7 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
         "capped": ours.mean("capped"),
         "unanswered": sum(row.outcome == "unparsable" for row in ours.rows) / len(ours.rows),
         "markers": compare_markers((r.right, r.markers) for r in ours.rows if r.words),
+        "votes": measure_votes(ours, seed),
         "per_level": _group(ours, lambda row: row.level),
         "per_tier": _group(ours, lambda row: row.tier),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from tersely.evaluation.markers import MARKERS, compare_markers, count_markers
 from tersely.evaluation.replay.formats import RecordedOutput
 from tersely.evaluation.replay.result import summarize
 from tersely.evaluation.replay.run import ReplayedRow
+from tersely.evaluation.report.schema import ReportArm
 
 from ...support.scripted import ScriptedAnswers, make_bench, run_both
 
@@ -59,6 +61,7 @@ class Thinker(ScriptedAnswers):
 def test_a_benchmark_compares_the_thinking_of_each_arm() -> None:
     full, ours = compare(run_both(make_bench(Thinker(errs=2), 12)), 0.02, seed=0)["arms"]
     assert full["markers"] is None, "all is right"
+    assert ReportArm.model_validate_json(json.dumps(ours)).markers == ours["markers"]
     assert ours["markers"]["words"] == {"right": 7.0, "wrong": 8.0}
     assert ours["markers"]["discourse"] == pytest.approx({"right": 1000 * 2 / 7, "wrong": 0.0})
     assert ours["markers"]["hedging"] == pytest.approx({"right": 0.0, "wrong": 125.0})
