@@ -14,9 +14,11 @@ from ...io import render_text
 from ...probes.stats import binomial_lower_bound, binomial_upper_bound
 from .. import stats
 from ..cli_utils import format_interval, format_table
+from ..markers import compare_markers, format_markers
 from ..stats import Array, Interval
 from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
+from .votes import measure_votes
 
 MIN_QUESTIONS = 10
 """Fewer questions decide nothing: if their tokens happen to agree, the interval has no width."""
@@ -100,6 +102,8 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
         "seconds": ours.seconds,
         "capped": ours.mean("capped"),
         "unanswered": sum(row.outcome == "unparsable" for row in ours.rows) / len(ours.rows),
+        "markers": compare_markers((r.right, r.markers) for r in ours.rows if r.words),
+        "votes": measure_votes(ours, seed),
         "per_level": _group(ours, lambda row: row.level),
         "per_tier": _group(ours, lambda row: row.tier),
     }
@@ -139,7 +143,14 @@ def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> 
 
 _GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
 _COSTS = ("arm", *KINDS, "iso-saved", "cut %", "no ans %", "seconds")
-_ECONOMICS = {"E3": "e3", "$/1k": "usd", "$/1k right": "cost_of_pass", "gain $/1k": "gain", "ideal s": "ideal_seconds"}
+_ECONOMICS = {
+    "E3": "e3",
+    "$/1k": "usd",
+    "$/1k right": "cost_of_pass",
+    "gain $/1k": "gain",
+    "ideal s": "ideal_seconds",
+    "ideal $/1k": "ideal_usd",
+}
 
 
 def as_text(result: Mapping[str, Any]) -> str:
@@ -154,6 +165,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         costs=format_table(_COSTS, map(_costs, arms)),
         economics=format_table(("arm", *shown), economics) if len(shown) > 1 else "",
         percent=_percent,
+        format_markers=format_markers,
         interval=format_interval,
     )
 

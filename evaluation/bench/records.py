@@ -10,6 +10,7 @@ import numpy as np
 from ...controller.text.answers import extract_answer, extract_boxed
 from ...controller.trace import GenerationResult
 from ..economics.latency import Timing
+from ..markers import MARKERS, count_markers
 from ..stats import Array
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
@@ -70,6 +71,14 @@ class BenchRow:
     reprefilled: int
     overhead: float
     total: float
+    words: int = 0  # of the thinking, and its markers, see `markers.count_markers`
+    hedging_markers: int = 0
+    thinking_markers: int = 0
+    discourse_markers: int = 0
+
+    @property
+    def markers(self) -> dict[str, int]:
+        return {"words": self.words, **{kind: getattr(self, f"{kind}_markers") for kind in MARKERS}}
 
     @property
     def read(self) -> int:
@@ -95,6 +104,7 @@ def to_row(
     usage = generation.usage
     # A model that ends its turn while thinking may have stated its answer there; that must not count against an arm.
     answer = extract_answer(generation.answer) if generation.answer else extract_boxed(generation.thinking) or ""
+    markers = count_markers(generation.thinking)
     graded = checker.grade(question, answer)
     overhead = (
         usage.discarded
@@ -122,6 +132,10 @@ def to_row(
         **{kind: getattr(usage, field) for kind, field in OVERHEADS.items()},
         overhead=overhead,
         total=own * (usage.thinking + usage.answer) + overhead,
+        words=markers["words"],
+        hedging_markers=markers["hedging"],
+        thinking_markers=markers["thinking"],
+        discourse_markers=markers["discourse"],
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from ...controller.text.answers import extract_answer
@@ -17,42 +16,11 @@ from ...errors import OptionError
 from ...io import check_writable, render_text
 from ...probes.stats import binomial_upper_bound
 from ..cli_utils import format_table, is_page_by
+from ..markers import compare_markers, count_markers, format_markers
 from ..stats import ratio_bootstrap
 from ..trace_page import GENERATOR, trace_page
 from ..trace_record import RunView, SegmentView, TraceRecord
 from .run import ReplayedRow, Stop
-
-_WORDS = {
-    "hedging": "maybe perhaps possibly probably might likely seems unsure uncertain guess|not sure|i think|could be",
-    "thinking": "wait hmm hm alternatively actually|hold on|let me think|let me check|let me see|on second thought",
-    "discourse": "first second next then therefore thus hence so because since finally however|for example",
-}
-MARKERS: Mapping[str, re.Pattern[str]] = {
-    kind: re.compile(rf"\b(?:{'|'.join([*words.split('|')[0].split(), *words.split('|')[1:]])})\b", re.IGNORECASE)
-    for kind, words in _WORDS.items()
-}
-
-
-def compare_markers(found: Sequence[ReplayedRow]) -> dict[str, dict[str, float]] | None:
-    """Mean words of right and wrong thinking, and markers per 1,000 of them (Think Deep, Think Fast, arXiv 2504.14047).
-
-    Its lists of words were not found; these are ours. Only rows with a right answer to compare with count; None unless
-    some are right and some are wrong.
-    """
-    groups = {
-        name: [one.row.thinking for one in found if one.row.gold is not None and one.right_full is right]
-        for name, right in (("right", True), ("wrong", False))
-    }
-    if not all(groups.values()):
-        return None
-    figures = {"words": {name: fmean(len(text.split()) for text in texts) for name, texts in groups.items()}}
-    for kind, pattern in MARKERS.items():
-        figures[kind] = {
-            name: fmean(1000 * len(pattern.findall(text)) / max(1, len(text.split())) for text in texts)
-            for name, texts in groups.items()
-        }
-    return figures
-
 
 EXAMPLES = 12  # examples of one set and arm
 DELTA = 0.05  # the bound of what is lost holds with confidence 1 - DELTA
@@ -88,7 +56,9 @@ def summarize(name: str, found: Sequence[ReplayedRow], left_out: Mapping[str, in
         "stops": stops,
         "stopped_at": median(at) if (at := [one.used / one.tokens for one in found if one.stop]) else None,
         "left_out": dict(left_out),
-        "markers": compare_markers(found),
+        "markers": compare_markers(
+            (one.right_full, count_markers(one.row.thinking)) for one in found if one.row.gold is not None
+        ),
     }
 
 
@@ -110,6 +80,7 @@ def as_text(
         without_gold=without_gold,
         pieces=pieces,
         percent=_percent,
+        format_markers=format_markers,
     )
 
 

@@ -63,6 +63,15 @@ class GroupMeans(ResultModel):
     total: Mean
 
 
+class MajorityVotes(ResultModel):
+    """Accuracy of majorities by their number of samples, and the fit `single` + `per_doubling` · log2 of it."""
+
+    accuracy: dict[str, Share]
+    single: float
+    per_doubling: float
+    per_doubling_ci: Pair
+
+
 class ReportArm(ResultModel):
     """The results of an arm. Comparisons with the baseline are None for the baseline itself.
 
@@ -106,6 +115,9 @@ class ReportArm(ResultModel):
     essentialness_ci: Pair | None = None
     ideal_seconds: Mean | None = None
     ideal_usd: Mean | None = None
+    markers: dict[str, dict[str, Mean]] | None = None
+    """Words of right and wrong thinking, and markers per 1,000 of them, by kind."""
+    votes: MajorityVotes | None = None
     per_level: dict[str, GroupMeans] = Field(default_factory=dict)
     per_tier: dict[str, GroupMeans] = Field(default_factory=dict)
 

@@ -310,11 +310,27 @@ def test_the_table_shows_arms_and_verdict(n: int, says: str) -> None:
     result = compare_both(ScriptedAnswers(), n)
     for arm in result["arms"]:
         arm["iso_saving"] = None
-    result["arms"][1]["setting"] = "with [brackets]"
+    result["arms"][1] |= {"setting": "with [brackets]", "ideal_seconds": 2.5, "ideal_usd": 0.00125}
+    kinds = ("words", "hedging", "thinking", "discourse")
+    result["arms"][0]["markers"] = {kind: {"right": 7.0, "wrong": 8.04} for kind in kinds}
+    votes = {"accuracy": {"1": 0.5, "2": 0.525}, "single": 0.5, "per_doubling": 0.025, "per_doubling_ci": [-0.01, 0.06]}
+    result["arms"][1]["votes"] = votes
     frame = {"tasks": ["tiny"], "model": "m", "splits": {"test": {"n": n, "sha256": "ab"}}, "margin": 0.02}
     text = as_text({**frame, **result, "seed": 3, "rollouts": 1, "notes": ["noted"]})
     verdict = "VERDICT: balanced against full at a margin of 2 point(s)"
-    for part in ("full", "balanced: with [brackets]", verdict, says, "sha ab", "noted"):
+    voted = "balanced, majority of 1, 2: 50.0, 52.5 % right; +2.5 [-1.0, +6.0] points by each doubling"
+    for part in (
+        voted,
+        "full",
+        "balanced: with [brackets]",
+        verdict,
+        says,
+        "sha ab",
+        "noted",
+        "ideal $/1k",
+        " 1.25\n",
+        "discourse 7.0 / 8.0",
+    ):
         assert part in text
 
 
