@@ -1,13 +1,19 @@
-"""ASGI middleware in front of both servers: paths, API key, Host header, bodies, and request counting."""
+"""ASGI middleware in front of both servers: paths, API key, Host header, bodies, request counts and log lines."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+import re
+import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -16,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .body_limits import BodyLimits, BodyTooLarge, check_shape, memory_of, replay
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
-from .request_log import REQUEST_ID, log_request, read_request_id
 
 OPEN_PATHS = ("/health", "/ready", "/ping")
 """What needs no key: whether the server is up."""
@@ -24,6 +29,10 @@ METRICS = "/metrics"
 _LONGEST_PATH = 200
 """Characters of a path in the log."""
 _METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+LOG_FORMATS = ("text", "json", "off")
+REQUEST_ID = "x-request-id"
+_GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PLAIN = re.compile(r"[!#-~]+")
 
 
 def route_of(scope: Scope) -> str:
@@ -189,3 +198,24 @@ class AuthMiddleware:
 async def send_error(refusal: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
     """Send a refusal as the response."""
     await JSONResponse(refusal.body, refusal.status, refusal.headers)(scope, receive, send)
+
+
+def read_request_id(headers: Headers) -> str:
+    """The id that a client or a proxy gave a request, if it is plain; else a new one."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _GIVEN.fullmatch(given) else uuid.uuid4().hex
+
+
+def log_request(style: str, fields: Mapping[str, Any]) -> None:
+    """Write one line, never what was asked or answered, to standard error; `style` is one of `LOG_FORMATS`."""
+    if style == "off":
+        return
+    fields = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+    if style == "json":
+        line = json.dumps(fields)
+    else:
+        shown = {name: str(value) for name, value in fields.items()}
+        line = " ".join(
+            f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}" for name, text in shown.items()
+        )
+    print(line, file=sys.stderr, flush=True)

@@ -180,10 +180,9 @@ def serve(
     try:
         from .app import UvicornServer, create_app
         from .app import serve as run_server
-        from .auth_middleware import hash_key
+        from .auth_middleware import LOG_FORMATS, hash_key
         from .gateway import Thinking, check_rules, load_worker, open_upstreams
         from .metrics import Metrics
-        from .request_log import LOG_FORMATS
         from .rules import LiveConfig, ServerSettings
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None

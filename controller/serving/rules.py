@@ -186,5 +186,5 @@ class ServerSettings:
     limits: ServerLimits = field(default_factory=ServerLimits)
     hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
     special_tokens: bool = False  # whether texts of users and tools may become special tokens
-    log: str = "off"  # one line per request; see `request_log.LOG_FORMATS`
+    log: str = "off"  # one line per request; see `auth_middleware.LOG_FORMATS`
     metrics: str = "key"  # who may read /metrics; see `auth_middleware.Access`

@@ -83,7 +83,7 @@ MODULES = (
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
-    "evaluation.tasks.confinement training.methods.vsrm controller.serving.connections controller.serving.request_log "
+    "evaluation.tasks.confinement training.methods.vsrm controller.serving.connections controller.serving.auth_middleware "
     "controller.serving.vllm_limits controller.chat_model controller.verifiers"
 ).split()
 """Modules with patterns for the text of models and clients."""

@@ -8,9 +8,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from tersely.evaluation.bench.compare import compare
+from tersely.evaluation.bench.compare import compare, measure_votes
 from tersely.evaluation.bench.records import ArmRecords, BenchRow
-from tersely.evaluation.bench.votes import measure_votes
 from tersely.evaluation.report.schema import ReportArm
 
 from ...support.scripted import ScriptedAnswers, make_bench, run_both
