@@ -83,15 +83,15 @@ MODULES = (
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
-    "evaluation.tasks.confinement training.methods.vsrm controller.serving.connections controller.serving.auth_middleware "
-    "controller.serving.vllm_limits controller.chat_model controller.verifiers"
+    "evaluation.tasks.confinement training.methods.vsrm controller.serving.connections "
+    "controller.serving.auth_middleware controller.serving.vllm_limits controller.chat_model controller.verifiers"
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {
     "tersely/models/__init__.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
-    "evaluation/replay/result.py": "recorded outputs, read once by their owner",
+    "evaluation/markers.py": "outputs of models, by alternatives of fixed words",
     "evaluation/replay/reader.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",
