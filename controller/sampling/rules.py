@@ -80,7 +80,8 @@ class VoteState:
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
         """Process the end of a sample, with an empty answer if it gave none, and None if it was stopped.
 
-        `thoughts` are the end in thinking tokens and the mean confidence of each of its own thoughts.
+        `thoughts` are the end in thinking tokens and the mean confidence of each of its thoughts, also of those that
+        a branch has from its parent.
         """
         self.running.discard(sample)
         if answer is not None:

@@ -44,17 +44,21 @@ class _TreeVote(VoteState):
         super().__init__(k)
         self.rule = rule
         self._tokens = 0
+        self._branches: list[Branch] = []  # where each sample started
         self._forks: list[tuple[float, int, int]] = []  # confidence of the next thought, sample, thinking tokens before
 
     def start_samples(self) -> list[Branch]:
-        if not self.started:
-            return self._start([ROOT] * self.rule.roots)
+        branches = [ROOT] * self.rule.roots if not self.started else self._fork()
+        self._branches += branches
+        return self._start(branches)
+
+    def _fork(self) -> list[Branch]:
         branch = ROOT
         if self._forks:
             fork = min(self._forks)
             self._forks.remove(fork)
-            branch = Branch(fork[1], fork[2])
-        return self._start([branch] * min(self.rule.width, self.k - self.started))
+            branch = Branch(*fork[1:])
+        return [branch] * min(self.rule.width, self.k - self.started)
 
     def add_token(self, sample: int, confidence: float) -> None:
         self._tokens += 1
@@ -62,7 +66,8 @@ class _TreeVote(VoteState):
             self._decide(f"{self._tokens} tokens are sampled")
 
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts)]
+        kept = self._branches[sample].at  # forks up to there are those of its parent
+        self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts) if end > kept]
         super().finish(sample, answer, thoughts)
 
 

@@ -286,7 +286,7 @@ def test_tree_forks_before_the_least_confident_thought() -> None:
     vote.finish(0, "1", [(10, 0.3), (20, 0.8), (30, 0.6)])
     vote.finish(1, "2", [(12, 0.9), (24, 0.5)])
     assert vote.start_samples() == [Branch(1, 12)] * 2, "not at the start, where nothing would be kept"
-    vote.finish(2, "1", [(24, 0.9)])
+    vote.finish(2, "1", [(12, 0.9), (24, 0.1)])
     vote.finish(3, "2", [])
     assert vote.start_samples() == [Branch(0, 20)] * 2, "each fork once"
     vote.finish(4, "1", [])
