@@ -37,19 +37,23 @@ class Vote:
     weight: float = 1.0
 
 
-def tally(votes: Iterable[Vote]) -> dict[str, float]:
-    """The weight of each answer, by its first normalized spelling, heaviest first; of equally heavy ones the first.
+Meaning = tuple[Fraction, bool] | str
 
-    Answers are the same if their numbers (fractions, per cent) are, or else their normalized spellings.
-    """
-    names: dict[tuple[Fraction, bool] | str, str] = {}
+
+def find_meaning(answer: str) -> Meaning:
+    """What an answer says: its number (fractions, per cent) if it is one, or else its normalized spelling."""
+    spelling = normalize_answer(answer)
+    value = parse_value(spelling)
+    return spelling if value is None else (value, "%" in spelling)
+
+
+def tally(votes: Iterable[Vote]) -> dict[str, float]:
+    """The weight of each answer, by its first normalized spelling, heaviest first; of equally heavy ones the first."""
+    names: dict[Meaning, str] = {}
     weights: dict[str, float] = {}
     for vote in votes:
         if vote.answer:
-            spelling = normalize_answer(vote.answer)
-            value = parse_value(spelling)
-            meaning = spelling if value is None else (value, "%" in spelling)
-            name = names.setdefault(meaning, spelling)
+            name = names.setdefault(find_meaning(vote.answer), normalize_answer(vote.answer))
             weights[name] = weights.get(name, 0.0) + vote.weight
     return dict(sorted(weights.items(), key=lambda item: -item[1]))
 
@@ -80,7 +84,8 @@ class VoteState:
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
         """Process the end of a sample, with an empty answer if it gave none, and None if it was stopped.
 
-        `thoughts` are the end in thinking tokens and the mean confidence of each of its own thoughts.
+        `thoughts` are the end in thinking tokens and the mean confidence of each of its thoughts, also of those that
+        a branch has from its parent.
         """
         self.running.discard(sample)
         if answer is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import ClassVar
 
 from ....errors import OptionError
 from ...trace import GenerationResult
 from ...types import Capability, Prompt
 from ..resampling import ProblemClass, VerifierRates, optimal_attempts
-from ..rules import ROOT, Branch, VoteState, tally
+from ..rules import ROOT, Branch, VoteState, find_meaning, tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,11 @@ class Tree:
     A fork lies before the thought with the lowest mean confidence (the probability of the likeliest token) among those
     where no branch starts yet: the branch keeps what came before it and continues differently. Its beginning is read
     once more, which counts as `recomputed`. The vote is settled early as in `Majority`; branches share their
-    beginnings, so their votes are worth less than independent ones. The reuse of beginnings is the idea of Diffusion
-    Tree Sampling (arXiv 2506.20701), which also backs up rewards; this does not.
+    beginnings, so their votes are worth less than independent ones.
+
+    With `backup`, forks of the highest value come first, and confidence decides between equal ones, after the greedy
+    variant of Diffusion Tree Sampling (arXiv 2506.20701): a finished sample is worth the share of the finished samples
+    that give its answer, and a node the soft mean log(mean(exp(backup * v))) / backup of the nodes v that follow it.
     """
 
     name: ClassVar[str] = "tree"
@@ -30,6 +35,11 @@ class Tree:
     roots: int = 2
     width: int = 2
     most_tokens: int | None = None  # sampled in all; then every sample is stopped
+    backup: float | None = None  # the paper's lambda: near 0 a node has the mean of what follows it, high the maximum
+
+    def __post_init__(self) -> None:
+        if self.backup is not None and not 0 < self.backup < math.inf:
+            raise OptionError(f"backup is {self.backup}; accepted: a number above 0, or None to fork by confidence")
 
     def start_vote(self, k: int) -> VoteState:
         if not 1 <= self.roots <= k or self.width < 1:
@@ -44,17 +54,35 @@ class _TreeVote(VoteState):
         super().__init__(k)
         self.rule = rule
         self._tokens = 0
+        self._branches: list[Branch] = []  # where each sample started
         self._forks: list[tuple[float, int, int]] = []  # confidence of the next thought, sample, thinking tokens before
 
     def start_samples(self) -> list[Branch]:
-        if not self.started:
-            return self._start([ROOT] * self.rule.roots)
+        branches = [ROOT] * self.rule.roots if not self.started else self._fork()
+        self._branches += branches
+        return self._start(branches)
+
+    def _fork(self) -> list[Branch]:
         branch = ROOT
         if self._forks:
-            fork = min(self._forks)
+            fork = min(self._forks, key=lambda fork: (-self.value(*fork[1:]), fork))
             self._forks.remove(fork)
-            branch = Branch(fork[1], fork[2])
-        return self._start([branch] * min(self.rule.width, self.k - self.started))
+            branch = Branch(*fork[1:])
+        return [branch] * min(self.rule.width, self.k - self.started)
+
+    def value(self, sample: int, at: int) -> float:
+        """The value of a finished sample's node after `at` thinking tokens of its own, 0 without `backup`."""
+        if (scale := self.rule.backup) is None:
+            return 0.0
+        meanings = {vote.sample: find_meaning(vote.answer) for vote in self.votes if vote.answer}
+        agreeing = list(meanings.values()).count(meanings.get(sample, ""))
+        value = agreeing / max(len(self.votes), 1)
+        starts = {branch.at for branch in self._branches if branch.parent == sample and branch.at >= at}
+        for start in sorted(starts, reverse=True):
+            below = [self.value(i, start) for i, b in enumerate(self._branches) if b == Branch(sample, start)]
+            most = max(value, *below)
+            value = most + math.log(fmean(math.exp(scale * (v - most)) for v in (value, *below))) / scale
+        return value
 
     def add_token(self, sample: int, confidence: float) -> None:
         self._tokens += 1
@@ -62,7 +90,8 @@ class _TreeVote(VoteState):
             self._decide(f"{self._tokens} tokens are sampled")
 
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts)]
+        kept = self._branches[sample].at  # forks up to there are those of its parent
+        self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts) if end > kept]
         super().finish(sample, answer, thoughts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tersely.controller.sampling import resolve_rule
 from tersely.controller.sampling.deepconf import DeepConf, DeepConfOffline
 from tersely.controller.sampling.resampling import ProblemClass, VerifierRates
-from tersely.controller.sampling.research.rules import Tree, Verified
+from tersely.controller.sampling.research.rules import Tree, Verified, _TreeVote
 from tersely.controller.sampling.rules import (
     ROOT,
     AggregationRule,
@@ -286,7 +287,7 @@ def test_tree_forks_before_the_least_confident_thought() -> None:
     vote.finish(0, "1", [(10, 0.3), (20, 0.8), (30, 0.6)])
     vote.finish(1, "2", [(12, 0.9), (24, 0.5)])
     assert vote.start_samples() == [Branch(1, 12)] * 2, "not at the start, where nothing would be kept"
-    vote.finish(2, "1", [(24, 0.9)])
+    vote.finish(2, "1", [(12, 0.9), (24, 0.1)])
     vote.finish(3, "2", [])
     assert vote.start_samples() == [Branch(0, 20)] * 2, "each fork once"
     vote.finish(4, "1", [])
@@ -295,6 +296,58 @@ def test_tree_forks_before_the_least_confident_thought() -> None:
     vote.finish(6, "2", [])
     assert vote.start_samples() == []
     assert list(vote.tally()) == ["2", "1"]
+
+
+def finish_chain(vote: VoteState) -> VoteState:
+    """A sample, a branch after 10 of its tokens, and one after 18 tokens of that."""
+    assert vote.start_samples() == [ROOT]
+    vote.finish(0, "1", [(10, 0.9), (20, 0.5)])
+    assert vote.start_samples() == [Branch(0, 10)]
+    vote.finish(1, "1.0", [(10, 0.9), (18, 0.2), (30, 0.9)])
+    assert vote.start_samples() == [Branch(1, 18)], "not after 10 tokens, where its parent has a branch already"
+    vote.finish(2, "2")
+    return vote
+
+
+def test_tree_backs_up_soft_means_of_the_shares_that_agree() -> None:
+    vote = finish_chain(Tree(roots=1, width=1, backup=3 * math.log(2)).start_vote(6))
+    assert isinstance(vote, _TreeVote)
+    # The samples are worth 2/3, 2/3 and 1/3, so 2 ** (3 * v) is 4, 4 and 2; after 18 tokens it is the mean of 4 and 2,
+    # and after 10 tokens that of 4 and 3.
+    assert vote.value(0, 11) == pytest.approx(2 / 3)
+    assert vote.value(2, 18) == pytest.approx(1 / 3)
+    assert vote.value(1, 18) == vote.value(1, 10) == pytest.approx(math.log2(3) / 3)
+    assert vote.value(0, 10) == vote.value(0, 0) == pytest.approx(math.log2(3.5) / 3)
+
+
+@pytest.mark.parametrize(("backup", "value"), [(1e-6, (2 / 3 + 1 / 2) / 2), (1e4, 2 / 3)])
+def test_backup_goes_from_the_mean_to_the_maximum(backup: float, value: float) -> None:
+    vote = finish_chain(Tree(roots=1, width=1, backup=backup).start_vote(6))
+    assert isinstance(vote, _TreeVote)
+    assert vote.value(0, 0) == pytest.approx(value, abs=1e-3)
+
+
+def test_samples_without_an_answer_are_worth_nothing() -> None:
+    vote = Tree(backup=1).start_vote(4)
+    vote.start_samples()
+    vote.finish(0, "")
+    vote.finish(1, "7")
+    assert isinstance(vote, _TreeVote)
+    assert (vote.value(0, 0), vote.value(1, 0)) == (0, 0.5)
+
+
+@pytest.mark.parametrize(("backup", "fork"), [(None, Branch(0, 10)), (5.0, Branch(2, 25))])
+def test_tree_forks_where_values_are_highest(backup: float | None, fork: Branch) -> None:
+    vote = Tree(backup=backup).start_vote(9)
+    vote.start_samples()
+    vote.finish(0, "1", [(10, 0.9), (20, 0.5)])
+    vote.finish(1, "2", [(10, 0.9), (20, 0.3)])
+    assert vote.start_samples() == [Branch(1, 10)] * 2, "both are worth a half, so confidence decides"
+    vote.finish(2, "2", [(25, 0.9), (30, 0.8)])
+    vote.finish(3, "2", [(26, 0.9), (30, 0.9)])
+    assert vote.start_samples() == [fork] * 2
+    with pytest.raises(OptionError):
+        Tree(backup=0)
 
 
 def test_tree_stops_at_its_token_limit() -> None:
