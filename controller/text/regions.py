@@ -130,7 +130,7 @@ class ProtectedRegions:
         )  # `replace` takes 6 times as long
         state.scan(self._rest, len(self._rest))
         self.settled = state.kind is None and not any(c in self._rest[-_MARGIN:] for c in "<[")  # perhaps of a call
-        if self._rest.endswith("`") and re.search(r"(?:^|\n)`{1,2}$", self._rest):
+        if state.kind != TOOL_CALL and self._rest.endswith("`") and re.search(r"(?:^|\n)`{1,2}$", self._rest):
             return "code"
         too_long = state.kind is not None and state.size > _LONGEST.get(state.kind, state.size)
         return None if too_long or (state.kind == "JSON" and not state.quoted) else state.kind

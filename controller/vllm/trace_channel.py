@@ -16,6 +16,7 @@ import select
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
@@ -33,6 +34,8 @@ _MOST = 65_536
 """Requests whose traces are kept until they are taken."""
 _PATIENCE = 0.1
 """Seconds that a worker waits where the queue of the socket is full: Linux lets ten datagrams wait by default."""
+_REST = 1.0
+"""Seconds after such a wait in which no row of the worker waits."""
 
 
 def request_tag(extra_args: Mapping[str, Any] | None) -> str:
@@ -54,17 +57,24 @@ def send_trace(tag: str, copy: int, decisions: Sequence[Decision], sent: int = 0
         if sender is None:
             break
         message = {"tag": tag, "copy": copy, "number": number, "decision": asdict(decisions[number])}
+        sender.settimeout(0.0 if time.monotonic() < _SLOW.get(name, 0.0) else _PATIENCE)
         try:
             sender.send(json.dumps(message).encode())
         except TimeoutError:  # the listener is slow: the rest is sent with the next token
+            _SLOW[name] = time.monotonic() + _REST
             return number
-        except OSError:  # it is gone
+        except BlockingIOError:
+            return number
+        except ConnectionError:  # it is gone
             _hang_up(name)
             break
+        except OSError:  # too long for a datagram: this one is lost
+            continue
     return len(decisions)
 
 
 _SENDERS: dict[str, socket.socket] = {}
+_SLOW: dict[str, float] = {}  # until when no row waits for a listener
 
 
 def _sender(name: str) -> socket.socket | None:
@@ -72,7 +82,7 @@ def _sender(name: str) -> socket.socket | None:
     folder = os.environ.get(PLACE)
     if name not in _SENDERS and folder is not None and _NAME.fullmatch(name):
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        made.settimeout(_PATIENCE)
+        made.setblocking(False)
         try:
             made.connect(str(Path(folder) / name))
         except OSError:
@@ -101,6 +111,7 @@ class TraceStore:
         self._place = Path(os.environ[PLACE]) / self._name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._socket.setblocking(False)  # whatever `socket.setdefaulttimeout` says
         self._socket.bind(str(self._place))
         self._found: dict[str, dict[int, dict[int, Decision]]] = {}
         self._lock = threading.Lock()
@@ -125,7 +136,9 @@ class TraceStore:
         _hang_up(self._name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
             self._closed = True
-            last.sendto(b"", str(self._place))
+            last.setblocking(False)
+            with contextlib.suppress(BlockingIOError):  # a full queue wakes the thread too
+                last.sendto(b"", str(self._place))
         self._thread.join()
         self._socket.close()
         self._place.unlink(missing_ok=True)
@@ -145,7 +158,7 @@ class TraceStore:
         """Store what waits in the socket; the lock is held."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._store(self._socket.recv(1 << 20, socket.MSG_DONTWAIT))
+                self._store(self._socket.recv(1 << 20))
 
     def _store(self, message: bytes) -> None:
         try:

@@ -56,7 +56,7 @@ class Chart:
         out = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
-            self.figure.savefig(out, **options)
+            self.figure.savefig(out, facecolor="white", **options)
         return out.getvalue()
 
 
@@ -191,6 +191,7 @@ def _make_figure(width: float, height: float, columns: int = 1) -> tuple[Figure,
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, columns)
     for one in figure.axes:
+        one.set_facecolor("white")  # whatever the user's style says
         one.grid(axis="y", color=RULE, linewidth=0.8)
         one.set_axisbelow(True)
         one.tick_params(colors=SOFT, labelsize=9, length=0)

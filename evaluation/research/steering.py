@@ -176,7 +176,8 @@ def _load_parts(options: SteerOptions) -> dict[str, Sequence[Question]]:
     questions = [question for pool in pools for question in pool]
     if len(questions) < sum(sizes.values()):
         message = f"{tasks} has {len(questions)} questions, but {sum(sizes.values())} are needed"
-        raise TaskError(f"{message}; lower --questions and the other two", code="too_few_questions")
+        remedy = "lower --questions, --search-questions or --validation-questions"
+        raise TaskError(f"{message}; {remedy}", code="too_few_questions")
     ends = list(accumulate((0, options.questions, dev, proof)))
     parts = {name: questions[i:j] for name, (i, j) in zip(("sample", "dev", "proof"), pairwise(ends), strict=True)}
     check_disjoint(parts)

@@ -106,6 +106,7 @@ def _open_checkpoints(
 
 
 def _save(model: Any, tokenizer: Any, report: dict[str, Any], out: Path) -> None:
+    check_new_folder(out)  # others may have filled it in the meantime
     with atomic_dir(out) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -39,19 +39,18 @@ def test_an_example_gives_the_right_answer(name: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.attack) for seed in (1, 2))])
-def test_the_blocks_of_readme_run(
-    seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tersely, "generate", partial(tersely.generate, seed=seed))
+def test_the_blocks_of_readme_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     quickstart, _, custom, policy = code_blocks(README, "python")
     names: dict[str, Any] = {"question": QUESTION}
     replaced = quickstart.replace("Qwen/Qwen3-0.6B", "tersely-tiny-large").replace("What is 17 * 23?", QUESTION)
     assert replaced.count("tersely-tiny-large") == replaced.count(QUESTION) == 1
-    exec(replaced, names)
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"The answer is \\boxed{{79}}. {names['result'].usage.thinking}"
-    assert len(out) == 1 + len(names["result"].trace) > 1
+    generate = tersely.generate
+    for seed in range(3):
+        monkeypatch.setattr(tersely, "generate", partial(generate, seed=seed))
+        exec(replaced, names)
+        out = capsys.readouterr().out.splitlines()
+        assert out[0] == f"The answer is \\boxed{{79}}. {names['result'].usage.thinking}"
+        assert len(out) == 1 + len(names["result"].trace) > 1
 
     folder = get_model_path("tersely-tiny-small")
     names |= {"tokenizer": AutoTokenizer.from_pretrained(folder), "model": AutoModelForCausalLM.from_pretrained(folder)}
@@ -63,6 +62,8 @@ def test_the_blocks_of_readme_run(
     assert controlled.answer and isinstance(controlled.trace, tuple)
 
     exec(policy, names)
-    exec("result = " + policy.splitlines()[-1].split("  #")[0], names)
-    result: tersely.GenerationResult = names["result"]
-    assert "one-recheck" in {decision.policy for decision in result.trace}
+    for seed in range(3):
+        monkeypatch.setattr(tersely, "generate", partial(generate, seed=seed))
+        exec("result = " + policy.splitlines()[-1].split("  #")[0], names)
+        result: tersely.GenerationResult = names["result"]
+        assert "one-recheck" in {decision.policy for decision in result.trace}

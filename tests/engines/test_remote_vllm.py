@@ -89,15 +89,17 @@ def test_connect_finds_what_the_server_can_do(remote: RemoteEngine, server: Vllm
     engine.close()
 
 
-@pytest.mark.parametrize("preset", ["off", "careful", "trimr"])
+@pytest.mark.parametrize(
+    ("preset", "acts"),
+    [("off", set()), ("fast", {"budget", "convergence", "hint"}), ("trimr", {"budget", "trimr"})],
+)
 def test_greedy_answers_are_the_same_as_on_transformers(
-    local: TransformersEngine, remote: RemoteEngine, preset: str
+    local: TransformersEngine, remote: RemoteEngine, preset: str, acts: set[str]
 ) -> None:
-    options = replace(GREEDY, preset=preset)
+    options = replace(GREEDY, preset=preset, max_new_tokens=200, answer_reserve=24)  # long enough for each policy
     expected, found = (Session(engine).run(PROBLEMS, options) for engine in (local, remote))
     assert_same(found, expected)
-    acted = [done for done in found if done.trace]
-    assert bool(acted) == (preset != "off")
+    assert {decision.policy for done in found for decision in done.trace} == acts
     assert all((done.usage.recomputed > 0) == bool(done.trace) for done in found)
 
 

@@ -21,13 +21,10 @@ from tersely.models import get_model_path
 from ..support import vllm_v2
 
 MODEL = "tersely-tiny-large"
-PROBLEMS = [load("tiny", "test", 12, 5)[7].problem]  # of short thinking, as interpreted kernels are slow
-ARMS: dict[str, dict[str, Any]] = {
-    "off": {"preset": "off"},
-    "budget": {"policies": ["budget"], "thinking_budget": 45},
-    "balanced": {"preset": "balanced"},
-    "concise": {"preset": "concise"},
-}
+PROBLEMS = [load("tiny", "test", 20, 5)[19].problem]  # of short thinking, as interpreted kernels are slow
+ACTS = {"balanced": {"readiness"}, "fast": {"hint", "budget"}, "concise": {"hint", "budget"}, "trimr": {"trimr"}}
+"""The policies that act under each preset."""
+ARMS: dict[str, dict[str, Any]] = {name: {"preset": name, "answer_reserve": 16} for name in ("off", *ACTS)}
 ENGINE: dict[str, Any] = {
     "model": MODEL, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True, "seed": 0,
 }  # fmt: skip
@@ -75,7 +72,7 @@ def test_tokens_and_decisions_are_those_of_no_speculation(
     for (tokens, trace), (ids, decisions) in zip(found[engine]["answers"][arm], expected[arm], strict=True):
         assert tokens[: len(ids)] == ids and len(tokens) <= len(ids) + 1  # vLLM's have the end of the turn
         assert trace == decisions
-    assert arm == "off" or any(trace for _, trace in expected[arm]), "no policy ever acted"
+    assert {decision["policy"] for _, trace in expected[arm] for decision in trace} == ACTS.get(arm, set())
 
 
 @pytest.mark.vllm

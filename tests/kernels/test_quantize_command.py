@@ -62,7 +62,7 @@ def test_transformers_loads_the_checkpoint(checkpoint: Path) -> None:
     assert report["perplexity"]["after"] < 1.25 * report["perplexity"]["before"]
     assert report["calibrated on"] == "text written by the model"
     assert len(report["layers"]) == 29
-    assert not list(checkpoint.parent.glob("*.part"))
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["out"]
 
 
 def test_transformers_refuses_without_the_import(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +171,21 @@ def test_killed_runs_are_resumed(tmp_path: Path, checkpoint: Path, counted: Call
     for file in ("model.safetensors", "config.json", REPORT):
         assert (out / file).read_bytes() == (checkpoint / file).read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_was_filled_in_the_meantime_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, real = tmp_path / "out", module_of_model._quantize_layer
+
+    def quantized(*given: Any) -> Any:
+        out.mkdir(exist_ok=True)
+        (out / "mine").write_text("precious")
+        return real(*given)
+
+    monkeypatch.setattr(module_of_model, "_quantize_layer", quantized)
+    with refused(OptionError):
+        run(SMALL, out, *ROWS, "--group-size", "64")
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("mine", "precious")]
+    assert any((tmp_path / "out.layers").iterdir()), "a later run resumes"
 
 
 def test_a_full_disk_leaves_no_partial_checkpoint(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-LIMIT = 90
+LIMIT = 100
 """Most tokens of an answer."""
 
 

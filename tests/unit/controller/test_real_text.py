@@ -150,6 +150,7 @@ def test_derivations_are_counted_and_restatements_are_not() -> None:
 
 
 REGIONS = [
+    ("<tool_call>ls\n`", "tool call"),
     ("a ```py\nx", "code"),
     ("a ```py\nx\n``` b", None),
     ("x\n``", "code"),

@@ -139,8 +139,7 @@ def test_a_direction_is_added_where_it_was_found(engine: TransformersEngine, pla
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
-@pytest.mark.parametrize("place", ["tokens", "ends"])
+@pytest.mark.parametrize(("place", "options"), [("tokens", {}), ("ends", {"temperature": 1.0, "seed": 3})])
 def test_no_strength_changes_no_token(engine: TransformersEngine, place: str, options: dict[str, Any]) -> None:
     nothing = ask(engine, Steer(direction=direction(engine, place=place), strength=0.0), **options)
     assert tokens(nothing) == tokens(ask(engine, policies=(Idle(),), **options))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -45,7 +47,9 @@ def test_a_queue_that_is_full_loses_nothing(store: TraceStore, monkeypatch: pyte
     tag, other = store.tag(), store.tag()
     while send_trace(other, 0, DECISIONS) == len(DECISIONS):
         pass
-    assert send_trace(tag, 0, DECISIONS) == 0
+    (sender,) = (found for name, found in trace_channel._SENDERS.items() if tag.startswith(f"{name}."))
+    assert sender.gettimeout() == 0.01
+    assert send_trace(tag, 0, DECISIONS) == 0 and sender.gettimeout() == 0.0, "only one row waits"
     monkeypatch.undo()
     sent = 0
     while sent < len(DECISIONS):
@@ -62,6 +66,36 @@ def test_a_listener_that_is_gone_holds_up_no_worker() -> None:
     assert send_trace(tag, 0, DECISIONS, 1) == len(DECISIONS)
     outer.close()
     assert send_trace(tag, 0, DECISIONS) == len(DECISIONS)
+
+
+def test_only_a_decision_that_is_too_long_is_lost(store: TraceStore) -> None:
+    tag, long = store.tag(), Decision("mine", "note", "x" * (1 << 20), 1)
+    assert send_trace(tag, 0, [DECISIONS[0], long, DECISIONS[1]]) == 3
+    assert store.take(tag) == {0: (DECISIONS[0], DECISIONS[1])}
+
+
+def test_a_default_timeout_of_sockets_changes_nothing() -> None:
+    socket.setdefaulttimeout(0.05)
+    try:
+        with contextlib.closing(TraceStore()) as store:
+            tag = store.tag()
+            send_trace(tag, 0, DECISIONS[:1])
+            assert store.take(tag) == {0: (DECISIONS[0],)}
+            assert store.take(tag) == {}
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def test_closing_waits_for_no_place_in_a_full_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TraceStore()
+    monkeypatch.setattr(trace_channel, "_PATIENCE", 0.01)
+    monkeypatch.setattr(store, "_receive", lambda: None)
+    while send_trace(store.tag(), 0, DECISIONS) == len(DECISIONS):
+        pass
+    closing = threading.Thread(target=store.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 def test_messages_of_others_are_dropped(store: TraceStore) -> None:

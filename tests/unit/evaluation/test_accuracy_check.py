@@ -76,7 +76,7 @@ def test_a_killed_run_asks_no_question_twice(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         quantize(out, first)
     assert first.taken == ["Linear", "W4A8Linear"]
-    layers = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.part").glob("model.*")}
+    layers = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.layers").glob("model.*")}
     with pytest.raises(KeyboardInterrupt):
         quantize(out, other)
     assert other.taken == first.taken, "other questions are asked"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
 
 from tersely.evaluation.report import formatting
 from tersely.evaluation.report.charts import Chart, draw_charts
@@ -129,3 +132,11 @@ def test_svg_is_the_same_every_time() -> None:
 )
 def test_number_formats(written: str, wanted: str) -> None:
     assert written == wanted
+
+
+def test_a_dark_style_of_the_user_leaves_charts_light() -> None:
+    with rc_context({"figure.facecolor": "black", "axes.facecolor": "black", "savefig.facecolor": "black"}):
+        chart = draw_charts(load(planted(rows=[])))["levels"]
+        picture = imread(io.BytesIO(chart.to_png("a", "b")))
+    assert picture[5, 5, :3].min() == 1
+    assert (picture[..., :3].max(axis=2) > 0.5).mean() > 0.9
