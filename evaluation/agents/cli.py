@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,11 @@ class AgentOptions:
     price: cli.Price = None
     system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None
     out: Annotated[Path | None, typer.Option(help="JSON file for the report; an interrupted run resumes.")] = None
+    keep: Annotated[
+        Path | None, typer.Option(help="JSONL file for efficient trajectories, which TRL's SFT trainer reads.")
+    ] = None
+    keep_isr: Annotated[float, typer.Option(help="These have a higher ISR; the default is WebLeaper's.")] = 0.3
+    keep_ise: Annotated[float, typer.Option(help="These have a higher ISE; the default is WebLeaper's.")] = 0.1
     as_json: cli.Json = False
 
 
@@ -49,7 +54,7 @@ def agents(options: AgentOptions) -> None:
     """
     from ...probes.artifact import save
     from ..economics.costs import load_prices
-    from .episodes import as_text, compare_arms
+    from .episodes import as_text, compare_arms, select_trajectories
     from .run import ROUTED, parse_arm, run_all, select_modes, train_router
     from .tasks import KINDS, draw_tasks, get_system_prompt
 
@@ -61,6 +66,8 @@ def agents(options: AgentOptions) -> None:
     kinds = KINDS if options.kinds is None else cli.parse_list("--kinds", options.kinds, str, KINDS)
     if out is not None:
         check_writable(out)
+    if options.keep is not None:
+        check_writable(options.keep, "--keep")
     price = None if options.price is None else load_prices().get(options.price)
     if router_out is not None:
         select_modes(dict.fromkeys(names, ()))
@@ -75,14 +82,18 @@ def agents(options: AgentOptions) -> None:
         route = ModeRouter(session, None if options.router is None else str(options.router))
     checkpoints = CheckpointLog(
         None if out is None else out.with_name(f"{out.name}.journal"),
-        cli.identify(options, "out router_out as_json price"),
+        cli.identify(options, "out router_out as_json price keep keep_isr keep_ise"),
     )
     with cli.show_progress(len(names) * options.limit) as advance:
         limit = options.steps
         episodes = run_all(names, tasks, chat, checkpoints, route, advance, system=system, recursion_limit=limit)
     report: dict[str, Any] = {"model": options.model, "split": options.split, "seed": seed}
     report |= compare_arms(episodes, price, seed)
-    report["episodes"] = {arm: [asdict(one) for one in rows] for arm, rows in episodes.items()}
+    report["episodes"] = {arm: [asdict(replace(one, messages=())) for one in rows] for arm, rows in episodes.items()}
+    if options.keep is not None:
+        kept = select_trajectories(episodes, system, options.keep_isr, options.keep_ise)
+        write(options.keep, "".join(f"{json.dumps(one)}\n" for one in kept))
+        report["kept"] = len(kept)
     if router_out is not None:
         save(train_router(session, tasks, select_modes(episodes)), router_out)
     if out is not None:

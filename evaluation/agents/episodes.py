@@ -15,10 +15,13 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.budget_middleware import count_tokens
+from ...controller.integrations.langchain.messages import as_prompt
+from ...controller.text.sanitizer import SpecialTokenSanitizer
 from ..cli_utils import format_interval, format_table
 from ..economics.costs import Price, cost_of_pass, set_cost_of_pass
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .tasks import Task
+from .tools import TOOL_SCHEMAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Episode:
     seconds: float
     mode: str | None = None
     error: str | None = None  # why the episode ended before the agent did, if so
+    messages: Sequence[Mapping[str, Any]] = ()  # as for a chat template, without the system prompt
 
 
 class Agent(Protocol):
@@ -94,6 +98,7 @@ def judge_episode(
         seconds=seconds,
         mode=mode,
         error=error,
+        messages=as_prompt(messages, tools=True, sanitize=SpecialTokenSanitizer()),
     )
 
 
@@ -112,6 +117,30 @@ def _score_search(
     read = {str(lookups[r.tool_call_id]).strip() for r in results if r.tool_call_id in lookups and r.status != "error"}
     found = len(task.pages & read)
     return found / len(task.pages), found / max(1, len(results))
+
+
+def select_trajectories(
+    arms: Mapping[str, Sequence[Episode]], system: str | None, isr: float, ise: float
+) -> list[dict[str, Any]]:
+    """The ended episodes whose scores are above both thresholds, solved or not (WebLeaper, arXiv 2510.24697).
+
+    Each has `messages` and `tools`, as TRL's SFT trainer reads them, and says where it is from.
+    """
+    head = [{"role": "system", "content": system}] if system else []
+    return [
+        {
+            "messages": [*head, *one.messages],
+            "tools": TOOL_SCHEMAS,
+            "id": one.id,
+            "arm": arm,
+            "solved": one.solved,
+            "isr": one.isr,
+            "ise": one.ise,
+        }
+        for arm, episodes in arms.items()
+        for one in episodes
+        if one.error is None and (one.isr or 0) > isr and (one.ise or 0) > ise
+    ]
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------
@@ -204,6 +233,8 @@ def as_text(report: Mapping[str, Any]) -> str:
             if len(arm[grouping]) > (grouping == "modes"):
                 groups = (_format_group(name, group) for name, group in arm[grouping].items())
                 lines += ["", f"{arm['arm']}, by {grouping[:-1]}", *groups]
+    if "kept" in report:
+        lines += ["", f"kept {report['kept']} trajectories"]
     return "\n".join(lines)
 
 

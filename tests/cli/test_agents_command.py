@@ -17,10 +17,12 @@ ARGUMENTS = ["agents", MODEL, "--kinds", "instant,reasoning", "--arms", "reasoni
 
 def test_arms_are_run_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    options = ["--limit", "2", "--price", "claude-haiku-4-5", "--out", str(out)]
+    kept = tmp_path / "kept.jsonl"
+    options = ["--limit", "2", "--price", "claude-haiku-4-5", "--out", str(out), "--keep", str(kept)]
     assert main([*ARGUMENTS, *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads(out.read_text()) and not list(tmp_path.glob("*.journal"))
+    assert (report["kept"], kept.read_text()) == (0, ""), "these tasks have no pages"
     reasoning, instant = report["arms"]
     assert reasoning["kinds"]["instant"]["solved"] >= 0.8 and instant["kinds"]["instant"]["solved"] >= 0.6
     assert instant["kinds"]["reasoning"]["solved"] <= 0.2 < reasoning["kinds"]["reasoning"]["solved"]
@@ -48,6 +50,7 @@ def test_arms_are_run_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--arms", "agentic,instant", "--router-out", "r"], "add reasoning to --arms"),
         (["--limit", "3"], "tools"),
         (["--out", "/nowhere/x.json"], "/nowhere/x.json"),
+        (["--keep", "/nowhere/x.jsonl"], "--keep /nowhere/x.jsonl"),
         (["--price", "nobody"], "'nobody'"),
         (["--url", "http://127.0.0.1:1/v1", "--arms", "routed", "--router", "r"], "router"),
     ],

@@ -84,6 +84,8 @@ def test_the_command_trains_a_router_and_uses_it(
     assert main(["agents", MODEL, *fit]) == 0
     assert "agentic, by kind" in capsys.readouterr().out
     routed = ["--kinds", "lookup", "--limit", "1", "--arms", "always-think,routed", "--router", str(router)]
+    kept = tmp_path / "kept.jsonl"
+    routed += ["--keep", str(kept), "--keep-ise", "0"]
     assert main(["agents", MODEL, *routed, "--out", str(out), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads(out.read_text()) and [arm["arm"] for arm in report["arms"]] == [
@@ -92,6 +94,11 @@ def test_the_command_trains_a_router_and_uses_it(
     ]
     assert report["arms"][1]["saved"] > 0
     assert [episode["mode"] for episode in report["episodes"]["routed"]] == ["agentic"]
+    trajectories = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len(trajectories) == report["kept"] == 2
+    for one in trajectories:
+        assert one["messages"][-1]["role"] == "assistant" and one["messages"][-1]["content"]
+        assert one["messages"][1]["reasoning_content"] and one["messages"][1]["tool_calls"]
 
 
 def test_the_pretrained_router_knows_what_needs_no_tool() -> None:

@@ -20,7 +20,14 @@ from tersely.controller.integrations.langchain.middleware import ModeMiddleware
 from tersely.controller.integrations.langchain.routing import ModeRouter, prompt_hidden_states
 from tersely.controller.session import Session
 from tersely.errors import OptionError
-from tersely.evaluation.agents.episodes import Episode, as_text, compare_arms, judge_episode, run_episode
+from tersely.evaluation.agents.episodes import (
+    Episode,
+    as_text,
+    compare_arms,
+    judge_episode,
+    run_episode,
+    select_trajectories,
+)
 from tersely.evaluation.agents.run import make_agents, run_all, train_router
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, draw_tasks
 from tersely.evaluation.agents.tools import langchain_tools
@@ -131,6 +138,36 @@ def test_an_episode_is_judged_by_its_messages():
     assert done.written > 5 + 7 + 4 and done.read > 40  # the second call's usage is estimated
     cut = judge_episode(task, messages[:-1], 1.5)
     assert cut.answer == "" and not cut.solved
+
+
+def test_trajectories_that_find_much_with_few_calls_are_kept():
+    task = next(t for t in TASKS if t.kind == "collect" and len(t.pages) > 3)
+    names = [argument for _, argument in task.calls]
+    kept = [judge_episode(task, _read(task, names[:n], waste), 1.0) for n, waste in ((len(names), 0), (1, 0), (2, 40))]
+    isr, ise = 1 / len(task.pages), 2 / 42
+    assert [(one.isr, one.ise) for one in kept] == [(1.0, 1.0), (isr, 1.0), (2 * isr, ise)]
+    cut = replace(kept[0], error="not finished")
+    aimless = judge_episode(next(t for t in TASKS if not t.calls), [AIMessage("5")], 1.0)
+    (one,) = select_trajectories({"a": [cut, aimless, kept[2]], "b": kept}, "Be brief.", isr, ise)
+    assert (one["arm"], one["id"], one["isr"], one["ise"]) == ("b", task.id, 1.0, 1.0), "thresholds are exclusive"
+    roles = ["system", "user", *["assistant", "tool"] * len(names), "assistant"]
+    assert [message["role"] for message in one["messages"]] == roles
+    call = one["messages"][2]
+    assert call["reasoning_content"] == "hm" and call["tool_calls"][0]["function"]["arguments"] == {"name": names[0]}
+    assert [tool["function"]["name"] for tool in one["tools"]] == ["lookup", "search", "calculator"]
+    assert len(select_trajectories({"b": kept}, None, 0.0, 0.0)) == 3
+    json.dumps(one)
+
+
+def _read(task: Task, names: list[str], waste: int) -> list[BaseMessage]:
+    """The messages of an agent that reads these pages, searches `waste` times and gives up."""
+    messages: list[BaseMessage] = [HumanMessage(task.question)]
+    calls = [("lookup", {"name": name}) for name in names] + [("search", {"words": "x"})] * waste
+    for number, (tool, arguments) in enumerate(calls):
+        call: Any = {"name": tool, "args": arguments, "id": str(number)}
+        messages.append(AIMessage("", tool_calls=[call], additional_kwargs={"reasoning_content": "hm"}))
+        messages.append(ToolMessage("page", tool_call_id=str(number), name=tool))
+    return [*messages, AIMessage("I do not know.")]
 
 
 def _usage(read: int, written: int) -> Any:
