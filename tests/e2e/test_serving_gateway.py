@@ -223,7 +223,7 @@ def test_a_chat_endpoint_that_breaks_is_asked_again_until_it_has_written() -> No
 
 def test_a_client_that_leaves_ends_the_stream_upstream() -> None:
     with (
-        ChatServer([content("word ")] * 4000, pause=0.005).serve() as upstream,
+        ChatServer([content("word ")] * 100_000, pause=0.005).serve() as upstream,  # for longer than `until` waits
         gateway({"url": upstream.url}) as server,
     ):
         fields = {**body(**GREEDY), "model": "talker", "stream": True}
@@ -231,3 +231,4 @@ def test_a_client_that_leaves_ends_the_stream_upstream() -> None:
             next(response.iter_lines())
         until(lambda: server.worker.idle and not upstream.running)
         until(lambda: server.metrics()["tersely_requests_in_flight"] == 0)
+        assert server.metrics()['tersely_requests_total{status="499"}'] == 1

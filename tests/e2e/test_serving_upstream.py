@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -147,10 +149,19 @@ def test_shadow_mode_cannot_lift_the_ceiling(capped: Served) -> None:
 
 
 def test_a_client_that_leaves_stops_the_upstream_server(gateway: Served, vllm: VllmServer) -> None:
-    fields: dict[str, Any] = {"stream": True, "max_tokens": 900, "tersely": {"preset": "off"}, "n": 4}
-    with gateway.http.stream("POST", "/v1/chat/completions", json=body(**fields)) as response:
-        next(response.iter_lines())
-    until(lambda: gateway.worker.idle)
+    """vLLM's engine is paused, so that no stream can end by itself; its web server sees which are closed."""
+    fields: dict[str, Any] = {"stream": True, "max_tokens": 900, "tersely": {"preset": "off"}}
+    (engine,) = (pid for pid, name in vllm.processes() if name.startswith("VLLM::Engine"))
+    vllm.wait_idle()
+    before = vllm.ended()
+    try:
+        with gateway.http.stream("POST", "/v1/chat/completions", json=body(**fields)) as response:
+            next(response.iter_lines())
+            os.kill(engine, signal.SIGSTOP)
+        until(lambda: gateway.worker.idle)
+        vllm.wait_until(lambda: vllm.ended() > before)
+    finally:
+        os.kill(engine, signal.SIGCONT)
     vllm.wait_idle()  # its own count is some steps old
 
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
@@ -80,11 +81,13 @@ def test_a_closed_stream_is_aborted(engine: RemoteEngine) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(cancelled())
-    end = time.monotonic() + 60
-    while backend._llm.get_num_unfinished_requests():
-        assert time.monotonic() < end, "vLLM is still running an aborted request"
-        time.sleep(0.02)
+    with mock.patch.object(backend._llm, "abort", wraps=backend._llm.abort) as aborted:
+        asyncio.run(cancelled())
+        end = time.monotonic() + 60
+        while backend._llm.get_num_unfinished_requests():
+            assert time.monotonic() < end, "vLLM is still running an aborted request"
+            time.sleep(0.02)
+    assert aborted.called, "all ended by themselves"
 
 
 def test_requests_that_vllm_refuses_are_errors(engine: RemoteEngine) -> None:

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tersely.controller.engines.openai import ServerLostError, StreamingTokenizer
-from tersely.controller.engines.openai.completions import connect
+from tersely.controller.engines.openai.completions import CompletionsBackend, connect
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
@@ -171,7 +171,9 @@ def test_wrong_servers_keys_models_and_tokenizers_are_refused(
 
 def test_a_silent_server_times_out(engine: TransformersEngine) -> None:
     with TextServer(engine).serve() as server, setting(server.may_write):
-        remote = connect(server.url, tokenizer=MODEL, timeout=0.5)
+        remote = connect(server.url, tokenizer=MODEL)
+        assert isinstance(remote.backend, CompletionsBackend)
+        remote.backend.client.timeout = 0.5  # not while it connects, as a busy machine may be slower
         server.may_write.clear()
         with pytest.raises(ModelError) as error:
             Session(remote).run(PROBLEMS[:1], GREEDY)

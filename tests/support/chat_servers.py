@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from itertools import cycle
 from typing import Any
 
 from .remote_servers import JsonHandler, serve_http
@@ -21,7 +22,7 @@ class ChatServer:
 
     Attributes:
         deltas: What it streams.
-        after_end: What it streams instead of the rest, once it was told to end the thinking.
+        after_end: What it streams once it was told to end the thinking; until then it repeats `deltas`.
         owner: Whom it names as the owner of its models.
         refuses: Fields that it does not know.
         breaks: After how many deltas the next requests break.
@@ -91,7 +92,7 @@ def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             name = f"chatcmpl-{len(server.bodies)}"
-            source, ended = iter(server.deltas), False
+            source, ended = cycle(server.deltas) if server.after_end else iter(server.deltas), False
             while (delta := next(source, None)) is not None:
                 if name in server.ended and not ended:
                     source, ended = iter(server.after_end), True
