@@ -48,12 +48,13 @@ class CountingEngine(TransformersEngine):
 
         def held(row: int, tokens: Any, forced: bool) -> None:
             nonlocal put_out
-            sink(row, tokens, forced)
+            if sink is not None:
+                sink(row, tokens, forced)
             put_out += len(tokens)
             assert put_out < HELD or self.may_go_on.wait(60)
 
         self.batches.append(len(requests))
-        completions = super().generate(requests, sampling, held if sink else None)
+        completions = super().generate(requests, sampling, held)
         self.output_lengths += [len(row.token_ids) for row in completions]
         return completions
 
