@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,7 +126,11 @@ def find_cache(values: Any) -> tuple[str | None, Any]:
     return None, None
 
 
+def choose_cache_name(known: Container[str]) -> str:
+    """The name of the cache among those that are known; the older one where neither is."""
+    return next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1])
+
+
 def as_cache(model: Any, cache: Any) -> dict[str, Any]:
     """A cache as the keyword argument that this model's `forward` and `generate` take."""
-    known = inspect.signature(model.forward).parameters
-    return {next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1]): cache}
+    return {choose_cache_name(inspect.signature(model.forward).parameters): cache}

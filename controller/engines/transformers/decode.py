@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ....errors import OptionError
-from ....models import CACHE_NAMES
+from ....models import choose_cache_name
 from ...types import TokenSink, Watcher
 from ..sequence import SequenceState
 from .decode_loop import DecodeLoop, IdHistory
@@ -177,6 +177,6 @@ def _as_generate_output(decoder: BatchDecoder, input_ids: Tensor, config: Genera
         "sequences": ids,
         "scores": tuple(decoder.scores) if config.output_scores else None,
         "logits": tuple(decoder.logits) if config.output_logits else None,
-        next(name for name in CACHE_NAMES if name in known): decoder.cache,
+        choose_cache_name(known): decoder.cache,
     }
     return GenerateDecoderOnlyOutput(**values)
