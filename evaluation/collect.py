@@ -117,8 +117,16 @@ def collect(options: CollectOptions) -> None:
     groups = list_batches([*earlier, questions], options.batch_size)
     trial_tokens = 0
     with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
-        sampling = (options.efforts, options.samples, layers, options.max_new_tokens, seed, options.strategy)
-        collector = Collector(session, checker, *sampling)
+        collector = Collector(
+            session,
+            checker,
+            tiers=options.efforts,
+            rollouts=options.samples,
+            layers=layers,
+            max_new_tokens=options.max_new_tokens,
+            seed=seed,
+            strategy=options.strategy,
+        )
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
         for number in Random(seed).sample(range(len(groups)), len(groups)):
             rows = groups[number]

@@ -66,9 +66,19 @@ def _run(plan: BenchPlan, checkpoints: CheckpointLog) -> dict[str, Any]:
         check_resolved(session, arm.options, plan.questions)
         session.prepare(longest, arm.options)
     with AnswerChecker() as checker, _progress(plan) as advance:
-        seed, rollouts, weights = plan.options.seed, plan.options.rollouts, plan.costs.weights()
-        common = (runner, plan.questions, checker, checkpoints, seed, rollouts, plan.batch_size, weights)
-        figures, records = measure(plan, Bench(*common, helper, advance))
+        bench = Bench(
+            runner=runner,
+            questions=plan.questions,
+            checker=checker,
+            checkpoints=checkpoints,
+            seed=plan.options.seed,
+            rollouts=plan.options.rollouts,
+            batch_size=plan.batch_size,
+            weights=plan.costs.weights(),
+            helper=helper,
+            advance=advance,
+        )
+        figures, records = measure(plan, bench)
     outcomes = Counter(row.outcome for one in records for row in one.rows)
     answers = {
         "method": checker.method,
