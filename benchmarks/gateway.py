@@ -1,11 +1,12 @@
 """What `tersely serve --upstream` adds to the server behind it: time to the first token, and throughput.
 
 Both sides answer the same greedy requests, in turns: the server itself, the gateway with preset `off`, and with
-`budget`, where a controller reads every token and has no reason to act. `first_token` is the median of single requests
-in milliseconds; `throughput` the server's seconds over the gateway's, at the same output, with many at once.
+`budget` in shadow mode, where a controller reads every token and does not act. `first_token` is the median of single
+requests in milliseconds; `throughput` the server's seconds over the gateway's, at the same output, with many at once.
 
 An embedded model writes a token in less time than a server needs to send it. `--wider N` makes its layers N times as
 wide, with random weights, as in models that people serve; `parameters` says how many weights the measured model has.
+`--own-core` leaves the first core to the model alone, as a GPU does; servers, gateway and client share the others.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from measuring import make_parser, print_figures
 
 QUESTION = "Mia has {a} shells. Mia finds {b} more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 NAME = "benchmarked"
+FIRST = 16  # tokens of a request that only times its first one
 START = 300.0  # seconds that a server may take
 VLLM = ("-m", "vllm.entrypoints.openai.api_server")
 SMALL = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--gpu-memory-utilization", "0.3")
@@ -81,10 +83,10 @@ def running(*command: str) -> Iterator[str]:
             process.terminate()
 
 
-async def ask(http: httpx.AsyncClient, number: int, fields: dict[str, Any]) -> tuple[float, int]:
+async def ask(http: httpx.AsyncClient, number: int, limit: int, fields: dict[str, Any]) -> tuple[float, int]:
     """Seconds to the first token of a streamed reply, and how many tokens it has."""
     question = QUESTION.format(a=40 + number % 50, b=20 + number % 40)
-    body = {"model": NAME, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 400}
+    body = {"model": NAME, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": limit}
     body |= {"stream": True, "stream_options": {"include_usage": True}, **fields}
     start, first, tokens = time.perf_counter(), 0.0, 0
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -100,7 +102,7 @@ async def ask(http: httpx.AsyncClient, number: int, fields: dict[str, Any]) -> t
     return first, tokens
 
 
-async def measure(sides: dict[str, tuple[str, dict[str, Any]]], rounds: int, rows: int) -> dict[str, Any]:
+async def measure(sides: dict[str, tuple[str, dict[str, Any]]], rounds: int, rows: int, limit: int) -> dict[str, Any]:
     """Figures of all sides, whose turns alternate."""
     first: dict[str, list[float]] = {side: [] for side in sides}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -113,9 +115,9 @@ async def measure(sides: dict[str, tuple[str, dict[str, Any]]], rounds: int, row
         }
         for turn in range(-1, rounds):  # the first one warms up
             for side, (_, fields) in sides.items():
-                delays = [(await ask(clients[side], number, fields))[0] for number in range(4)]
+                delays = [(await ask(clients[side], number, FIRST, fields))[0] for number in range(4)]
                 start = time.perf_counter()
-                replies = await asyncio.gather(*(ask(clients[side], number, fields) for number in range(rows)))
+                replies = await asyncio.gather(*(ask(clients[side], number, limit, fields) for number in range(rows)))
                 if turn >= 0:
                     first[side] += delays
                     seconds[side].append(time.perf_counter() - start)
@@ -138,11 +140,16 @@ def main(argv: list[str] | None = None) -> None:
         "--model", default="tersely-tiny-large", help="an embedded model or a folder (default: %(default)s)"
     )
     parser.add_argument("--wider", type=int, default=1, metavar="N", help="widen its layers (default: %(default)s)")
+    parser.add_argument("--own-core", action="store_true", help="leave the first core to the model")
     parser.add_argument("--rows", type=int, default=16, help="requests at once (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=400, help="tokens of a reply (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
     options = parser.parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_CPU_CI_ENV="1", VLLM_LOGGING_LEVEL="ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if options.own_core:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0"
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {0})
     from tersely.models import get_model_path
 
     model = options.model if Path(options.model).is_dir() else str(get_model_path(options.model))
@@ -155,9 +162,9 @@ def main(argv: list[str] | None = None) -> None:
         sides: dict[str, tuple[str, dict[str, Any]]] = {
             "bare": (bare, {}),
             "off": (url, {"tersely": {"preset": "off"}}),
-            "budget": (url, {"tersely": {"preset": "budget"}}),
+            "budget": (url, {"tersely": {"preset": "budget", "shadow": True}}),
         }
-        figures = asyncio.run(measure(sides, options.rounds, options.rows))
+        figures = asyncio.run(measure(sides, options.rounds, options.rows, options.max_tokens))
         figures |= {"model": options.model, "wider": options.wider, "parameters": count_parameters(model)}
     print_figures(figures, options.json)
 
