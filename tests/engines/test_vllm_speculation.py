@@ -13,6 +13,7 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
+from tersely.controller.policies import make_policy
 from tersely.controller.session import Session
 from tersely.controller.types import SamplingParams
 from tersely.evaluation.tasks.questions import load
@@ -21,10 +22,19 @@ from tersely.models import get_model_path
 from ..support import vllm_v2
 
 MODEL = "tersely-tiny-large"
-PROBLEMS = [load("tiny", "test", 20, 5)[19].problem]  # of short thinking, as interpreted kernels are slow
-ACTS = {"balanced": {"readiness"}, "fast": {"hint", "budget"}, "concise": {"hint", "budget"}, "trimr": {"trimr"}}
-"""The policies that act under each preset."""
+PROBLEMS = [load("tiny", "test", 20, 5)[number].problem for number in (12, 19)]
+"""Of short thinking, as interpreted kernels are slow."""
+ACTS = {
+    "balanced": {"readiness"},
+    "fast": {"hint", "budget"},
+    "concise": {"hint", "budget"},
+    "trimr": {"trimr", "budget"},
+    "convergence": {"convergence"},
+}
+"""The policies that act in each arm."""
+AGREE = {"convergence": {"agree": 1}}  # the first answer is enough, as nothing here is long enough for two
 ARMS: dict[str, dict[str, Any]] = {name: {"preset": name, "answer_reserve": 16} for name in ("off", *ACTS)}
+ARMS["convergence"] = {"policies": AGREE, "answer_reserve": 16}
 ENGINE: dict[str, Any] = {
     "model": MODEL, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True, "seed": 0,
 }  # fmt: skip
@@ -58,7 +68,8 @@ def expected() -> dict[str, list[Any]]:
     session, made = Session(load_engine(MODEL)), {}
     greedy = GenerationOptions(max_new_tokens=vllm_v2.LIMIT, sampling=SamplingParams(temperature=0.0))
     for name, arm in ARMS.items():
-        results = session.run(PROBLEMS, replace(greedy, **arm))
+        own = {"policies": [make_policy(*one) for one in AGREE.items()]} if "policies" in arm else {}
+        results = session.run(PROBLEMS, replace(greedy, **{**arm, **own}))
         made[name] = [[list(one.token_ids), [asdict(d) for d in one.trace]] for one in results]
     return made
 
