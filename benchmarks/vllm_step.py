@@ -2,9 +2,10 @@
 
 Many rows, each after a long thinking. What vLLM calls is called here, on buffers like its own and on the CPU: the
 tokens of the previous step are fetched, rows that are due read them, and what must come next is written into logits.
-The text is that of `control_cost.py`. The arm `probe` is the preset `balanced` with the probe of the model, on random
-hidden states and with a threshold that no score reaches. `kernel` is the part of the mean that computes signals of
-logits, which GPUs do in a kernel that nothing waits for.
+The text is that of `control_cost.py`, where every second paragraph may call something the answer and all are scanned
+for formulas, or that of a recording, as `tersely replay` reads it. No answer ends it. The arm `probe` is the preset
+`balanced` with the probe of the model, on random hidden states and with a threshold that no score reaches. `kernel` is
+the part of the mean that computes signals of logits, which GPUs do in a kernel that nothing waits for.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ from control_cost import MARKERS, write_thinking
 from measuring import make_parser, print_figures
 from vllm import SamplingParams
 
-from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from tersely.controller.types import Signals, StepInfo
 from tersely.controller.vllm import request_controller
 from tersely.controller.vllm import step as worker_step
 from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
+from tersely.evaluation.replay.formats import Fields
+from tersely.evaluation.replay.logs import load_set
 from tersely.evaluation.replay.reader import load_tokenizer
 from tersely.kernels.signals import logit_signals
 from tersely.models import get_model_path
 
 FOLDER = str(get_model_path("tersely-tiny-small"))
 WIDTH, VOCABULARY = 128, 32_768
-PROBE = {"policies": {"budget": {}, "repetition": {}, "readiness": {"threshold": 2.0}}}
+ARMS = {
+    "careful": {"policies": {"budget": {}, "repetition": {}, "convergence": {"agree": 1_000}}},
+    "probe": {"policies": {"budget": {}, "repetition": {}, "readiness": {"threshold": 2.0}}},
+}
+"""What stands for a preset, with limits that are never reached."""
 
 
 class Buffers:
@@ -61,7 +68,19 @@ def make_config() -> Any:
     return SimpleNamespace(model_config=model, speculative_config=None, additional_config={})
 
 
-def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, steps: int) -> dict[str, float]:
+def read_recording(codec: TokenizerAdapter, file: Path, tokens: int) -> list[int]:
+    """Token ids of so much recorded thinking, one output after the other."""
+    ids: list[int] = []
+    for row in load_set(file, file.name, Fields(), None).rows:
+        ids += codec.encode(row.thinking + "\n\n")
+        if len(ids) >= tokens:
+            return ids[:tokens]
+    raise SystemExit(f"{file} has {len(ids)} tokens of thinking; accepted: at least {tokens}, or a smaller --length")
+
+
+def time_steps(
+    preset: str, tokenizer: Path | None, rows: int, length: int, steps: int, recording: Path | None = None
+) -> dict[str, float]:
     """The mean, the median and the 99th percentile of steps, in milliseconds."""
     processor_buffers = Buffers(rows, length + steps + 200)
     processor = TerselyLogitsProcessor(make_config(), processor_buffers)
@@ -69,8 +88,10 @@ def time_steps(preset: str, tokenizer: Path | None, rows: int, length: int, step
     vocabulary = VOCABULARY if tokenizer is None else codec.vocabulary
     processor.worker.__dict__.update(tokenizer=codec.tokenizer, markers=MARKERS, end=(vocabulary - 1,))
     opening = codec.encode("\n\n<think>\n")
-    ids = torch.tensor(write_thinking(codec, length + steps + 64), dtype=torch.int32)
-    control = (PROBE if preset == "probe" else {"preset": preset}) | {"thinking_budget": 4 * (length + steps)}
+    tokens = length + steps + 64
+    written = write_thinking(codec, tokens) if recording is None else read_recording(codec, recording, tokens)
+    ids = torch.tensor(written, dtype=torch.int32)
+    control = ARMS.get(preset, {"preset": preset}) | {"thinking_budget": 4 * (length + steps)}
     kernel = time_signals()
     states = torch.randn(rows, WIDTH)
     request_controller._NO_STEP = StepInfo(Signals(0.5, 0.8, 0.8, 0.6), lambda layer: states[0].numpy())
@@ -126,6 +147,7 @@ def main() -> None:
     parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json or its folder; by default a simple one of ours"
     )
+    parser.add_argument("--recording", type=Path, metavar="FILE", help="recorded outputs to take the text from")
     parser.add_argument("--rows", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--length", type=int, default=16_000, help="tokens before the steps (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="default: %(default)s")
@@ -133,7 +155,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, float] = {}
     for preset in options.presets.split(","):
-        result |= time_steps(preset, options.tokenizer, options.rows, options.length, options.steps)
+        result |= time_steps(preset, options.tokenizer, options.rows, options.length, options.steps, options.recording)
     print_figures(result, options.json)
 
 
