@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from ..types import Signals
 from .cues import LANGUAGES
+from .markers import paragraph_separator
 from .regions import TOOL_CALL, ProtectedRegions
 from .tokenizer_adapter import TokenFlags, TokenizerAdapter, word_pattern
-from .tool_calls import CALL_ENDS
+from .tool_calls import CALL_ENDS, CALL_STARTS
 
 REFLECTION_CUES = LANGUAGES[0].reflections + LANGUAGES[1].reflections
 """How reflective thoughts begin (TrimR, Speculative Thinking and VSRM use such lists); matched as whole words."""
 _CUE = word_pattern(REFLECTION_CUES)
 _TAIL = 400
+_BEGUN = tuple({start[:size] for start in CALL_STARTS for size in range(1, len(start))})
+_LONGEST_START = 40  # tokens, of what begins a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class ThinkingState:
         self._ended: list[tuple[int, int]] = []  # where later thoughts begin and end that no policy has asked for yet
         self._start = self._retractable_from = 0
         self._flags = codec.flags
-        self._may_call = False  # something that can begin a tool call has been seen
+        self._calls = False  # a tool call has begun
+        self._suspect: int | None = None  # a token that may have begun one
         self._risky = False  # a region may be open, or something that can open one has come since the last scan
         self._regions, self._scanned = ProtectedRegions(), 0
         self._decoded = (-1, 0, "")  # from where to where, and the text: several readers begin at the same place
@@ -76,6 +80,12 @@ class ThinkingState:
         return len(self.ids) == self._start or bool(self._flags[self.ids[-1]] & TokenFlags.NEWLINE)
 
     @property
+    def separator(self) -> str:
+        """What to write before a new paragraph here."""
+        _, end, text = self._decoded
+        return paragraph_separator(text if end == len(self.ids) and len(text) > 1 else self.tail(4))
+
+    @property
     def protected(self) -> str | None:
         """The kind of region that is open at the end, or None; what was scanned before is not scanned again."""
         if not self._risky or not self.ids:
@@ -89,7 +99,7 @@ class ThinkingState:
     @property
     def ends_in_call(self) -> bool:
         """Whether a tool call is open, or the text ends with one."""
-        return self._may_call and (self.protected == TOOL_CALL or self.tail(16).rstrip().endswith(CALL_ENDS))
+        return self.may_call and (self.protected == TOOL_CALL or self.tail(16).rstrip().endswith(CALL_ENDS))
 
     def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""
@@ -109,7 +119,8 @@ class ThinkingState:
         self.ids.append(token)
         if flags & TokenFlags.FENCE:
             self._risky = True
-            self._may_call = self._may_call or bool(flags & TokenFlags.CALL)
+            if flags & TokenFlags.CALL and self._suspect is None:
+                self._suspect = len(self.ids) - 1
         if ended and len(self.ids) - self._start > 1:
             self._end_thought()
             self.boundary = "thought"
@@ -119,8 +130,13 @@ class ThinkingState:
 
     @property
     def may_call(self) -> bool:
-        """Whether something that can begin a tool call has been seen."""
-        return self._may_call
+        """Whether a tool call has begun, or the last tokens may begin one."""
+        if not self._calls and self._suspect is not None:
+            text = self.codec.decode(self.ids[self._suspect :])
+            self._calls = any(map(text.__contains__, CALL_STARTS))
+            begins = text.rstrip("\ufffd").endswith(_BEGUN)
+            self._suspect = max(self._suspect, len(self.ids) - _LONGEST_START) if begins else None
+        return self._calls or self._suspect is not None
 
     def extend(self, tokens: Sequence[int], signals: Sequence[Signals | None] = ()) -> None:
         """Append sampled tokens that end no line and begin no tool call; `signals` is empty or has one for each."""
@@ -128,8 +144,7 @@ class ThinkingState:
             self.signals += [None] * (len(self.ids) - len(self.signals))
             self.signals += signals
         self.ids.extend(tokens)
-        flags = self._flags
-        self._risky = self._risky or any(flags[token] & TokenFlags.FENCE for token in tokens)
+        self._risky = self._risky or any(map(TokenFlags.FENCE.__and__, map(self._flags.__getitem__, tokens)))
         self.boundary = "token"
 
     def retractable(self, count: int) -> int:

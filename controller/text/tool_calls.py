@@ -30,7 +30,7 @@ REGIONS = (
     ("<|python_tag|>", ""),
 )
 """How calls begin and end in the families that vLLM has parsers for; "" where they go on to the end of the turn."""
-CALL_ENDS = tuple(end for _, end in REGIONS if end)
+CALL_STARTS, CALL_ENDS = tuple(start for start, _ in REGIONS), tuple(end for _, end in REGIONS if end)
 Tool = Mapping[str, Any]
 """A tool in OpenAI's format: type "function", and the function's name, description and parameters."""
 

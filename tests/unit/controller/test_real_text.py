@@ -16,6 +16,7 @@ from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.regions import ProtectedRegions, unclosed_region
 from tersely.controller.text.thoughts import ThinkingState
 from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
+from tersely.controller.text.tool_calls import CALL_STARTS
 from tersely.controller.text.values import answers_equal, normalize_answer
 from tersely.evaluation.tasks.equality import AnswerChecker
 
@@ -207,3 +208,5 @@ def test_a_growing_thinking_knows_its_open_regions() -> None:
             if rng.random() < 0.4:
                 fenced = any(codec.flags[token] & TokenFlags.FENCE for token in thinking.ids)
                 assert thinking.protected == (unclosed_region(thinking.text) if fenced else None), thinking.text[-90:]
+                begun = any(thinking.text.endswith(start[:n]) for start in CALL_STARTS for n in range(1, len(start)))
+                assert thinking.may_call == (begun or any(map(thinking.text.__contains__, CALL_STARTS)))

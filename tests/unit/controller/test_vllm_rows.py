@@ -112,6 +112,17 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     assert reads[0] < 0.8 * reads[1], "most tokens wake no policy"
 
 
+def test_a_bracket_that_begins_no_call_makes_nothing_due() -> None:
+    model = Model()
+    row, table = model.row("budget", 1000), RowTable(model.kind_of)
+    table.put(0, row)
+    read = []
+    for length, text in enumerate(("<", "$", "$", "$"), 1):
+        table.land(np.array([0]), np.array([length]), np.array([model.codec.encode(text)]))
+        read.append(len(row.controller.forced))
+    assert read == [1, 2, 2, 2], "what follows the bracket shows that it begins no call"
+
+
 def test_a_token_behind_a_line_break_waits_and_what_is_offered_changes() -> None:
     model = Model()
     row, table = model.row("budget", 1000), RowTable(model.kind_of)
