@@ -31,7 +31,7 @@ from .policies.base import (
 )
 from .policy_runner import PendingTrial, PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
-from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator
+from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
@@ -274,7 +274,7 @@ class Controller:
             self._record("controller", "note", f"the model {how.value}; what it wrote before counts as thinking")
             self._answer = AnswerWatch(self.codec, self.markers, forced=True)
             return KEEP
-        text = closing_text(self.markers, "", paragraph_separator(self.thinking.tail(4)))
+        text = closing_text(self.markers, "", self.thinking.separator)
         text += "" if self.markers.answer_prefix else FINAL_HEADER
         self._record("controller", "close", f"the model {how.value} after a forced close", text=text)
         return self._force_close(text)
@@ -436,7 +436,7 @@ class Controller:
 
     def _render(self, action: Inject | Close) -> str:
         """The text that an action writes here."""
-        separator = paragraph_separator(self.thinking.tail(4))
+        separator = self.thinking.separator
         if isinstance(action, Inject):
             return f"{'' if action.inline else separator}{action.text}{action.after}"
         sentence = self.closing_sentence if action.phrase is None else action.phrase

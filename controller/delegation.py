@@ -9,7 +9,6 @@ from typing import Protocol
 
 from .policies.base import AskHelper, Delegate, HelperAction, Inject, ReviewDraft, TextAction
 from .policy_runner import PolicyTask
-from .text.markers import paragraph_separator
 from .text.thoughts import ThinkingState
 from .types import Directive, Prompt
 from .verification import ReviewCriterion, format_error
@@ -127,7 +126,7 @@ class DelegationManager:
         if isinstance(action, AskHelper):
             request = HelperRequest(action.message, "", action.tokens, reply=True)
             return Directive(retract=retract, wait_for=self._send(request, task, action, position - retract))
-        prefix = f"{paragraph_separator(thinking.tail(4))}{action.prefix} " if action.prefix else ""
+        prefix = f"{thinking.separator}{action.prefix} " if action.prefix else ""
         forced = thinking.codec.encode(prefix)
         for token in forced:
             thinking.add(token)

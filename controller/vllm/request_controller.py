@@ -20,7 +20,7 @@ from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller, ControllerState
 from ..policies.base import Policy, TrialAnswer
 from ..prompts import thinking_state_after
-from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
+from ..text.markers import Markers, closing_text, find_markers
 from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
 from ..trace import Decision
 from ..trials import TrialDecoder
@@ -260,7 +260,7 @@ class RequestController:
         if thinking.ends_in_call:
             return None, None  # the turn ends with the call
         behind = self._closing_start("\n\n")
-        return self._closing_start(paragraph_separator(thinking.tail(4))) if thinking.ends_line else behind, behind
+        return self._closing_start(thinking.separator) if thinking.ends_line else behind, behind
 
     def _closing_start(self, separator: str) -> int:
         """The first token of a closing behind a separator."""
