@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
 
-from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
 from tersely.training.methods.length import Dler, Lcpo, LengthControl, Truncation, grpo_options, with_limits
-from tersely.training.methods.sft import Sft, prune_steps, token_entropies
+from tersely.training.methods.sft import Hint, Sft, prune_steps, token_entropies
 from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
 from tersely.training.offline import SampledTrace
 from tersely.training.rewards import NO_THINK, THINK, Correctness
+from tersely.training.training_run import CURVE, MODEL
 
+from ..support.trainings import train
 from ..support.word_tokenizer import WordTokenizer
 
 
@@ -122,6 +126,38 @@ def test_lcpo_states_a_limit_in_each_prompt() -> None:
     assert min(limits) < 150 and max(limits) > 3900 and min(limits) >= 100 and max(limits) <= 4000
     assert found[0]["prompt"][0]["content"] == f"2+5?\n\nThink for maximum {limits[0]} tokens."
     assert rows[0]["prompt"][0]["content"] == "2+5?"
+
+
+# -- Compress, Then Prompt: 100 new tokens first, and the loss of the next token in the uncompressed model's text -----
+
+
+def test_a_prompt_has_as_many_tokens_as_in_the_authors_script() -> None:
+    assert (Hint().tokens, Hint().strength, Hint().objective) == (100, 1.0, "brief")
+
+
+@pytest.mark.slow
+def test_a_prompt_learns_all_tokens_of_the_teachers_text(tmp_path: Path) -> None:
+    """The first logged loss is that of the text behind the prompt as it starts: one mean over all tokens."""
+    teacher, model = "tersely-tiny-large", "tersely-tiny-small"
+    hint = {"objective": "recover", "teacher": teacher, "tokens": 3, "samples": 1}
+    optimiser = {"steps": 1, "micro_batch": 2, "learning_rate": 1e-9, "lora": None}
+    train("hint", tmp_path / "run", model=model, hint=hint, data={"questions": 2}, optimiser=optimiser)
+    (logged,) = [json.loads(line)["loss"] for line in (tmp_path / "run" / CURVE).read_text().splitlines()[:1]]
+    lines = (json.loads(line) for line in (tmp_path / "run" / "traces.jsonl").read_text().splitlines())
+    traces = [trace for line in lines if "value" in line for group in line["value"] for trace in group]
+    engine = load_engine(str(tmp_path / "run" / MODEL))
+    losses: list[float] = []
+    for trace in traces:
+        prompt = [*range(len(engine.tokenizer) - 3, len(engine.tokenizer)), *trace["prompt_ids"]]
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([[*prompt, *trace["ids"]]])).logits[0, len(prompt) - 1 : -1]
+        losses += [-row.log_softmax(-1)[token].item() for row, token in zip(logits, trace["ids"], strict=True)]
+    assert len(traces) == 2 and logged == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+    right = load_engine(teacher).model
+    with torch.no_grad():
+        ids = torch.tensor([[*traces[0]["prompt_ids"], *traces[0]["ids"]]])
+        own = right(ids, labels=ids.where(torch.arange(ids.shape[1]) >= len(traces[0]["prompt_ids"]), -100)).loss
+    assert own.item() < logged, "it is the teacher's text"
 
 
 # -- step entropy: the steps with the lowest sums of token entropies become markers -----------------------------------
