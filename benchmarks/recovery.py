@@ -1,9 +1,10 @@
 """What a prompt learned on a compressed model gives back: there, at other levels of compression, and on other tasks.
 
-After Compress, Then Prompt (arXiv 2305.11186), whose prompts transfer between data sets and levels. Every model answers every task without a prompt and with each prompt that training runs have learned
-(`training/recipes/recover-tiny.yaml`); the first model is the uncompressed one. Each arm gives accuracy, and the
-next-token loss (nats per token) in the first model's own answers. `given_back` is how an arm with a prompt differs from
-its model without one; `short_of_full` how any differs from the first model; with 95 % intervals over questions.
+After Compress, Then Prompt (arXiv 2305.11186), whose prompts transfer between data sets and levels of compression.
+Every model answers every task without a prompt and with each prompt that training runs have learned
+(`training/recipes/recover-tiny.yaml`); the first model is the uncompressed one. Each arm gives greedy accuracy, and the
+next-token loss (nats per token) in the first model's own, sampled answers. `given_back` is how an arm with a prompt
+differs from its model without one, `short_of_full` how any differs from the first model; 95 % intervals over questions.
 
     python benchmarks/rounded_checkpoint.py tersely-tiny-small Q3 --bits 3 --group 64
     python benchmarks/rounded_checkpoint.py tersely-tiny-small Q2 --bits 2 --group 16

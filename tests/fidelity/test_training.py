@@ -12,13 +12,18 @@ import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
+from tersely.evaluation.agents.tasks import Task
+from tersely.evaluation.agents.tools import build_world
+from tersely.training.config import Rollouts
 from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
 from tersely.training.methods.length import Dler, Lcpo, LengthControl, Truncation, grpo_options, with_limits
 from tersely.training.methods.sft import Hint, Sft, prune_steps, token_entropies
 from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
 from tersely.training.offline import SampledTrace
+from tersely.training.research.episodes import EpisodeRollouts, TrainingEpisode
 from tersely.training.rewards import NO_THINK, THINK, Correctness
+from tersely.training.sampling import FREE, Rollout, RolloutSampler
 from tersely.training.training_run import CURVE, MODEL
 
 from ..support.trainings import train
@@ -197,3 +202,50 @@ def test_entropies_are_those_before_each_token(small: TransformersEngine) -> Non
         logits = small.model(torch.tensor([[12, 40, 7, 33, 90, 2]])).logits[0, 2:]
     wanted = [-sum(p * p.log() for p in row.softmax(-1)).item() for row in logits]
     assert token_entropies(small.model, trace) == pytest.approx(wanted, rel=1e-4)
+
+
+# -- WebLeaper: (1 + w^2) P R / (w^2 P + R) of the names, where several are asked for; else right or wrong ------------
+
+
+@pytest.mark.parametrize(
+    ("named", "wrong", "omega", "reward"),
+    [
+        (4, 0, 1.0, 1.0),
+        (2, 0, 1.0, 2 / 3),  # P 1, R 1/2
+        (3, 3, 1.0, 0.6),  # P 1/2, R 3/4
+        (2, 0, 2.0, 5 * 0.5 / 4.5),  # recall counts for more
+        (2, 2, 0.5, 0.5),  # P and R 1/2
+        (0, 2, 1.0, 0.0),
+    ],
+)
+def test_webleaper_rewards_names_by_their_f_score(named: int, wrong: int, omega: float, reward: float) -> None:
+    world = build_world(0)
+    people = [page.name for page in world.list_pages("person")]
+    task = Task("t", "collect", "Who?", frozenset(people[:4]), world)
+    answer = f"\\boxed{{{'; '.join([*people[:named], *people[4 : 4 + wrong]])}}}"
+    assert task.score(answer, omega) == pytest.approx(reward)
+    assert task.solved_by(answer) is (reward == 1)
+
+
+def test_webleaper_rewards_other_tasks_as_right_or_wrong() -> None:
+    world = build_world(0)
+    first, other = (page.name for page in world.list_pages("town")[:2])
+    task = Task("t", "lookup", "Which town?", frozenset({first}), world)
+    assert [task.score(text, 1.0) for text in (first, f"{first}; {other}", other)] == [1.0, 0.0, 0.0]
+    assert Task("t", "instant", "2+5?", frozenset({"7"}), world).score("\\boxed{7}", 1.0) == 1.0
+
+
+@pytest.mark.parametrize(("omega", "solved"), [(None, 0.0), (1.0, 2 / 3)])
+def test_episodes_are_rewarded_by_the_f_score_if_asked(
+    small: TransformersEngine, omega: float | None, solved: float
+) -> None:
+    world = build_world(0)
+    first, second = (page.name for page in world.list_pages("town")[:2])
+    task = Task("t", "collect", "Which towns?", frozenset({first, second}), world)
+    rollouts = EpisodeRollouts(RolloutSampler(small, Rollouts()), {"t": task}, "easy", 2, omega=omega)
+    step = Rollout(
+        (), (), (), FREE, THINK, None, 0.0, "", response=first, thinking_tokens=1, response_tokens=1,
+        finish_reason="stop", after_hint=None,
+    )  # fmt: skip
+    assert rollouts.score(TrainingEpisode({"id": "t"}, FREE, [step])) == pytest.approx(solved)
+    assert not rollouts.score(TrainingEpisode({"id": "t"}, NO_THINK, [step])), "it left its mode"
