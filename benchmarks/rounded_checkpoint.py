@@ -1,9 +1,10 @@
 """Round a model to integers without calibration, in the format of compressed-tensors, as a baseline.
 
 --bits 4: symmetric groups of --group inputs, unquantized activations (W4A16). --bits 8: one scale per output, and
-activations quantized per token (W8A8). Prints relative errors of the weights, root mean square: `error` of the
-rounding, and for 4 bits `repack_error`, the additional error if our kernel rounds the group scales
-(TERSELY_INT4_KERNEL=1).
+activations quantized per token (W8A8). 2 or 3 bits, and any after --prune, which zeroes the smallest weights of each
+matrix: evenly over the range of each group, stored as floats, so that only the quality is that of a smaller model.
+Prints relative errors of the weights, root mean square: `error` of the rounding, and for 4 bits that are stored as such
+`repack_error`, the additional error if our kernel rounds the group scales (TERSELY_INT4_KERNEL=1).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tersely.kernels.quantization.int4 import repack
+from tersely.models import get_model_path
 
 Errors = dict[str, float]
 
@@ -63,6 +65,20 @@ def quantize_8_bits(value: Tensor) -> tuple[dict[str, Tensor], Errors]:
     return tensors, {"whole": value.float().square().sum().item(), "error": lost}
 
 
+def round_to_floats(value: Tensor, bits: int, size: int, pruned: float) -> tuple[dict[str, Tensor], Errors]:
+    """The same of weights that stay floats, without the share `pruned` of the smallest; zero stays zero."""
+    weight = value.float().clone()
+    if pruned:
+        weight[weight.abs() <= weight.abs().flatten().kthvalue(max(1, int(pruned * weight.numel()))).values] = 0
+    groups = weight.unflatten(1, (-1, size))
+    low, high = groups.amin(2, keepdim=True).clamp(max=0), groups.amax(2, keepdim=True).clamp(min=0)
+    scale = ((high - low) / (2**bits - 1)).clamp(min=1e-8)
+    zero = (-low / scale).round()
+    weight = ((groups / scale + zero).round().clamp(0, 2**bits - 1) - zero).mul(scale).flatten(1)
+    lost = (weight - value.float()).square().sum().item()
+    return {"weight": weight.to(value.dtype)}, {"whole": value.float().square().sum().item(), "error": lost}
+
+
 def make_config(bits: int, size: int) -> dict[str, Any]:
     """The quantization_config for config.json."""
     whole = {"num_bits": bits, "type": "int", "symmetric": True}
@@ -80,19 +96,23 @@ def make_config(bits: int, size: int) -> dict[str, Any]:
     }
 
 
-def make(model: Path, out: Path, bits: int, size: int) -> Errors:
+def make(model: Path, out: Path, bits: int, size: int, pruned: float = 0.0) -> Errors:
     """Write a copy of a model with its blocks' linear layers in `bits` bits; returns the errors."""
     out.mkdir()
+    plain = bits < 4 or pruned > 0
     tensors: dict[str, Tensor] = {}
     sums: Errors = {}
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118
                 value = opened.get_tensor(key)
-                if not key.endswith("proj.weight") or (bits == 4 and value.shape[1] % size):
+                if not key.endswith("proj.weight") or ((bits == 4 or plain) and value.shape[1] % size):
                     tensors[key] = value
                     continue
-                made, squares = quantize_4_bits(value, size) if bits == 4 else quantize_8_bits(value)
+                if plain:
+                    made, squares = round_to_floats(value, bits, size, pruned)
+                else:
+                    made, squares = quantize_4_bits(value, size) if bits == 4 else quantize_8_bits(value)
                 tensors |= {f"{key.removesuffix('weight')}{name}": tensor for name, tensor in made.items()}
                 sums = {name: sums.get(name, 0.0) + square for name, square in squares.items()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
@@ -100,7 +120,8 @@ def make(model: Path, out: Path, bits: int, size: int) -> Errors:
         if not file.name.endswith(".index.json"):
             (out / file.name).write_bytes(file.read_bytes())
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = make_config(bits, size)
+    if not plain:
+        config["quantization_config"] = make_config(bits, size)
     (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     whole = sums.pop("whole")
     return {name: math.sqrt(square / whole) for name, square in sums.items()}
@@ -109,14 +130,13 @@ def make(model: Path, out: Path, bits: int, size: int) -> Errors:
 def main(argv: list[str] | None = None) -> None:
     """Write the checkpoint and print its errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("model", help="an embedded model, or a folder")
     parser.add_argument("out", type=Path, help="new folder")
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=4, help="per weight (default: %(default)s)")
-    parser.add_argument(
-        "--group", type=int, default=128, help="inputs per group of 4-bit weights (default: %(default)s)"
-    )
+    parser.add_argument("--bits", type=int, choices=(2, 3, 4, 8), default=4, help="per weight (default: %(default)s)")
+    parser.add_argument("--group", type=int, default=128, help="inputs per group (default: %(default)s)")
+    parser.add_argument("--prune", type=float, default=0.0, help="share of zeroed weights (default: %(default)s)")
     options = parser.parse_args(argv)
-    print(json.dumps(make(options.model, options.out, options.bits, options.group)))
+    print(json.dumps(make(get_model_path(options.model), options.out, options.bits, options.group, options.prune)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ T = TypeVar("T", str, int, float)
 Options = TypeVar("Options")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
-Tasks = Annotated[str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {question, answer}.")]
+Tasks = Annotated[
+    str, typer.Option("--tasks", help="Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer}.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed for drawing questions and for sampling.")]
 Probes = Annotated[
     str | None, typer.Option("--probes", help="Folder of `tersely calibrate`, instead of the pretrained probes.")

@@ -49,7 +49,7 @@ class Section(FrozenModel):
 class Data(Section):
     """The training questions."""
 
-    # as in `tersely bench --task`; for methods with tools also `agents` or `agents:KIND,KIND`, with kinds as in
+    # as in `tersely bench --tasks`; for methods with tools also `agents` or `agents:KIND,KIND`, with kinds as in
     # `tersely agents --kinds`
     task: str = "tiny"
     split: str = "train"

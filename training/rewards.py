@@ -48,8 +48,8 @@ class Correctness(Reward, Closing):
     """1 for a right answer, 0 for a wrong or missing one, by the equality that the benchmarks use.
 
     Columns: `answer`, the gold answer; optional `response`, the text after the thinking, `gym_entry`, name, seed and
-    index of a problem of reasoning-gym, and `solved`, a verdict of the environment; with these two, `answer` may be
-    None. A helper process is started when a comparison needs it; `close()` ends it.
+    index of a problem of reasoning-gym, and `solved`, the environment's verdict, 0 to 1; with these two, `answer` may
+    be None. A helper process is started when a comparison needs it; `close()` ends it.
     """
 
     name = "correctness"

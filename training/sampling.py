@@ -72,7 +72,7 @@ class Rollout:
     finish_reason: str
     after_hint: int | None  # thinking tokens of the model after the first hint; None without a hint
     weight: float = 1.0  # of the completion in the loss
-    solved: bool | None = None  # whether the answer is right, if the environment has judged it
+    solved: float | None = None  # whether the answer is right, or how far, if the environment has judged it
 
 
 def build_options(settings: Rollouts) -> GenerationOptions:

@@ -154,10 +154,10 @@ def _special_token_error(text: str, token: str) -> OptionError:
     return OptionError(f"the hint {text!r} contains the special token {token!r}; use plain text")
 
 
-def find_learned_hint(tokenizer: Any) -> str:
-    """The text of the hint that a model has learned; empty if it has learned none."""
+def find_learned_hint(tokenizer: Any, token: str = HINT_TOKEN) -> str:
+    """The text of the hint that a model has learned, as tokens named `token`; empty if it has learned none."""
     vocabulary = tokenizer.get_added_vocab()
-    return "".join(takewhile(vocabulary.__contains__, map(HINT_TOKEN.format, count())))
+    return "".join(takewhile(vocabulary.__contains__, map(token.format, count())))
 
 
 def require_learned_hint(tokenizer: Any) -> str:

@@ -62,11 +62,28 @@ class Task:
 
     def solved_by(self, answer: str) -> bool:
         """Whether an answer (its boxed part, else its last line) states the gold answer and nothing else."""
-        lines = answer.strip().splitlines()
-        stated = extract_boxed(answer) or (lines[-1] if lines else "")
+        stated = _get_stated(answer)
         if self.gold <= self.world.pages.keys():
             return self.world.find_names(stated) == self.gold
         return {normalize_answer(stated)} == {normalize_answer(gold) for gold in self.gold}
+
+    def score(self, answer: str, omega: float) -> float:
+        """WebLeaper's hybrid reward (arXiv 2510.24697): 1 or 0, or with several gold names the F score of those stated.
+
+        `omega` weighs recall. The paper compares names by their meaning; here they are exact.
+        """
+        if len(self.gold) < 2 or not self.gold <= self.world.pages.keys():
+            return float(self.solved_by(answer))
+        named = self.world.find_names(_get_stated(answer))
+        if not (hits := len(named & self.gold)):
+            return 0.0
+        precision, recall = hits / len(named), hits / len(self.gold)
+        return (1 + omega**2) * precision * recall / (omega**2 * precision + recall)
+
+
+def _get_stated(answer: str) -> str:
+    lines = answer.strip().splitlines()
+    return extract_boxed(answer) or (lines[-1] if lines else "")
 
 
 @dataclass(frozen=True, slots=True)

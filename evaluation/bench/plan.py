@@ -25,7 +25,7 @@ from .. import cli_utils as cli
 from ..economics.costs import load_prices
 from ..economics.latency import fit_runtime, read_timings
 from ..runner import ENGINES
-from ..tasks.questions import TINY, Question, fingerprint, load_all
+from ..tasks.questions import TINY, Question, fingerprint, is_tiny, load_all
 from ..tasks.toy_problems import SPLITS
 from .arms import BASELINE, Arm, check_disjoint, check_unseen, load_own_arms, make_arms
 from .economics import CostModel, load_cost_model
@@ -46,7 +46,8 @@ class BenchOptions:
         typer.Option(metavar="FILE:CLASS", help="Add an arm with your own policy, own.py:ClassName; repeatable."),
     ] = None
     tasks: Annotated[
-        str, typer.Option(help="Tasks: tiny, gym:NAME, or JSONL files of {question, answer[, id, level]}.")
+        str,
+        typer.Option(help="Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer[, id, level]}."),
     ] = TINY
     split: Annotated[str, typer.Option(help="Split of tiny and gym tasks: fit, calibrate or test.")] = "test"
     limit: Annotated[int | None, typer.Option(help="Maximum questions per task.")] = None
@@ -188,8 +189,8 @@ def _load_splits(options: BenchOptions) -> dict[str, Sequence[Question]]:
     """
     tasks, split, limit, seed = split_names(options.tasks), options.split, options.limit, options.seed
     splits: dict[str, Sequence[Question]] = {split: load_all(tasks, split, limit, seed)}
-    if TINY in tasks:
-        splits |= {other: load_all([TINY], other, limit, seed) for other in SPLITS if other != split}
+    if tiny := [task for task in tasks if is_tiny(task)]:
+        splits |= {other: load_all(tiny, other, limit, seed) for other in SPLITS if other != split}
     check_disjoint(splits)
     return splits
 

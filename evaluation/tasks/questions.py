@@ -26,7 +26,7 @@ from ...probes.fingerprint import question_hash
 from ...validation import parse_json, read_lines
 from .sandbox import SandboxError, SandboxProcess
 from .sandbox_main import BATCH
-from .toy_problems import SPLITS, stream
+from .toy_problems import KINDS, SPLITS, stream
 
 TINY = "tiny"
 GYM = "gym:"
@@ -80,17 +80,24 @@ def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
         raise TaskError(f"limit is {limit}; accepted: 1 or more questions")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if task == TINY:
-        problems = islice(stream(split, seed), limit or DEFAULT_LIMIT)
+    if is_tiny(task):
+        kinds = task.removeprefix(TINY)[1:].split("+") if task != TINY else KINDS
+        problems = islice(stream(split, seed, kinds=kinds), limit or DEFAULT_LIMIT)
         return [Question(p.id, p.problem, p.answer, p.level, p.kind) for p in problems]
     if task.startswith(GYM):
         return _draw_from_gym(task.removeprefix(GYM), split, limit or DEFAULT_LIMIT, seed)
     path = Path(task)
     if not os.path.isfile(path):  # unlike Path.is_file, it accepts null bytes
-        accepted = f"{TINY!r}, '{GYM}NAME' for a task of reasoning-gym, or the path of a JSONL file of {_FORM}"
+        named = f"{TINY!r}, '{TINY}:KIND+KIND', '{GYM}NAME' for a task of reasoning-gym"
+        accepted = f"{named}, or the path of a JSONL file of {_FORM}"
         raise TaskError(f"no task {task!r}; accepted: {accepted}")
     questions = [replace(question, task=path.stem) for question in _read_jsonl(path)]
     return questions if limit is None else questions[:limit]
+
+
+def is_tiny(task: str) -> bool:
+    """Whether the task is the embedded family, all of it or some of its kinds (`tiny:story+chain`)."""
+    return task.partition(":")[0] == TINY
 
 
 def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> list[Question]:
@@ -112,7 +119,7 @@ def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> lis
 
     Files have no splits: their questions form one shuffled pool. Raises TaskError, also for files with generated tasks.
     """
-    generated = {task == TINY or task.startswith(GYM) for task in tasks}
+    generated = {is_tiny(task) or task.startswith(GYM) for task in tasks}
     if len(generated) > 1:
         raise TaskError(f"tasks are {', '.join(tasks)}; accepted: either generated tasks or files", code="mixed_tasks")
     if generated == {True}:

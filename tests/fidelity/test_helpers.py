@@ -8,12 +8,24 @@ import pytest
 import torch
 
 from tersely.controller import helpers
+from tersely.controller.budgets import Budget
 from tersely.controller.delegation import HelperRequest
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.helpers import CachedScorer, DraftReviewer
-from tersely.controller.policies.speculative import ReflectionBudget, Sirius, SpecReason, SpeculativeThinking
+from tersely.controller.policies.base import Delegate, PolicyView
+from tersely.controller.policies.speculative import (
+    ReflectionBudget,
+    Sirius,
+    SpecReason,
+    SpeculativeThinking,
+    sentence_polarity,
+)
 from tersely.controller.session import Session
+from tersely.controller.text.thoughts import ThinkingState
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.verification import ReviewCriterion
+
+from ..support.word_tokenizer import WordTokenizer
 
 
 def test_the_published_constants() -> None:
@@ -21,11 +33,90 @@ def test_the_published_constants() -> None:
     assert (sirius.every, sirius.min_probability, sirius.temperature, sirius.tokens) == (16, 0.1, 0.6, 1)
     assert (grading.min_grade, grading.tokens) == (7.0, 512)
     assert (helped.draft, helped.takeover, helped.verify, helped.begin, helped.excess) == (20, 20, 125, 0, 15)
-    budget = ReflectionBudget()
-    spent = []
+
+
+# -- Speculative Thinking: cues decide who writes, and the count of reflections when a mistake is looked for ----------
+
+AFFIRMS = ("yeah", "yes", "final answer", "confident")
+REFLECTS = ("wait", "alternatively", "hold on", "another", "verify", "think again", "recap", "check")
+
+
+@pytest.mark.parametrize("word", AFFIRMS)
+def test_each_affirming_cue(word: str) -> None:
+    assert sentence_polarity(f"So, {word.title()} it is") == 1
+    assert sentence_polarity(f"{word}, {word}, but wait") == 1, "more of them than of the others"
+
+
+@pytest.mark.parametrize("word", REFLECTS)
+def test_each_reflecting_cue(word: str) -> None:
+    assert sentence_polarity(f"So, {word.title()} it is") == -1
+    assert sentence_polarity(f"yes, {word}") == -1, "a tie reflects"
+
+
+def test_other_words_are_neutral() -> None:
+    """Ours: whole words only, where the authors' code finds cues within words."""
+    assert [sentence_polarity(text) for text in ("but double it", "", "yesterday's checkers")] == [0, 0, 0]
+
+
+def test_limit_and_tokens_grow_as_often_as_mistakes_are_looked_for() -> None:
+    budget, found = ReflectionBudget(), []
     for _ in range(5):
-        spent.append((budget.limit, budget.spend()))
-    assert spent == [(15, 125), (20, 150), (25, 175), (30, 200), (30, 200)]
+        limit = budget.limit
+        budget.count = limit - 1
+        assert not budget.exceeded()
+        budget.count = limit
+        assert budget.exceeded()
+        found.append((limit, budget.spend()))
+        assert budget.count == 0
+    assert found == [(15, 125), (20, 150), (25, 175), (30, 200), (30, 200)]
+
+
+def take_over(policy: SpeculativeThinking, steps: list[tuple[str, str]]) -> list[tuple[int, int, str]]:
+    """What is delegated, as (tokens, retracted, prefix), given each paragraph's draft and what the helper writes."""
+    thinking = ThinkingState(TokenizerAdapter(WordTokenizer()))
+    view, asked = PolicyView(thinking, Budget("normal"), 0), list[tuple[int, int, str]]()
+    watching, drafts, draft, reply = policy.watch(view), iter(steps), "", ""
+    action: Any = next(watching)
+    while True:
+        if isinstance(action, Delegate):
+            asked.append((action.tokens, action.retract, action.prefix))
+            action = watching.send(reply)
+        elif action.boundary == "token":
+            assert action.at - view.tokens in (1, policy.draft)
+            for token in thinking.codec.encode(draft):
+                thinking.add(token)
+            action = watching.send(None)
+        else:
+            draft, reply = next(drafts, ("", ""))
+            if not draft:
+                return asked
+            action = watching.send(None)
+
+
+def test_cues_in_the_draft_decide_who_writes() -> None:
+    """Neutral: nothing. Affirming or reflecting: 20 tokens replace the draft. Verifying: 125 more follow."""
+    steps = [
+        ("So it is seven", ""),
+        ("Yes it is seven", "It is seven"),
+        ("Wait for it", "It is seven"),
+        ("Wait for it", "Let me check"),
+    ]
+    assert take_over(SpeculativeThinking(), steps) == [(20, 7, ""), (20, 5, ""), (20, 5, ""), (125, 0, "")]
+
+
+def test_the_text_that_stands_decides_whether_it_verifies() -> None:
+    """The draft's own cue to verify is gone when the helper's text replaces it."""
+    assert take_over(SpeculativeThinking(), [("Let me check", "It is seven")]) == [(20, 5, "")]
+    assert take_over(SpeculativeThinking(always=True), [("It is seven", "It is eight")]) == [(20, 5, "")]
+
+
+def test_fifteen_reflections_call_for_the_mistake() -> None:
+    """Only texts that stand and reflect are counted; then 125 tokens after the lead, and the count begins at 0."""
+    policy, reflects, neutral = SpeculativeThinking(), ("Wait for it", "Wait for it"), ("Wait for it", "It is seven")
+    takeover, mistake = (20, 5, ""), (125, 0, policy.prefix)
+    assert take_over(policy, [reflects] * 14 + [neutral] * 9) == [takeover] * 23
+    found = take_over(policy, [*[reflects] * 15, ("unused", ""), *[reflects] * 3])
+    assert found == [*[takeover] * 15, mistake, *[takeover] * 3]
 
 
 def request(draft: str, criterion: ReviewCriterion) -> HelperRequest:

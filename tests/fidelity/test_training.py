@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
 
-from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
+from tersely.evaluation.agents.tasks import Task
+from tersely.evaluation.agents.tools import build_world
+from tersely.training.config import Rollouts
 from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
 from tersely.training.methods.length import Dler, Lcpo, LengthControl, Truncation, grpo_options, with_limits
-from tersely.training.methods.sft import Sft, prune_steps, token_entropies
+from tersely.training.methods.sft import Hint, Sft, prune_steps, token_entropies
 from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
 from tersely.training.offline import SampledTrace
+from tersely.training.research.episodes import EpisodeRollouts, TrainingEpisode
 from tersely.training.rewards import NO_THINK, THINK, Correctness
+from tersely.training.sampling import FREE, Rollout, RolloutSampler
+from tersely.training.training_run import CURVE, MODEL
 
+from ..support.trainings import train
 from ..support.word_tokenizer import WordTokenizer
 
 
@@ -124,6 +133,38 @@ def test_lcpo_states_a_limit_in_each_prompt() -> None:
     assert rows[0]["prompt"][0]["content"] == "2+5?"
 
 
+# -- Compress, Then Prompt: 100 new tokens first, and the loss of the next token in the uncompressed model's text -----
+
+
+def test_a_prompt_has_as_many_tokens_as_in_the_authors_script() -> None:
+    assert (Hint().tokens, Hint().strength, Hint().objective) == (100, 1.0, "brief")
+
+
+@pytest.mark.slow
+def test_a_prompt_learns_all_tokens_of_the_teachers_text(tmp_path: Path) -> None:
+    """The first logged loss is that of the text behind the prompt as it starts: one mean over all tokens."""
+    teacher, model = "tersely-tiny-large", "tersely-tiny-small"
+    hint = {"objective": "recover", "teacher": teacher, "tokens": 3, "samples": 1}
+    optimiser = {"steps": 1, "micro_batch": 2, "learning_rate": 1e-9, "lora": None}
+    train("hint", tmp_path / "run", model=model, hint=hint, data={"questions": 2}, optimiser=optimiser)
+    (logged,) = [json.loads(line)["loss"] for line in (tmp_path / "run" / CURVE).read_text().splitlines()[:1]]
+    lines = (json.loads(line) for line in (tmp_path / "run" / "traces.jsonl").read_text().splitlines())
+    traces = [trace for line in lines if "value" in line for group in line["value"] for trace in group]
+    engine = load_engine(str(tmp_path / "run" / MODEL))
+    losses: list[float] = []
+    for trace in traces:
+        prompt = [*range(len(engine.tokenizer) - 3, len(engine.tokenizer)), *trace["prompt_ids"]]
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([[*prompt, *trace["ids"]]])).logits[0, len(prompt) - 1 : -1]
+        losses += [-row.log_softmax(-1)[token].item() for row, token in zip(logits, trace["ids"], strict=True)]
+    assert len(traces) == 2 and logged == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+    right = load_engine(teacher).model
+    with torch.no_grad():
+        ids = torch.tensor([[*traces[0]["prompt_ids"], *traces[0]["ids"]]])
+        own = right(ids, labels=ids.where(torch.arange(ids.shape[1]) >= len(traces[0]["prompt_ids"]), -100)).loss
+    assert own.item() < logged, "it is the teacher's text"
+
+
 # -- step entropy: the steps with the lowest sums of token entropies become markers -----------------------------------
 
 STEPS = ("one two\n\n", "three\n\n", "four five six\n\n", "seven\n\n", "eight\n")
@@ -161,3 +202,50 @@ def test_entropies_are_those_before_each_token(small: TransformersEngine) -> Non
         logits = small.model(torch.tensor([[12, 40, 7, 33, 90, 2]])).logits[0, 2:]
     wanted = [-sum(p * p.log() for p in row.softmax(-1)).item() for row in logits]
     assert token_entropies(small.model, trace) == pytest.approx(wanted, rel=1e-4)
+
+
+# -- WebLeaper: (1 + w^2) P R / (w^2 P + R) of the names, where several are asked for; else right or wrong ------------
+
+
+@pytest.mark.parametrize(
+    ("named", "wrong", "omega", "reward"),
+    [
+        (4, 0, 1.0, 1.0),
+        (2, 0, 1.0, 2 / 3),  # P 1, R 1/2
+        (3, 3, 1.0, 0.6),  # P 1/2, R 3/4
+        (2, 0, 2.0, 5 * 0.5 / 4.5),  # recall counts for more
+        (2, 2, 0.5, 0.5),  # P and R 1/2
+        (0, 2, 1.0, 0.0),
+    ],
+)
+def test_webleaper_rewards_names_by_their_f_score(named: int, wrong: int, omega: float, reward: float) -> None:
+    world = build_world(0)
+    people = [page.name for page in world.list_pages("person")]
+    task = Task("t", "collect", "Who?", frozenset(people[:4]), world)
+    answer = f"\\boxed{{{'; '.join([*people[:named], *people[4 : 4 + wrong]])}}}"
+    assert task.score(answer, omega) == pytest.approx(reward)
+    assert task.solved_by(answer) is (reward == 1)
+
+
+def test_webleaper_rewards_other_tasks_as_right_or_wrong() -> None:
+    world = build_world(0)
+    first, other = (page.name for page in world.list_pages("town")[:2])
+    task = Task("t", "lookup", "Which town?", frozenset({first}), world)
+    assert [task.score(text, 1.0) for text in (first, f"{first}; {other}", other)] == [1.0, 0.0, 0.0]
+    assert Task("t", "instant", "2+5?", frozenset({"7"}), world).score("\\boxed{7}", 1.0) == 1.0
+
+
+@pytest.mark.parametrize(("omega", "solved"), [(None, 0.0), (1.0, 2 / 3)])
+def test_episodes_are_rewarded_by_the_f_score_if_asked(
+    small: TransformersEngine, omega: float | None, solved: float
+) -> None:
+    world = build_world(0)
+    first, second = (page.name for page in world.list_pages("town")[:2])
+    task = Task("t", "collect", "Which towns?", frozenset({first, second}), world)
+    rollouts = EpisodeRollouts(RolloutSampler(small, Rollouts()), {"t": task}, "easy", 2, omega=omega)
+    step = Rollout(
+        (), (), (), FREE, THINK, None, 0.0, "", response=first, thinking_tokens=1, response_tokens=1,
+        finish_reason="stop", after_hint=None,
+    )  # fmt: skip
+    assert rollouts.score(TrainingEpisode({"id": "t"}, FREE, [step])) == pytest.approx(solved)
+    assert not rollouts.score(TrainingEpisode({"id": "t"}, NO_THINK, [step])), "it left its mode"

@@ -1,4 +1,4 @@
-"""SFT on the model's own shortest right completions: plain, pruned, those of a controller, or to learn a hint."""
+"""SFT on one's own shortest right completions, plain, pruned or of a controller; to learn a hint or a prompt."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from ...controller.engines.transformers.engine import TransformersEngine, load_engine
 from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import HINT_TOKEN, BrevityHint, find_learned_hint
 from ...controller.text.thoughts import ThinkingState
@@ -23,6 +25,7 @@ from ..training_run import TrainingRun
 from . import Method
 
 POLICY = "hint"
+PROMPT_TOKEN = "<|prompt_{}|>"  # name of a token of a learned prompt, by its number
 
 
 class Sft(Section):
@@ -102,28 +105,44 @@ SFT = Method(recipe=SftRecipe, validate=_check_sft, train=_train_sft)
 class Hint(Section):
     """Settings."""
 
-    samples: int = Field(default=8, ge=1)  # per question; the `keep` shortest right ones with a hint are learned
+    # "brief": a hint, from the `keep` shortest right completions with it. "recover": a prompt at the start of every
+    # input, from all completions of `teacher`, the model before it was compressed
+    objective: Literal["brief", "recover"] = "brief"
+    teacher: str | None = None
+    tokens: int = Field(default=100, ge=1)  # of the prompt; a hint has those of its words
+    samples: int = Field(default=8, ge=1)  # per question
     keep: int = Field(default=1, ge=1)
     strength: float = Field(default=1.0, gt=0, le=2)  # of the learned change, the paper's gamma; above 1 extrapolates
 
 
 class HintRecipe(Recipe):
-    """The recipe of ConciseHint-T (arXiv 2506.18810): learn a hint as embeddings of new tokens; the model is frozen.
+    """The recipe of ConciseHint-T (arXiv 2506.18810) and of soft prompts: learn new tokens of a frozen model.
 
     In the shortest right completions with the hint of `rollouts.policies`, its words are replaced by new tokens, which
-    start with the embeddings of the words and are all that is trained. On a quantized model this is a soft prompt that
-    regains accuracy (Compress, Then Prompt, arXiv 2305.11186).
+    start with the embeddings of the words and are all that is trained. With the objective "recover", new tokens that
+    start with embeddings of the vocabulary precede every input, and the loss is that of the next token in texts of the
+    uncompressed model, which regains what compression lost (Compress, Then Prompt, arXiv 2305.11186).
     """
 
     hint: Hint = Hint()
 
 
 def _check_hint(recipe: HintRecipe) -> CheckedRecipe:
-    _make_policy(recipe)
     check_frozen(recipe)
-    settings = recipe.hint
-    content = f"completions with a hint, the {settings.keep} shortest right of {settings.samples} for each question"
-    return check_recipe(recipe, completions=1, resident=ResidentModels(trained="embeddings"), step_content=content)
+    settings, recovers = recipe.hint, recipe.hint.objective == "recover"
+    if recovers != (settings.teacher is not None):
+        raise RecipeError(
+            f"hint.objective is {settings.objective!r} and hint.teacher {settings.teacher!r}; accepted: a teacher, the "
+            "model before it was compressed, with the objective recover, and none without",
+            code="objective_without_teacher",
+        )
+    if recovers:
+        content = f"completions of {settings.teacher}, from {settings.samples} for each question"
+    else:
+        _make_policy(recipe)
+        content = f"completions with a hint, the {settings.keep} shortest right of {settings.samples} for each question"
+    resident = ResidentModels(models=1 + recovers, trained="embeddings")
+    return check_recipe(recipe, completions=1, resident=resident, step_content=content)
 
 
 def _make_policy(recipe: HintRecipe) -> BrevityHint:
@@ -138,27 +157,47 @@ def _make_policy(recipe: HintRecipe) -> BrevityHint:
 
 
 def _train_hint(run: TrainingRun[HintRecipe]) -> None:
-    engine, settings, words = run.load_model(), run.recipe.hint, _make_policy(run.recipe).text + PARAGRAPH
-    if find_learned_hint(engine.tokenizer):
-        raise RecipeError(
-            f"{run.recipe.model} already has a learned hint; train from the model without it", code="hint_exists"
-        )
-    _check_free_rows(engine.model, engine.tokenizer, words)
-    sampled = collect_traces(run, run.make_sampler(engine), "traces", settings.samples)
-    ids = add_hint_tokens(engine.model, engine.tokenizer, words)
-    before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), find_learned_hint(engine.tokenizer)
+    engine, settings = run.load_model(), run.recipe.hint
+    ids, kept = (_prepare_hint if settings.objective == "brief" else _prepare_prompt)(run, engine)
+    before = engine.model.get_input_embeddings().weight[ids].clone().detach()
     _freeze_except(engine.model, ids)
-    rewritten = [[replace_forced_words(trace, engine.tokenizer, words, hint) for trace in group] for group in sampled]
-    with_hint = [[trace for trace in group if trace is not None] for group in rewritten]
-    kept = choose_shortest(with_hint, settings.keep)
 
     @torch.no_grad()
     def scale_change(model: Any, folder: Path) -> None:
         table = model.get_input_embeddings().weight
         table[ids] = before + settings.strength * (table[ids] - before)
 
-    run.log(f"learning {len(ids)} embeddings from {len(kept)} completions with a hint")
+    run.log(f"learning {len(ids)} embeddings from {len(kept)} completions")
     train_sft(run, engine, kept, finish=scale_change)
+
+
+def _prepare_hint(run: TrainingRun[HintRecipe], engine: TransformersEngine) -> tuple[list[int], list[SampledTrace]]:
+    """The new tokens, with the embeddings of the hint's words, and the completions to learn."""
+    words = _make_policy(run.recipe).text + PARAGRAPH
+    _check_room(run.recipe.model, engine, HINT_TOKEN, len(engine.tokenizer.encode(words, add_special_tokens=False)))
+    sampled = collect_traces(run, run.make_sampler(engine), "traces", run.recipe.hint.samples)
+    ids = add_hint_tokens(engine.model, engine.tokenizer, words)
+    hint = find_learned_hint(engine.tokenizer)
+    rewritten = [[replace_forced_words(trace, engine.tokenizer, words, hint) for trace in group] for group in sampled]
+    with_hint = [[trace for trace in group if trace is not None] for group in rewritten]
+    return ids, choose_shortest(with_hint, run.recipe.hint.keep)
+
+
+def _prepare_prompt(run: TrainingRun[HintRecipe], engine: TransformersEngine) -> tuple[list[int], list[SampledTrace]]:
+    """The new tokens, with embeddings of random tokens, and the teacher's completions behind them."""
+    settings, table = run.recipe.hint, engine.model.get_input_embeddings().weight
+    _check_room(run.recipe.model, engine, PROMPT_TOKEN, settings.tokens)
+    teacher = load_engine(str(settings.teacher), run.recipe.optimiser.dtype)
+    if teacher.tokenizer.get_vocab() != engine.tokenizer.get_vocab():
+        raise RecipeError(
+            f"{settings.teacher} has other tokens than {run.recipe.model}; give the model that it was made of",
+            code="other_tokenizer",
+        )
+    sampled = collect_traces(run, run.make_sampler(teacher), "traces", settings.samples)
+    seeded = torch.Generator().manual_seed(run.recipe.seed)
+    drawn = torch.randint(len(engine.tokenizer), (settings.tokens,), generator=seeded).to(table.device)
+    ids = add_prompt(engine.model, engine.tokenizer, table[drawn].detach())
+    return ids, [replace(trace, prompt_ids=[*ids, *trace.prompt_ids]) for group in sampled for trace in group]
 
 
 def replace_forced_words(trace: SampledTrace, tokenizer: Any, words: str, new: str) -> SampledTrace | None:
@@ -177,32 +216,57 @@ def replace_forced_words(trace: SampledTrace, tokenizer: Any, words: str, new: s
     return replace(trace, ids=ids, loss_mask=loss_mask) if replaced else None
 
 
-@torch.no_grad()
 def add_hint_tokens(model: Any, tokenizer: Any, words: str) -> list[int]:
-    """Add one token per token of the words, with their embeddings, and return the new ids.
+    """Add one token per token of the words, with their embeddings, and return the new ids."""
+    ids = tokenizer.encode(words, add_special_tokens=False)
+    return add_tokens(model, tokenizer, HINT_TOKEN, model.get_input_embeddings().weight[ids].detach())
+
+
+def add_prompt(model: Any, tokenizer: Any, embeddings: Tensor) -> list[int]:
+    """Put new tokens with these embeddings [tokens, width] first in the chat template, and return their ids.
+
+    A prompt that was learned on one compressed model can be given to another one, see `read_prompt`.
+    """
+    ids = add_tokens(model, tokenizer, PROMPT_TOKEN, embeddings)
+    tokenizer.chat_template = find_learned_hint(tokenizer, PROMPT_TOKEN) + tokenizer.chat_template
+    return ids
+
+
+def read_prompt(model: Any, tokenizer: Any) -> Tensor:
+    """The embeddings [tokens, width] of the prompt that a model has learned."""
+    ids = tokenizer.encode(find_learned_hint(tokenizer, PROMPT_TOKEN), add_special_tokens=False)
+    embeddings: Tensor = model.get_input_embeddings().weight[ids].detach()
+    return embeddings
+
+
+@torch.no_grad()
+def add_tokens(model: Any, tokenizer: Any, name: str, embeddings: Tensor) -> list[int]:
+    """Add tokens called `name` by their numbers, with these embeddings [tokens, width], and return the new ids.
 
     In a separate output head the new tokens get zero weights. If the head is tied to the embeddings, they start as
-    likely as the words, and the model learns not to write them along with everything else.
+    likely as the tokens that their embeddings come from, and the model learns not to write them along with everything
+    else.
     """
     from tokenizers import AddedToken
 
-    ids = tokenizer.encode(words, add_special_tokens=False)
-    names = [HINT_TOKEN.format(number) for number in range(len(ids))]
+    names = [name.format(number) for number in range(len(embeddings))]
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
     added: list[int] = tokenizer.convert_tokens_to_ids(names)
     if max(added) >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(max(added) + 1, mean_resizing=False)
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    table[added] = table[ids]
+    table[added] = embeddings.to(table)
     if isinstance(head, torch.nn.Linear) and head.weight is not table:
         head.weight[added] = 0
     return added
 
 
-def _check_free_rows(model: Any, tokenizer: Any, words: str) -> None:
-    """Raise RecipeError if the embedding table would have to grow and the quantized head cannot grow with it."""
-    needed = len(tokenizer) + len(tokenizer.encode(words, add_special_tokens=False))
-    head, rows = model.get_output_embeddings(), model.get_input_embeddings().weight.shape[0]
+def _check_room(name: str, engine: TransformersEngine, token: str, count: int) -> None:
+    """Raise RecipeError for a model that has such tokens already, or whose quantized head cannot grow by `count`."""
+    model, tokenizer = engine.model, engine.tokenizer
+    if find_learned_hint(tokenizer, token):
+        raise RecipeError(f"{name} has already learned one; train from the model without it", code="hint_exists")
+    needed, head, rows = len(tokenizer) + count, model.get_output_embeddings(), len(model.get_input_embeddings().weight)
     if needed > rows and head is not None and not isinstance(head, torch.nn.Linear):
         raise RecipeError(
             f"the embedding table has no free rows ({rows} in all), and the quantized head cannot grow; quantize the "

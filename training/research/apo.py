@@ -48,6 +48,7 @@ class Apo(Section):
     no_think_tokens: int | None = Field(default=None, ge=2)  # token limit of completions forced not to think
     max_steps: int = Field(default=8, ge=2)  # of an episode with tools
     followup_effort: ThinkingEffort = "easy"  # the tier of steps that follow a tool result
+    omega: float | None = Field(default=None, gt=0)  # reward several names by their F score, see `Task.score`
     align: Align | None = None  # learn first which mode is sufficient for which question
 
 
@@ -120,7 +121,9 @@ def _train(run: TrainingRun[ApoRecipe]) -> None:
         tools = () if tasks is None else TOOL_SCHEMAS
         sampler = run.make_sampler(no_think_tokens=settings.no_think_tokens, tools=tools)
         by_id = None if tasks is None else {task.id: task for task in tasks}
-        rollouts = EpisodeRollouts(sampler, by_id, settings.followup_effort, settings.max_steps, plan, recipe.seed)
+        rollouts = EpisodeRollouts(
+            sampler, by_id, settings.followup_effort, settings.max_steps, plan, recipe.seed, settings.omega
+        )
         if settings.align is not None:
             _align(run, settings.align, rollouts, correct)
         run.train_grpo(

@@ -74,7 +74,7 @@ class TrainingEpisode:
         """Completion tokens of all steps."""
         return sum(len(step.ids) for step in self.steps)
 
-    def to_rollout(self, step: int, solved: bool | None) -> Rollout:
+    def to_rollout(self, step: int, solved: float | None) -> Rollout:
         """One step as a rollout for the whole episode.
 
         Its weight is the number of steps, as with a random step the loss is on average that of all; 0 if it left its
@@ -133,16 +133,17 @@ class EpisodeRollouts(GroupRollouts):
         max_steps: int,  # of an episode
         plan: Sequence[str] = (),
         seed: int = 0,
+        omega: float | None = None,  # of the F score that rewards answers with several names, see `Task.score`
     ) -> None:
         super().__init__(sampler, plan, seed)
-        self.tasks, self.followup_effort, self.max_steps = tasks, followup_effort, max_steps
+        self.tasks, self.followup_effort, self.max_steps, self.omega = tasks, followup_effort, max_steps, omega
 
     def sample(
         self, requests: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int
     ) -> list[Rollout]:
         rng = Random(f"steps:{seed}")
         return [
-            episode.to_rollout(rng.randrange(len(episode.steps)), self.judge(episode))
+            episode.to_rollout(rng.randrange(len(episode.steps)), self.score(episode))
             for episode in self.run(requests, rows, seed)
         ]
 
@@ -188,6 +189,12 @@ class EpisodeRollouts(GroupRollouts):
         if self.tasks is None:
             return None
         return episode.followed_start and self.tasks[episode.row["id"]].solved_by(episode.answer)
+
+    def score(self, episode: TrainingEpisode) -> float | None:
+        """As `judge`; with an omega, by WebLeaper's hybrid reward (arXiv 2510.24697) how far the task is solved."""
+        if self.tasks is None or self.omega is None or not episode.followed_start:
+            return self.judge(episode)
+        return self.tasks[episode.row["id"]].score(episode.answer, self.omega)
 
     def _advance(self, episodes: Sequence[TrainingEpisode]) -> Iterator[TrainingEpisode]:
         """Execute the pending calls; yields the episodes that take another step."""

@@ -16,7 +16,7 @@ from tersely.controller.helpers import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
 from tersely.controller.policies.base import Boundary, Close, Delegate, Policy, PolicyView, Trial, Wait, Watching
-from tersely.controller.policies.speculative import ReflectionBudget, SpeculativeThinking, sentence_polarity
+from tersely.controller.policies.speculative import SpeculativeThinking
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability, SamplingParams
@@ -193,30 +193,6 @@ def test_delegating_needs_a_helper(engine: TransformersEngine) -> None:
     with pytest.raises(CapabilityError) as error:
         run(engine, None, acts(Delegate(5, "x")))
     assert error.value.code == "missing_helper"
-
-
-def test_sentence_polarity_counts_whole_words() -> None:
-    polarities = {
-        "Yes, that is it.": 1,
-        "Wait, let me check.": -1,
-        "yesterday's checkers": 0,
-        "yes, but wait": -1,
-        "5": 0,
-    }
-    assert {text: sentence_polarity(text) for text in polarities} == polarities
-
-
-def test_reflection_budget_follows_the_paper() -> None:
-    """The paper's: 15, 20, 25, 30 reflections, then always 30; 125, 150, 175, 200 tokens, then always 200."""
-    reflections, limits, tokens = ReflectionBudget(), [], []
-    for _ in range(6):
-        limits.append(reflections.limit)
-        reflections.count = reflections.limit
-        assert reflections.exceeded()
-        tokens.append(reflections.spend())
-        assert not reflections.exceeded()
-    assert limits == [15, 20, 25, 30, 30, 30]
-    assert tokens == [125, 150, 175, 200, 200, 200]
 
 
 def test_speculative_thinking_uses_the_larger_model(engine: TransformersEngine) -> None:

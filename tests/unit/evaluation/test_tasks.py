@@ -218,6 +218,16 @@ def test_tiny_questions_are_those_of_the_stream() -> None:
     ]
 
 
+def test_kinds_of_tiny_are_a_task_of_their_own() -> None:
+    found = load("tiny:story+chain", "test", 24, 0)
+    assert {question.kind for question in found} == {"story", "chain"}
+    assert {q.kind for pool in load_pools(["tiny:expr"], {"fit": 3, "test": 2}, 0) for q in pool} == {"expr"}
+    with pytest.raises(OptionError):
+        load("tiny:storey", "test", 1, 0)
+    with pytest.raises(TaskError):
+        load("tinystory", "test", 1, 0)
+
+
 def test_the_fingerprint_changes_with_any_question() -> None:
     questions = load("tiny", "test", 12, 7)
     assert fingerprint(questions) == fingerprint(load("tiny", "test", 12, 7))

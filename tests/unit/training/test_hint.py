@@ -1,4 +1,4 @@
-"""Learning a hint: the embeddings of new tokens, which the hint policy uses instead of words; nothing else changes."""
+"""Learning a hint or a prompt: the embeddings of new tokens, in place of words or before inputs, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tersely.kernels.quantization.calibration import CalibrationText
 from tersely.kernels.quantization.run import quantize_checkpoint
 from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
-from tersely.training.methods.sft import add_hint_tokens, replace_forced_words
+from tersely.training.methods.sft import add_hint_tokens, add_prompt, read_prompt, replace_forced_words
 from tersely.training.offline import SampledTrace
 from tersely.training.sampling import CompletionRequest, RolloutSampler
 from tersely.training.training_run import MODEL, write_model
@@ -166,6 +166,71 @@ def test_a_second_hint_is_refused(taught: tuple[Path, list[str]], tmp_path: Path
     with pytest.raises(RecipeError) as error:
         train("hint", tmp_path / "run", model=str(taught[0] / MODEL), **OWN)
     assert error.value.code == "hint_exists"
+
+
+# -- a prompt that recovers a compressed model -------------------------------------------------------------------------
+
+RECOVER: dict[str, Any] = {
+    "hint": {"objective": "recover", "teacher": BASE, "tokens": 5, "samples": 2},
+    "rollouts": {"max_new_tokens": 80},
+    "optimiser": {"learning_rate": 1e-2, "micro_batch": 2, "lora": None},
+}
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prompt") / "run"
+    said = train("hint", out, **RECOVER)
+    assert any("5 embeddings from 8 completions" in line for line in said), "all of them, right or wrong"
+    return out / MODEL
+
+
+@pytest.mark.slow
+def test_a_learned_prompt_precedes_every_input(prompted: Path) -> None:
+    before, after = (load_file(place / "model.safetensors") for place in (get_model_path(BASE), prompted))
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - {"model.embed_tokens.weight"})
+    old, engine = table(get_model_path(BASE)), load_engine(str(prompted))
+    prompt = read_prompt(engine.model, engine.tokenizer)
+    assert torch.equal(table(prompted)[: len(old)], old) and prompt.shape == (5, old.shape[1])
+    assert torch.cdist(prompt, old).amin(dim=1).min() > 1e-3, "each has moved from where it started in the vocabulary"
+    plain, learned = (
+        RolloutSampler(one, Rollouts()).prompt_ids([{"role": "user", "content": PROBLEM}], "normal")
+        for one in (load_engine(BASE), engine)
+    )
+    assert list(learned) == [*range(len(old), len(old) + 5), *plain]
+    assert not find_learned_hint(engine.tokenizer), "a prompt is no hint"
+
+
+@pytest.mark.slow
+def test_a_learned_prompt_fits_other_models_of_its_shape(prompted: Path) -> None:
+    source, other = load_engine(str(prompted)), load_engine(BASE)
+    prompt = read_prompt(source.model, source.tokenizer)
+    add_prompt(other.model, other.tokenizer, prompt)
+    assert torch.equal(read_prompt(other.model, other.tokenizer), prompt)
+    texts = [tersely.generate(engine, prompts=PROBLEM, temperature=0).text for engine in (source, other)]
+    assert texts[0] == texts[1], "the weights are the same"
+
+
+@pytest.mark.slow
+def test_a_second_prompt_is_refused(prompted: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        train("hint", tmp_path / "run", model=str(prompted), **RECOVER)
+    assert error.value.code == "hint_exists"
+
+
+@pytest.mark.parametrize("hint", [{"objective": "recover"}, {"objective": "brief", "teacher": BASE}])
+def test_an_objective_and_its_teacher_belong_together(hint: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        train("hint", tmp_path / "run", **{**RECOVER, "hint": hint})
+    assert error.value.code == "objective_without_teacher"
+
+
+@pytest.mark.slow
+def test_a_teacher_with_other_tokens_is_refused(prompted: Path, tmp_path: Path) -> None:
+    hint = {**RECOVER["hint"], "teacher": str(prompted)}
+    with pytest.raises(RecipeError) as error:
+        train("hint", tmp_path / "run", **{**RECOVER, "hint": hint})
+    assert error.value.code == "other_tokenizer"
 
 
 def test_only_text_of_a_policy_is_rewritten() -> None:

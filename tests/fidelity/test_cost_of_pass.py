@@ -1,7 +1,11 @@
-"""The frontier of cost-of-pass, against the worked examples of its paper."""
+"""Cost-of-pass: v = C / R, its frontier with a human expert, gains and essentialness, worked out by hand.
+
+The fit of a half-life to frontiers over time is missing here.
+"""
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 
 import numpy as np
@@ -10,12 +14,27 @@ import pytest
 from tersely.errors import TerselyError
 from tersely.evaluation.economics.costs import (
     HUMAN,
+    Price,
+    cost_of_pass,
     costs_of_pass,
     essentialness,
     frontier,
     gain,
 )
 from tersely.evaluation.stats import Interval
+
+
+def test_a_generation_costs_its_tokens_at_their_prices() -> None:
+    """120 tokens read at 0.15 USD and 2,000 written at 0.60 USD a million."""
+    price = Price(prompt=0.15, output=0.60, as_of=dt.date(2025, 4, 1))
+    assert price.cost(120, 2000) == pytest.approx(0.000018 + 0.0012)
+
+
+def test_cost_of_pass_is_mean_cost_over_mean_success() -> None:
+    assert cost_of_pass([1.0, 3.0], [1, 0]) == 4.0, "2 a run, every second run right"
+    assert cost_of_pass([0.0, 4.0, 2.0, 2.0], [0, 1, 1, 1]) == pytest.approx(2 / 0.75), "not the mean of ratios"
+    assert cost_of_pass([1.0, 1.0], [0, 0]) == math.inf
+    assert cost_of_pass([0.0], [0]) == math.inf
 
 
 def test_cost_of_pass_of_each_problem() -> None:
@@ -50,6 +69,19 @@ def test_gain_is_the_fall_of_the_frontier() -> None:
     assert essentialness(MODELS, "large", human=20.0).estimate == pytest.approx(1 - 33 / 47)
     found = gain(MODELS, "small", human=20.0)
     assert found.low <= found.estimate <= found.high
+
+
+def test_essentialness_leaves_one_model_out_at_a_time() -> None:
+    """Two models that can replace each other are both inessential; the one that nobody replaces is not.
+
+    With an expert at 20 USD: 2, 20 without `third`, and 11 with nobody left out of 2 and 20.
+    """
+    models = {"first": [2.0, 40.0], "second": [2.0, 50.0], "third": [6.0, 5.0]}
+    found = {name: essentialness(models, name, human=20.0).estimate for name in models}
+    assert found == pytest.approx({"first": 0.0, "second": 0.0, "third": 1 - (2 + 5) / (2 + 20)})
+    assert gain(models, "third", human=20.0).estimate == pytest.approx((20 - 5) / 2)
+    pair = {"third": models["third"], "first": models["first"]}
+    assert essentialness(pair, "first", human=20.0).estimate == pytest.approx(1 - 7 / 11)
 
 
 def test_voting_that_changes_no_success_gains_nothing() -> None:
