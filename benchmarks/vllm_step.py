@@ -34,7 +34,7 @@ from tersely.models import get_model_path
 
 FOLDER = str(get_model_path("tersely-tiny-small"))
 WIDTH, VOCABULARY = 128, 32_768
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "careful": {"policies": {"budget": {}, "repetition": {}, "convergence": {"agree": 1_000}}},
     "probe": {"policies": {"budget": {}, "repetition": {}, "readiness": {"threshold": 2.0}}},
 }
