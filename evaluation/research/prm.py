@@ -1,4 +1,7 @@
-"""The command `tersely train prm`: a process reward model, from completions of a model's own steps (Monte Carlo)."""
+"""The command `tersely train prm`: a process reward model, from completions of a model's own steps (Monte Carlo).
+
+After arXiv 2510.01167; it guides decoding by the rule `guided` (`controller/sampling/research/guided.py`).
+"""
 
 from __future__ import annotations
 
