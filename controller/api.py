@@ -115,7 +115,7 @@ def sample(
 
     Args:
         rule: "majority", "short", "vote-first", "deepconf", "deepconf-offline" or "tree", or an `AggregationRule`
-            with its own settings.
+            with its own settings, such as `Guided(probes=...)`.
 
     All other arguments are those of `generate`; policies act on each sample.
     """

@@ -20,7 +20,7 @@ from ..text.reasoning_parser import split_reasoning
 from ..trace import Decision, GenerationResult, Usage
 from ..types import Capability, Completion, Directive, Prompt, Request, StepInfo
 from .deepconf import DeepConf, DeepConfOffline
-from .rules import AggregationRule, Branch, Majority, ShortMofK, VoteFirst, VoteState
+from .rules import AggregationRule, Branch, Majority, ModelRule, ShortMofK, VoteFirst, VoteState
 
 ENTRY_POINTS = "tersely.sampling_rules"
 RULES: Mapping[str, AggregationRule] = {
@@ -112,6 +112,7 @@ def sample_all(
             f"rule {rule.name!r} needs {', '.join(missing)}, which {session.engine.name!r} does not report; use the "
             "transformers engine, vLLM by `load_async_llm`, or a server that reports them"
         )
+    rule = rule.bind(session.engine) if isinstance(rule, ModelRule) else rule
     questions = [_Question(prompt, rule, rule.start_vote(k)) for prompt in prompts]
     batch, sampling, seed = 0, options.sampling, options.sampling.seed
     while branches := [(question, branch) for question in questions for branch in question.vote.start_samples()]:
@@ -148,7 +149,9 @@ def _start_batch(
 def _start_sample(session: Session, question: _Question, prepared: PreparedRequest) -> _Sample:
     watcher = SampleWatcher(question.vote, len(question.samples), session, prepared)
     confidence = Capability.TOP_LOGPROBS in question.rule.requires
-    request = replace(prepared.request, signals=prepared.request.signals or confidence, confidence=confidence)
+    layers = tuple({*prepared.request.layers, *question.vote.layers})
+    signals = prepared.request.signals or confidence
+    request = replace(prepared.request, signals=signals, confidence=confidence, layers=layers)
     sample = _Sample(prepared, watcher, watcher.wrap(request))
     question.samples.append(sample)
     return sample
@@ -168,7 +171,7 @@ def _start_branch(
     sample.request = replace(
         sample.request,
         prompt_ids=(*sample.request.prompt_ids, *tokens),
-        max_new_tokens=sample.request.max_new_tokens - len(tokens),
+        max_new_tokens=max(1, sample.request.max_new_tokens - len(tokens)),
     )
     return sample
 
@@ -218,6 +221,7 @@ class SampleWatcher(CancellableWatcher):
         self.controller = prepared.controller or _make_observer(session, prepared)
         self.preamble = int(prepared.state == "before")  # tokens before the thinking, with the marker that opens it
         self._thinking_closed = False
+        self._thoughts = 0  # that have ended
 
     def wrap(self, request: Request) -> Request:
         """See `CancellableWatcher.wrap`; a sample without control is observed as well."""
@@ -231,6 +235,7 @@ class SampleWatcher(CancellableWatcher):
         signals = head.signals or (None,) * len(head.token_ids)
         for token, of_token in list(zip(head.token_ids, signals, strict=True))[preamble:]:
             controller.thinking.add(token, of_token)
+        self._thoughts = len(controller.thinking.thoughts)
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         cancelled, was_trial = self.is_cancelled(), self._trial_tokens > 0
@@ -245,9 +250,15 @@ class SampleWatcher(CancellableWatcher):
             self.preamble += 1
         elif before and self.controller.thinking.ids:
             self.preamble = 0  # it counts as thinking
-        elif state is ControllerState.ANSWER and not self._thinking_closed:
+        closes = state is ControllerState.ANSWER and not self._thinking_closed
+        if closes:
             self._thinking_closed = True
             self.vote.close_thinking(self.sample)
+        if self.vote.layers and step is not None:
+            thinking = self.controller.thinking
+            if len(thinking.thoughts) > self._thoughts or closes:
+                self.vote.end_thought(self.sample, len(thinking), step.state)
+            self._thoughts = len(thinking.thoughts)
         return directive
 
     def on_finish(self, completion: Completion) -> None:

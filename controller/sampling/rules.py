@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from ...errors import OptionError
 from ..text.answers import normalize_answer, parse_value
 from ..trace import GenerationResult
-from ..types import Capability, Prompt
+from ..types import Capability, Engine, Prompt, State
 
 _ROUNDING = 1e-9
 
@@ -61,6 +61,8 @@ def tally(votes: Iterable[Vote]) -> dict[str, float]:
 class VoteState:
     """A vote of `k` samples, numbered in the order they start; `early` stops it once the leader cannot be overtaken."""
 
+    layers: tuple[int, ...] = ()  # hidden layers that `end_thought` reads
+
     def __init__(self, k: int, early: bool = True) -> None:
         self.k, self.early = k, early
         self.started = 0
@@ -77,6 +79,12 @@ class VoteState:
 
     def add_token(self, sample: int, confidence: float) -> None:
         """Process a sampled token; `confidence` is that of its signals, nan where the rule does not require it."""
+
+    def end_thought(self, sample: int, at: int, state: Callable[[int], State]) -> None:
+        """Process the end of a thought after `at` thinking tokens, or of all, if the vote has `layers`.
+
+        `state` reads the hidden state of a layer that the latest token was sampled from.
+        """
 
     def close_thinking(self, sample: int) -> None:
         """Process that a sample has finished thinking."""
@@ -155,6 +163,14 @@ class AggregationRule(Protocol):
 
     def start_vote(self, k: int) -> VoteState:
         """Start the vote on one prompt; raises OptionError if the settings do not fit this many samples."""
+
+
+@runtime_checkable
+class ModelRule(AggregationRule, Protocol):
+    """A rule that reads what was learned for a model."""
+
+    def bind(self, engine: Engine) -> AggregationRule:
+        """The same rule for this model; raises ProbeError or ArtifactError if nothing was learned for it."""
 
 
 @dataclass(frozen=True, slots=True)

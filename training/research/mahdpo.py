@@ -38,14 +38,17 @@ OBJECTIVE = "objective"  # column of the training examples: the index of the hea
 
 
 class Heads(nn.Module):
-    """Replaces a model's head: one copy per objective, of which one is active."""
+    """Replaces a model's head: one copy per objective, each with normal noise of its own, of which one is active."""
 
     bias = None
 
-    def __init__(self, weight: Tensor, names: Sequence[str]) -> None:
+    def __init__(self, weight: Tensor, names: Sequence[str], noise: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.names, self.active = tuple(names), 0
-        self.heads = nn.ParameterList(nn.Parameter(weight.detach().clone()) for _ in names)
+        drawn = torch.Generator().manual_seed(seed)
+        self.heads = nn.ParameterList(
+            nn.Parameter(weight.detach() + noise * torch.randn(weight.shape, generator=drawn).to(weight)) for _ in names
+        )
 
     @property
     def weight(self) -> nn.Parameter:
@@ -57,7 +60,7 @@ class Heads(nn.Module):
         return F.linear(x, self.weight)
 
 
-def install_heads(model: Any, names: Sequence[str]) -> Heads:
+def install_heads(model: Any, names: Sequence[str], noise: float = 0.0, seed: int = 0) -> Heads:
     """Give a model one head per objective; raises ModelError unless its own head is a plain linear layer."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None:
@@ -65,7 +68,7 @@ def install_heads(model: Any, names: Sequence[str]) -> Heads:
             f"the model's head is {type(head).__name__}; accepted: a linear layer without a bias",
             code="unsupported_head",
         )
-    heads = Heads(head.weight, names)
+    heads = Heads(head.weight, names, noise, seed)
     _replace_head(model, heads)
     return heads
 
@@ -162,7 +165,8 @@ class MahDpo(Section):
     objectives: tuple[Objective, ...] = Field(default=("accuracy", "brevity", "format"), min_length=2)
     samples: int = Field(default=8, ge=2)  # completions per question
     pairs: int = Field(default=4, ge=1)  # most pairs per question and objective
-    beta: float = Field(default=0.1, gt=0)  # of DPO
+    beta: float = Field(default=0.1, gt=0)  # of DPO; this and the noise are the authors'
+    noise: float = Field(default=1e-3, ge=0)  # deviation of what is added to each head at the start
     gap: float = Field(default=0.2, ge=0)  # how much longer the rejected completion of a brevity pair is, as a share
     min_accuracy: float = Field(default=0.5, ge=0, le=1)  # with fewer right, a question teaches no brevity; ours
     nll_weight: float = Field(default=0.0, ge=0)  # see `build_dpo_trainer`; much as in arXiv 2404.19733
@@ -185,10 +189,15 @@ class MahDpoRecipe(Recipe):
 def _validate(recipe: MahDpoRecipe) -> CheckedRecipe:
     if recipe.optimiser.lora is not None:
         raise RecipeError("optimiser.lora trains adapters, but heads are full matrices; remove it", code="no_lora")
-    settings = recipe.mahdpo
+    settings, size = recipe.mahdpo, recipe.optimiser.micro_batch
+    if size < len(settings.objectives):
+        raise RecipeError(
+            f"optimiser.micro_batch is {size}; accepted: {len(settings.objectives)} or more, a pair of each objective",
+            code="small_micro_batch",
+        )
     trained: Literal["heads", "model"] = "heads" if settings.frozen else "model"
     resident = ResidentModels(reference=True, sequences=2, heads=len(settings.objectives), trained=trained)
-    content = f"pairs of one objective each, from {settings.samples} completions for each question"
+    content = f"pairs of all objectives in turn, from {settings.samples} completions for each question"
     return check_recipe(recipe, completions=1, resident=resident, step_content=content)
 
 
@@ -213,7 +222,7 @@ def _train(run: TrainingRun[MahDpoRecipe]) -> None:
     run.log("learning " + ", ".join(f"{len(found)} pairs of {name}" for name, found in pairs.items()))
     if settings.frozen:
         engine.model.requires_grad_(False)
-    heads = install_heads(engine.model, settings.objectives)
+    heads = install_heads(engine.model, settings.objectives, settings.noise, run.recipe.seed)
     trainer = build_headed_trainer(run, engine.model, engine.tokenizer, list(pairs.values()), heads)
     run.run_trainer(trainer, finish=lambda model, folder: save_heads(model, heads, folder))
 
@@ -225,38 +234,41 @@ def build_headed_trainer(
     pairs: Sequence[Sequence[PreferencePair]],
     heads: Heads,
 ) -> TokenDPOTrainer:
-    """Build a DPO trainer for the pairs of each head; micro batches have one objective each, in turn."""
+    """Build a DPO trainer whose loss is the mean over objectives of the mean over a micro batch's pairs of each.
+
+    Pairs of all objectives come in turn, so a micro batch has some of each.
+    """
     from ..trainer import TokenCollator, TokenDPOTrainer
 
     class HeadedCollator(TokenCollator):
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-            return {**super().torch_call(examples), OBJECTIVE: examples[0][OBJECTIVE]}
+            return {**super().torch_call(examples), OBJECTIVE: torch.tensor([one[OBJECTIVE] for one in examples])}
 
     class HeadedDPOTrainer(TokenDPOTrainer):
         collator = HeadedCollator
         extra_columns = (*TokenDPOTrainer.extra_columns, OBJECTIVE)
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-            heads.active = inputs[OBJECTIVE]
-            rest = {key: value for key, value in inputs.items() if key != OBJECTIVE}
-            return super()._compute_loss(model, rest, return_outputs)
+            objectives, losses = inputs.pop(OBJECTIVE), []
+            for heads.active in objectives.unique().tolist():
+                rows = (objectives == heads.active).repeat(2)  # of the chosen completions, and of the rejected ones
+                part = {key: value[rows] for key, value in inputs.items()}
+                losses.append(super()._compute_loss(model, part, return_outputs))
+            return torch.stack(losses).mean()
 
-    recipe, size = run.recipe, run.recipe.optimiser.micro_batch
+    recipe, count = run.recipe, len(pairs)
     scheduled = [schedule_examples([pair.to_example() for pair in same], recipe) for same in pairs]
-    examples: list[dict[str, Any]] = []
-    for number in range(recipe.optimiser.steps * recipe.rollouts.prompts // size):
-        turn, objective = divmod(number, len(scheduled))
-        batch = scheduled[objective][turn * size : (turn + 1) * size]
-        examples += [{**example, OBJECTIVE: objective} for example in batch]
     return build_dpo_trainer(
         run,
         model,
         tokenizer,
-        examples,
+        [
+            {**scheduled[number % count][number // count], OBJECTIVE: number % count}
+            for number in range(recipe.optimiser.steps * recipe.rollouts.prompts)
+        ],
         beta=recipe.mahdpo.beta,
         nll_weight=recipe.mahdpo.nll_weight,
         trainer_class=HeadedDPOTrainer,
-        ddp_find_unused_parameters=True,  # a batch passes through only one of the heads
     )
 
 

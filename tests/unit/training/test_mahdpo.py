@@ -38,7 +38,7 @@ BASE = "tersely-tiny-small"
 OWN: dict[str, Any] = {
     "mahdpo": {"samples": 6, "gap": 0.05},
     "rollouts": {"prompts": 6, "max_new_tokens": 400},
-    "optimiser": {"micro_batch": 2, "steps": 3, "learning_rate": 1e-3},
+    "optimiser": {"micro_batch": 3, "steps": 3, "learning_rate": 1e-3},
     "data": {"questions": 8},
 }
 
@@ -152,13 +152,13 @@ def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "heads"
     said = train("mahdpo", out, **OWN)
     assert any("pairs of brevity" in line for line in said), said
-    assert first_loss(out) == pytest.approx(math.log(2), rel=1e-3), "DPO's loss before anything has changed"
+    assert first_loss(out) == pytest.approx(math.log(2), rel=0.05), "DPO's loss before anything but the noise"
     heads = load_heads(str(out / MODEL))
     assert sorted(heads) == ["accuracy", "brevity", "format"]
-    # Batches take turns, and each has changed only its own head, from the same start.
+    # Pairs have changed only the head of their objective, from the same start but for the noise.
     before = load_engine(BASE).model.get_output_embeddings().weight
     moved = {name: (head - before).abs().max().item() for name, head in heads.items()}
-    assert all(0 < change < 0.1 for change in moved.values()), moved
+    assert all(0.001 < change < 0.1 for change in moved.values()), moved
     assert not torch.equal(heads["accuracy"], heads["brevity"])
     saved = load_file(out / MODEL / "model.safetensors")
     torch.testing.assert_close(saved["lm_head.weight"], sum(heads.values()) / 3)
@@ -199,6 +199,9 @@ def test_recipes_and_models_that_cannot_have_heads_are_refused(tmp_path: Path) -
     with pytest.raises(RecipeError) as error:
         train("mahdpo", tmp_path / "b", **{**OWN, "mahdpo": {"objectives": ["format", "format"]}})
     assert error.value.code == "invalid_value"
+    with pytest.raises(RecipeError) as error:
+        train("mahdpo", tmp_path / "c", **{**OWN, "optimiser": {"micro_batch": 2}})
+    assert error.value.code == "small_micro_batch"
     model = load_engine(BASE).model
     install_heads(model, ("accuracy", "brevity"))
     with pytest.raises(ModelError) as unsupported:
