@@ -60,8 +60,9 @@ def assert_right(given: Given, mask: Tensor | None = None) -> None:
     assert found.shape == given[0].shape and found.dtype == given[0].dtype
     if found.dtype == torch.float32:
         torch.testing.assert_close(found, reference(*given, mask), atol=1e-5, rtol=1e-5)
-    query, *held = given
-    truth = reference(query.double(), *([part.double() for part in pair] for pair in held), mask)
+    query, prefix, suffix = given
+    prefixes, suffixes = ([part.double() for part in pair] for pair in (prefix, suffix))
+    truth = reference(query.double(), prefixes, suffixes, mask)
     bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[found.dtype]
     torch.testing.assert_close(found.double(), truth, atol=bound, rtol=bound)
 
@@ -95,9 +96,9 @@ def test_extreme_logits_overflow_nothing() -> None:
 
 
 def test_scale_and_no_gradients() -> None:
-    query, *held = parts((2, 2, 2, 9, 4, 16))
-    found = attend(query.requires_grad_(), *held, scale=0.7)
-    torch.testing.assert_close(found, reference(query, *held, scale=0.7).detach(), atol=1e-5, rtol=1e-5)
+    query, prefix, suffix = parts((2, 2, 2, 9, 4, 16))
+    found = attend(query.requires_grad_(), prefix, suffix, scale=0.7)
+    torch.testing.assert_close(found, reference(query, prefix, suffix, scale=0.7).detach(), atol=1e-5, rtol=1e-5)
     assert not found.requires_grad
 
 
