@@ -69,10 +69,9 @@ Trained = tuple[RetainingHeads, dict[str, float]]
 def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: str) -> dict[str, float]:
     """Median ratios of both other implementations on one set of tensors."""
     query = torch.randn(rows, HEADS, 1, DIM).to(dtype)
-    shared, own = (
-        tuple(torch.randn(count, KV_HEADS, size, DIM).to(dtype) for _ in range(2))
-        for count, size in ((1, prefix), (rows, SUFFIX))
-    )
+    sizes = ((1, prefix), (1, prefix), (rows, SUFFIX), (rows, SUFFIX))
+    held = [torch.randn(count, KV_HEADS, size, DIM).to(dtype) for count, size in sizes]
+    shared, own = (held[0], held[1]), (held[2], held[3])
     views = [part.expand(rows, -1, -1, -1) for part in shared]
     keys, values = (torch.cat([view, part], dim=2) for view, part in zip(views, own, strict=True))
     packed = query.reshape(rows, KV_HEADS, HEADS // KV_HEADS, DIM)
