@@ -1,9 +1,12 @@
 """The attention of kernels/research: speed with a shared prefix, and accuracy with an evicting cache.
 
-Shared prefix: each ratio is the time of another implementation over that of `shared_prefix_attention`, in alternating
+Shared prefix: each ratio is the time of another implementation over that of `kernels/shared_prefix.py`, in alternating
 runs, so above 1 means that ours is faster. `copied` is torch's attention on a cache with a copy of the prefix in each
 row; `view` reads the one prefix row by row through a view, and the suffixes separately, as prefix caching does. Both
 group the query heads that share a key, as ours does. One layer, with the heads of Qwen2.5-0.5B.
+
+With --sample, milliseconds of a whole decoding step of `sample`, with its watchers, and MiB of the cache's keys and
+values at the end: with a copy of the prompt in each row, and with the prompt kept once. Prompts are random tokens.
 
 With --model, retaining heads are trained on texts that the model writes for problems of the split `fit`. Then a cache
 that evicts is evaluated on problems of `test`: how many greedy answers are correct, and how many tokens they take.
@@ -24,18 +27,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
-from measuring import answer_all, make_parser, median_ratio, print_figures, time_in_turns
+from gateway import widen
+from measuring import CLOCKS, answer_all, make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
+from tersely.kernels import shared_prefix
 from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
 from tersely.kernels.research.retaining_fit import TARGETS, TrainingText, collect, fit
-from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
-from tersely.models import as_cache
+from tersely.kernels.shared_prefix import attend, in_flash, merge
+from tersely.models import as_cache, find_cache, get_model_path
 
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
 SHARES = (75, 50, 25)
@@ -63,14 +69,15 @@ Trained = tuple[RetainingHeads, dict[str, float]]
 def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: str) -> dict[str, float]:
     """Median ratios of both other implementations on one set of tensors."""
     query = torch.randn(rows, HEADS, 1, DIM).to(dtype)
-    shared = [torch.randn(KV_HEADS, prefix, DIM).to(dtype) for _ in range(2)]
-    own = [torch.randn(rows, KV_HEADS, SUFFIX, DIM).to(dtype) for _ in range(2)]
-    views = [part.expand(rows, *part.shape) for part in shared]
+    sizes = ((1, prefix), (1, prefix), (rows, SUFFIX), (rows, SUFFIX))
+    held = [torch.randn(count, KV_HEADS, size, DIM).to(dtype) for count, size in sizes]
+    shared, own = (held[0], held[1]), (held[2], held[3])
+    views = [part.expand(rows, -1, -1, -1) for part in shared]
     keys, values = (torch.cat([view, part], dim=2) for view, part in zip(views, own, strict=True))
     packed = query.reshape(rows, KV_HEADS, HEADS // KV_HEADS, DIM)
 
     def ours() -> Tensor:
-        return shared_prefix_attention(query, *shared, *own)
+        return attend(packed, shared, own).reshape(query.shape)
 
     def copied() -> Tensor:
         return torch.nn.functional.scaled_dot_product_attention(packed, keys, values).reshape(query.shape)
@@ -86,6 +93,68 @@ def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: str
         raise SystemExit("the implementations disagree, so times cannot be compared")
     taken = time_in_turns(ways, repeats + 1, clock)
     return {name: median_ratio(taken[name][1:], taken["ours"][1:]) for name in ("copied", "view")}
+
+
+class Steps:
+    """Times the decoding steps of samples of one prompt."""
+
+    def __init__(self, model: str) -> None:
+        from tersely.controller.engines.transformers.engine import load_engine
+        from tersely.controller.options import GenerationOptions
+        from tersely.controller.session import Session
+
+        self.engine = load_engine(model)
+        config = self.engine.model.config
+        self.engine.model.generation_config.eos_token_id = config.vocab_size  # no sample ends by itself
+        self.session, self.options = Session(self.engine), GenerationOptions(preset="off")
+        self.starts: list[tuple[int, float]] = []  # rows and time of each forward pass
+        self.bytes, self.now = 0, time.perf_counter
+        self.engine.model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.starts.append((len(kwargs["input_ids"]), self.now()))
+        held = [part for layer in find_cache(kwargs)[1].layers if layer.is_initialized for part in vars(layer).values()]
+        parts = [part for one in held for part in (one if isinstance(one, tuple) else (one,))]
+        sizes = {p.data_ptr(): p.untyped_storage().nbytes() for p in parts if isinstance(p, Tensor)}
+        self.bytes = sum(sizes.values())
+
+    def time(self, rows: int, prompt: Sequence[int], tokens: int, clock: str) -> tuple[list[float], float]:
+        """Seconds of each step with all rows, and the bytes of the cache in the last one."""
+        from tersely.controller.sampling import SampleWatcher
+        from tersely.controller.sampling.rules import Majority
+
+        self.now, vote = CLOCKS[clock], Majority().start_vote(rows)
+        branches = vote.start_samples()
+        prepared = self.session.prepare(["1+1?"] * len(branches), self.options)
+        watchers = [SampleWatcher(vote, number, self.session, one) for number, one in enumerate(prepared)]
+        asked = [
+            watcher.wrap(replace(one.request, prompt_ids=tuple(prompt), max_new_tokens=tokens))
+            for watcher, one in zip(watchers, prepared, strict=True)
+        ]
+        self.starts.clear()
+        self.engine.generate(asked, replace(self.options.sampling, temperature=1.0, seed=1))
+        steps = [after - at for (count, at), (_, after) in pairwise(self.starts) if count == rows]
+        return steps, self.bytes
+
+
+def time_steps(model: str, options: argparse.Namespace) -> dict[str, float]:
+    """The figures of --sample for one model."""
+    steps, figures = Steps(model), dict[str, float]()
+    pays = {"copied": lambda *size: False, "shared": lambda *size: True}
+    for prefix, rows in product(options.prefixes, (8, 16, 32)):
+        prompt = torch.randint(10, steps.engine.model.config.vocab_size - 10, (prefix,)).tolist()
+        taken: dict[str, list[float]] = {name: [] for name in pays}
+        for turn in range(options.turns + 1):
+            for name in pays if turn % 2 else reversed(pays):
+                with mock.patch.object(shared_prefix, "pays", pays[name]):
+                    seconds, size = steps.time(rows, prompt, options.tokens, options.clock)
+                taken[name] += seconds if turn else []
+                figures[f"k{rows}_p{prefix}_{name}_mib"] = size / 2**20
+        medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+        figures |= {f"k{rows}_p{prefix}_{name}_ms": 1000 * one for name, one in medians.items()}
+        figures[f"k{rows}_p{prefix}_saved"] = 1 - medians["shared"] / medians["copied"]
+        print(f"{rows} rows, prompt {prefix}: {figures[f'k{rows}_p{prefix}_saved']:.0%}", file=sys.stderr)
+    return figures
 
 
 class Answers:
@@ -254,6 +323,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--model", help="also train and evaluate retaining heads on this model, such as tersely-tiny-small"
     )
+    parser.add_argument("--sample", help="also time steps of `sample` with this model")
+    parser.add_argument("--times", type=int, default=1, help="widen it so often, with random weights (--sample)")
+    parser.add_argument(
+        "--prefixes", type=int, nargs="+", default=(128, 1024, 4000), help="tokens of a prompt (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each sample (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=2, help="turns of --sample (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=100, help="problems to evaluate (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=25, help="problems decoded at a time (default: %(default)s)")
     parser.add_argument("--texts", type=int, default=120, help="training texts (default: %(default)s)")
@@ -274,6 +350,10 @@ def main(argv: list[str] | None = None) -> None:
         for rows, prefix in product((8, 32), (512, 2048)):
             found = compare(rows, prefix, dtype, options.repeats, options.clock)
             figures |= {f"{str(dtype)[6:]}_b{rows}_p{prefix}_{name}": ratio for name, ratio in found.items()}
+    if options.sample:
+        with tempfile.TemporaryDirectory() as folder:
+            given = str(get_model_path(options.sample))
+            figures |= time_steps(given if options.times == 1 else widen(given, options.times, folder), options)
     if options.model:
         figures |= quality(options)
     print_figures(figures, options.json, 3)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tersely.controller.engines.transformers import cache_layers
 from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence
 from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo
+from tersely.kernels import shared_prefix
+from tersely.models import find_cache
 from tersely.probes.research.steering import Direction
 
 from ..support.models import letters, random_model
@@ -85,6 +89,50 @@ def test_equal_prompts_are_read_once_with_the_same_answers(kind: str, sampling: 
         assert one.token_ids == tuple(plain[row, 10 : 10 + len(one.token_ids)].tolist())
     if sampling is DRAWN:
         assert len({one.token_ids for one in done}) == len(done), "samples of one prompt differ"
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_long_prompt_is_kept_once_with_the_same_answers(
+    sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With holes in each row, which are removed once there are many, and rows that leave the batch."""
+    engine = engine_of("full", eos=126)
+    widths: list[tuple[int, int]] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        if layers := find_cache(kwargs)[1].layers:
+            widths.append((len(kwargs["input_ids"]), layers[0].keys.shape[-2] if layers[0].is_initialized else 0))
+
+    engine.model.register_forward_pre_hook(note, with_kwargs=True)
+
+    def answers(pays: bool) -> list[Completion]:
+        monkeypatch.setattr(shared_prefix, "pays", lambda rows, length: pays and rows >= 3)
+        acts = [{at: Directive((60, 61, 62), retract=2) for at in range(4 + row, 90, 3 + row)} for row in range(5)]
+        rows = [Request(FIRST, 40 + 30 * row, ScriptedWatcher(acts[row])) for row in range(5)]
+        return engine.generate(rows, sampling)
+
+    wanted = answers(pays=False)
+    copied = widths[1:]
+    widths.clear()
+    assert answers(pays=True) == wanted
+    kept = widths[1:]
+    assert all(was - now == (10 if rows >= 3 else 0) for (rows, was), (_, now) in zip(copied, kept, strict=True))
+    assert kept[-1][0] < 3, "rows have left"
+    shrunk = [before > after for (_, before), (rows, after) in pairwise(kept) if rows >= 3]
+    assert any(shrunk), "holes were removed"
+
+
+def test_a_prompt_is_copied_where_keeping_it_once_could_change_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_prefix, "pays", lambda rows, length: True)
+    monkeypatch.setattr(cache_layers.SharedPrefixLayer, "__init__", None)
+    asked = [Request(FIRST, 3)] * 4
+    for model in (random_model("sliding"), random_model(dtype=torch.bfloat16)):
+        TransformersEngine(model, letters(), name="random").generate(asked, GREEDY)
+    engine = engine_of("full")
+    engine.generate([*asked, Request(FIRST[::-1], 3)], GREEDY)
+    engine.generate([Request(FIRST, 3, layers=(1,))] * 3, GREEDY)
+    with pytest.raises(TypeError):
+        engine.generate(asked, GREEDY)
 
 
 def test_shared_prompts_do_not_mix_directives_states_and_modifiers() -> None:

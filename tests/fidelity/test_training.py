@@ -17,13 +17,21 @@ from tersely.evaluation.agents.tools import build_world
 from tersely.training.config import Rollouts
 from tersely.training.methods.adaptthink import AdaptThink, NoThinkBonus, ReferenceBaseline, plan_group
 from tersely.training.methods.adar1 import AdaR1, make_pairs
-from tersely.training.methods.length import Dler, Lcpo, LengthControl, Truncation, grpo_options, with_limits
+from tersely.training.methods.length import (
+    Dler,
+    Lcpo,
+    LengthControl,
+    Resampling,
+    Truncation,
+    grpo_options,
+    with_limits,
+)
 from tersely.training.methods.sft import Hint, Sft, prune_steps, token_entropies
 from tersely.training.methods.vsrm import DECAY, FLOOR, LOOK_AHEAD, SPACING, Vsrm, step_rewards
 from tersely.training.offline import SampledTrace
 from tersely.training.research.episodes import EpisodeRollouts, TrainingEpisode
 from tersely.training.rewards import NO_THINK, THINK, Correctness
-from tersely.training.sampling import FREE, Rollout, RolloutSampler
+from tersely.training.sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 from tersely.training.training_run import CURVE, MODEL
 
 from ..support.trainings import train
@@ -100,6 +108,38 @@ def test_dler_rewards_only_what_ends_within_the_limit() -> None:
         texts = ["So 7.</think>\\boxed{7}", "So 7.</think>\\boxed{7}", "So 8.</think>\\boxed{8}"]
         found = [correct([""] * 3, texts, **columns), Truncation(correct)([""] * 3, texts, **columns)]
     assert [sum(pair) for pair in zip(*found, strict=True)] == [1.0, 0.0, 0.0]  # type: ignore[arg-type]
+
+
+def test_dler_samples_other_questions_where_a_group_has_no_difference() -> None:
+    """Completions of `cut` are cut, half of `mixed`, too, half of `other` are wrong, and all others right."""
+    asked: list[list[Any]] = []
+
+    def complete(prompt: Any, odd: bool) -> Rollout:
+        response = "8" if odd and prompt == "other" else "7"
+        finish = "length" if prompt == "cut" or (odd and prompt == "mixed") else "stop"
+        tokens: dict[str, Any] = {"prompt_ids": (), "ids": (1,), "forced": (False,), "first_token_logprob": None}
+        counts = {"p_no_think": 0.0, "thinking_tokens": 0, "response_tokens": 1, "after_hint": None}
+        kind = {"start_mode": "free", "mode": THINK, "thinking": "", "finish_reason": finish}
+        return Rollout(**tokens, **counts, **kind, response=response)  # type: ignore[arg-type]
+
+    def sampler(requests: list[CompletionRequest], seed: int) -> list[Rollout]:
+        asked.append([request.prompt for request in requests])
+        return [complete(prompt, at % 2 > 0) for at, prompt in enumerate(asked[-1])]
+
+    names = ("flat", "cut", "mixed", "other", "flat too")
+    pool = [{"id": name, "prompt": name, "answer": "7", "tier": "normal"} for name in names]
+    rows = [dict(row) for row in pool[:3] for _ in range(2)]
+    with Correctness() as correct:
+        rollouts = Resampling(sampler, ["free"] * 2, 0, pool, correct, 3)  # type: ignore[arg-type]
+        found = rollouts.sample([CompletionRequest(row["prompt"]) for row in rows], rows, 5)
+    assert [sorted(prompts) for prompts in asked[:2]] == [
+        ["cut", "cut", "flat", "flat", "mixed", "mixed"],
+        ["flat too", "flat too", "other", "other"],
+    ]
+    assert [len(prompts) for prompts in asked[2:]] == [2, 2], "one group has a difference now, the other is not in luck"
+    prompts = [row["id"] for row in rows]
+    assert prompts == [row["prompt"] for row in rows] and prompts[4:] == ["mixed"] * 2 and "other" in prompts
+    assert [one.response for one in found] == [complete(name, at % 2 > 0).response for at, name in enumerate(prompts)]
 
 
 def test_dler_constants() -> None:

@@ -2,131 +2,103 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tersely.errors import OptionError
-from tersely.kernels.research import shared_prefix
-from tersely.kernels.research.shared_prefix import in_flash, in_torch, merge, shared_prefix_attention
+from tersely.kernels.shared_prefix import NAME, attend, merge, pays, register
 
-from ..support.refusals import refused
-
-Shape = tuple[int, int, int, int, int, int]  # rows, heads, kv_heads, prefix, suffix, dim
+Shape = tuple[int, int, int, int, int, int]  # rows, kv_heads, queries, prefix, suffix, dim
 SHAPES: list[Shape] = [
-    (3, 14, 2, 130, 33, 64),
-    (1, 4, 4, 5, 1, 16),
-    (2, 6, 1, 1, 9, 1),
-    (5, 3, 3, 257, 70, 80),
-    (9, 8, 2, 31, 7, 5),
+    (3, 2, 7, 130, 33, 64),
+    (1, 4, 1, 5, 1, 16),
+    (2, 1, 6, 1, 9, 1),
+    (5, 3, 1, 257, 70, 80),
+    (9, 2, 4, 31, 7, 5),
 ]
+Given = tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def reference(
-    query: Tensor,
-    prefix_keys: Tensor,
-    prefix_values: Tensor,
-    suffix_keys: Tensor,
-    suffix_values: Tensor,
-    *,
-    lengths: Tensor | None = None,
-    scale: float | None = None,
+    query: Tensor, prefix: Any, suffix: Any, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """The definition: torch's attention with a copy of the prefix in each row."""
-    rows, heads = query.shape[:2]
     keys, values = (
-        torch.cat([shared.expand(rows, *shared.shape), own], dim=2).repeat_interleave(heads // len(shared), dim=1)
-        for shared, own in ((prefix_keys, suffix_keys), (prefix_values, suffix_values))
+        torch.cat([one.expand(len(own), *one.shape[1:]), own], dim=2) for one, own in zip(prefix, suffix, strict=True)
     )
-    seen = None
-    if lengths is not None:
-        seen = (torch.arange(keys.shape[2]) < prefix_keys.shape[1] + lengths[:, None])[:, None, None]
-    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scale)
+    if mask is not None:
+        mask = torch.cat([mask.new_ones((*mask.shape[:-1], prefix[0].shape[2])), mask], dim=-1)
+    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
 
 
-def parts(shape: Shape, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
+def parts(shape: Shape, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Given:
     """A query and both parts of the cache; scale: of the query."""
-    rows, heads, kv_heads, prefix, suffix, dim = shape
+    rows, kv_heads, queries, prefix, suffix, dim = shape
     generator = torch.Generator().manual_seed(sum(shape))
-    shared, own = (kv_heads, prefix, dim), (rows, kv_heads, suffix, dim)
-    made = [torch.randn(size, generator=generator) for size in ((rows, heads, 1, dim), shared, shared, own, own)]
-    return [(made[0] * scale).to(dtype), *(part.to(dtype) for part in made[1:])]
+    query = torch.randn(rows, kv_heads, queries, dim, generator=generator) * scale
+    held = [
+        torch.randn(count, kv_heads, size, dim, generator=generator).to(dtype)
+        for count, size in ((1, prefix), (1, prefix), (rows, suffix), (rows, suffix))
+    ]
+    return query.to(dtype), (held[0], held[1]), (held[2], held[3])
 
 
 def ragged(rows: int, suffix: int) -> Tensor:
-    """Lengths from nothing to everything."""
-    return torch.arange(rows) * suffix // max(1, rows - 1)
+    """A mask of suffixes from nothing to everything."""
+    lengths = torch.arange(rows) * suffix // max(1, rows - 1)
+    return (torch.arange(suffix) < lengths[:, None])[:, None, None]
 
 
-def assert_right(given: list[Tensor], lengths: Tensor | None = None) -> None:
+def assert_right(given: Given, mask: Tensor | None = None) -> None:
     """Assert closeness to torch on the expanded cache, depending on the dtype."""
-    found = shared_prefix_attention(*given, lengths=lengths)
+    found = attend(*given, mask)
     assert found.shape == given[0].shape and found.dtype == given[0].dtype
     if found.dtype == torch.float32:
-        torch.testing.assert_close(found, reference(*given, lengths=lengths), atol=1e-5, rtol=1e-5)
-    truth = reference(*(part.double() for part in given), lengths=lengths)
+        torch.testing.assert_close(found, reference(*given, mask), atol=1e-5, rtol=1e-5)
+    query, prefix, suffix = given
+    prefixes, suffixes = ([part.double() for part in pair] for pair in (prefix, suffix))
+    truth = reference(query.double(), prefixes, suffixes, mask)
     bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[found.dtype]
     torch.testing.assert_close(found.double(), truth, atol=bound, rtol=bound)
 
 
-@pytest.fixture(params=[in_flash, in_torch], ids=["flash", "torch"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_prefix, "_implementation", lambda device: request.param)
-
-
-@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_output_equals_attention_on_the_expanded_cache(shape: Shape, dtype: torch.dtype) -> None:
     given = parts(shape, dtype)
     assert_right(given)
     assert_right(given, ragged(shape[0], shape[4]))
-    assert_right(given, ragged(shape[0], shape[4]).int())
 
 
-@pytest.mark.usefixtures("implementation")
 def test_strides() -> None:
-    given = parts((3, 6, 2, 12, 5, 16))
+    query, prefix, suffix = parts((3, 2, 3, 12, 5, 16))
     for axes in ((0, 1), (1, 2), (0, 2)):
-        turned = [part.transpose(*axes).contiguous().transpose(*axes) for part in given]
-        assert_right(turned, torch.tensor([5, 0, 3]))
-    apart = [torch.full((*part.shape[:-1], 32), torch.nan) for part in given]
-    for wide, part in zip(apart, given, strict=True):
-        wide[..., ::2] = part
-    assert_right([wide[..., ::2] for wide in apart], torch.tensor([1, 5, 0]))
-    one_row = [given[0][:1].expand_as(given[0]), *given[1:3], *(part[:1].expand_as(part) for part in given[3:])]
-    assert_right(one_row)
+        one, *held = (part.transpose(*axes).contiguous().transpose(*axes) for part in (query, *prefix, *suffix))
+        assert_right((one, (held[0], held[1]), (held[2], held[3])), ragged(3, 5))
+    one, *held = (part.repeat_interleave(2, dim=-1)[..., ::2] for part in (query, *prefix, *suffix))
+    assert held[0].stride(-1) == 2
+    assert_right((one, (held[0], held[1]), (held[2], held[3])), ragged(3, 5))
 
 
-@pytest.mark.usefixtures("implementation")
-def test_empty_parts() -> None:
-    assert shared_prefix_attention(*parts((0, 4, 2, 7, 3, 8))).shape == (0, 4, 1, 8)
-    assert_right(parts((3, 4, 2, 0, 6, 8)))
-    assert_right(parts((3, 4, 2, 0, 6, 8)), torch.tensor([1, 6, 3]))
-    assert_right(parts((3, 4, 2, 6, 0, 8)))
-    assert_right(parts((3, 4, 2, 6, 5, 8)), torch.zeros(3, dtype=torch.long))
-    assert shared_prefix_attention(*parts((2, 4, 2, 0, 0, 8))).isnan().all()
-    nothing = shared_prefix_attention(*parts((2, 4, 2, 0, 3, 8)), lengths=torch.tensor([0, 2]))
-    assert nothing[0].isnan().all() and not nothing[1].isnan().any()
-
-
-@pytest.mark.usefixtures("implementation")
 def test_extreme_logits_overflow_nothing() -> None:
     for sign in (1.0, -1.0):
-        given = parts((4, 6, 2, 9, 4, 16))
-        given[0], given[1] = torch.full_like(given[0], 100.0), torch.full_like(given[1], 25.0 * sign)  # logits +-1e4
-        given[3] = -given[3].sign().abs() * 25.0 * sign
-        assert_right(given)
-        assert_right(given, torch.tensor([0, 4, 1, 2]))
-    assert_right(parts((4, 6, 2, 40, 20, 16), scale=1e4))
-    tiny = parts((4, 6, 2, 40, 20, 16), scale=1e-30)
-    torch.testing.assert_close(shared_prefix_attention(*tiny)[0, 0, 0], torch.cat([tiny[2][0], tiny[4][0, 0]]).mean(0))
+        query, prefix, suffix = parts((4, 2, 3, 9, 4, 16))
+        high = torch.full_like(prefix[0], 25.0 * sign), prefix[1]  # logits +-1e4
+        low = -suffix[0].sign().abs() * 25.0 * sign, suffix[1]
+        assert_right((torch.full_like(query, 100.0), high, low))
+        assert_right((torch.full_like(query, 100.0), high, low), ragged(4, 4))
+    assert_right(parts((4, 2, 3, 40, 20, 16), scale=1e4))
 
 
 def test_scale_and_no_gradients() -> None:
-    given = parts((2, 4, 2, 9, 4, 16))
-    found = shared_prefix_attention(given[0].requires_grad_(), *given[1:], scale=0.7)
-    torch.testing.assert_close(found, reference(*given, scale=0.7).detach(), atol=1e-5, rtol=1e-5)
+    query, prefix, suffix = parts((2, 2, 2, 9, 4, 16))
+    found = attend(query.requires_grad_(), prefix, suffix, scale=0.7)
+    torch.testing.assert_close(found, reference(query, prefix, suffix, scale=0.7).detach(), atol=1e-5, rtol=1e-5)
     assert not found.requires_grad
 
 
@@ -136,36 +108,25 @@ def test_merging_by_hand() -> None:
     torch.testing.assert_close(merge(outputs, totals), torch.tensor([[0.75, 1.0]]), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {0: (3, 6, 2, 8)},
-        {0: (3, 5, 1, 8)},
-        {0: (2, 6, 1, 8)},
-        {1: (2, 7, 9), 2: (2, 7, 9)},
-        {2: (2, 6, 8)},
-        {4: (3, 2, 5, 8)},
-        {3: (3, 1, 4, 8), 4: (3, 1, 4, 8)},
-        {1: (7, 8), 2: (7, 8)},
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(change: dict[int, tuple[int, ...]]) -> None:
-    given = parts((3, 6, 2, 7, 4, 8))
-    for at, shape in change.items():
-        given[at] = torch.zeros(shape)
-    with refused(OptionError):
-        shared_prefix_attention(*given)
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("masked", [True, False])
+def test_in_transformers(queries: int, masked: bool) -> None:
+    """With a query per head, four of which share a key, and its own mask for each query and row."""
+    register()
+    query, prefix, suffix = parts((3, 2, 4 * queries, 20, 6, 16))
+    query = query.reshape(3, 8, queries, 16)
+    mask = torch.ones(3, 1, queries, 26, dtype=torch.bool).tril(23)
+    mask[1, :, :, 21] = False
+    given = mask if masked or queries > 1 else None
+    module: Any = SimpleNamespace(num_key_value_groups=4, is_causal=True, training=False)
+    key: Any = suffix[0]
+    key.shared_prefix = prefix
+    found, _ = AttentionInterface()[NAME](module, query, key, suffix[1], given, scaling=0.3)
+    keys, values = (torch.cat([one.expand(3, -1, -1, -1), own], 2) for one, own in zip(prefix, suffix, strict=True))
+    wanted, _ = sdpa_attention_forward(module, query, keys, values, given, scaling=0.3)
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+    assert found.is_contiguous() and found.shape == (3, queries, 8, 16)
 
 
-def test_dtypes_and_lengths_that_do_not_fit_are_refused() -> None:
-    given = parts((3, 6, 2, 7, 4, 8))
-    with refused(OptionError):
-        shared_prefix_attention(given[0].bfloat16(), *given[1:])
-    with refused(OptionError):
-        shared_prefix_attention(*(part.double() for part in given))
-    for lengths in (torch.zeros(3), torch.zeros(2, dtype=torch.long), torch.ones(3, dtype=torch.bool)):
-        with refused(OptionError):
-            shared_prefix_attention(*given, lengths=lengths)
-    for number in (-1, 5):
-        with refused(OptionError):
-            shared_prefix_attention(*given, lengths=torch.tensor([1, 2, number]))
+def test_it_pays_for_long_prompts_of_many_rows() -> None:
+    assert pays(4, 2048) and pays(16, 512) and not pays(16, 511) and not pays(3, 10**6)

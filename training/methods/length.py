@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
 
 from ...controller.budgets import LCPO
+from ...evaluation.runner import batch_seed
 from ..config import AlwaysThinks, Recipe, RecipeError, Section
 from ..preflight import CheckedRecipe, ResidentModels, check_recipe
 from ..rewards import Correctness, GroupBrevity, Reward, TierAdherence, excess_penalty, require_column
-from ..rollouts import GroupRollouts, Row
-from ..sampling import FREE
+from ..rollouts import Columns, GroupRollouts, Row
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 from ..training_run import TrainingRun
 from . import Method
 
 
+def _groups(run: TrainingRun[Any]) -> tuple[list[str], int]:
+    return [FREE] * run.recipe.rollouts.generations, run.recipe.seed
+
+
 def _train(
-    run: TrainingRun[Any], rewards: Mapping[Reward, float], rows: Sequence[Row] | None = None, **options: Any
+    run: TrainingRun[Any],
+    rewards: Mapping[Reward, float],
+    rows: Sequence[Row] | None = None,
+    rollouts: GroupRollouts | None = None,
+    **options: Any,
 ) -> None:
     """Train on the weighted sum of rewards; `options` are arguments of `GRPOConfig`."""
-    rollouts = GroupRollouts(run.make_sampler(), [FREE] * run.recipe.rollouts.generations, run.recipe.seed)
+    rollouts = rollouts or GroupRollouts(run.make_sampler(), *_groups(run))
     weights, alarm = list(rewards.values()), run.recipe.alarm
     run.train_grpo(rollouts, list(rewards), alarm=alarm, rows=rows, reward_weights=weights, **options)
 
@@ -32,14 +42,15 @@ class Dler(Section):
 
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     clip_high: float = Field(default=0.28, gt=0)  # higher, so that unlikely tokens can become likelier
+    resample: int = Field(default=3, ge=0)  # rounds in which groups without a difference get other questions
 
 
 class DlerRecipe(Recipe):
     """The recipe of DLER (arXiv 2510.15110): be right within a hard limit of tokens, `rollouts.max_new_tokens`.
 
-    Advantages are divided by the standard deviation of the batch in place of their group's, and the upper clip is
-    higher. Different: a group whose completions are all right or all wrong is not sampled again, it has no advantage;
-    the adaptive limits and the merging are missing.
+    Advantages are divided by the standard deviation of the batch in place of their group's, the upper clip is higher,
+    and a group whose completions are all right or all wrong is replaced by that of another question. Different: not
+    until there is none, but in at most `dler.resample` rounds; the adaptive limits and the merging are missing.
     """
 
     dler: Dler = Dler()
@@ -62,14 +73,62 @@ class Truncation(Reward):
         ]
 
 
+class Resampling(GroupRollouts):
+    """Gives a group whose completions are all right within the limit, or none, to another of `rows`."""
+
+    def __init__(
+        self,
+        sampler: RolloutSampler,
+        plan: Sequence[str],
+        seed: int,
+        rows: Sequence[Row],
+        correct: Correctness,
+        rounds: int,
+    ) -> None:
+        super().__init__(sampler, plan, seed)
+        self.rows, self.correct, self.rounds = rows, correct, rounds
+
+    def sample(self, requests: Sequence[CompletionRequest], rows: Sequence[Columns], seed: int) -> list[Rollout]:
+        """Sample one completion per request; changes the dataset rows of groups that are replaced."""
+        requests, rollouts = list(requests), super().sample(requests, rows, seed)
+        for number in range(self.rounds):
+            indices = self._find_flat(rollouts, rows)
+            known = {row["id"] for row in rows}
+            others = [row for row in self.rows if row["id"] not in known]
+            count = min(len(indices) // len(self.plan), len(others))
+            chosen = Random(f"resample:{seed}:{number}").sample(others, count)
+            indices = indices[: count * len(self.plan)]
+            if not indices:
+                break
+            for at, index in enumerate(indices):
+                fresh = chosen[at // len(self.plan)]
+                cast(Row, rows[index]).update(fresh)
+                requests[index] = replace(requests[index], prompt=fresh["prompt"], effort=fresh["tier"])
+            again = super().sample([requests[i] for i in indices], [rows[i] for i in indices], batch_seed(seed, number))
+            for index, rollout in zip(indices, again, strict=True):
+                rollouts[index] = rollout
+        return rollouts
+
+    def _find_flat(self, rollouts: Sequence[Rollout], rows: Sequence[Columns]) -> list[int]:
+        """The indices of all completions in groups without a difference."""
+        columns = {name: [row.get(name) for row in rows] for name in ("answer", "gym_entry")}
+        responses = [rollout.response for rollout in rollouts]
+        right = self.correct(responses, responses, response=responses, **columns)
+        kept = [bool(value) and one.finish_reason != "length" for value, one in zip(right, rollouts, strict=True)]
+        size = len(self.plan)
+        return [i for i in range(len(kept)) if len(set(kept[i - i % size :][:size])) == 1]
+
+
 def grpo_options(settings: Dler) -> dict[str, Any]:
     """What `GRPOConfig` gets for DLER."""
     return {"scale_rewards": "batch", "epsilon": settings.clip_low, "epsilon_high": settings.clip_high, "beta": 0.0}
 
 
 def _train_dler(run: TrainingRun[DlerRecipe]) -> None:
+    settings = run.recipe.dler
     with Correctness(run.checked.markers.close) as correct:
-        _train(run, {correct: 1.0, Truncation(correct): 1.0}, **grpo_options(run.recipe.dler))
+        rollouts = Resampling(run.make_sampler(), *_groups(run), run.checked.rows, correct, settings.resample)
+        _train(run, {correct: 1.0, Truncation(correct): 1.0}, rollouts=rollouts, **grpo_options(settings))
 
 
 DLER = Method(recipe=DlerRecipe, validate=check_recipe, train=_train_dler)

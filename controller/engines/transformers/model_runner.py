@@ -11,56 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
+from ....kernels import shared_prefix
 from ....kernels.grouped_attention import NAME as GROUPED
 from ....models import CACHE_NAMES, as_cache, find_cache
-
-_ROOM = 64
-
-
-class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
-    """Like `DynamicLayer`, which concatenates; here `keys` and `values` are the filled part of larger buffers.
-
-    They may be replaced, selected or cropped: a part that no longer begins its buffer is copied into a new one.
-    """
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, layer: DynamicLayer) -> None:
-        super().__init__()
-        self.__dict__.update(vars(layer))  # which attributes a layer has differs between releases of transformers
-        self._buffers: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append states [rows, heads, new, width] and return all, [rows, heads, length, width]."""
-        if not self.is_initialized or self.keys.dim() < 4:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        length = self.keys.shape[-2]
-        end = length + key_states.shape[-2]
-        keys, values = self._buffers_for(end)
-        keys[..., length:end, :] = key_states
-        values[..., length:end, :] = value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
-
-    def _buffers_for(self, end: int) -> tuple[Tensor, Tensor]:
-        """Buffers that begin with the current keys and values and have at least `end` columns."""
-        held = (self.keys, self.values)
-        if self._buffers is not None and all(
-            part.data_ptr() == buffer.data_ptr() and part.stride() == buffer.stride() and end <= buffer.shape[-2]
-            for part, buffer in zip(held, self._buffers, strict=True)
-        ):
-            return self._buffers
-        grown = []
-        for part in held:
-            rows, heads, length, width = part.shape
-            buffer = part.new_zeros((rows, heads, end + max(_ROOM, end // 4), width))
-            buffer[..., :length, :] = part
-            grown.append(buffer)
-        self._buffers = (grown[0], grown[1])
-        return self._buffers
-
+from .cache_layers import PreallocatedCacheLayer, SharedPrefixLayer
 
 # Inputs that only the model's own preparation can carry from step to step.
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
@@ -125,6 +79,7 @@ class RaggedRunner:
         self.last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         self.ragged = False
         self.holes: list[int] = []
+        self.prefix = 0  # columns in the cache that all rows share
 
     def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
         """Read prompts, ids [rows, length]; return logits [rows, vocabulary]. Equal rows may `share` one reading."""
@@ -140,6 +95,11 @@ class RaggedRunner:
         _, self.cache = find_cache(outputs)
         if shared:
             logits = logits[kinds]
+        if shared and len(first) == 1 and self._can_share_prefix():
+            self.prefix = self.cache.get_seq_length()
+            shared_prefix.register()
+            self.cache.layers = [SharedPrefixLayer(layer, self.rows) for layer in self.cache.layers]
+        elif shared:
             self.cache.batch_select_indices(torch.tensor(kinds, device=self.device))
         layers = self.cache.layers
         self.cache.layers = [PreallocatedCacheLayer(one) if type(one) is DynamicLayer else one for one in layers]
@@ -169,6 +129,37 @@ class RaggedRunner:
         numbers = {index: number for number, index in enumerate(first.values())}
         return list(numbers), [numbers[kind] for kind in kinds]
 
+    def _can_share_prefix(self) -> bool:
+        """Whether to keep the prompt, the same in all rows and just read, once: where that pays and changes nothing.
+
+        Sums are added in another order, so in half precision only if the caller has accepted that of `GROUPED`.
+        """
+        model, mask, implementation = (
+            self.model,
+            self.kwargs.get("attention_mask"),
+            self.model.config._attn_implementation,
+        )
+        return (
+            shared_prefix.pays(self.rows, self.cache.get_seq_length())
+            and self.device.type == "cpu"
+            and getattr(model, "_supports_attention_backend", False)
+            and (implementation == GROUPED or (implementation == "sdpa" and model.dtype == torch.float32))
+            and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+            and (mask is None or bool(mask.all()))
+        )
+
+    def _run(self, inputs: dict[str, Any]) -> Tensor:
+        """Run the model, with the attention that its cache needs, and return the last logits, [rows, vocabulary]."""
+        config = self.model.config
+        before = config._attn_implementation
+        if self.prefix:
+            config._attn_implementation = shared_prefix.NAME
+        try:
+            logits: Tensor = self.model(**inputs).logits
+        finally:
+            config._attn_implementation = before
+        return logits[:, -1]
+
     def step(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
         """Feed tokens [rows, 1] and return the logits after them, [rows, vocabulary]; `ids` are not used."""
         self.width += 1
@@ -181,8 +172,7 @@ class RaggedRunner:
             if self.width > self.mask.shape[1]:
                 self._write_mask(self.mask)
             inputs["attention_mask"] = self.mask[:, : self.width]
-        logits: Tensor = self.model(**inputs).logits
-        return logits[:, -1]
+        return self._run(inputs)
 
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Feed each row its own tokens, at least one, in one forward pass; return the logits [rows, vocabulary]."""
@@ -206,8 +196,7 @@ class RaggedRunner:
             self.mask[:, self.width - size : self.width] = columns >= gaps
             self._compact(size)
             inputs["attention_mask"] = self.mask[:, : self.width]
-        logits: Tensor = self.model(**inputs).logits
-        return logits[:, -1]
+        return self._run(inputs)
 
     def pin(self, done: Tensor) -> None:
         """Keep ended rows, done [rows], at their last position, as learned positions could run out."""
@@ -226,6 +215,9 @@ class RaggedRunner:
         if isinstance(self.advance, Tensor):
             self.advance = self.advance[rows]
         self.holes = [self.holes[row] for row in rows.tolist()] if self.holes else []
+        if self.prefix and not shared_prefix.pays(self.rows, self.prefix):
+            self.cache.layers = [layer.expand() for layer in self.cache.layers]
+            self.prefix = 0
 
     def rollback(self, row: int, count: int) -> None:
         """Remove the last `count` tokens fed to a row."""
@@ -265,16 +257,17 @@ class RaggedRunner:
         if waste < max(_MIN_WASTE, past // 8):
             return
         assert self.mask is not None
-        mask = self.mask[:, :past]
+        mask = self.mask[:, self.prefix : past]
         size = int(mask.sum(1).max())
-        order = mask.argsort(dim=1, stable=True)[:, past - size :]
+        order = mask.argsort(dim=1, stable=True)[:, mask.shape[1] - size :]
         for layer in self.cache.layers:
             index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[-1])
             layer.keys = layer.keys.gather(2, index)
             index = order[:, None, :, None].expand(-1, layer.values.shape[1], -1, layer.values.shape[-1])
             layer.values = layer.values.gather(2, index)
-        self.width = size + pending
-        self._write_mask(torch.cat([mask.gather(1, order), self.mask[:, past : past + pending]], dim=1))
+        parts = [self.mask[:, : self.prefix], mask.gather(1, order), self.mask[:, past : past + pending]]
+        self.width = self.prefix + size + pending
+        self._write_mask(torch.cat(parts, dim=1))
         self.holes = [0] * self.rows
 
 
@@ -315,6 +308,6 @@ def _is_standard(model: Any) -> bool:
 
 def _is_ragged(model: Any, cache: Any) -> bool:
     return (
-        all(type(layer) in (DynamicLayer, PreallocatedCacheLayer) for layer in cache.layers)
+        all(type(layer) is DynamicLayer or isinstance(layer, PreallocatedCacheLayer) for layer in cache.layers)
         and model.config._attn_implementation in _MASKED_ATTENTION
     )
