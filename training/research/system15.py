@@ -190,7 +190,7 @@ def optimise(
 ) -> None:
     """Take steps at a rate that warms up and falls linearly; raises DivergedError for a loss that is not finite."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates, weights = [group["lr"] for group in groups], [weight for group in groups for weight in group["params"]]
+    rates = [group["lr"] for group in groups]
     for step in range(1, steps + 1):
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * min(1.0, step / (run.recipe.optimiser.warmup + 1)) * (1 - 0.95 * step / steps)
@@ -198,8 +198,9 @@ def optimise(
         if not bool(loss.isfinite()):
             raise DivergedError(f"the loss of step {step} is not finite; lower optimiser.learning_rate")
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, run.recipe.optimiser.clip_gradients)
         for optimizer in optimizers:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, run.recipe.optimiser.clip_gradients)
             optimizer.step()
             optimizer.zero_grad()
         if step % max(1, steps // 10) == 0:
