@@ -185,7 +185,8 @@ def train_adapter(
     """
     generator = torch.Generator().manual_seed(seed)
     device, steps = states.early.device, optimiser.steps
-    arrays = _init_arrays(states.early.shape[1], settings, generator, device)
+    width = states.early.shape[1]
+    arrays = init_arrays(width, settings.width or width, settings.gate, generator, device)
     model.requires_grad_(False)
     optimizer = torch.optim.AdamW(arrays.values(), lr=optimiser.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # linear warm-up, then a half cosine to zero
@@ -283,11 +284,10 @@ def _make_batches(model: Any, traces: Sequence[SampledTrace], close: int) -> Ite
             yield ids, mask, chosen
 
 
-def _init_arrays(
-    hidden: int, settings: ShortcutSettings, generator: torch.Generator, device: torch.device
+def init_arrays(
+    hidden: int, width: int, gate: int, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    """An adapter that changes nothing, and an undecided gate."""
-    width, gate = settings.width or hidden, settings.gate
+    """An adapter of this width that changes nothing, and an undecided gate of its own width."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
