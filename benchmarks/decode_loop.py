@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 from tersely.controller.engines.transformers.decode import MakeWatcher, as_custom_generate
 from tersely.controller.engines.transformers.sampler import inverse_cdf
 from tersely.controller.types import KEEP, Directive, StepInfo, Watcher
-from tersely.kernels.grouped_attention import use_grouped
+from tersely.kernels.attention import use_grouped
 
 
 class Idle:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tersely.controller.budgets import Budget
 from tersely.controller.prompts import render, thinking_state_after
-from tersely.controller.serving.reasoning_parsers import BY_MODEL_TYPE, choose_reasoning_parser
+from tersely.controller.serving.vllm_launcher import BY_MODEL_TYPE, choose_reasoning_parser
 from tersely.controller.text.markers import Markers, find_markers
 from tersely.errors import TerselyError
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.kernels.grouped_attention import use_grouped
+from tersely.kernels.attention import use_grouped
 from tersely.kernels.quantization.calibration import (
     cache_reference,
     kl_to_reference,

@@ -1,6 +1,6 @@
 """The attention of kernels/research: speed with a shared prefix, and accuracy with an evicting cache.
 
-Shared prefix: each ratio is the time of another implementation over that of `kernels/shared_prefix.py`, in alternating
+Shared prefix: each ratio is the time of another implementation over that of `kernels/attention.py`, in alternating
 runs, so above 1 means that ours is faster. `copied` is torch's attention on a cache with a copy of the prefix in each
 row; `view` reads the one prefix row by row through a view, and the suffixes separately, as prefix caching does. Both
 group the query heads that share a key, as ours does. One layer, with the heads of Qwen2.5-0.5B.
@@ -37,10 +37,10 @@ from gateway import widen
 from measuring import CLOCKS, answer_all, make_parser, median_ratio, print_figures, time_in_turns
 from torch import Tensor
 
-from tersely.kernels import shared_prefix
+from tersely.controller.engines.transformers import model_runner
+from tersely.kernels.attention import attend_with_prefix, in_flash, merge
 from tersely.kernels.research.retaining import RKV, RetainingHeads, Scorer, load_heads, retaining, save_heads
 from tersely.kernels.research.retaining_fit import TARGETS, TrainingText, collect, fit
-from tersely.kernels.shared_prefix import attend, in_flash, merge
 from tersely.models import as_cache, find_cache, get_model_path
 
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
@@ -77,7 +77,7 @@ def compare(rows: int, prefix: int, dtype: torch.dtype, repeats: int, clock: str
     packed = query.reshape(rows, KV_HEADS, HEADS // KV_HEADS, DIM)
 
     def ours() -> Tensor:
-        return attend(packed, shared, own).reshape(query.shape)
+        return attend_with_prefix(packed, shared, own).reshape(query.shape)
 
     def copied() -> Tensor:
         return torch.nn.functional.scaled_dot_product_attention(packed, keys, values).reshape(query.shape)
@@ -146,7 +146,7 @@ def time_steps(model: str, options: argparse.Namespace) -> dict[str, float]:
         taken: dict[str, list[float]] = {name: [] for name in pays}
         for turn in range(options.turns + 1):
             for name in pays if turn % 2 else reversed(pays):
-                with mock.patch.object(shared_prefix, "pays", pays[name]):
+                with mock.patch.object(model_runner, "prefix_pays", pays[name]):
                     seconds, size = steps.time(rows, prompt, options.tokens, options.clock)
                 taken[name] += seconds if turn else []
                 figures[f"k{rows}_p{prefix}_{name}_mib"] = size / 2**20

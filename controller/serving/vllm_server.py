@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import CapabilityError, MarkerError
 from ..text.markers import find_markers
-from ..text.sanitizer import SpecialTokenSanitizer
+from ..text.sanitizer import RENDERED, SpecialTokenSanitizer, sanitize_body
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine_options import load_tokenizer
 from ..vllm.lifetime import LIFETIME, SERVED
@@ -38,7 +38,6 @@ from .metrics import Metrics
 from .prompt_limit import PromptLimit
 from .rules import LiveConfig, check_names
 from .settings import UNBILLED, Billing, ServerLimits
-from .untrusted_text import RENDERED, sanitize_body
 from .vllm_limits import check_request
 from .vllm_translation import (
     CHAT,

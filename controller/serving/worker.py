@@ -18,7 +18,7 @@ from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
 from ..session import BatchRow, Session
 from ..streaming import TextDeltaEvent
-from ..text.sanitizer import get_sanitizer
+from ..text.sanitizer import get_sanitizer, sanitize_messages
 from ..text.tool_calls import OPEN
 from ..trace import Decision
 from ..types import KEEP, Completion, Directive, StepInfo
@@ -28,7 +28,6 @@ from .prompt_limit import PromptLimit
 from .replies import PendingResponse, RowFinished, split_tool_calls
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
-from .untrusted_text import sanitize_messages
 
 _log = logging.getLogger(__name__)
 _SHORT = 8_000

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from ...io import WriteError, atomic_dir, check_new_folder, render_text, write
-from ..grouped_attention import use_grouped
+from ..attention import use_grouped
 from .calibration import CalibrationText, cache_reference, kl_to_reference
 from .linear import ScaleSearch, Scheme, resolve_scheme
 from .model import LayerCheckpoints, check_model, quantize_model

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from tersely.controller.engines.transformers import cache_layers
+from tersely.controller.engines.transformers import model_runner
 from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence
 from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo
-from tersely.kernels import shared_prefix
+from tersely.kernels.attention import SharedPrefixLayer
 from tersely.models import find_cache
 from tersely.probes.research.steering import Direction
 
@@ -106,7 +106,7 @@ def test_a_long_prompt_is_kept_once_with_the_same_answers(
     engine.model.register_forward_pre_hook(note, with_kwargs=True)
 
     def answers(pays: bool) -> list[Completion]:
-        monkeypatch.setattr(shared_prefix, "pays", lambda rows, length: pays and rows >= 3)
+        monkeypatch.setattr(model_runner, "prefix_pays", lambda rows, length: pays and rows >= 3)
         acts = [{at: Directive((60, 61, 62), retract=2) for at in range(4 + row, 90, 3 + row)} for row in range(5)]
         rows = [Request(FIRST, 40 + 30 * row, ScriptedWatcher(acts[row])) for row in range(5)]
         return engine.generate(rows, sampling)
@@ -123,8 +123,8 @@ def test_a_long_prompt_is_kept_once_with_the_same_answers(
 
 
 def test_a_prompt_is_copied_where_keeping_it_once_could_change_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_prefix, "pays", lambda rows, length: True)
-    monkeypatch.setattr(cache_layers.SharedPrefixLayer, "__init__", None)
+    monkeypatch.setattr(model_runner, "prefix_pays", lambda rows, length: True)
+    monkeypatch.setattr(SharedPrefixLayer, "__init__", None)
     asked = [Request(FIRST, 3)] * 4
     for model in (random_model("sliding"), random_model(dtype=torch.bfloat16)):
         TransformersEngine(model, letters(), name="random").generate(asked, GREEDY)

@@ -12,9 +12,8 @@ from tersely.controller.budgets import Budget
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.prompts import render
 from tersely.controller.serving.rules import ServerSettings
-from tersely.controller.serving.untrusted_text import sanitize_body
 from tersely.controller.text.markers import find_markers
-from tersely.controller.text.sanitizer import SpecialTokenSanitizer, get_sanitizer
+from tersely.controller.text.sanitizer import SpecialTokenSanitizer, get_sanitizer, sanitize_body
 from tersely.errors import PromptError
 
 from ..support.serving import MODEL, Served, served

@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.engines.transformers.model_runner import can_be_ragged
 from tersely.controller.types import Request, SamplingParams
-from tersely.kernels.grouped_attention import NAME, grouped_attention
+from tersely.kernels.attention import GROUPED, grouped_attention
 
 from ..support.models import letters, random_model
 
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_grouped_decoding_equals_generate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_engine(folder).model.config._attn_implementation == "sdpa", "it is asked for"
     engine = load_engine(folder, grouped=True)
-    assert engine.model.config._attn_implementation == NAME and can_be_ragged(engine.model)
+    assert engine.model.config._attn_implementation == GROUPED and can_be_ragged(engine.model)
     grouped = []
     plain = torch.nn.functional.scaled_dot_product_attention
 

@@ -11,7 +11,14 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tersely.kernels.shared_prefix import NAME, attend, merge, pays, register
+from tersely.kernels.attention import (
+    SHARED_PREFIX,
+    attend_with_prefix,
+    merge,
+    prefix_attention,
+    prefix_pays,
+    register,
+)
 
 Shape = tuple[int, int, int, int, int, int]  # rows, kv_heads, queries, prefix, suffix, dim
 SHAPES: list[Shape] = [
@@ -56,7 +63,7 @@ def ragged(rows: int, suffix: int) -> Tensor:
 
 def assert_right(given: Given, mask: Tensor | None = None) -> None:
     """Assert closeness to torch on the expanded cache, depending on the dtype."""
-    found = attend(*given, mask)
+    found = attend_with_prefix(*given, mask)
     assert found.shape == given[0].shape and found.dtype == given[0].dtype
     if found.dtype == torch.float32:
         torch.testing.assert_close(found, reference(*given, mask), atol=1e-5, rtol=1e-5)
@@ -97,7 +104,7 @@ def test_extreme_logits_overflow_nothing() -> None:
 
 def test_scale_and_no_gradients() -> None:
     query, prefix, suffix = parts((2, 2, 2, 9, 4, 16))
-    found = attend(query.requires_grad_(), prefix, suffix, scale=0.7)
+    found = attend_with_prefix(query.requires_grad_(), prefix, suffix, scale=0.7)
     torch.testing.assert_close(found, reference(query, prefix, suffix, scale=0.7).detach(), atol=1e-5, rtol=1e-5)
     assert not found.requires_grad
 
@@ -112,7 +119,7 @@ def test_merging_by_hand() -> None:
 @pytest.mark.parametrize("masked", [True, False])
 def test_in_transformers(queries: int, masked: bool) -> None:
     """With a query per head, four of which share a key, and its own mask for each query and row."""
-    register()
+    register(SHARED_PREFIX, prefix_attention)
     query, prefix, suffix = parts((3, 2, 4 * queries, 20, 6, 16))
     query = query.reshape(3, 8, queries, 16)
     mask = torch.ones(3, 1, queries, 26, dtype=torch.bool).tril(23)
@@ -121,7 +128,7 @@ def test_in_transformers(queries: int, masked: bool) -> None:
     module: Any = SimpleNamespace(num_key_value_groups=4, is_causal=True, training=False)
     key: Any = suffix[0]
     key.shared_prefix = prefix
-    found, _ = AttentionInterface()[NAME](module, query, key, suffix[1], given, scaling=0.3)
+    found, _ = AttentionInterface()[SHARED_PREFIX](module, query, key, suffix[1], given, scaling=0.3)
     keys, values = (torch.cat([one.expand(3, -1, -1, -1), own], 2) for one, own in zip(prefix, suffix, strict=True))
     wanted, _ = sdpa_attention_forward(module, query, keys, values, given, scaling=0.3)
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
@@ -129,4 +136,4 @@ def test_in_transformers(queries: int, masked: bool) -> None:
 
 
 def test_it_pays_for_long_prompts_of_many_rows() -> None:
-    assert pays(4, 2048) and pays(16, 512) and not pays(16, 511) and not pays(3, 10**6)
+    assert prefix_pays(4, 2048) and prefix_pays(16, 512) and not prefix_pays(16, 511) and not prefix_pays(3, 10**6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ....errors import ModelError, OptionError, did_you_mean
-from ....kernels.grouped_attention import use_grouped
+from ....kernels.attention import use_grouped
 from ....models import load_config, load_or_raise, load_tokenizer
 from ...types import Capability, Completion, Request, SamplingParams, State, TokenSink
 from ..sequence import check_max_new_tokens

@@ -11,10 +11,16 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from ....kernels import shared_prefix
-from ....kernels.grouped_attention import NAME as GROUPED
+from ....kernels.attention import (
+    GROUPED,
+    SHARED_PREFIX,
+    PreallocatedCacheLayer,
+    SharedPrefixLayer,
+    prefix_attention,
+    prefix_pays,
+    register,
+)
 from ....models import CACHE_NAMES, as_cache, find_cache
-from .cache_layers import PreallocatedCacheLayer, SharedPrefixLayer
 
 # Inputs that only the model's own preparation can carry from step to step.
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
@@ -97,7 +103,7 @@ class RaggedRunner:
             logits = logits[kinds]
         if shared and len(first) == 1 and self._can_share_prefix():
             self.prefix = self.cache.get_seq_length()
-            shared_prefix.register()
+            register(SHARED_PREFIX, prefix_attention)
             self.cache.layers = [SharedPrefixLayer(layer, self.rows) for layer in self.cache.layers]
         elif shared:
             self.cache.batch_select_indices(torch.tensor(kinds, device=self.device))
@@ -140,7 +146,7 @@ class RaggedRunner:
             self.model.config._attn_implementation,
         )
         return (
-            shared_prefix.pays(self.rows, self.cache.get_seq_length())
+            prefix_pays(self.rows, self.cache.get_seq_length())
             and self.device.type == "cpu"
             and getattr(model, "_supports_attention_backend", False)
             and (implementation == GROUPED or (implementation == "sdpa" and model.dtype == torch.float32))
@@ -153,7 +159,7 @@ class RaggedRunner:
         config = self.model.config
         before = config._attn_implementation
         if self.prefix:
-            config._attn_implementation = shared_prefix.NAME
+            config._attn_implementation = SHARED_PREFIX
         try:
             logits: Tensor = self.model(**inputs).logits
         finally:
@@ -215,7 +221,7 @@ class RaggedRunner:
         if isinstance(self.advance, Tensor):
             self.advance = self.advance[rows]
         self.holes = [self.holes[row] for row in rows.tolist()] if self.holes else []
-        if self.prefix and not shared_prefix.pays(self.rows, self.prefix):
+        if self.prefix and not prefix_pays(self.rows, self.prefix):
             self.cache.layers = [layer.expand() for layer in self.cache.layers]
             self.prefix = 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.serving.reasoning_parsers import BY_MODEL_TYPE, choose_reasoning_parser
+from tersely.controller.serving.vllm_launcher import BY_MODEL_TYPE, choose_reasoning_parser
 from tersely.errors import MarkerError
 
 THINKS = "{{ '<think>\n' }}"
