@@ -51,9 +51,9 @@ class System15Settings(Section):
     largest: int = Field(default=50, ge=20)  # value in a problem
     align: float = Field(default=1.0, ge=0)  # alpha: weight of the alignment with the teacher's states
     exits: float = Field(default=1.0, ge=0)  # beta: weight of the early-exit loss
-    thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)  # lambda_depth: a thought exits where its router says more
-    shortcut_steps: int = Field(default=100, ge=1)  # optimizer steps of the second stage
-    shortcut_rate: float = Field(default=2e-3, gt=0)  # its learning rate
+    thresholds: tuple[float, ...] = (0.5, 0.6, 0.75)  # lambda_depth: a thought exits where its router says more
+    shortcut_steps: int = Field(default=200, ge=1)  # optimizer steps of the second stage
+    shortcut_rate: float = Field(default=1e-2, gt=0)  # its learning rate
     width: int = Field(default=32, ge=1)  # of adapters and routers
     held_out: int = Field(default=400, ge=2)  # questions to compare with words
 
