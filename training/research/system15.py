@@ -48,12 +48,13 @@ class System15Settings(Section):
     """Settings."""
 
     thoughts: int = Field(default=3, ge=1)  # latent thoughts per question, and the most steps of a problem
+    batch: int = Field(default=64, ge=1)  # problems per optimizer step
     largest: int = Field(default=50, ge=20)  # value in a problem
     align: float = Field(default=1.0, ge=0)  # alpha: weight of the alignment with the teacher's states
     exits: float = Field(default=1.0, ge=0)  # beta: weight of the early-exit loss
-    thresholds: tuple[float, ...] = (0.4, 0.5, 0.6)  # lambda_depth: a thought exits where its router says more
-    shortcut_steps: int = Field(default=100, ge=1)  # optimizer steps of the second stage
-    shortcut_rate: float = Field(default=2e-3, gt=0)  # its learning rate
+    thresholds: tuple[float, ...] = (0.5, 0.6, 0.75)  # lambda_depth: a thought exits where its router says more
+    shortcut_steps: int = Field(default=200, ge=1)  # optimizer steps of the second stage
+    shortcut_rate: float = Field(default=1e-2, gt=0)  # its learning rate
     width: int = Field(default=32, ge=1)  # of adapters and routers
     held_out: int = Field(default=400, ge=2)  # questions to compare with words
 
@@ -74,9 +75,7 @@ def _validate(recipe: System15Recipe) -> CheckedRecipe:
         )
     stages = f"{recipe.optimiser.steps} and {recipe.system15.shortcut_steps}"
     checked = check_recipe(recipe, completions=1)
-    return replace(
-        checked, findings=[f"steps: {stages} of {recipe.rollouts.prompts} new problems", checked.findings[-1]]
-    )
+    return replace(checked, findings=[f"steps: {stages} of {recipe.system15.batch} new problems", checked.findings[-1]])
 
 
 class Example(NamedTuple):
@@ -194,7 +193,7 @@ def optimise(
     for step in range(1, steps + 1):
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * min(1.0, step / (run.recipe.optimiser.warmup + 1)) * (1 - 0.95 * step / steps)
-        loss = loss_of(list(islice(examples, run.recipe.rollouts.prompts)))
+        loss = loss_of(list(islice(examples, run.recipe.system15.batch)))
         if not bool(loss.isfinite()):
             raise DivergedError(f"the loss of step {step} is not finite; lower optimiser.learning_rate")
         loss.backward()  # type: ignore[no-untyped-call]
