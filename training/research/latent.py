@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ...controller.engines.transformers.research.early_exit import apply_adapter, score
+from ...models import as_cache
 
 Parts = Mapping[str, Tensor]
 """Adapter and router of a layer; those of layer 0 are of the inputs, and its router is not used."""
@@ -83,8 +84,9 @@ def run_layers(model: Any, inputs: Tensor, valid: Tensor, cache: Any, route: Rou
     itself = causal & ~causal.tril(total - new - 1)  # padding sees itself, as a row without keys would be NaN
     mask = (causal & valid[:, None, None, :]) | itself
     rotary, states = decoder.rotary_emb(inputs, positions), [inputs]
+    kept = [as_cache(block, cache) for block in decoder.layers]  # its name differs between releases of transformers
     for layer, block in enumerate(decoder.layers, 1):
-        full = block(states[-1], attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True)
+        full = block(states[-1], attention_mask=mask, position_embeddings=rotary, use_cache=True, **kept[layer - 1])
         states.append(full if route is None else route(layer, states[-1], full))
     return states
 
