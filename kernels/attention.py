@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 GROUPED, SHARED_PREFIX = "sdpa_grouped", "sdpa_shared_prefix"
 """Names in transformers, as for `AutoModelForCausalLM.from_pretrained(..., attn_implementation=GROUPED)`."""
 _MAX_QUERIES = 16  # with more queries per step, the stock kernel is as fast
-_LEAST_ROWS, _LEAST_READS = 4, 8192
+_LEAST_ROWS, _LEAST_READS = 8, 8192
 _ROOM = 64  # columns that a cache grows by, at least
 
 

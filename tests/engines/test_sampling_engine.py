@@ -125,12 +125,13 @@ def test_a_long_prompt_is_kept_once_with_the_same_answers(
 def test_a_prompt_is_copied_where_keeping_it_once_could_change_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_runner, "prefix_pays", lambda rows, length: True)
     monkeypatch.setattr(SharedPrefixLayer, "__init__", None)
-    asked = [Request(FIRST, 3)] * 4
+    asked = [Request(FIRST, 3, ScriptedWatcher({})) for _ in range(4)]
     for model in (random_model("sliding"), random_model(dtype=torch.bfloat16)):
         TransformersEngine(model, letters(), name="random").generate(asked, GREEDY)
     engine = engine_of("full")
     engine.generate([*asked, Request(FIRST[::-1], 3)], GREEDY)
     engine.generate([Request(FIRST, 3, layers=(1,))] * 3, GREEDY)
+    engine.generate([Request(FIRST, 3)] * 4, GREEDY)  # as in transformers, to the token
     with pytest.raises(TypeError):
         engine.generate(asked, GREEDY)
 

@@ -41,7 +41,7 @@ class HFInputsRunner:
         compiled = model._valid_auto_compile_criteria(kwargs, config)
         self._call = model.get_compiled_call(config.compile_config) if compiled else model
 
-    def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
+    def prefill(self, ids: Tensor, share: bool = False, keep_once: bool = False) -> Tensor:
         """Read the prompts, ids [rows, length], and return the logits after them, [rows, vocabulary]."""
         outputs = self.model._prefill(ids, self.config, self.kwargs)
         return self._update(outputs)
@@ -87,8 +87,11 @@ class RaggedRunner:
         self.holes: list[int] = []
         self.prefix = 0  # columns in the cache that all rows share
 
-    def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
-        """Read prompts, ids [rows, length]; return logits [rows, vocabulary]. Equal rows may `share` one reading."""
+    def prefill(self, ids: Tensor, share: bool = False, keep_once: bool = False) -> Tensor:
+        """Read prompts, ids [rows, length]; return logits [rows, vocabulary].
+
+        Equal rows may `share` one reading, and its keys and values if these may be kept once: sums have another order.
+        """
         self.rows, self.device = ids.shape[0], ids.device
         first, kinds = self._distinct(ids) if share else ([], [])
         shared = len(first) < len(kinds)
@@ -101,7 +104,7 @@ class RaggedRunner:
         _, self.cache = find_cache(outputs)
         if shared:
             logits = logits[kinds]
-        if shared and len(first) == 1 and self._can_share_prefix():
+        if shared and keep_once and len(first) == 1 and self._can_share_prefix():
             self.prefix = self.cache.get_seq_length()
             register(SHARED_PREFIX, prefix_attention)
             self.cache.layers = [SharedPrefixLayer(layer, self.rows) for layer in self.cache.layers]
