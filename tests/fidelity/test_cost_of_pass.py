@@ -72,9 +72,10 @@ def test_gain_is_the_fall_of_the_frontier() -> None:
 
 
 def test_essentialness_leaves_one_model_out_at_a_time() -> None:
-    """Two models that can replace each other are both inessential; the one that nobody replaces is not.
+    """Two models that can replace each other are both inessential; the one without a substitute is not.
 
-    With an expert at 20 USD: 2, 20 without `third`, and 11 with nobody left out of 2 and 20.
+    With an expert at 20 USD, the frontier is 2 and 5, and without `third` 2 and 20. Of the pair without `first` it is 6
+    and 5.
     """
     models = {"first": [2.0, 40.0], "second": [2.0, 50.0], "third": [6.0, 5.0]}
     found = {name: essentialness(models, name, human=20.0).estimate for name in models}
