@@ -157,6 +157,7 @@ class ThinkingState:
         del self.ids[len(self.ids) - count :]
         del self.signals[len(self.ids) :]
         self._decoded = (-1, 0, "")
+        self._calls, self._suspect = False, 0
         while thoughts and thoughts[-1].end > len(self.ids):
             self._start = thoughts.pop().start
         if self._scanned > len(self.ids):

@@ -189,13 +189,23 @@ PIECES = (
 )
 
 
+class Pieces:
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(PIECES[i] for i in ids)
+
+
+def test_a_call_behind_dropped_brackets_is_seen() -> None:
+    thinking = ThinkingState(TokenizerAdapter(Pieces()))
+    for piece in ("word", "word", "word", "<"):
+        thinking.add(PIECES.index(piece))
+    thinking.retract(3)
+    for piece in ("<function=", "word"):
+        thinking.add(PIECES.index(piece))
+    assert thinking.may_call and thinking.protected == "tool call"
+
+
 def test_a_growing_thinking_knows_its_open_regions() -> None:
     """Looking at any time, also seldom, finds what a scan of the whole text finds."""
-
-    class Pieces:
-        def decode(self, ids: list[int], **_: object) -> str:
-            return "".join(PIECES[i] for i in ids)
-
     codec = TokenizerAdapter(Pieces())
     for seed in range(60):
         rng = Random(seed)
@@ -205,6 +215,8 @@ def test_a_growing_thinking_knows_its_open_regions() -> None:
             thinking.add(next(call, None) or rng.randrange(len(PIECES)))
             if rng.random() < 0.05:
                 call = map(PIECES.index, ("<", "function", "="))
+            if rng.random() < 0.05:
+                thinking.retract(rng.randrange(30))
             if rng.random() < 0.4:
                 fenced = any(codec.flags[token] & TokenFlags.FENCE for token in thinking.ids)
                 assert thinking.protected == (unclosed_region(thinking.text) if fenced else None), thinking.text[-90:]
