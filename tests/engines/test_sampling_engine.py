@@ -132,6 +132,9 @@ def test_a_prompt_is_copied_where_keeping_it_once_could_change_answers(monkeypat
     engine.generate([*asked, Request(FIRST[::-1], 3)], GREEDY)
     engine.generate([Request(FIRST, 3, layers=(1,))] * 3, GREEDY)
     engine.generate([Request(FIRST, 3)] * 4, GREEDY)  # as in transformers, to the token
+    other = random_model("full")
+    other.config.model_type = "diffllama"  # one of those that change keys or values behind the cache
+    TransformersEngine(other, letters(), name="other").generate(asked, GREEDY)
     with pytest.raises(TypeError):
         engine.generate(asked, GREEDY)
 

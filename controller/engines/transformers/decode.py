@@ -70,7 +70,8 @@ class BatchDecoder:
         # `generate` lets rows run on if it knows no end of sequence, which is not visible once rows end one by one.
         rules.pads |= not as_generate
         runner = make_runner(model, input_ids, generation_config, model_kwargs)
-        logits = runner.prefill(input_ids, share=not as_generate and not self.isolated, keep_once=watched)
+        keep_once = watched and self.max_new_tokens is not None  # else the cache may be the caller's
+        logits = runner.prefill(input_ids, share=not as_generate and not self.isolated, keep_once=keep_once)
         self.sequences = self._make_sequences(input_ids, rules, runner)
         streamer = [] if self.streamer is None else [StreamerHook(self.streamer, rules.pad)]
         kept = rules.reads_ids or not isinstance(runner, RaggedRunner)

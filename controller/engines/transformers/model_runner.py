@@ -26,6 +26,8 @@ from ....models import CACHE_NAMES, as_cache, find_cache
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
 _MASKED_ATTENTION = frozenset({"eager", "sdpa", GROUPED, "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MIN_WASTE = 32
+# Models whose attention gets keys and values as the cache returns them, once, with one mask for all heads.
+_PLAIN = frozenset("llama qwen2 qwen3 mistral phi3 granite olmo2 smollm3 seed_oss ernie4_5".split())
 _BY_ROW = ("attention_mask", "position_ids")  # inputs with one line per row
 
 
@@ -151,7 +153,7 @@ class RaggedRunner:
         return (
             prefix_pays(self.rows, self.cache.get_seq_length())
             and self.device.type == "cpu"
-            and getattr(model, "_supports_attention_backend", False)
+            and model.config.model_type in _PLAIN
             and (implementation == GROUPED or (implementation == "sdpa" and model.dtype == torch.float32))
             and all(type(layer) is DynamicLayer for layer in self.cache.layers)
             and (mask is None or bool(mask.all()))
