@@ -18,6 +18,7 @@ from ...controller.options import GenerationOptions
 from ...controller.sampling import SampleResult, sample_all
 from ...controller.sampling.research.guided import Forks
 from ...controller.session import Session
+from ...controller.text.answers import extract_answer
 from ...controller.types import SamplingParams, State
 from ...errors import OptionError
 from ...io import check_new_folder
@@ -72,11 +73,17 @@ def prm(options: PrmOptions) -> None:
     questions = load_all(cli.parse_list("--tasks", options.tasks, str), "fit", options.limit, options.seed)
     session = Session(load_engine(options.model, grouped=True))
     found = sample_completions(session, questions, options)
+    if not found.states:
+        raise OptionError("no answer has a thought that ends, so there is nothing to learn", code="nothing_to_learn")
     near = float(np.median([n for n, right in zip(found.further, found.right, strict=True) if right] or [0]))
     examples = found.make_examples(near)
-    parts = np.array([int(hash_question(question)[-2:], 16) % 5 for question in questions])[examples.questions]
-    if not {HOPELESS} < {*examples.labels[parts > 1].tolist()}:
-        raise OptionError("all completions end alike, so there is nothing to learn; use other questions")
+    order = np.argsort([hash_question(question) for question in questions])
+    parts = np.argsort(order)[examples.questions] % 5
+    if not {HOPELESS} < {*examples.labels[parts > 1].tolist()} or len({*parts.tolist()} & {0, 1}) < 2:
+        raise OptionError(
+            "completions of too few questions, or all of them alike; use more or other questions",
+            code="nothing_to_learn",
+        )
     estimator = fit_calibrated(examples.select(parts > 1), examples.select(parts == 1), options.seed)
     base = {"name": options.model, "fingerprint": session.engine.fingerprint() or ""}
     asked = {**cli.identify(options, "out model"), "near": near}
@@ -115,7 +122,8 @@ def sample_completions(session: Session, questions: Sequence[Question], options:
             rule = Forks(places, options.layer, options.places, options.width)
             results = sample_all(session, [question.problem for question in part], plain, rule, k)
             for number, (question, result) in enumerate(zip(part, results, strict=True)):
-                grade = [checker.grade(question, one.answer).equal for one in result.samples]
+                answers = [one.answer if question.drawn else extract_answer(one.answer) for one in result.samples]
+                grade = [checker.grade(question, answer).equal for answer in answers]
                 _add(found, start + number, places[number], result, grade, options.width)
     return found
 
