@@ -13,6 +13,7 @@ from ...controller.budgets import LCPO
 from ...evaluation.runner import batch_seed
 from ..config import AlwaysThinks, Recipe, RecipeError, Section
 from ..preflight import CheckedRecipe, ResidentModels, check_recipe
+from ..processes import world_size
 from ..rewards import Correctness, GroupBrevity, Reward, TierAdherence, excess_penalty, require_column
 from ..rollouts import Columns, GroupRollouts, Row
 from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
@@ -74,7 +75,10 @@ class Truncation(Reward):
 
 
 class Resampling(GroupRollouts):
-    """Gives a group whose completions are all right within the limit, or none, to another of `rows`."""
+    """Gives a group whose completions are all right within the limit, or none, to another of `rows`.
+
+    What the trainer logs is of the groups that are kept.
+    """
 
     def __init__(
         self,
@@ -90,10 +94,10 @@ class Resampling(GroupRollouts):
 
     def sample(self, requests: Sequence[CompletionRequest], rows: Sequence[Columns], seed: int) -> list[Rollout]:
         """Sample one completion per request; changes the dataset rows of groups that are replaced."""
-        requests, rollouts = list(requests), super().sample(requests, rows, seed)
+        requests, rollouts, known = list(requests), super().sample(requests, rows, seed), set[Any]()
         for number in range(self.rounds):
             indices = self._find_flat(rollouts, rows)
-            known = {row["id"] for row in rows}
+            known |= {row["id"] for row in rows}
             others = [row for row in self.rows if row["id"] not in known]
             count = min(len(indices) // len(self.plan), len(others))
             chosen = Random(f"resample:{seed}:{number}").sample(others, count)
@@ -102,7 +106,7 @@ class Resampling(GroupRollouts):
                 break
             for at, index in enumerate(indices):
                 fresh = chosen[at // len(self.plan)]
-                cast(Row, rows[index]).update(fresh)
+                cast(Row, rows[index]).update(fresh)  # the trainer's own list of prompts keeps the old ones
                 requests[index] = replace(requests[index], prompt=fresh["prompt"], effort=fresh["tier"])
             again = super().sample([requests[i] for i in indices], [rows[i] for i in indices], batch_seed(seed, number))
             for index, rollout in zip(indices, again, strict=True):
@@ -131,7 +135,17 @@ def _train_dler(run: TrainingRun[DlerRecipe]) -> None:
         _train(run, {correct: 1.0, Truncation(correct): 1.0}, rollouts=rollouts, **grpo_options(settings))
 
 
-DLER = Method(recipe=DlerRecipe, validate=check_recipe, train=_train_dler)
+def _check_dler(recipe: DlerRecipe) -> CheckedRecipe:
+    if recipe.dler.resample and recipe.rollouts.prompts % world_size():
+        raise RecipeError(
+            f"rollouts.prompts is {recipe.rollouts.prompts} for {world_size()} processes, which would split groups; "
+            "choose a multiple, or set dler.resample to 0",
+            code="split_groups",
+        )
+    return check_recipe(recipe)
+
+
+DLER = Method(recipe=DlerRecipe, validate=_check_dler, train=_train_dler)
 
 
 class Lcpo(Section):

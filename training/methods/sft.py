@@ -17,6 +17,7 @@ from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import HINT_TOKEN, BrevityHint, find_learned_hint
 from ...controller.text.thoughts import ThinkingState
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
+from ...errors import ModelError
 from ...kernels.signals import logit_signals
 from ..config import Recipe, RecipeError, Section, ThinkingEffort
 from ..offline import SampledTrace, choose_shortest, collect_traces, split_by_mask, to_sft, train_sft
@@ -132,8 +133,8 @@ def _check_hint(recipe: HintRecipe) -> CheckedRecipe:
     settings, recovers = recipe.hint, recipe.hint.objective == "recover"
     if recovers != (settings.teacher is not None):
         raise RecipeError(
-            f"hint.objective is {settings.objective!r} and hint.teacher {settings.teacher!r}; accepted: a teacher, the "
-            "model before it was compressed, with the objective recover, and none without",
+            f"hint.objective is {settings.objective!r} and hint.teacher {settings.teacher!r}; accepted: with "
+            "'recover', the model before compression as teacher, and with 'brief' no teacher",
             code="objective_without_teacher",
         )
     if recovers:
@@ -233,8 +234,10 @@ def add_prompt(model: Any, tokenizer: Any, embeddings: Tensor) -> list[int]:
 
 
 def read_prompt(model: Any, tokenizer: Any) -> Tensor:
-    """The embeddings [tokens, width] of the prompt that a model has learned."""
-    ids = tokenizer.encode(find_learned_hint(tokenizer, PROMPT_TOKEN), add_special_tokens=False)
+    """The embeddings [tokens, width] of the prompt that a model has learned; raises ModelError if there is none."""
+    if not (prompt := find_learned_hint(tokenizer, PROMPT_TOKEN)):
+        raise ModelError("this model has learned no prompt; give one of `hint.objective: recover`", code="no_prompt")
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
     embeddings: Tensor = model.get_input_embeddings().weight[ids].detach()
     return embeddings
 
@@ -265,7 +268,9 @@ def _check_room(name: str, engine: TransformersEngine, token: str, count: int) -
     """Raise RecipeError for a model that has such tokens already, or whose quantized head cannot grow by `count`."""
     model, tokenizer = engine.model, engine.tokenizer
     if find_learned_hint(tokenizer, token):
-        raise RecipeError(f"{name} has already learned one; train from the model without it", code="hint_exists")
+        raise RecipeError(
+            f"{name} already has a learned hint or prompt; train from the model without it", code="hint_exists"
+        )
     needed, head, rows = len(tokenizer) + count, model.get_output_embeddings(), len(model.get_input_embeddings().weight)
     if needed > rows and head is not None and not isinstance(head, torch.nn.Linear):
         raise RecipeError(

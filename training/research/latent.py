@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ...controller.engines.transformers.research.early_exit import apply_adapter, score
+from ...errors import ModelError
 from ...models import as_cache
 
 Parts = Mapping[str, Tensor]
@@ -78,6 +79,10 @@ def run_layers(model: Any, inputs: Tensor, valid: Tensor, cache: Any, route: Rou
     `inputs` are the last positions of `valid`, [rows, all positions], which says what is not padding. Keys and values
     of a layer come from the state below it, whichever way that was made.
     """
+    if model.config._attn_implementation != "sdpa":  # others read the mask in another way
+        raise ModelError(
+            f"attention is {model.config._attn_implementation!r}; accepted: 'sdpa'", code="wrong_attention"
+        )
     decoder, new, total = model.get_decoder(), inputs.shape[1], valid.shape[1]
     positions = (valid.long().cumsum(1) - 1).clamp(min=0)[:, total - new :]
     causal = torch.ones(new, total, dtype=torch.bool, device=valid.device).tril(total - new)

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.utils.rnn import pad_sequence
 
 from ...controller.api import generate
+from ...controller.engines.transformers.engine import load_engine
 from ...evaluation.stats import paired_bootstrap, rate_interval
 from ...evaluation.tasks.toy_problems import Problem, get_split
 from ...evaluation.tasks.toy_programs import Program, run
@@ -261,7 +262,8 @@ def _train(run: TrainingRun[System15Recipe]) -> None:
 
 
 def _train_stages(run: TrainingRun[System15Recipe]) -> None:
-    recipe, settings, engine, close = run.recipe, run.recipe.system15, run.load_model(), run.checked.markers.close
+    recipe, settings, close = run.recipe, run.recipe.system15, run.checked.markers.close
+    engine = load_engine(recipe.model, recipe.optimiser.dtype, device="cpu")  # where such small models train as fast
     tokenizer, rate, thoughts = engine.tokenizer, recipe.optimiser.learning_rate, settings.thoughts
     teacher, model = engine.model.requires_grad_(False), deepcopy(engine.model).requires_grad_(True)
     problems = draw_problems(recipe.data.split, recipe.data.seed, settings)
