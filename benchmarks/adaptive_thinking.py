@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -68,7 +68,8 @@ class Arm:
         """The thinking tokens at which cut answers take so many in all, if their answers stay as long."""
         lengths = list(zip(self.thinking, self.tokens, strict=True))
         total = tokens * len(lengths)
-        return next(n for n in count(1) if sum(all_ - max(0, own - n) for own, all_ in lengths) >= total)
+        most = int(max(self.thinking))  # which cuts nothing
+        return next((n for n in range(1, most) if sum(all_ - max(0, own - n) for own, all_ in lengths) >= total), most)
 
 
 class HardBudget(Policy):
@@ -125,7 +126,7 @@ def run_arms(options: argparse.Namespace, questions: Sequence[Question]) -> dict
                 add(f"{given} cut", options.before, preset="budget", **tight)
                 add(f"{given} cut hard", options.before, policies=[HardBudget()], **tight)
         for name, number in product(("before", *trained), options.stated):
-            model = options.before if name == "before" else name
+            model = options.before if name == "before" else name.partition("+")[0]
             add(f"{name}@{number}", model, strategy="lcpo", thinking_budget=number)
     for given in options.after:
         if "," in given:

@@ -148,8 +148,11 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_CPU_CI_ENV="1", VLLM_LOGGING_LEVEL="ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     if options.own_core:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0"
-        os.sched_setaffinity(0, os.sched_getaffinity(0) - {0})
+        first, *others = sorted(os.sched_getaffinity(0))
+        if not others:
+            raise SystemExit("--own-core needs at least two cores")
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(first)
+        os.sched_setaffinity(0, others)
     from tersely.models import get_model_path
 
     model = options.model if Path(options.model).is_dir() else str(get_model_path(options.model))

@@ -2,8 +2,8 @@
 
 Many rows, each after a long thinking. What vLLM calls is called here, on buffers like its own and on the CPU: the
 tokens of the previous step are fetched, rows that are due read them, and what must come next is written into logits.
-The text is that of `control_cost.py`, where every second paragraph may call something the answer and all are scanned
-for formulas, or that of a recording, as `tersely replay` reads it. No answer ends it. The arm `probe` is the preset
+The text is that of `control_cost.py`, where half of the paragraphs may state an answer and all are scanned for
+formulas, or that of a recording, as `tersely replay` reads it. No answer ends it. The arm `probe` is the preset
 `balanced` with the probe of the model, on random hidden states and with a threshold that no score reaches. `kernel` is
 the part of the mean that computes signals of logits, which GPUs do in a kernel that nothing waits for.
 """

@@ -67,10 +67,11 @@ class Guided:
     def __post_init__(self) -> None:
         for name in self.weights:
             check_known("objective", name, OBJECTIVES)
-        if self.thoughts < 1 or self.most_steps < 1 or not all(map(math.isfinite, self.weights.values())):
+        numbers = [one for one in self.weights.values() if isinstance(one, (int, float)) and math.isfinite(one)]
+        if self.thoughts < 1 or self.most_steps < 1 or not numbers or len(numbers) < len(self.weights):
             raise OptionError(
                 f"thoughts are {self.thoughts}, most_steps {self.most_steps} and weights {dict(self.weights)}; "
-                "accepted: 1 or more of both, and finite weights"
+                "accepted: thoughts and most_steps of 1 or more, and a finite weight for at least one objective"
             )
 
     def bind(self, engine: Engine) -> Guided:
