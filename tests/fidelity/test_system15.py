@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from tersely.training.config import RecipeError, validate_recipe_values
 from tersely.training.research.latent import Route, early_exit_loss, exit_weights, mix, think
 from tersely.training.research.system15 import (
     METHOD,
+    RESULT,
     System15Settings,
     alignment_loss,
     answer_loss,
@@ -26,6 +29,8 @@ from tersely.training.research.system15 import (
     shortcut_loss,
     teacher_thoughts,
 )
+
+from ..support.trainings import train
 
 SETTINGS = System15Settings()
 
@@ -152,3 +157,13 @@ def test_other_questions_and_models_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(RecipeError) as refused:
         METHOD.validate(recipe)
     assert refused.value.code == "unsupported_data"
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_comparison(tmp_path: Path) -> None:
+    out, own = tmp_path / "out", {"held_out": 4, "shortcut_steps": 2, "thresholds": [0.0, 0.9]}
+    train("system15", out, model="tersely-tiny-small", system15=own, rollouts={"prompts": 4, "max_new_tokens": 160})
+    found = json.loads((out / RESULT).read_text("utf-8"))
+    assert found["latent thoughts: 3"]["layers_per_thought"] == 4
+    assert found["3, exits above 0"]["layers_per_thought"] == 0, "every router says more than nothing"
+    assert found["words"]["thinking_tokens"] > 0 == found["no thinking"]["thinking_tokens"]

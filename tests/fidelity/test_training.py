@@ -136,7 +136,7 @@ def test_dler_samples_other_questions_where_a_group_has_no_difference() -> None:
         ["cut", "cut", "flat", "flat", "mixed", "mixed"],
         ["flat too", "flat too", "other", "other"],
     ]
-    assert [len(prompts) for prompts in asked[2:]] == [2, 2], "one group has a difference now, the other is not in luck"
+    assert len(asked) == 2, "no question comes back"
     prompts = [row["id"] for row in rows]
     assert prompts == [row["prompt"] for row in rows] and prompts[4:] == ["mixed"] * 2 and "other" in prompts
     assert [one.response for one in found] == [complete(name, at % 2 > 0).response for at, name in enumerate(prompts)]
