@@ -43,7 +43,7 @@ def load_reward_model(folder: str | Path, engine: Engine) -> RewardModel:
     path = Path(folder) / "readiness"
     probe = load(path, fingerprint=require_fingerprint(engine.fingerprint(), path), kind="readiness")
     if probe.features or HOPELESS not in probe.classes:
-        raise ArtifactError(f"{path} is no process reward model; accepted: a folder of `tersely train prm`")
+        raise ArtifactError(f"{path} has no process reward model; accepted: a folder of `tersely train prm`")
     return RewardModel(probe)
 
 
