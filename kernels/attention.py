@@ -48,25 +48,42 @@ def grouped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Attention for transformers, query [rows, heads, queries, width]; all but decoding steps is left to its `sdpa`."""
-    rows, heads, queries, width = query.shape
-    groups = heads // key.shape[1]
+    heads, queries = query.shape[1:3]
     plain = not any(kwargs.get(name) for name in ("dropout", "output_attentions"))
     plain &= all(kwargs.get(name) is None for name in ("cache", "position_bias"))
     masked = attention_mask is not None and attention_mask.shape[1] == 1
-    if groups == 1 or queries > _MAX_QUERIES or not plain or not (masked or (attention_mask is None and queries == 1)):
+    if (
+        heads == key.shape[1]
+        or queries > _MAX_QUERIES
+        or not plain
+        or not (masked or (attention_mask is None and queries == 1))
+    ):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         stock: Any = sdpa_attention_forward
         return stock(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    mask = attention_mask
-    if mask is not None and queries > 1:
-        shape = (mask.shape[0], 1, groups, queries, mask.shape[-1])
-        mask = mask[:, :, None].expand(shape).reshape(shape[0], 1, groups * queries, shape[-1])
-    packed = query.reshape(rows, key.shape[1], groups * queries, width)
+    packed, mask = _group(query, attention_mask, key.shape[1])
     out = torch.nn.functional.scaled_dot_product_attention(
         packed, key, value, attn_mask=mask, scale=kwargs.get("scaling"), is_causal=False
     )
-    return out.reshape(rows, heads, queries, value.shape[-1]).transpose(1, 2).contiguous(), None
+    return _ungroup(out, heads), None
+
+
+def _group(query: Tensor, mask: Tensor | None, kv_heads: int) -> tuple[Tensor, Tensor | None]:
+    """The query heads that share a key as more queries of one head, [rows, kv_heads, groups * queries, width].
+
+    And the mask, [rows, 1, queries, keys], for these queries; that of a single one is the same for all of them.
+    """
+    rows, heads, queries, width = query.shape
+    groups = heads // kv_heads
+    if mask is not None and queries > 1:
+        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    return query.reshape(rows, kv_heads, groups * queries, width), mask
+
+
+def _ungroup(out: Tensor, heads: int) -> Tensor:
+    """The output for queries of `_group` as transformers wants it, [rows, queries, heads, width]."""
+    return out.reshape(len(out), heads, -1, out.shape[-1]).transpose(1, 2).contiguous()
 
 
 def prefix_pays(rows: int, length: int) -> bool:
@@ -82,15 +99,11 @@ def prefix_attention(
     `key.shared_prefix` has the keys and values of the prefix, [1, kv_heads, prefix, width]; key and value are those of
     the suffixes.
     """
-    rows, heads, queries, width = query.shape
     prefix: tuple[Tensor, Tensor] = key.shared_prefix  # type: ignore[attr-defined]
-    kv_heads, mask = key.shape[1], attention_mask
-    assert mask is not None or queries == 1
-    if mask is not None:
-        mask = mask[:, :, None, :, prefix[0].shape[2] :].expand(-1, 1, heads // kv_heads, -1, -1).flatten(2, 3)
-    packed = query.reshape(rows, kv_heads, heads // kv_heads * queries, width)
-    out = attend_with_prefix(packed, prefix, (key, value), mask, kwargs.get("scaling"))
-    return out.reshape(rows, heads, queries, width).transpose(1, 2).contiguous(), None
+    assert attention_mask is not None or query.shape[2] == 1
+    own = None if attention_mask is None else attention_mask[..., prefix[0].shape[2] :]
+    packed, mask = _group(query, own, key.shape[1])
+    return _ungroup(attend_with_prefix(packed, prefix, (key, value), mask, kwargs.get("scaling")), query.shape[1]), None
 
 
 def attend_with_prefix(

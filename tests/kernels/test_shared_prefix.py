@@ -90,6 +90,8 @@ def test_strides() -> None:
     one, *held = (part.repeat_interleave(2, dim=-1)[..., ::2] for part in (query, *prefix, *suffix))
     assert held[0].stride(-1) == 2
     assert_right((one, (held[0], held[1]), (held[2], held[3])), ragged(3, 5))
+    one_row = [part[:1].expand_as(part) for part in (query, *suffix)]
+    assert_right((one_row[0], prefix, (one_row[1], one_row[2])))
 
 
 def test_extreme_logits_overflow_nothing() -> None:
@@ -100,6 +102,9 @@ def test_extreme_logits_overflow_nothing() -> None:
         assert_right((torch.full_like(query, 100.0), high, low))
         assert_right((torch.full_like(query, 100.0), high, low), ragged(4, 4))
     assert_right(parts((4, 2, 3, 40, 20, 16), scale=1e4))
+    tiny, prefix, suffix = parts((4, 2, 3, 40, 20, 16), scale=1e-30)
+    mean = torch.cat([prefix[1][0, 0], suffix[1][0, 0]]).mean(0)
+    torch.testing.assert_close(attend_with_prefix(tiny, prefix, suffix)[0, 0, 0], mean)
 
 
 def test_scale_and_no_gradients() -> None:
