@@ -51,7 +51,8 @@ class Route:
 
     Without a threshold, as in training, layers mix (`mix`). With one (lambda_depth), a thought exits at the first layer
     with w above it (eq. 3 and 5): its state is what the adapters make of the state below and of the previous thought's
-    state at this layer (the step shortcut); no further layer is computed, and those above take this state over.
+    state at this layer (the step shortcut), which those above take over. Layers from there on are not needed; this code
+    computes and drops them, and `computed` leaves them out.
     """
 
     def __init__(self, shortcuts: Sequence[Parts], previous: Sequence[Tensor], threshold: float | None = None) -> None:
@@ -96,7 +97,7 @@ def run_layers(model: Any, inputs: Tensor, valid: Tensor, cache: Any, route: Rou
     return states
 
 
-class Thinking(NamedTuple):
+class LatentThinking(NamedTuple):
     """Prompts that were read, and the latent thoughts after them."""
 
     cache: Any
@@ -112,7 +113,7 @@ def think(
     thoughts: int,
     shortcuts: Sequence[Parts] = (),
     threshold: float | None = None,
-) -> Thinking:
+) -> LatentThinking:
     """Read left-padded prompts, [rows, positions], and think; shortcuts without a threshold are mixed."""
     decoder, cache = model.get_decoder(), DynamicCache(config=model.config)
     before = [state[:, -1:] for state in run_layers(model, model.get_input_embeddings()(ids), valid, cache)]
@@ -123,4 +124,4 @@ def think(
         before = run_layers(model, decoder.norm(before[-1]), valid, cache, route)
         found.append(decoder.norm(torch.stack(before[1:], dim=2)))
         computed += len(decoder.layers) if route is None or threshold is None else route.computed
-    return Thinking(cache, valid, torch.cat(found, dim=1), computed)
+    return LatentThinking(cache, valid, torch.cat(found, dim=1), computed)

@@ -37,7 +37,7 @@ from ..toy_models.batches import drill_problems
 from ..toy_models.traces import Writer
 from ..toy_models.train import SIZES, build_optimizers
 from ..training_run import TrainingRun, save_model
-from .latent import Parts, Thinking, early_exit_loss, exit_weights, run_layers, think
+from .latent import LatentThinking, Parts, early_exit_loss, exit_weights, run_layers, think
 from .shortcut import init_arrays
 
 RESULT, SHORTCUTS = "system15.json", "shortcuts.safetensors"
@@ -136,18 +136,23 @@ def make_example(tokenizer: Any, close: str, thoughts: int, problem: Problem) ->
     return Example(_encode_prompt(tokenizer, problem), chain, ends, find_critical(problem.program, thoughts), answer)
 
 
-def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids and which are not padding, both [rows, length]."""
-    flipped = [torch.tensor(row).flip(0) for row in rows]
-    ids, valid = (pad_sequence(part, batch_first=True).flip(1) for part in (flipped, [*map(torch.ones_like, flipped)]))
+    tensors = [*map(torch.tensor, rows)]
+    ids, valid = (pad_sequence(part, batch_first=True) for part in (tensors, [*map(torch.ones_like, tensors)]))
     return ids, valid.bool()
 
 
-def answer_loss(model: Any, thinking: Thinking, examples: Sequence[Example]) -> Tensor:
+def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """As `pad`, with the padding first."""
+    ids, valid = pad([row[::-1] for row in rows])
+    return ids.flip(1), valid.flip(1)
+
+
+def answer_loss(model: Any, thinking: LatentThinking, examples: Sequence[Example]) -> Tensor:
     """Cross-entropy of the answers' tokens after the thoughts (eq. 8 and 12); the closing marker is given."""
-    rows = [torch.tensor(example.answer) for example in examples]
-    ids, real = (pad_sequence(part, batch_first=True) for part in (rows, [*map(torch.ones_like, rows)]))
-    valid, kept = torch.cat([thinking.valid, real.bool()], dim=1), real[:, 1:].bool()
+    ids, real = pad([example.answer for example in examples])
+    valid, kept = torch.cat([thinking.valid, real], dim=1), real[:, 1:]
     states = run_layers(model, model.get_input_embeddings()(ids), valid, thinking.cache)[-1]
     logits = model.get_output_embeddings()(model.get_decoder().norm(states[:, :-1][kept]))
     return cross_entropy(logits, ids[:, 1:][kept])
@@ -156,7 +161,7 @@ def answer_loss(model: Any, thinking: Thinking, examples: Sequence[Example]) -> 
 @torch.no_grad()
 def teacher_thoughts(teacher: Any, examples: Sequence[Example]) -> Tensor:
     """The teacher's last state where each line's value ends, [rows, thoughts, width]."""
-    ids = pad_sequence([torch.tensor(example.chain) for example in examples], batch_first=True)
+    ids, _ = pad([example.chain for example in examples])
     states: Tensor = teacher.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     return states[torch.arange(len(ids))[:, None], torch.tensor([example.ends for example in examples])]
 
@@ -207,7 +212,7 @@ def optimise(
             run.log(f"step {step}/{steps}: loss {loss.item():.3f}")
 
 
-class Arm(NamedTuple):
+class Answers(NamedTuple):
     """What one way of answering gave, of each question: answer, thinking tokens, and layers computed per thought."""
 
     answers: list[str]
@@ -215,17 +220,17 @@ class Arm(NamedTuple):
     layers: list[float]
 
 
-def answer_in_words(engine: Any, problems: Sequence[Problem], effort: str, limit: int) -> Arm:
+def answer_in_words(engine: Any, problems: Sequence[Problem], effort: str, limit: int) -> Answers:
     """Greedy answers of the model as it was."""
     texts = [problem.problem for problem in problems]
     found = generate(engine, texts, preset="off", effort=effort, temperature=0, max_new_tokens=limit)
-    return Arm([one.answer for one in found], [one.usage.thinking for one in found], [])
+    return Answers([one.answer for one in found], [one.usage.thinking for one in found], [])
 
 
 @torch.no_grad()
 def answer_in_latents(
     model: Any, tokenizer: Any, problems: Sequence[Problem], thoughts: int, close: str, *shortcuts: Any
-) -> Arm:
+) -> Answers:
     """Greedy answers after latent thoughts, which cost no tokens; `shortcuts` may be these and their threshold."""
     thinking = think(model, *pad_left([_encode_prompt(tokenizer, one) for one in problems]), thoughts, *shortcuts)
     token, valid, written = torch.tensor([_encode(tokenizer, close)] * len(problems)), thinking.valid, list[Tensor]()
@@ -235,10 +240,10 @@ def answer_in_latents(
         token = model.get_output_embeddings()(model.get_decoder().norm(states)).argmax(-1)
         written.append(token)
     answers = tokenizer.batch_decode(torch.cat(written, dim=1))
-    return Arm(answers, [0] * len(problems), (thinking.computed / thoughts).tolist())
+    return Answers(answers, [0] * len(problems), (thinking.computed / thoughts).tolist())
 
 
-def compare(arms: Mapping[str, Arm], problems: Sequence[Problem], log: Callable[[str], None]) -> dict[str, Any]:
+def compare(arms: Mapping[str, Answers], problems: Sequence[Problem], log: Callable[[str], None]) -> dict[str, Any]:
     """Figures of all arms with intervals of 95 %, and differences to the first."""
     figures, base, golds = dict[str, Any](), list[float](), [f"\\boxed{{{one.answer}}}" for one in problems]
     for name, arm in arms.items():
