@@ -107,8 +107,6 @@ class PendingQuestions:
 
     def collect_errors(self) -> list[str]:
         """Give up late questions; return the reasons of those that ended without a verdict since the last call."""
-        if not self._open:
-            return []
         errors = []
         for future, deadline in self._open:
             if time.monotonic() >= deadline:

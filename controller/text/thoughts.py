@@ -144,7 +144,8 @@ class ThinkingState:
             self.signals += [None] * (len(self.ids) - len(self.signals))
             self.signals += signals
         self.ids.extend(tokens)
-        self._risky = self._risky or any(map(TokenFlags.FENCE.__and__, map(self._flags.__getitem__, tokens)))
+        flags = self._flags
+        self._risky = self._risky or any(flags[token] & TokenFlags.FENCE for token in tokens)
         self.boundary = "token"
 
     def retractable(self, count: int) -> int:

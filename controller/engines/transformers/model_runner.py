@@ -145,11 +145,8 @@ class RaggedRunner:
 
         Sums are added in another order, so in half precision only if the caller has accepted that of `GROUPED`.
         """
-        model, mask, implementation = (
-            self.model,
-            self.kwargs.get("attention_mask"),
-            self.model.config._attn_implementation,
-        )
+        model, mask = self.model, self.kwargs.get("attention_mask")
+        implementation = model.config._attn_implementation
         return (
             prefix_pays(self.rows, self.cache.get_seq_length())
             and self.device.type == "cpu"
