@@ -1,4 +1,4 @@
-"""The attention of kernels/research: speed with a shared prefix, and accuracy with an evicting cache.
+"""Attention from papers: speed with a shared prefix, and accuracy with an evicting cache.
 
 Shared prefix: each ratio is the time of another implementation over that of `kernels/attention.py`, in alternating
 runs, so above 1 means that ours is faster. `copied` is torch's attention on a cache with a copy of the prefix in each
