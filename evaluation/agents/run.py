@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
+from langgraph.graph.state import CompiledStateGraph
 
 from ...controller.integrations.langchain.chat_model import ChatTersely
 from ...controller.integrations.langchain.middleware import (
@@ -29,7 +30,7 @@ from ...probes.artifact import Artifact
 from ...probes.estimator import ProbeClassifier
 from ...probes.io import MODE
 from ...probes.tier_selector import label_tiers
-from .episodes import Agent, Episode, run_episode
+from .episodes import Episode, run_episode
 from .tasks import FORM, Task
 from .tools import langchain_tools
 
@@ -53,7 +54,7 @@ def parse_arm(arm: str) -> tuple[str, str | None]:
 
 def make_agents(
     arm: str, model: BaseChatModel, router: Router | None = None, system: str | None = FORM
-) -> Callable[[Task], Agent]:
+) -> Callable[[Task], CompiledStateGraph]:
     """A function that makes an arm's agent for a task, with the tools of the task's world.
 
     `always-think` has tools and thinks hard at every step; `agentic` thinks hard when planning and little after
@@ -74,15 +75,13 @@ def make_agents(
             )
         model = model.model_copy(update={"preset": preset})
 
-    def make_agent(task: Task) -> Agent:
+    def make_agent(task: Task) -> CompiledStateGraph:
         middleware = [
             SafetyMiddleware(),
             BudgetMiddleware(repeats=MAX_REPEATS),
             *([EffortMiddleware(_ALL_HARD)] if mode == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
         ]
-        tools = langchain_tools(task.world)
-        agent: Agent = create_agent(model, tools, middleware=middleware, system_prompt=system)
-        return agent
+        return create_agent(model, langchain_tools(task.world), middleware=middleware, system_prompt=system)
 
     return make_agent
 
@@ -105,7 +104,7 @@ def run_all(
         episodes[arm] = []
         for task in tasks:
 
-            def run(task: Task = task, make_agent: Callable[[Task], Agent] = make_agent) -> dict[str, Any]:
+            def run(task: Task = task, make_agent: Callable[[Task], CompiledStateGraph] = make_agent) -> dict[str, Any]:
                 return asdict(run_episode(task, make_agent(task), recursion_limit))
 
             episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", run)))
