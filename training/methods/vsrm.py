@@ -33,6 +33,8 @@ CUES = (
     *("seems solid", "similarly", "that's correct but", "that seems right", "wait but", "So"),
 )
 """Words that begin a step; those in lower case also match capitalised."""
+_FORMS = {form for cue in CUES for form in (cue, cue[:1].upper() + cue[1:])}
+_CUE = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(_FORMS, key=len, reverse=True)))})\b")
 FLOOR, SPACING = 1000, 400  # characters before the first cut, and between two
 LOOK_AHEAD, DECAY = 4, 0.7
 _NO_CHANGE = 1e-5
@@ -61,13 +63,11 @@ class VsrmRecipe(Recipe):
     alarm: AlwaysThinks = AlwaysThinks()
 
 
-def find_cuts(thinking: str, floor: int = FLOOR, spacing: int = SPACING, cues: Sequence[str] = CUES) -> list[int]:
+def find_cuts(thinking: str, floor: int = FLOOR, spacing: int = SPACING) -> list[int]:
     """The characters at which the thinking is cut into steps, each after the last sentence before a cue."""
-    forms = {form for cue in cues for form in (cue, cue[:1].upper() + cue[1:])}
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})\b")
     ends = [match.end() for match in _SENTENCE_END.finditer(thinking)]
     cuts: list[int] = []
-    for cue in pattern.finditer(thinking, floor):
+    for cue in _CUE.finditer(thinking, floor):
         cut = max((end for end in ends if end <= cue.start()), default=0)
         if 0 < cut < len(thinking.rstrip()) and cut - (cuts[-1] if cuts else -spacing) >= spacing:
             cuts.append(cut)
