@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import OptionError, TerselyError, check_known
 from .doctor import doctor
 from .lazy_commands import Command, RootGroup, format_examples, train_app
@@ -64,8 +65,6 @@ app.add_typer(train_app, name="train")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
-
         print(f"tersely {__version__}")
         raise typer.Exit
 
