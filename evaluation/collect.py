@@ -39,13 +39,11 @@ DIFFADAPT_ROLLOUTS = 10
 class CollectOptions:
     """The options of `tersely collect`."""
 
-    out: Annotated[
-        Path, typer.Option("--out", help="Output folder; resumes, or adds questions up to a larger --limit.")
-    ]
+    out: Annotated[Path, typer.Option(help="Output folder; resumes, or adds questions up to a larger --limit.")]
     model: cli.Model = "tersely-tiny-large"
     tasks: cli.Tasks = "tiny"
-    split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit"
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = ENOUGH
+    split: Annotated[str, typer.Option(help="Split to draw from: fit, calibrate or test.")] = "fit"
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum questions per task.")] = ENOUGH
     seed: cli.Seed = 0
     tiers: Annotated[
         str | None, typer.Option(help="Efforts to sample at, comma-separated; default: none,easy,normal,hard.")
@@ -54,8 +52,7 @@ class CollectOptions:
         str, typer.Option(help="What the efforts mean; diffadapt: its prompts, temperatures and caps, without none.")
     ] = "tiers"
     rollouts: Annotated[
-        int | None,
-        typer.Option("--rollouts", min=1, help="Rollouts per question and effort; default: 1, for diffadapt 10."),
+        int | None, typer.Option(min=1, help="Rollouts per question and effort; default: 1, for diffadapt 10.")
     ] = None
     layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1"
     batch_size: cli.BatchSize = 32
