@@ -17,7 +17,7 @@ import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 from ..io import CheckpointLog
 
 T = TypeVar("T", str, int, float)
@@ -87,9 +87,8 @@ def parse_list(option: str, text: str, kind: Callable[[str], T], accepted: Seque
         raise OptionError(f"{option} is {text!r}; accepted: numbers separated by commas") from None
     if len(set(values)) < len(values):
         raise OptionError(f"{option} {text!r} repeats a value; accepted: each at most once", code="repeated_value")
-    for value in values:
-        if accepted and value not in accepted:
-            raise unknown(f"value of {option}", str(value), map(str, accepted))
+    if accepted:
+        check_known(f"value of {option}", values, accepted)
     return values
 
 

@@ -17,7 +17,7 @@ from ..controller.text.markers import Markers, resolve_markers
 from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
 from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
-from ..errors import unknown
+from ..errors import check_known
 from .stats import paired_bootstrap
 from .tasks.equality import AnswerChecker, right_answers
 from .tasks.questions import Question, fingerprint, load
@@ -54,8 +54,7 @@ class SessionRunner(EngineWrapper):
 
 def load_runner(model: str, engine: str, *, think_prompt: bool = False, markers: str | None = None) -> SessionRunner:
     """Load a model; `markers` are OPEN,CLOSE, None finds them. Raises OptionError, ModelError, CapabilityError."""
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_known("engine", engine, ENGINES)
     parsed = resolve_markers(markers)
     if engine == "vllm":
         from ..controller.vllm.engine import load_vllm

@@ -24,7 +24,7 @@ from ...controller.integrations.langchain.middleware import (
 from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_states
 from ...controller.policies import make_policies
 from ...controller.session import Session
-from ...errors import OptionError, unknown
+from ...errors import OptionError, check_known
 from ...io import CheckpointLog
 from ...probes.artifact import Artifact
 from ...probes.estimator import ProbeClassifier
@@ -45,8 +45,7 @@ _ALL_HARD = {"plan": "hard", "result": "hard", "error": "hard", "answer": "hard"
 def parse_arm(arm: str) -> tuple[str, str | None]:
     """Split an arm into its mode and its preset, if it names one; raises OptionError for unknown ones."""
     mode, plus, preset = arm.partition("+")
-    if mode not in ARMS:
-        raise unknown("arm", mode, ARMS)
+    check_known("arm", mode, ARMS)
     if plus:
         make_policies(preset)
     return mode, preset if plus else None
