@@ -244,7 +244,6 @@ def build_headed_trainer(
 
     class HeadedDPOTrainer(TokenDPOTrainer):
         collator = HeadedCollator
-        extra_columns = (*TokenDPOTrainer.extra_columns, OBJECTIVE)
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
             objectives, losses = inputs.pop(OBJECTIVE), []
