@@ -24,7 +24,7 @@ from ..preflight import ONE_MODEL, CheckedRecipe, ResidentModels, check_recipe
 from ..processes import rank0_only
 from ..rewards import NO_THINK, Correctness
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
+from ..sampling import CompletionRequest, Rollout, RolloutSampler
 from ..training_run import TrainingRun
 from . import Method
 
@@ -110,8 +110,8 @@ class AccuracyCurve(NamedTuple):
 class StepRollouts(GroupRollouts):
     """Free completions with the rewards of their steps and the accuracies at their cuts."""
 
-    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness, size: int, seed: int) -> None:
-        super().__init__(sampler, [FREE] * size, seed)
+    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness, seed: int) -> None:
+        super().__init__(sampler, seed)
         self.settings, self.correct = settings, correct
         self.codec, self.markers = sampler.session.codec, sampler.session.markers
 
@@ -175,7 +175,7 @@ def _validate(recipe: VsrmRecipe) -> CheckedRecipe:
 def _train(run: TrainingRun[VsrmRecipe]) -> None:
     recipe = run.recipe
     with Correctness(run.checked.markers.close) as correct:
-        rollouts = StepRollouts(run.make_sampler(), recipe.vsrm, correct, recipe.rollouts.generations, recipe.seed)
+        rollouts = StepRollouts(run.make_sampler(), recipe.vsrm, correct, recipe.seed)
         if not recipe.vsrm.train:
             found = rank0_only(lambda: analyse(rollouts, run.checked.rows, recipe))
             run.log(
