@@ -166,7 +166,7 @@ class Collector:
                 for index, (result, thoughts) in enumerate(self._answer(questions, tier, seed)):
                     question, rollout_row = questions[index], len(rollouts)
                     final = normalize_answer(extract_answer(result.answer))
-                    right = self._grade(question, result.answer)
+                    right = int(self.checker.grade(question, result.answer).equal)
                     entropy, finished = mean_entropy(result.signals), result.finish_reason == "stop"
                     tokens = result.usage.thinking, result.usage.answer
                     rollouts.add(index, tier_index, rollout, right, *tokens, entropy, finished)
@@ -224,9 +224,6 @@ class Collector:
             renderings[tier] = render(session.engine.tokenizer, problem, budget, session.markers)
         return find_prefix(session.codec, problem, renderings)
 
-    def _grade(self, question: Question, answer: str) -> int:
-        return int(self.checker.grade(question, answer).equal)
-
     def _label(
         self, question: Question, thought: ThoughtRecord, right: int, final: str, answer_ids: AnswerIds
     ) -> tuple[int, int, int, int, float, int]:
@@ -236,6 +233,6 @@ class Collector:
             return right, 1, stated, UNKNOWN, 0.0, 0
         sampled = thought.trial.sampled or ""
         same = normalize_answer(extract_answer(sampled)) == final
-        right_now = right if same else self._grade(question, sampled)
+        right_now = right if same else int(self.checker.grade(question, sampled).equal)
         greedy = answer_ids.get(thought.trial.answer)
         return right_now, int(same), stated, greedy, thought.trial.confidence, thought.trial.tokens

@@ -258,9 +258,8 @@ class ScriptedCollector(Collector):
 
 def test_equal_answers_get_the_same_labels() -> None:
     with AnswerChecker() as checker:
-        collector: Any = ScriptedCollector(
-            None, checker, CollectOptions(Path("data"), tiers="normal", max_new_tokens=100)
-        )  # type: ignore[arg-type]
+        options = CollectOptions(Path("data"), tiers="normal", max_new_tokens=100)
+        collector: Any = ScriptedCollector(None, checker, options)  # type: ignore[arg-type]
         columns, texts = collector.collect_batch(
             0, [Question("q", "What is 10 ** 3?", "1000", kind="power")], lambda n: None
         )
