@@ -18,14 +18,14 @@ from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import Decision, GenerationResult, Span, Usage
 from ..errors import TerselyError
 from ..io import append_line, check_writable
-from ..validation import StrictModel, format_validation_error, read_lines
+from ..validation import ExactModel, format_validation_error, read_lines
 
 VERSION: Literal[1] = 1
 SegmentKind = Literal["kept", "forced", "trimmed", "delegated"]
 _KINDS: Mapping[str, SegmentKind] = {"sampled": "kept", "forced": "forced", "delegated": "delegated"}
 
 
-class SegmentView(StrictModel):
+class SegmentView(ExactModel):
     """A run of text of one kind. Trimmed text was sampled and then removed, so it is not part of the output."""
 
     kind: SegmentKind
@@ -33,14 +33,14 @@ class SegmentView(StrictModel):
     thinking: bool
 
 
-class TokenView(StrictModel):
+class TokenView(ExactModel):
     """One output token, with its entropy in nats; empty if the next ones complete its character."""
 
     text: str
     entropy: float | None = None
 
 
-class RunView(StrictModel):
+class RunView(ExactModel):
     """One run of a prompt. If `tokens` are given, they spell the output, and positions of decisions count them."""
 
     answer: str
@@ -65,7 +65,7 @@ class RunView(StrictModel):
         return self
 
 
-class RequestInfo(StrictModel):
+class RequestInfo(ExactModel):
     """The question, and the right answer if it is known."""
 
     version: Literal[1]

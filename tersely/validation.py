@@ -18,7 +18,7 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class StrictModel(FrozenModel):
+class ExactModel(FrozenModel):
     """A frozen model that converts nothing, so a number in quotes is refused."""
 
     model_config = ConfigDict(strict=True)

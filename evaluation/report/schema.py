@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ...errors import TerselyError, did_you_mean
 from ...probes.stats import CalibrationBin
-from ...validation import StrictModel, parse_json, read_text
+from ...validation import ExactModel, parse_json, read_text
 from ..bench.records import BenchRow
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -32,14 +32,14 @@ class ResultError(TerselyError, ValueError):
     code = "invalid_result"
 
 
-class QuestionSplit(StrictModel):
+class QuestionSplit(ExactModel):
     """The questions of a split."""
 
     n: Count
     sha256: str
 
 
-class TokenMeans(StrictModel):
+class TokenMeans(ExactModel):
     """Mean tokens of a generation; `total` is everything paid for beyond the prompt."""
 
     thinking: Mean
@@ -48,7 +48,7 @@ class TokenMeans(StrictModel):
     total: Mean
 
 
-class GroupMeans(StrictModel):
+class GroupMeans(ExactModel):
     """An arm's results on one level or tier."""
 
     n: Count
@@ -57,7 +57,7 @@ class GroupMeans(StrictModel):
     total: Mean
 
 
-class MajorityVotes(StrictModel):
+class MajorityVotes(ExactModel):
     """Accuracy of majorities by their number of samples, and the fit `single` + `per_doubling` · log2 of it."""
 
     accuracy: dict[str, Share]
@@ -66,7 +66,7 @@ class MajorityVotes(StrictModel):
     per_doubling_ci: Pair
 
 
-class ReportArm(StrictModel):
+class ReportArm(ExactModel):
     """The results of an arm. Comparisons with the baseline are None for the baseline itself.
 
     A cut arm was not run: it is computed from the baseline's thinking, cut short.
@@ -116,7 +116,7 @@ class ReportArm(StrictModel):
     per_tier: dict[str, GroupMeans] = Field(default_factory=dict)
 
 
-class BudgetPoint(StrictModel):
+class BudgetPoint(ExactModel):
     """The baseline under a fixed budget of thinking tokens."""
 
     budget: Count
@@ -124,7 +124,7 @@ class BudgetPoint(StrictModel):
     total: Mean
 
 
-class CostFrontier(StrictModel):
+class CostFrontier(ExactModel):
     """The lowest cost-of-pass of each question, in USD, and the share of questions on which each arm has it."""
 
     usd: Mean
@@ -135,7 +135,7 @@ class CostFrontier(StrictModel):
     cheapest: dict[str, Share]
 
 
-class ResamplingCeiling(StrictModel):
+class ResamplingCeiling(ExactModel):
     """The most that sampling until a trial answer is confident can reach, and the attempts that pay by penalty."""
 
     confidence: Share
@@ -146,7 +146,7 @@ class ResamplingCeiling(StrictModel):
     attempts: dict[str, Count | None]
 
 
-class CurveAreas(StrictModel):
+class CurveAreas(ExactModel):
     """Mean accuracy over the logarithm of tokens, between two token counts."""
 
     fixed_budget: Share = Field(alias="fixed budget")
@@ -155,7 +155,7 @@ class CurveAreas(StrictModel):
     end: Mean = Field(alias="to")
 
 
-class CalibrationSummary(StrictModel):
+class CalibrationSummary(ExactModel):
     """Confidence of trial answers during thinking, compared with their accuracy."""
 
     n: Count
@@ -164,7 +164,7 @@ class CalibrationSummary(StrictModel):
     bins: tuple[CalibrationBin, ...]
 
 
-class AnswerComparison(StrictModel):
+class AnswerComparison(ExactModel):
     """How answers were compared, and how often that failed."""
 
     method: str
@@ -174,7 +174,7 @@ class AnswerComparison(StrictModel):
     crashes: Count = 0
 
 
-class BenchmarkResult(StrictModel):
+class BenchmarkResult(ExactModel):
     """A result file."""
 
     tersely: str
