@@ -1,4 +1,4 @@
-"""Loading and saving probes in folders."""
+"""Loading and saving probes, in folders and on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .artifact import KINDS, Artifact, ArtifactError, load, require_fingerprint, save
+from .artifact import ABOUT, KINDS, NUMBERS, Artifact, ArtifactError, load, require_fingerprint, save
 from .drift import KnownQuestions, Region
 from .network import ArrayRecord, Network
 from .risk_control import Certificate
@@ -180,3 +180,59 @@ def _name_arrays(**records: ArrayRecord | None) -> dict[str, Any]:
 def _read_known(artifact: Artifact) -> KnownQuestions | None:
     arrays = _select_arrays(artifact, "known.")
     return KnownQuestions(**arrays) if arrays else None
+
+
+def push_to_hub(
+    folder: Path | str,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Check a saved probe, upload it, and return the address of the commit; raises ArtifactError."""
+    from huggingface_hub import HfApi
+
+    load(folder)
+    api = HfApi(token=token)
+    with _translate_errors(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[NUMBERS, ABOUT],
+            revision=revision,
+            commit_message="Upload a tersely probe",
+        )
+    return str(commit)
+
+
+def from_pretrained(
+    name_or_path: Path | str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    fingerprint: str | None = None,
+    layer: int | None = None,
+) -> Artifact:
+    """Load a probe from a folder or from the hub; raises ArtifactError, as `load` does."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with _translate_errors(str(name_or_path)):
+            folder = Path(
+                snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=[NUMBERS, ABOUT])
+            )
+    return load(folder, fingerprint=fingerprint, layer=layer)
+
+
+@contextmanager
+def _translate_errors(name: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{name!r} is not a folder, and the hub answered: {reason}", code="hub_error") from None
