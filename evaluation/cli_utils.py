@@ -17,7 +17,7 @@ import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import OptionError, unknown
+from ..errors import OptionError, check_known
 from ..io import CheckpointLog
 
 T = TypeVar("T", str, int, float)
@@ -25,20 +25,17 @@ Options = TypeVar("Options")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
 Tasks = Annotated[
-    str, typer.Option("--tasks", help="Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer}.")
+    str, typer.Option(help="Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer}.")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed for drawing questions and for sampling.")]
-Probes = Annotated[
-    str | None, typer.Option("--probes", help="Folder of `tersely calibrate`, instead of the pretrained probes.")
-]
-Price = Annotated[str | None, typer.Option("--price", help="The model's price: a name in the price table.")]
-Engine = Annotated[str, typer.Option("--engine", help="Engine: transformers, or the faster vllm.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded at a time.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed for drawing questions and for sampling.")]
+Probes = Annotated[str | None, typer.Option(help="Folder of `tersely calibrate`, instead of the pretrained probes.")]
+Price = Annotated[str | None, typer.Option(help="The model's price: a name in the price table.")]
+Engine = Annotated[str, typer.Option(help="Engine: transformers, or the faster vllm.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per generation.")]
+MaxNewTokens = Annotated[int, typer.Option(min=2, help="Maximum new tokens per generation.")]
 MarkerPair = Annotated[
-    str | None,
-    typer.Option("--markers", metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; else found."),
+    str | None, typer.Option(metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; else found.")
 ]
 ThinkPrompt = Annotated[bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")]
 
@@ -51,8 +48,7 @@ def check_margin(margin: float | None) -> float | None:
 
 
 Margin = Annotated[
-    float,
-    typer.Option("--margin", callback=check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point."),
+    float, typer.Option(callback=check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")
 ]
 
 
@@ -87,9 +83,8 @@ def parse_list(option: str, text: str, kind: Callable[[str], T], accepted: Seque
         raise OptionError(f"{option} is {text!r}; accepted: numbers separated by commas") from None
     if len(set(values)) < len(values):
         raise OptionError(f"{option} {text!r} repeats a value; accepted: each at most once", code="repeated_value")
-    for value in values:
-        if accepted and value not in accepted:
-            raise unknown(f"value of {option}", str(value), map(str, accepted))
+    if accepted:
+        check_known(f"value of {option}", values, accepted)
     return values
 
 

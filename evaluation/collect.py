@@ -39,13 +39,11 @@ DIFFADAPT_ROLLOUTS = 10
 class CollectOptions:
     """The options of `tersely collect`."""
 
-    out: Annotated[
-        Path, typer.Option("--out", help="Output folder; resumes, or adds questions up to a larger --limit.")
-    ]
+    out: Annotated[Path, typer.Option(help="Output folder; resumes, or adds questions up to a larger --limit.")]
     model: cli.Model = "tersely-tiny-large"
     tasks: cli.Tasks = "tiny"
-    split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit"
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = ENOUGH
+    split: Annotated[str, typer.Option(help="Split to draw from: fit, calibrate or test.")] = "fit"
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum questions per task.")] = ENOUGH
     seed: cli.Seed = 0
     tiers: Annotated[
         str | None, typer.Option(help="Efforts to sample at, comma-separated; default: none,easy,normal,hard.")
@@ -54,14 +52,17 @@ class CollectOptions:
         str, typer.Option(help="What the efforts mean; diffadapt: its prompts, temperatures and caps, without none.")
     ] = "tiers"
     rollouts: Annotated[
-        int | None,
-        typer.Option("--rollouts", min=1, help="Rollouts per question and effort; default: 1, for diffadapt 10."),
+        int | None, typer.Option(min=1, help="Rollouts per question and effort; default: 1, for diffadapt 10.")
     ] = None
     layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1"
     batch_size: cli.BatchSize = 32
     max_new_tokens: cli.MaxNewTokens = 2048
     markers: cli.MarkerPair = None
     think_prompt: cli.ThinkPrompt = False
+
+    def __post_init__(self) -> None:
+        check_known("strategy", self.strategy, STRATEGIES)
+        cli.parse_list("--layers", self.layers, int)
 
     def plan(self, session: Session) -> dict[str, Any]:
         """What decides a collection; for its folder, None is the same as nothing."""
@@ -72,7 +73,7 @@ class CollectOptions:
             "strategy": None if self.strategy == "tiers" else self.strategy,
             "tiers": self.efforts,
             "rollouts": self.samples,
-            "layers": cli.parse_list("--layers", self.layers, int),
+            "layers": self.hidden_layers,
             "features": FEATURES,
             "fingerprint": session.engine.fingerprint(),
             "closing": len(session.codec.encode(markers.close + markers.close_suffix + markers.answer_prefix)),
@@ -83,6 +84,11 @@ class CollectOptions:
         """The tiers to sample in; those of DiffAdapt all think."""
         default = ",".join(EFFORTS[self.strategy == DIFFADAPT : -1])
         return cli.parse_list("--tiers", self.tiers or default, str, EFFORTS[:-1])
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The layers whose states are stored."""
+        return cli.parse_list("--layers", self.layers, int)
 
     @property
     def samples(self) -> int:
@@ -99,9 +105,7 @@ def collect(options: CollectOptions) -> None:
     """
     from ..controller.engines.transformers.engine import load_engine
 
-    check_known("strategy", options.strategy, STRATEGIES)
     seed, split, per_question = options.seed, options.split, len(options.efforts) * options.samples
-    layers = cli.parse_list("--layers", options.layers, int)
     names = cli.parse_list("--tasks", options.tasks, str)
     questions = load_all(names, split, options.limit, seed)
     markers = resolve_markers(options.markers)
@@ -117,16 +121,7 @@ def collect(options: CollectOptions) -> None:
     groups = list_batches([*earlier, questions], options.batch_size)
     trial_tokens = 0
     with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
-        collector = Collector(
-            session,
-            checker,
-            tiers=options.efforts,
-            rollouts=options.samples,
-            layers=layers,
-            max_new_tokens=options.max_new_tokens,
-            seed=seed,
-            strategy=options.strategy,
-        )
+        collector = Collector(session, checker, options)
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
         for number in Random(seed).sample(range(len(groups)), len(groups)):
             rows = groups[number]
@@ -152,30 +147,26 @@ def list_batches(drawn: Sequence[Sequence[Question]], batch_size: int) -> list[l
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """Collects on one session; the columns hold `tiers` by their index."""
+    """Collects on one session; the columns hold tiers by their index in `options.efforts`."""
 
     session: Session
     checker: AnswerChecker
-    tiers: Sequence[str]
-    rollouts: int
-    layers: tuple[int, ...]
-    max_new_tokens: int
-    seed: int
-    strategy: str = "tiers"
+    options: CollectOptions
 
     def collect_batch(
         self, number: int, questions: Sequence[Question], advance: Callable[[int], None]
     ) -> tuple[dict[str, Array], dict[str, list[str]]]:
         """Columns and texts of one batch; `advance` is called with the number of finished rollouts."""
         rollouts, boundaries = RecordRows("rollouts"), RecordRows("boundaries")
-        states: dict[int, list[State]] = {layer: [] for layer in self.layers}
-        for tier_index, tier in enumerate(self.tiers):
-            for rollout in range(self.rollouts):
-                seed = batch_seed(self.seed, tier, rollout, number)
+        options, layers = self.options, self.options.hidden_layers
+        states: dict[int, list[State]] = {layer: [] for layer in layers}
+        for tier_index, tier in enumerate(options.efforts):
+            for rollout in range(options.samples):
+                seed = batch_seed(options.seed, tier, rollout, number)
                 for index, (result, thoughts) in enumerate(self._answer(questions, tier, seed)):
                     question, rollout_row = questions[index], len(rollouts)
                     final = normalize_answer(extract_answer(result.answer))
-                    right = self._grade(question, result.answer)
+                    right = int(self.checker.grade(question, result.answer).equal)
                     entropy, finished = mean_entropy(result.signals), result.finish_reason == "stop"
                     tokens = result.usage.thinking, result.usage.answer
                     rollouts.add(index, tier_index, rollout, right, *tokens, entropy, finished)
@@ -183,11 +174,11 @@ class Collector:
                     for thought in thoughts:
                         labels = self._label(question, thought, right, final, answer_ids)
                         boundaries.add(rollout_row, thought.end, thought.features, *labels)
-                        for layer in self.layers:
+                        for layer in layers:
                             states[layer].append(thought.states[layer])
                 advance(len(questions))
         columns = {**self._question_columns(questions), **rollouts.columns(), **boundaries.columns()}
-        for layer in self.layers:
+        for layer in layers:
             width = columns[f"questions.state.{layer}"].shape[1]
             columns[f"boundaries.state.{layer}"] = np.array(states[layer], dtype=np.float32).reshape(-1, width)
         texts = {
@@ -206,9 +197,10 @@ class Collector:
             rows.append([])
             return rows[-1].append
 
-        plain = GenerationOptions(effort=tier, max_new_tokens=self.max_new_tokens, strategy=self.strategy)
-        caps = () if self.strategy == "tiers" else (make_policy("budget"),)
-        policies = (*caps, PassiveRecorder(start_row, self.layers)) if tier != "none" else ()
+        length, strategy = self.options.max_new_tokens, self.options.strategy
+        plain = GenerationOptions(effort=tier, max_new_tokens=length, strategy=strategy)
+        caps = () if strategy == "tiers" else (make_policy("budget"),)
+        policies = (*caps, PassiveRecorder(start_row, self.options.hidden_layers)) if tier != "none" else ()
         options = replace(with_seed(plain, seed), policies=policies, signals=True)
         results = self.session.run([question.problem for question in questions], options)
         return list(zip(results, rows or [[] for _ in results], strict=True))
@@ -218,7 +210,7 @@ class Collector:
         prefixes = [self._shared_prefix(question.problem) for question in questions]
         states = {
             f"questions.state.{layer}": np.stack(self.session.engine.hidden_states(prefixes, layer))
-            for layer in self.layers
+            for layer in self.options.hidden_layers
         }
         level = np.array([UNKNOWN if q.level is None else q.level for q in questions], dtype=np.int64)
         words = np.array([len(q.problem.split()) for q in questions], dtype=np.int32)
@@ -227,13 +219,10 @@ class Collector:
     def _shared_prefix(self, problem: str) -> tuple[int, ...]:
         """The token ids with which the prompts of all tiers start."""
         session, renderings = self.session, {}
-        for tier in self.tiers:
-            budget = fit_budget(tier, self.max_new_tokens, strategy=self.strategy)
+        for tier in self.options.efforts:
+            budget = fit_budget(tier, self.options.max_new_tokens, strategy=self.options.strategy)
             renderings[tier] = render(session.engine.tokenizer, problem, budget, session.markers)
         return find_prefix(session.codec, problem, renderings)
-
-    def _grade(self, question: Question, answer: str) -> int:
-        return int(self.checker.grade(question, answer).equal)
 
     def _label(
         self, question: Question, thought: ThoughtRecord, right: int, final: str, answer_ids: AnswerIds
@@ -244,6 +233,6 @@ class Collector:
             return right, 1, stated, UNKNOWN, 0.0, 0
         sampled = thought.trial.sampled or ""
         same = normalize_answer(extract_answer(sampled)) == final
-        right_now = right if same else self._grade(question, sampled)
+        right_now = right if same else int(self.checker.grade(question, sampled).equal)
         greedy = answer_ids.get(thought.trial.answer)
         return right_now, int(same), stated, greedy, thought.trial.confidence, thought.trial.tokens

@@ -128,15 +128,15 @@ def mcnemar(differences: ArrayLike) -> float:
     return float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
 
 
-def wilson(rate: float, n: float, level: float = LEVEL) -> Interval:
+def wilson(rate: float, n: float) -> Interval:
     """A rate over `n` questions, each asked once, with Wilson's interval; both may be fractional."""
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
+def rate_interval(rights: ArrayLike) -> Interval:
     """The mean of right (1) and wrong (0) with Wilson's interval; [questions] or [questions, rollouts].
 
     With rollouts, `n` is the effective sample size (Korn and Graubard, Survey Methodology 1998): between the number of
@@ -145,19 +145,19 @@ def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
     answers, means = np.asarray(rights, np.float64), question_means(rights)
     rate, variance = float(means.mean()), float(means.var())
     if variance == 0:
-        return wilson(rate, len(means), level)
+        return wilson(rate, len(means))
     effective = len(means) * rate * (1 - rate) / variance
-    return wilson(rate, min(effective, answers.size), level)
+    return wilson(rate, min(effective, answers.size))
 
 
-def needed_questions(deviation: float, distance: float, level: float = LEVEL, power: float = 0.8) -> int | None:
-    """Number of questions at which the interval excludes a threshold, with this power; None at a distance of 0.
+def needed_questions(deviation: float, distance: float) -> int | None:
+    """Number of questions at which the interval excludes a threshold, with a power of 80 %; None at a distance of 0.
 
     `deviation` is that of the per-question differences, `distance` that of their mean from the threshold.
     """
     if distance <= 0:
         return None
-    z = float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power))
+    z = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(0.8))
     return max(2, math.ceil((z * deviation / distance) ** 2))
 
 
@@ -166,14 +166,14 @@ def smoothed_deviation(differences: ArrayLike) -> float:
     return float(np.concatenate([question_means(differences), [1.0, -1.0]]).std())
 
 
-def reliability(confidences: Sequence[float], correct: Sequence[bool], bins: int = 10) -> dict[str, Any]:
-    """Calibration of stated confidences: `n`, `ece`, `auroc` and the non-empty `bins` (equal width).
+def reliability(confidences: Sequence[float], correct: Sequence[bool]) -> dict[str, Any]:
+    """Calibration of stated confidences: `n`, `ece`, `auroc` and the non-empty ones of ten `bins` of equal width.
 
     The expected calibration error (Naeini et al. 2015) is the mean distance between a bin's confidence and its
     accuracy, weighted by its size. AUROC is None if all answers are right or all are wrong.
     """
     stated, right = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
-    cells = calibration_bins(right, stated, bins, equal_width=True)
+    cells = calibration_bins(right, stated, equal_width=True)
     area = auroc(right > 0, stated)
     return {
         "n": len(stated),
@@ -215,7 +215,6 @@ def iso_saving(
     our_tokens: Array,
     our_right: Array,
     *,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def iso_saving(
         return {"iso_saving": None, "iso_saving_ci": None}
     least, _ = _savings(table.mean(axis=0)[None], k)
     resampled_least, resampled_most = _savings(resampled_means(table, resamples, seed), k)
-    ends = percentile_ends(len(table), level)
+    ends = percentile_ends(len(table))
     low = np.quantile(resampled_least, ends[0], method="inverted_cdf")  # values may be infinite, so no interpolation
     high = np.quantile(resampled_most, ends[1], method="inverted_cdf")
     saving = float(least[0])

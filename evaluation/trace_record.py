@@ -11,27 +11,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import Decision, GenerationResult, Span, Usage
 from ..errors import TerselyError
 from ..io import append_line, check_writable
-from ..validation import FrozenModel, format_validation_error, read_lines
+from ..validation import ExactModel, format_validation_error, read_lines
 
 VERSION: Literal[1] = 1
 SegmentKind = Literal["kept", "forced", "trimmed", "delegated"]
 _KINDS: Mapping[str, SegmentKind] = {"sampled": "kept", "forced": "forced", "delegated": "delegated"}
 
 
-class RecordModel(FrozenModel):
-    """A part of a record; it converts nothing."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class SegmentView(RecordModel):
+class SegmentView(ExactModel):
     """A run of text of one kind. Trimmed text was sampled and then removed, so it is not part of the output."""
 
     kind: SegmentKind
@@ -39,14 +33,14 @@ class SegmentView(RecordModel):
     thinking: bool
 
 
-class TokenView(RecordModel):
+class TokenView(ExactModel):
     """One output token, with its entropy in nats; empty if the next ones complete its character."""
 
     text: str
     entropy: float | None = None
 
 
-class RunView(RecordModel):
+class RunView(ExactModel):
     """One run of a prompt. If `tokens` are given, they spell the output, and positions of decisions count them."""
 
     answer: str
@@ -71,7 +65,7 @@ class RunView(RecordModel):
         return self
 
 
-class RequestInfo(RecordModel):
+class RequestInfo(ExactModel):
     """The question, and the right answer if it is known."""
 
     version: Literal[1]

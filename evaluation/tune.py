@@ -19,6 +19,7 @@ import numpy as np
 import typer
 
 from ..controller.options import GenerationOptions, TunedConfig
+from ..controller.probe_registry import ProbeError
 from ..controller.types import Capability
 from ..errors import OptionError, check_known
 from ..io import CheckpointLog, check_writable
@@ -286,8 +287,6 @@ def _load_parts(options: TuneOptions) -> dict[str, Sequence[Question]]:
 
 def _has_probes(runner: SessionRunner, common: GenerationOptions) -> bool:
     """Whether policies with probes work on this model and engine."""
-    from ..controller.probe_registry import ProbeError
-
     session = runner.session
     if not {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES} <= session.engine.capabilities:
         return False

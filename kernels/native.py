@@ -13,11 +13,20 @@ from pathlib import Path
 
 import torch
 
-from ..errors import unknown
+from ..errors import check_known
 
 ABI = 3  # the version that `tersely_abi` in csrc/native.c must return; a library of another version is not used
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes that operations accept, with their numbers in csrc/numbers.h."""
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64}
+_ARGUMENTS = {
+    "tersely_signals": "pilllpli",
+    "tersely_planes_pack": "pllllpl",
+    "tersely_planes_rows": "pllpllllplli",
+    "tersely_lut_tables": "plllpl",
+    "tersely_lut_tiles": "plplllplli",
+}
+"""The types of the arguments of C functions, see `_TYPES`."""
 _MIN_ELEMENTS = 1 << 19  # elements per thread; fewer are not worth waking another thread for
 
 
@@ -25,8 +34,7 @@ _MIN_ELEMENTS = 1 << 19  # elements per thread; fewer are not worth waking anoth
 def torch_only() -> bool:
     """Whether TERSELY_KERNELS=torch turns compiled operations off; raises OptionError unless it is that or `auto`."""
     value = os.environ.get("TERSELY_KERNELS") or "auto"
-    if value not in ("auto", "torch"):
-        raise unknown("TERSELY_KERNELS", value, ("auto", "torch"))
+    check_known("TERSELY_KERNELS", value, ("auto", "torch"))
     return value == "torch"
 
 
@@ -39,7 +47,11 @@ def library() -> ctypes.CDLL | None:
     path = next((path for path in candidates if path.exists()), None)
     try:
         loaded = ctypes.CDLL(str(path)) if path else None
-        return loaded if loaded and loaded.tersely_abi() == ABI else None
+        if not loaded or loaded.tersely_abi() != ABI:
+            return None
+        for name, types in _ARGUMENTS.items():
+            getattr(loaded, name).argtypes = [_TYPES[one] for one in types]
+        return loaded
     except (OSError, AttributeError):  # built for another machine, or not our library
         return None
 

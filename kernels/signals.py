@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,24 +99,14 @@ def in_c(logits: Tensor, level: int | None = None) -> Tensor:
         logits = logits.contiguous()
     rows, columns = logits.shape
     stride, kind = logits.stride(0), KINDS[logits.dtype]
-    function, best = _native()
-    level = best if level is None else level
+    native = library()
+    assert native, "in_c needs the native library"
+    level = native.tersely_level() if level is None else level
     out = torch.empty(4, rows)
 
     def work(start: int, stop: int) -> None:
         source = logits.data_ptr() + start * stride * logits.element_size()
-        function(source, kind, stop - start, columns, stride, out.data_ptr() + 4 * start, rows, level)
+        native.tersely_signals(source, kind, stop - start, columns, stride, out.data_ptr() + 4 * start, rows, level)
 
     share_rows(work, rows, columns)
     return out
-
-
-@cache
-def _native() -> tuple[Any, int]:
-    """The function in the library, and the best level of this machine."""
-    native = library()
-    assert native, "in_c needs the native library"
-    function = native.tersely_signals
-    function.argtypes = (c_void_p, c_int, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int)
-    function.restype = None
-    return function, native.tersely_level()

@@ -16,6 +16,9 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as decode_arrays
+from safetensors.numpy import save as encode_arrays
 
 from ..errors import OptionError, TerselyError
 from ..io import make_folder, write
@@ -68,9 +71,6 @@ class StoredValue(ABC):
     @classmethod
     def read(cls, folder: Path | str, fingerprint: str | None, model: str = "this model") -> Self:
         """Read a value of the model with this fingerprint (None: any), called `model`; raises ArtifactError."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load as decode_arrays
-
         folder = Path(folder)
         facts, content = _read_facts(cls, folder / ABOUT), _read_file(folder / NUMBERS)
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
@@ -117,9 +117,7 @@ class StoredValue(ABC):
 
 
 def _encode_arrays(value: StoredValue) -> bytes:
-    from safetensors.numpy import save as encode
-
-    return encode(dict(value.stored_arrays))
+    return encode_arrays(dict(value.stored_arrays))
 
 
 def save(value: StoredValue, folder: Path | str) -> None:

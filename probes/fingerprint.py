@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..errors import ModelError
 
 if TYPE_CHECKING:
@@ -47,8 +49,6 @@ def checkpoint_fingerprint(folder: Path | str) -> str:
     Where loading renames, fuses or drops tensors, it is another value than `fingerprint`, so that a probe is refused
     rather than misused. Raises ModelError if the files are missing or unreadable.
     """
-    from safetensors import SafetensorError, safe_open
-
     folder, parts = Path(folder), []
     try:
         for file in _list_files(folder):

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from ..errors import TerselyError
 from ..io import make_folder, write
@@ -147,8 +149,6 @@ class RecordStore:
 
     def put(self, number: int, columns: Mapping[str, Array], texts: Mapping[str, Sequence[str]]) -> None:
         """Write a part completely or not at all."""
-        from safetensors.numpy import save
-
         missing = set(column_names(self.plan["layers"])) ^ set(columns)
         if missing:
             raise ValueError(f"columns are missing or not in the plan: {sorted(missing)}")
@@ -194,8 +194,6 @@ def read_records(folder: Path) -> RecordTable:
 
 
 def _read_part(path: Path, names: Sequence[str]) -> tuple[dict[str, Array], dict[str, list[str]]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}

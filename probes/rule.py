@@ -5,7 +5,7 @@ Evidence is taken in order of its cost, in the same way live and on recorded dat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -93,14 +93,6 @@ class GrowingFeatures:
             self._largest if self._answer is None else self._least[self._answer],
         )
         return np.array(values, dtype=np.float32)
-
-
-def features(thoughts: Iterable[ThoughtReading]) -> NDArray[np.float32]:
-    """The features at the end of the last of these thoughts; see `GrowingFeatures.values`."""
-    growing = GrowingFeatures()
-    for thought in thoughts:
-        growing.add(thought)
-    return growing.values()
 
 
 TRIAL_FEATURES = (

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+BINS = 10  # of confidence
 
 
 def binomial_upper_bound(events: float, n: int, delta: float) -> float:
@@ -49,17 +50,15 @@ class CalibrationBin:
     n: int
 
 
-def calibration_bins(
-    labels: ArrayLike, confidences: ArrayLike, bins: int = 10, *, equal_width: bool = False
-) -> list[CalibrationBin]:
-    """Group predictions by confidence into bins of equal size, or of equal width from 0 to 1; skips empty bins."""
+def calibration_bins(labels: ArrayLike, confidences: ArrayLike, *, equal_width: bool = False) -> list[CalibrationBin]:
+    """Group predictions by confidence into ten bins of equal size, or of equal width from 0 to 1; skips empty bins."""
     right, stated = np.asarray(labels, np.float64), np.asarray(confidences, np.float64)
     if equal_width:
-        numbers = np.minimum((stated * bins).astype(int), bins - 1)
+        numbers = np.minimum((stated * BINS).astype(int), BINS - 1)
         groups = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
     else:
         order = np.argsort(stated, kind="stable")
-        groups = [group for group in np.array_split(order, bins) if len(group)]
+        groups = [group for group in np.array_split(order, BINS) if len(group)]
     return [CalibrationBin(float(stated[g].mean()), float(right[g].mean()), len(g)) for g in groups]
 
 

@@ -67,11 +67,11 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     return f"{hint}accepted: {', '.join(names)}"
 
 
-def check_known(what: str, names: str | Iterable[str], known: Collection[str]) -> None:
-    """Raise OptionError for a name, or the first of several, that is not among the known ones."""
-    for name in (names,) if isinstance(names, str) else names:
+def check_known(what: str, names: str | float | Iterable[str | float], known: Collection[str | float]) -> None:
+    """Raise OptionError for a name or number, or the first of several, that is not among the known ones."""
+    for name in (names,) if isinstance(names, str | int | float) else names:
         if name not in known:
-            raise unknown(what, name, known)
+            raise unknown(what, str(name), map(str, known))
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> OptionError:

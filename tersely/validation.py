@@ -18,6 +18,12 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class ExactModel(FrozenModel):
+    """A frozen model that converts nothing, so a number in quotes is refused."""
+
+    model_config = ConfigDict(strict=True)
+
+
 Model = TypeVar("Model", bound=BaseModel)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _PLAIN = {"tuple_type": "a list", "model_type": "an object", "mapping_type": "an object", "path_type": "a path"}

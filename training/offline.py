@@ -196,7 +196,7 @@ def build_dpo_trainer(
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return kind(
         model=model,
-        args=DPOConfig(**arguments, max_length=None, beta=beta),
+        args=DPOConfig(**arguments, max_length=None, beta=beta, remove_unused_columns=False),
         train_dataset=Dataset.from_list(list(examples)),
         processing_class=tokenizer,
         data_collator=kind.collator(pad_token_id=padding),

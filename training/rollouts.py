@@ -72,8 +72,8 @@ def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list
 class GroupRollouts:
     """A `rollout_func` of TRL: called with prompts, each repeated once per completion; their tiers are inputs."""
 
-    def __init__(self, sampler: RolloutSampler, plan: Sequence[str], seed: int) -> None:
-        """`plan` has the start modes of a group; first tokens of forced completions count in the loss."""
+    def __init__(self, sampler: RolloutSampler, seed: int, plan: Sequence[str] = (FREE,)) -> None:
+        """`plan` has the start modes of a group, in turn; first tokens of forced completions count in the loss."""
         self.sampler, self.plan, self.seed = sampler, tuple(plan), seed
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:

@@ -190,11 +190,6 @@ class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
     """DPO on token ids, since retokenizing could give others, for words in unusual pieces or where a prompt ends."""
 
     collator: ClassVar[type[TokenCollator]] = TokenCollator
-    extra_columns: ClassVar[tuple[str, ...]] = ("loss_mask",)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self.extra_columns if name not in self._signature_columns]

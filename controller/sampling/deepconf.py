@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import OptionError
+from ...errors import OptionError, check_known
 from ..types import Capability
 from .rules import ROOT, Branch, VoteState, tally
 
@@ -67,8 +67,7 @@ class DeepConfOffline:
     window: int = WINDOW
 
     def start_vote(self, k: int) -> VoteState:
-        if self.measure not in get_args(Measure):
-            raise OptionError(f"measure is {self.measure!r}; accepted: {', '.join(get_args(Measure))}")
+        check_known("measure", self.measure, get_args(Measure))
         _check(self.keep, self.window)
         return _ConfidenceVote(k, self.measure, self.keep, self.window)
 

@@ -89,16 +89,16 @@ def ceiling(kinds: Sequence[ProblemClass], verifier: VerifierRates) -> float:
     )
 
 
-def estimate_rates(passed: Sequence[bool], right: Sequence[bool], fewest: int = FEWEST) -> VerifierRates:
+def estimate_rates(passed: Sequence[bool], right: Sequence[bool]) -> VerifierRates:
     """Estimate a verifier's rates from graded answers.
 
-    Raises OptionError (code `too_few_answers`) unless `fewest` of them are right and as many are wrong.
+    Raises OptionError (code `too_few_answers`) unless ten of them are right and as many are wrong.
     """
     verdicts = {truth: [p for p, r in zip(passed, right, strict=True) if bool(r) is truth] for truth in (True, False)}
     missing = [
-        f"{fewest - len(found)} more {'right' if truth else 'wrong'} ones"
+        f"{FEWEST - len(found)} more {'right' if truth else 'wrong'} ones"
         for truth, found in verdicts.items()
-        if len(found) < fewest
+        if len(found) < FEWEST
     ]
     if missing:
         raise OptionError(

@@ -21,21 +21,21 @@ class AgentOptions:
     """The options of `tersely agents`."""
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder; with --url, its served name.")]
-    url: Annotated[str | None, typer.Option("--url", help="Use an OpenAI-compatible endpoint.")] = None
+    url: Annotated[str | None, typer.Option(help="Use an OpenAI-compatible endpoint.")] = None
     arms: Annotated[str, typer.Option(help="Arms to compare, the baseline first; MODE or MODE+PRESET.")] = (
         "always-think,agentic"
     )
     kinds: Annotated[str | None, typer.Option(help="Kinds of tasks, comma-separated; by default all.")] = None
-    split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test"
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of tasks.")] = 100
+    split: Annotated[str, typer.Option(help="Split of the tasks: fit, calibrate or test.")] = "test"
+    limit: Annotated[int, typer.Option(min=1, help="Number of tasks.")] = 100
     seed: cli.Seed = 0
     router: Annotated[Path | None, typer.Option(help="Folder of a router; by default the pretrained one.")] = None
     router_out: Annotated[Path | None, typer.Option(help="Folder for a router trained on these episodes.")] = None
-    preset: Annotated[str, typer.Option("--preset", help="Preset of arms that name none; not with --url.")] = "off"
+    preset: Annotated[str, typer.Option(help="Preset of arms that name none; not with --url.")] = "off"
     max_new_tokens: cli.MaxNewTokens = 2048
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Maximum graph steps per episode.")] = 60
+    steps: Annotated[int, typer.Option(min=2, help="Maximum graph steps per episode.")] = 60
     price: cli.Price = None
-    system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None
+    system: Annotated[str | None, typer.Option(help="System prompt; '' for none.")] = None
     out: Annotated[Path | None, typer.Option(help="JSON file for the report; an interrupted run resumes.")] = None
     keep: Annotated[
         Path | None, typer.Option(help="JSONL file for efficient trajectories, which TRL's SFT trainer reads.")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.errors import GraphRecursionError
+from langgraph.graph.state import CompiledStateGraph
 
 from ...controller.integrations.langchain.budget_middleware import count_tokens
 from ...controller.integrations.langchain.messages import as_prompt
@@ -47,18 +48,9 @@ class Episode:
     messages: Sequence[Mapping[str, Any]] = ()  # as for a chat template, without the system prompt
 
 
-class Agent(Protocol):
-    """What LangChain's `create_agent` returns, as far as it is used here."""
-
-    def stream(self, inputs: Any, config: Any, *, stream_mode: str) -> Iterator[dict[str, Any]]:
-        """Run on the messages of `inputs`; yields the state after each step."""
-
-
-def run_episode(
-    task: Task, agent: Agent, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
-) -> Episode:
+def run_episode(task: Task, agent: CompiledStateGraph, recursion_limit: int = 50) -> Episode:
     """Run an agent of LangChain's `create_agent` on a task; raises the model's errors, as they are not a result."""
-    started = clock()
+    started = perf_counter()
     state: dict[str, Any] = {}
     error = None
     try:
@@ -67,7 +59,7 @@ def run_episode(
             state = values
     except GraphRecursionError:
         error = f"not finished after {recursion_limit} graph steps"
-    return judge_episode(task, state.get("messages", []), clock() - started, state.get("tersely_mode"), error)
+    return judge_episode(task, state.get("messages", []), perf_counter() - started, state.get("tersely_mode"), error)
 
 
 def judge_episode(

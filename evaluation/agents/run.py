@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
+from langgraph.graph.state import CompiledStateGraph
 
 from ...controller.integrations.langchain.chat_model import ChatTersely
 from ...controller.integrations.langchain.middleware import (
@@ -23,13 +24,13 @@ from ...controller.integrations.langchain.middleware import (
 from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_states
 from ...controller.policies import make_policies
 from ...controller.session import Session
-from ...errors import OptionError, unknown
+from ...errors import OptionError, check_known
 from ...io import CheckpointLog
 from ...probes.artifact import Artifact
 from ...probes.estimator import ProbeClassifier
 from ...probes.io import MODE
 from ...probes.tier_selector import label_tiers
-from .episodes import Agent, Episode, run_episode
+from .episodes import Episode, run_episode
 from .tasks import FORM, Task
 from .tools import langchain_tools
 
@@ -44,8 +45,7 @@ _ALL_HARD = {"plan": "hard", "result": "hard", "error": "hard", "answer": "hard"
 def parse_arm(arm: str) -> tuple[str, str | None]:
     """Split an arm into its mode and its preset, if it names one; raises OptionError for unknown ones."""
     mode, plus, preset = arm.partition("+")
-    if mode not in ARMS:
-        raise unknown("arm", mode, ARMS)
+    check_known("arm", mode, ARMS)
     if plus:
         make_policies(preset)
     return mode, preset if plus else None
@@ -53,7 +53,7 @@ def parse_arm(arm: str) -> tuple[str, str | None]:
 
 def make_agents(
     arm: str, model: BaseChatModel, router: Router | None = None, system: str | None = FORM
-) -> Callable[[Task], Agent]:
+) -> Callable[[Task], CompiledStateGraph]:
     """A function that makes an arm's agent for a task, with the tools of the task's world.
 
     `always-think` has tools and thinks hard at every step; `agentic` thinks hard when planning and little after
@@ -74,15 +74,13 @@ def make_agents(
             )
         model = model.model_copy(update={"preset": preset})
 
-    def make_agent(task: Task) -> Agent:
+    def make_agent(task: Task) -> CompiledStateGraph:
         middleware = [
             SafetyMiddleware(),
             BudgetMiddleware(repeats=MAX_REPEATS),
             *([EffortMiddleware(_ALL_HARD)] if mode == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
         ]
-        tools = langchain_tools(task.world)
-        agent: Agent = create_agent(model, tools, middleware=middleware, system_prompt=system)
-        return agent
+        return create_agent(model, langchain_tools(task.world), middleware=middleware, system_prompt=system)
 
     return make_agent
 
@@ -105,7 +103,7 @@ def run_all(
         episodes[arm] = []
         for task in tasks:
 
-            def run(task: Task = task, make_agent: Callable[[Task], Agent] = make_agent) -> dict[str, Any]:
+            def run(task: Task = task, make_agent: Callable[[Task], CompiledStateGraph] = make_agent) -> dict[str, Any]:
                 return asdict(run_episode(task, make_agent(task), recursion_limit))
 
             episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", run)))

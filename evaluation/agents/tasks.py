@@ -13,7 +13,7 @@ from itertools import count
 from random import Random
 
 from ...controller.text.answers import extract_boxed, normalize_answer
-from ...errors import unknown
+from ...errors import check_known
 from ...models import NAMES
 from ..tasks.toy_problems import SPLITS, get_split, stream
 from .tools import World, build_world
@@ -108,10 +108,8 @@ def draw_tasks(split: str, seed: int, limit: int, kinds: Sequence[str] = KINDS) 
 
 def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Task]:
     """Endless tasks in disjoint splits, cycling through the kinds; raises OptionError for an unknown split or kind."""
-    for what, names, accepted in (("split", [split], SPLITS), ("kind of task", kinds, KINDS)):
-        for name in names:
-            if name not in accepted:
-                raise unknown(what, name, accepted)
+    check_known("split", split, SPLITS)
+    check_known("kind of task", kinds, KINDS)
     problems = {"instant": stream(split, seed, (1,)), "reasoning": stream(split, seed, (3, 4, 5, 6))}
     for number in count():
         kind, name = kinds[number % len(kinds)], f"{split}-{seed}-{number}"

@@ -18,10 +18,9 @@ from ...io import render_text
 from ...probes.stats import binomial_lower_bound, binomial_upper_bound
 from .. import stats
 from ..cli_utils import format_interval, format_table
-from ..markers import compare_markers, format_markers
 from ..stats import Array, Interval, paired_bootstrap
 from .arms import check_comparable
-from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
+from .records import KINDS, OVERHEADS, ArmRecords, BenchRow, compare_markers, format_markers
 
 MIN_QUESTIONS = 10
 """Fewer questions decide nothing: if their tokens happen to agree, the interval has no width."""

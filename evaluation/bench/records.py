@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
 from ...controller.text.answers import extract_answer, extract_boxed
 from ...controller.trace import GenerationResult
 from ..economics.latency import Timing
-from ..markers import MARKERS, count_markers
 from ..stats import Array
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
@@ -26,6 +27,17 @@ OVERHEADS: Mapping[str, str] = {
 }
 """Kinds of overhead by their name in a row, with their name in `Usage`."""
 _COLUMNS: Mapping[str, str] = {"answer": "answer_tokens"}
+
+_WORDS = {
+    "hedging": "maybe perhaps possibly probably might likely seems unsure uncertain guess|not sure|i think|could be",
+    "thinking": "wait hmm hm alternatively actually|hold on|let me think|let me check|let me see|on second thought",
+    "discourse": "first second next then therefore thus hence so because since finally however|for example",
+}
+MARKERS: Mapping[str, re.Pattern[str]] = {
+    kind: re.compile(rf"\b(?:{'|'.join([*words.split('|')[0].split(), *words.split('|')[1:]])})\b", re.IGNORECASE)
+    for kind, words in _WORDS.items()
+}
+"""Words by the kind of marker that they are; the lists of Think Deep, Think Fast (arXiv 2504.14047) were not found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ class BenchRow:
     reprefilled: int
     overhead: float
     total: float
-    words: int = 0  # of the thinking, and its markers, see `markers.count_markers`
+    words: int = 0  # of the thinking, and its markers, see `count_markers`
     hedging_markers: int = 0
     thinking_markers: int = 0
     discourse_markers: int = 0
@@ -170,3 +182,40 @@ class ArmRecords:
     def mean(self, name: str) -> float:
         """One field averaged over all generations."""
         return float(self.column(name).mean())
+
+
+# -- markers -----------------------------------------------------------------------------------------------------------
+
+
+def count_markers(thinking: str) -> dict[str, int]:
+    """The number of `words` of a thinking, and of its markers by kind."""
+    found = {kind: len(pattern.findall(thinking)) for kind, pattern in MARKERS.items()}
+    return {"words": len(thinking.split()), **found}
+
+
+def compare_markers(thinkings: Iterable[tuple[bool, Mapping[str, int]]]) -> dict[str, dict[str, float]] | None:
+    """Mean words of right and wrong thinking, and markers per 1,000 of them, from pairs of right and `count_markers`.
+
+    None unless some are right and some are wrong.
+    """
+    groups: dict[str, list[Mapping[str, int]]] = {"right": [], "wrong": []}
+    for right, counts in thinkings:
+        groups["right" if right else "wrong"].append(counts)
+    if not all(groups.values()):
+        return None
+    words = {name: fmean(counts["words"] for counts in group) for name, group in groups.items()}
+    rates = {
+        kind: {
+            name: fmean(1000 * counts[kind] / max(1, counts["words"]) for counts in group)
+            for name, group in groups.items()
+        }
+        for kind in MARKERS
+    }
+    return {"words": words, **rates}
+
+
+def format_markers(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """What `compare_markers` found, in one line."""
+    named = {"words of thinking" if kind == "words" else kind: one for kind, one in figures.items()}
+    pairs = (f"{name} {one['right']:.1f} / {one['wrong']:.1f}" for name, one in named.items())
+    return f"{', '.join(pairs)}; markers per 1,000 words"

@@ -26,6 +26,7 @@ HARD_CLOSING = (
     "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
 )
 """The words with which Qwen's thinking budget ends a thinking (Qwen3 report, 4.3)."""
+_SEARCH_STEPS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +152,10 @@ def estimate_cost(recording: Recording, truncation: Truncation | None, trial_tok
     return trial_tokens + len(truncation.ids) + recording.answer_tokens
 
 
-def bisect_to_cost(costs: Callable[[float], float], target: float, low: float, high: float, steps: int = 12) -> float:
+def bisect_to_cost(costs: Callable[[float], float], target: float, low: float, high: float) -> float:
     """The setting in low..high whose mean cost, which must rise with it, is nearest to the target."""
     cost, tried, below, above = cache(costs), {low, high}, low, high
-    for _ in range(steps):
+    for _ in range(_SEARCH_STEPS):
         middle = (below + above) / 2
         tried.add(middle)
         if cost(middle) < target:

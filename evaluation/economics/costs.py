@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, NonNegativeFloat
 
-from ...errors import OptionError, TerselyError, unknown
+from ...errors import OptionError, TerselyError, check_known, unknown
 from ...validation import FrozenModel, parse_json, read_text
 from ..stats import LEVEL, RESAMPLES, Array, Interval, paired_bootstrap, ratio_bootstrap, resampled_means
 
@@ -158,8 +158,7 @@ def essentialness(models: Mapping[str, ArrayLike], name: str, human: float | Non
 
 
 def _compare_frontiers(models: Mapping[str, ArrayLike], name: str, human: float | None) -> tuple[Array, Array]:
-    if name not in models:
-        raise unknown("model", name, models)
+    check_known("model", name, models)
     complete = frontier(models, human).values
     without = frontier({other: column for other, column in models.items() if other != name}, human).values
     if infinite := int(np.isinf(without).sum()):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ModelError, unknown
+from ...errors import ModelError, check_known
 from ...models import load_config
 
 _UNSUPPORTED = {
@@ -76,8 +76,7 @@ STORAGE: Mapping[str, Storage] = {
 
 def get_storage(dtype: str) -> Storage:
     """Return how weights of a dtype are stored; raises OptionError for an unknown dtype."""
-    if dtype not in STORAGE:
-        raise unknown("dtype", dtype, STORAGE)
+    check_known("dtype", dtype, STORAGE)
     return STORAGE[dtype]
 
 

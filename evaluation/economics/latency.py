@@ -16,9 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
+from scipy.optimize import nnls
 
 from ...errors import OptionError, TerselyError
-from ...models import load_config
+from ...models import get_model_path, load_config
 from ...validation import FrozenModel, parse_json, read_lines
 from ..stats import Array
 from .flops import STORAGE
@@ -86,8 +87,6 @@ def fit_runtime(timings: Iterable[Timing]) -> RuntimeModel:
     seconds = np.array(list(fastest.values()))
     scale = np.maximum(design.max(axis=0, initial=0.0), 1.0)  # columns of very different size lose precision
     _check_determined(design / scale)
-    from scipy.optimize import nnls
-
     costs = nnls(design / scale, seconds)[0] / scale
     start, per_prompt, per_output = map(float, costs)
     residuals, degrees, mean = design @ costs - seconds, len(seconds) - _COSTS, float(seconds.mean())
@@ -184,7 +183,6 @@ def _time_copy(config: Any, dtype: str, layers: int, batch_size: int, context: i
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ...controller.engines.transformers.engine import TransformersEngine
-    from ...models import get_model_path
 
     config = copy.deepcopy(config)
     text = config.get_text_config(decoder=True)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ...errors import ModelError, OptionError, check_known, unknown
+from ...errors import ModelError, OptionError, check_known
 from ...io import render_text
 from ..cli_utils import Json, format_table, takes
 from .flops import STORAGE, ModelShape, get_storage, load_shape, prefill_flops, token_flops
@@ -44,8 +44,7 @@ class Device:
 
     def peak(self, compute: str) -> float:
         """Return the FLOP/s in a dtype; raises OptionError if they are not known."""
-        if compute not in self.flops:
-            raise unknown(f"dtype on {self.name}", compute, self.flops)
+        check_known(f"dtype on {self.name}", compute, self.flops)
         return self.flops[compute]
 
 

@@ -15,8 +15,8 @@ from ...controller.trace import Usage
 from ...errors import OptionError
 from ...io import check_writable, render_text
 from ...probes.stats import binomial_upper_bound
+from ..bench.records import compare_markers, count_markers, format_markers
 from ..cli_utils import format_table, is_page_by
-from ..markers import compare_markers, count_markers, format_markers
 from ..stats import ratio_bootstrap
 from ..trace_page import GENERATOR, trace_page
 from ..trace_record import RunView, SegmentView, TraceRecord

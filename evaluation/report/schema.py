@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ...errors import TerselyError, did_you_mean
 from ...probes.stats import CalibrationBin
-from ...validation import FrozenModel, parse_json, read_text
+from ...validation import ExactModel, parse_json, read_text
 from ..bench.records import BenchRow
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -32,20 +32,14 @@ class ResultError(TerselyError, ValueError):
     code = "invalid_result"
 
 
-class ResultModel(FrozenModel):
-    """A part of a result; it converts nothing, so a number in quotes is refused."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class QuestionSplit(ResultModel):
+class QuestionSplit(ExactModel):
     """The questions of a split."""
 
     n: Count
     sha256: str
 
 
-class TokenMeans(ResultModel):
+class TokenMeans(ExactModel):
     """Mean tokens of a generation; `total` is everything paid for beyond the prompt."""
 
     thinking: Mean
@@ -54,7 +48,7 @@ class TokenMeans(ResultModel):
     total: Mean
 
 
-class GroupMeans(ResultModel):
+class GroupMeans(ExactModel):
     """An arm's results on one level or tier."""
 
     n: Count
@@ -63,7 +57,7 @@ class GroupMeans(ResultModel):
     total: Mean
 
 
-class MajorityVotes(ResultModel):
+class MajorityVotes(ExactModel):
     """Accuracy of majorities by their number of samples, and the fit `single` + `per_doubling` · log2 of it."""
 
     accuracy: dict[str, Share]
@@ -72,7 +66,7 @@ class MajorityVotes(ResultModel):
     per_doubling_ci: Pair
 
 
-class ReportArm(ResultModel):
+class ReportArm(ExactModel):
     """The results of an arm. Comparisons with the baseline are None for the baseline itself.
 
     A cut arm was not run: it is computed from the baseline's thinking, cut short.
@@ -122,7 +116,7 @@ class ReportArm(ResultModel):
     per_tier: dict[str, GroupMeans] = Field(default_factory=dict)
 
 
-class BudgetPoint(ResultModel):
+class BudgetPoint(ExactModel):
     """The baseline under a fixed budget of thinking tokens."""
 
     budget: Count
@@ -130,7 +124,7 @@ class BudgetPoint(ResultModel):
     total: Mean
 
 
-class CostFrontier(ResultModel):
+class CostFrontier(ExactModel):
     """The lowest cost-of-pass of each question, in USD, and the share of questions on which each arm has it."""
 
     usd: Mean
@@ -141,7 +135,7 @@ class CostFrontier(ResultModel):
     cheapest: dict[str, Share]
 
 
-class ResamplingCeiling(ResultModel):
+class ResamplingCeiling(ExactModel):
     """The most that sampling until a trial answer is confident can reach, and the attempts that pay by penalty."""
 
     confidence: Share
@@ -152,7 +146,7 @@ class ResamplingCeiling(ResultModel):
     attempts: dict[str, Count | None]
 
 
-class CurveAreas(ResultModel):
+class CurveAreas(ExactModel):
     """Mean accuracy over the logarithm of tokens, between two token counts."""
 
     fixed_budget: Share = Field(alias="fixed budget")
@@ -161,7 +155,7 @@ class CurveAreas(ResultModel):
     end: Mean = Field(alias="to")
 
 
-class CalibrationSummary(ResultModel):
+class CalibrationSummary(ExactModel):
     """Confidence of trial answers during thinking, compared with their accuracy."""
 
     n: Count
@@ -170,7 +164,7 @@ class CalibrationSummary(ResultModel):
     bins: tuple[CalibrationBin, ...]
 
 
-class AnswerComparison(ResultModel):
+class AnswerComparison(ExactModel):
     """How answers were compared, and how often that failed."""
 
     method: str
@@ -180,7 +174,7 @@ class AnswerComparison(ResultModel):
     crashes: Count = 0
 
 
-class BenchmarkResult(ResultModel):
+class BenchmarkResult(ExactModel):
     """A result file."""
 
     tersely: str

@@ -41,10 +41,10 @@ class PrmOptions:
     model: cli.Model
     out: Annotated[Path, typer.Argument(help="Folder to write; the probe is in its folder `readiness`.")]
     tasks: cli.Tasks = "tiny"
-    limit: Annotated[int, typer.Option("--limit", min=FEWEST, help="Questions to answer.")] = 200
-    places: Annotated[int, typer.Option("--places", min=1, help="Ends of thoughts of each answer to fork at.")] = 4
-    width: Annotated[int, typer.Option("--width", min=1, help="Completions from each of them.")] = 4
-    layer: Annotated[int, typer.Option("--layer", help="Hidden layer to read; -1 is the last.")] = -1
+    limit: Annotated[int, typer.Option(min=FEWEST, help="Questions to answer.")] = 200
+    places: Annotated[int, typer.Option(min=1, help="Ends of thoughts of each answer to fork at.")] = 4
+    width: Annotated[int, typer.Option(min=1, help="Completions from each of them.")] = 4
+    layer: Annotated[int, typer.Option(help="Hidden layer to read; -1 is the last.")] = -1
     seed: cli.Seed = 0
     batch_size: cli.BatchSize = 16
     max_new_tokens: cli.MaxNewTokens = 2048

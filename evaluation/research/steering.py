@@ -45,11 +45,11 @@ RECOMMENDED = (200, 8)  # recommended questions, and samples of each; with fewer
 class SteerOptions:
     """The options of `tersely steer`."""
 
-    out: Annotated[Path, typer.Option("--out", help="Output folder; an interrupted run resumes.")]
+    out: Annotated[Path, typer.Option(help="Output folder; an interrupted run resumes.")]
     model: cli.Model = "tersely-tiny-small"
     tasks: cli.Tasks = "tiny"
-    questions: Annotated[int, typer.Option("--questions", min=MIN_PAIRS, help="Questions to sample answers to.")] = 200
-    samples: Annotated[int, typer.Option("--samples", min=2, help="Answers sampled per question.")] = 8
+    questions: Annotated[int, typer.Option(min=MIN_PAIRS, help="Questions to sample answers to.")] = 200
+    samples: Annotated[int, typer.Option(min=2, help="Answers sampled per question.")] = 8
     search_questions: Annotated[int, typer.Option(min=10, help="Questions to search layer and strength on.")] = 200
     validation_questions: Annotated[
         int, typer.Option(min=10, help="Held-out questions to steer in both directions on.")
@@ -63,9 +63,9 @@ class SteerOptions:
     strengths: Annotated[
         str | None, typer.Option(help="Strengths to try, comma-separated, relative to the states' norm.")
     ] = None
-    effort: Annotated[str, typer.Option("--effort", help="Effort of all answers: easy, normal or hard.")] = "normal"
+    effort: Annotated[str, typer.Option(help="Effort of all answers: easy, normal or hard.")] = "normal"
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, help="Sampling temperature; default: the model's own.")
+        float | None, typer.Option(min=0.0, help="Sampling temperature; default: the model's own.")
     ] = None
     seed: cli.Seed = 0
     batch_size: cli.BatchSize = 64

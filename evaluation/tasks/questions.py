@@ -21,7 +21,7 @@ from typing import Annotated
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ...controller.text.answers import extract_boxed, normalize_answer
-from ...errors import TerselyError, unknown
+from ...errors import TerselyError, check_known
 from ...probes.fingerprint import question_hash
 from ...validation import parse_json, read_lines
 from .sandbox import SandboxError, SandboxProcess
@@ -78,8 +78,7 @@ def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
     """Load the first `limit` questions of a task, or of its split if it has any (200 by default); raises TaskError."""
     if limit is not None and limit < 1:
         raise TaskError(f"limit is {limit}; accepted: 1 or more questions")
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_known("split", split, SPLITS)
     if is_tiny(task):
         kinds = task.removeprefix(TINY)[1:].split("+") if task != TINY else KINDS
         problems = islice(stream(split, seed, kinds=kinds), limit or DEFAULT_LIMIT)
@@ -178,8 +177,7 @@ def _draw_from_gym(name: str, split: str, limit: int, seed: int) -> list[Questio
     try:
         with SandboxProcess("reasoning_gym") as sandbox:
             names = sandbox.call("names", seconds=_GYM_NAMES_SECONDS)
-            if name not in names:
-                raise unknown("task of reasoning-gym", name, names)
+            check_known("task of reasoning-gym", name, names)
             for text, answer, level, drawn in islice(_stream_gym(sandbox, name, split, seed), limit):
                 question_id = f"{GYM}{name}-{split}-{seed}-{len(questions)}"
                 questions.append(Question(question_id, text, answer, level, name, drawn, GYM + name))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from ...errors import unknown
+from ...errors import check_known
 from .toy_programs import LEVELS, Operand, Program, Work, draw_basket, draw_chain, draw_tree, draw_work, run
 
 KINDS = ("story", "chain", "expr", "basket")
@@ -71,7 +71,7 @@ NOISE = (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question with its gold answer; `labels` are the problem's own names of the program's steps."""
+    """One question with its gold answer; `labels` are its own names of the program's steps, if it has any."""
 
     id: str
     problem: str
@@ -82,7 +82,7 @@ class Problem:
     labels: tuple[str, ...] = ()
 
 
-Draft = tuple[list[str], str, Program, tuple[str, ...]]  # relevant sentences, question, program, labels
+Draft = tuple[list[str], str, Program]  # relevant sentences, question, program
 
 
 def count_tokens(sentence: str) -> int:
@@ -123,7 +123,7 @@ def _story(work: Work, cast: Cast, rng: Random) -> Draft:
     p, o = cast.name, cast.thing
     core = [STORY.format(lead="", p=p, verb=rng.choice(START), o=o, n=program[0].left.literal)]
     core += [_event(step.op, p, o, step.right.literal, rng) for step in program]
-    return core, rng.choice(ASK_STORY).format(p=p, o=o), program, ("",) * len(program)
+    return core, rng.choice(ASK_STORY).format(p=p, o=o), program
 
 
 def format_operand(operand: Operand, names: Sequence[str]) -> str:
@@ -138,7 +138,7 @@ def _chain(work: Work, cast: Cast, rng: Random) -> Draft:
         cast.style.format(v=name, e=f"{format_operand(step.left, names)} {step.op} {format_operand(step.right, names)}")
         for name, step in zip(names, program, strict=True)
     ]
-    return core, rng.choice(ASK_CHAIN).format(v=names[-1]), program, tuple(names)
+    return core, rng.choice(ASK_CHAIN).format(v=names[-1]), program
 
 
 def expression(program: Program, index: int, top: bool = True) -> str:
@@ -153,8 +153,7 @@ def expression(program: Program, index: int, top: bool = True) -> str:
 
 def _expr(work: Work, cast: Cast, rng: Random) -> Draft:
     program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.3 else draw_chain(work, rng)
-    question = rng.choice(ASK_EXPR).format(e=expression(program, len(program) - 1))
-    return [], question, program, ("",) * len(program)
+    return [], rng.choice(ASK_EXPR).format(e=expression(program, len(program) - 1)), program
 
 
 def _basket(work: Work, cast: Cast, rng: Random) -> Draft:
@@ -163,7 +162,7 @@ def _basket(work: Work, cast: Cast, rng: Random) -> Draft:
     core = [buy.format(p=p, k=count, g=g, n=price) for g, (price, count) in zip(cast.goods, lines, strict=False)]
     if charge is not None:
         core.append(rng.choice(CHARGE).format(n=charge))
-    return core, rng.choice(ASK_BASKET).format(p=p), program, ("",) * len(program)
+    return core, rng.choice(ASK_BASKET).format(p=p), program
 
 
 _MAKERS: dict[str, Callable[[Work, Cast, Random], Draft]] = {
@@ -174,10 +173,8 @@ _MAKERS: dict[str, Callable[[Work, Cast, Random], Draft]] = {
 }
 
 
-def draw(
-    kind: str, work: Work, rng: Random, padding: float = 1.0, contrast: int | None = None
-) -> tuple[str, Program, tuple[str, ...]]:
-    """One problem text with its program and step labels; `contrast` is the level of the called-off one.
+def draw(kind: str, work: Work, rng: Random, padding: float = 1.0, contrast: int | None = None) -> Problem:
+    """One problem without an id; `contrast` is the level of the called-off one.
 
     `padding` is a share of the full one; at 0.3 and below nothing is called off.
     """
@@ -189,7 +186,7 @@ def draw(
         rng.choice(DEFINE),
         rng.choice(BUY),
     )
-    core, question, program, labels = _MAKERS[kind](work, cast, rng)
+    core, question, program = _MAKERS[kind](work, cast, rng)
     target = int(rng.randint(*_LENGTHS) * padding)
     room = target - sum(map(count_tokens, core)) - count_tokens(question)
     before: list[str] = []
@@ -203,7 +200,8 @@ def draw(
         room -= count_tokens(extra[-1])
     early = sum(rng.random() < len(before) / (len(before) + len(core) + 1) for _ in extra)
     sentences = [*scatter(before[:-1], extra[:early], rng), *before[-1:], *scatter(core, extra[early:], rng)]
-    return " ".join([*sentences, question]), program, labels
+    labels = cast.variables[: len(program)] if kind == "chain" else ()
+    return Problem("", " ".join([*sentences, question]), str(run(program)[-1]), 0, kind, program, labels)
 
 
 def _called_off(kind: str, cast: Cast, used: int, level: int, room: int, rng: Random) -> list[str]:
@@ -212,7 +210,7 @@ def _called_off(kind: str, cast: Cast, used: int, level: int, room: int, rng: Ra
     work = draw_work(level, rng)
     sentences: list[str] = []
     for steps in range(work.steps, 0, -1):
-        core, _, program, _ = _MAKERS[kind](replace(work, steps=steps), rest, rng)
+        core, _, program = _MAKERS[kind](replace(work, steps=steps), rest, rng)
         off = rng.choice(CALL_OFF_EXPR).format(e=expression(program, len(program) - 1))
         sentences = [off] if kind == "expr" else [*core, rng.choice(CALL_OFF)]
         if sum(map(count_tokens, sentences)) <= room:
@@ -231,10 +229,9 @@ def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequenc
 
     The hash of a problem's text decides its split, so splits are disjoint for all seeds.
     """
-    for what, got, accepted in (("split", [split], SPLITS), ("level", levels, LEVELS), ("kind", kinds, KINDS)):
-        wrong = [x for x in got if x not in accepted]
-        if wrong:
-            raise unknown(what, str(wrong[0]), map(str, accepted))
+    check_known("split", split, SPLITS)
+    check_known("level", levels, LEVELS)
+    check_known("kind", kinds, KINDS)
     rng = Random(f"tersely:{split}:{seed}")
     count = 0
     while True:
@@ -242,8 +239,7 @@ def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequenc
         kind = kinds[(count // len(levels)) % len(kinds)]
         # An easy problem before a hard one, and vice versa, keeps the bag of words similar.
         contrast = min(6, max(1, 7 - level + rng.choice((-1, 0, 0, 1))))
-        text, program, labels = draw(kind, draw_work(level, rng), rng, contrast=contrast)
-        if get_split(text) != split:
-            continue
-        yield Problem(f"{split}-{seed}-{count}", text, str(run(program)[-1]), level, kind, program, labels)
-        count += 1
+        problem = draw(kind, draw_work(level, rng), rng, contrast=contrast)
+        if get_split(problem.problem) == split:
+            yield replace(problem, id=f"{split}-{seed}-{count}", level=level)
+            count += 1

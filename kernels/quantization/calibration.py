@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from jinja2 import TemplateError
 from pydantic import AliasChoices, BaseModel, Field, RootModel, StringConstraints
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -182,8 +183,6 @@ def _mask_all_but_drawn(temperature: float, ids: Tensor, scores: Tensor) -> Tens
 
 def render_question(tokenizer: Any, question: str) -> list[int]:
     """Tokens of a question in the chat template, up to the start of the answer; raises OptionError."""
-    from jinja2 import TemplateError
-
     try:
         ids: list[int] = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False

@@ -19,7 +19,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ...errors import ModelError, OptionError, unknown
+from ...errors import ModelError, OptionError, check_known, unknown
 from ..w4a8 import w4a8_linear, w4a8_op
 from ..w4a8_layout import GROUP_SIZES, LINE, TILE, PackedLayout, to_huge_pages, unpack
 
@@ -47,8 +47,7 @@ class Scheme:
 
     def __post_init__(self) -> None:
         for name, accepted in (("group_size", GROUP_SIZES), ("head", tuple(HEADS)), ("keys", KEYS)):
-            if getattr(self, name) not in accepted:
-                raise unknown(name, str(getattr(self, name)), list(map(str, accepted)))
+            check_known(name, getattr(self, name), accepted)
 
     def choose_layout(self, name: str, head: bool = False) -> PackedLayout:
         """The layout of a quantized layer; head: whether it is the output head."""

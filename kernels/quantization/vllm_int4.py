@@ -20,7 +20,7 @@ from vllm.model_executor.kernels.linear import (
 from vllm.platforms import PlatformEnum, current_platform
 from vllm.scalar_type import scalar_types
 
-from ...errors import unknown
+from ...errors import check_known
 from ..native import KINDS
 from ..w4a8 import compiled, w4a8_op
 from ..w4a8_layout import DEEPEST, TILE, to_huge_pages
@@ -87,8 +87,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
 def register_if_enabled() -> None:
     """Put the kernel first in vLLM's list for CPUs, once, if TERSELY_INT4_KERNEL=1; raises OptionError."""
     value = os.environ.get(SWITCH) or "0"
-    if value not in ("0", "1"):
-        raise unknown(SWITCH, value, ("0", "1"))
+    check_known(SWITCH, value, ("0", "1"))
     kernels = _POSSIBLE_KERNELS.setdefault(PlatformEnum.CPU, [])
     if value == "0" or TerselyInt4LinearKernel in kernels:
         return

@@ -9,10 +9,8 @@ i and j has the weight 2^(i + j). All arithmetic is in integers, so all implemen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,13 +106,14 @@ def reference(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
 @cache
 def _implementation(device: str) -> Callable[[Tensor, int, BitPlanes], Tensor]:
     """The fastest implementation for a type of device."""
-    return in_c if device == "cpu" and hasattr(library(), "tersely_planes_rows") else reference
+    return in_c if device == "cpu" and library() else reference
 
 
 def in_c(codes: Tensor, bits: int, weight: BitPlanes, level: int | None = None) -> Tensor:
     """The product from the native library; `level` chooses its vector instructions, for tests."""
     codes = codes if codes.stride(1) == 1 else codes.contiguous()
-    native, best = _native()
+    native = library()
+    assert native, "in_c needs the native library"
     (rows, inputs), (outputs, _, words) = codes.shape, weight.words.shape
     planes = torch.empty(rows, bits, words, dtype=torch.int64)
     out = torch.empty(rows, outputs, dtype=torch.int32)
@@ -123,19 +122,6 @@ def in_c(codes: Tensor, bits: int, weight: BitPlanes, level: int | None = None) 
         check_codes(codes, bits, BITS)
     left, right = (planes.data_ptr(), rows, bits), (weight.words.data_ptr(), outputs, weight.bits)
     arguments = (*left, *right, words, inputs, out.data_ptr())
-    level = best if level is None else level
+    level = native.tersely_planes_level() if level is None else level
     share_rows(lambda start, stop: native.tersely_planes_rows(*arguments, start, stop, level), outputs, rows * inputs)
     return out
-
-
-@cache
-def _native() -> tuple[Any, int]:
-    """The library, and the best level of this machine."""
-    native = library()
-    assert native, "in_c needs the native library"
-    native.tersely_planes_pack.argtypes = (c_void_p, *[c_int64] * 4, c_void_p, c_int64)
-    native.tersely_planes_pack.restype = c_int
-    side = (c_void_p, c_int64, c_int64)
-    native.tersely_planes_rows.argtypes = (*side, *side, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int)
-    native.tersely_planes_rows.restype = None
-    return native, native.tersely_planes_level()

@@ -9,10 +9,8 @@ the weights' side). All arithmetic is in integers, so all implementations agree.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,31 +100,21 @@ def reference(x: Tensor, weight: LutWeight) -> Tensor:
 @cache
 def _implementation(device: str) -> Callable[[Tensor, LutWeight], Tensor]:
     """The fastest implementation for a type of device."""
-    return in_c if device == "cpu" and hasattr(library(), "tersely_lut_tiles") else reference
+    return in_c if device == "cpu" and library() else reference
 
 
 def in_c(x: Tensor, weight: LutWeight, level: int | None = None) -> Tensor:
     """The product from the native library; `level` chooses its vector instructions, for tests."""
     x = x if x.stride(1) == 1 else x.contiguous()
-    native, best = _native()
+    native = library()
+    assert native, "in_c needs the native library"
     (rows, columns), (tiles, chunks, bits, _) = x.shape, weight.lines.shape
     tables = torch.empty(rows, chunks * 4, 8, dtype=torch.int16)
     out = torch.empty(rows, weight.outputs, dtype=torch.int32)
     native.tersely_lut_tables(x.data_ptr(), rows, columns, x.stride(0), tables.data_ptr(), chunks)
     arguments = (tables.data_ptr(), rows, weight.lines.data_ptr(), chunks, bits, weight.outputs, out.data_ptr())
-    level = best if level is None else level
+    level = native.tersely_lut_level() if level is None else level
     share_rows(
         lambda start, stop: native.tersely_lut_tiles(*arguments, start, stop, level), tiles, rows * columns * TILE
     )
     return out
-
-
-@cache
-def _native() -> tuple[Any, int]:
-    """The library, and the best level of this machine."""
-    native = library()
-    assert native, "in_c needs the native library"
-    native.tersely_lut_tables.argtypes = (c_void_p, *[c_int64] * 3, c_void_p, c_int64)
-    native.tersely_lut_tiles.argtypes = (c_void_p, c_int64, c_void_p, *[c_int64] * 3, c_void_p, c_int64, c_int64, c_int)
-    native.tersely_lut_tables.restype = native.tersely_lut_tiles.restype = None
-    return native, native.tersely_lut_level()

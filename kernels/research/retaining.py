@@ -25,10 +25,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ...errors import CapabilityError, ModelError, OptionError
 from ...io import make_folder, write
 from ...models import find_cache
+from ..attention import register
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 STABILIZERS = 5 / 12  # share of the budget for the newest units, as in the paper: 2500 of 6000
@@ -150,11 +152,7 @@ def retaining(
 @contextmanager
 def observing(model: Any, observe: Observe, cache: Cache | None = None) -> Iterator[None]:
     """Call `observe` before each layer attends with this cache, without gradients; raises as `attention_modules`."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    register(_NAME, _attend)
     with ExitStack() as stack:
         for index, module in enumerate(attention_modules(model)):
             for handle in _hook(module, partial(observe, index), cache):
@@ -166,8 +164,6 @@ def observing(model: Any, observe: Observe, cache: Cache | None = None) -> Itera
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
     """torch's attention, after the observer of a hook, which sees queries for the usual scale of dim^-1/2."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     observer = kwargs.pop("observer", None)
     if observer is not None:
         scale = kwargs.get("scaling")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import OptionError, unknown
+from ...errors import OptionError, check_known
 from .retaining import RetainingHeads, observing
 
 TARGETS = ("logit", "log_prob")
@@ -54,8 +54,7 @@ class TrainingText:
 
 def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingText:
     """Record the projections and importances of a text's units; raises OptionError for too short a text."""
-    if target not in TARGETS:
-        raise unknown("target", target, TARGETS)
+    check_known("target", target, TARGETS)
     if len(ids) <= MIN_DISTANCE:
         raise OptionError(f"a text has {len(ids)} tokens; accepted: more than {MIN_DISTANCE}")
     kept = len(ids) - MIN_DISTANCE

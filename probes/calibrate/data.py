@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import OptionError, unknown
+from ...errors import OptionError, check_known
 from ..drift import KnownQuestions
 from ..records import UNKNOWN, RecordsError, RecordTable, read_records
 from ..risk_control import Outcomes
@@ -124,8 +124,7 @@ class Boundaries:
 def check_layer(records: RecordTable, table: str, layer: int) -> None:
     """Raise OptionError for a hidden layer that was not collected, RecordsError for states that are not finite."""
     layers = records.plan["layers"]
-    if layer not in layers:
-        raise unknown("layer", str(layer), map(str, layers))
+    check_known("layer", layer, layers)
     if not np.isfinite(records[f"{table}.state.{layer}"]).all():
         raise RecordsError(
             f"hidden states of layer {layer} hold NaN or infinity; choose another layer, or collect in float32",
@@ -172,8 +171,7 @@ def read_boundaries(
     does.
     """
     check_layer(records, "boundaries", layer)
-    if tier not in records.plan["tiers"]:
-        raise unknown("tier", tier, records.plan["tiers"])
+    check_known("tier", tier, records.plan["tiers"])
     chosen = records["rollouts.tier"] == list(records.plan["tiers"]).index(tier)
     if number is not None:
         chosen &= records["rollouts.number"] == number

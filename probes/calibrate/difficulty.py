@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from ...errors import OptionError
 from ..estimator import Examples, ProbeClassifier, fit_calibrated
@@ -243,10 +247,6 @@ def _predict(fit: Questions, outcome: NDArray[np.bool_], test: Questions, seed: 
 
 def predict_by_length(fit_words: NDArray[Any], fit_outcome: NDArray[np.bool_], words: NDArray[Any]) -> Floats:
     """Baseline: predict from the number of words, by logistic regression on its first two powers."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import PolynomialFeatures, StandardScaler
-
     model = make_pipeline(PolynomialFeatures(2, include_bias=False), StandardScaler(), LogisticRegression())
     model.fit(fit_words.reshape(-1, 1).astype(float), fit_outcome)
     return np.asarray(model.predict_proba(words.reshape(-1, 1).astype(float))[:, 1])
@@ -254,10 +254,6 @@ def predict_by_length(fit_words: NDArray[Any], fit_outcome: NDArray[np.bool_], w
 
 def predict_by_words(fit_texts: Sequence[str], fit_outcome: NDArray[np.bool_], texts: Sequence[str]) -> Floats:
     """Baseline: predict from words and pairs of words (TF-IDF), by cross-validated logistic regression."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegressionCV
-    from sklearn.pipeline import make_pipeline
-
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
     folds = min(5, int(fit_outcome.sum()), int((~fit_outcome).sum()))
     if folds < 2:  # too few to validate on

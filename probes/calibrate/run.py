@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from ...errors import CapabilityError, OptionError, unknown
+from ...errors import CapabilityError, OptionError, check_known
 from ...io import check_writable, render_text, write
 from ..artifact import to_json
 from ..drift import Region
@@ -38,8 +38,7 @@ class CalibrationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.labels not in difficulty.LABELS:
-            raise unknown("labels", self.labels, difficulty.LABELS)
+        check_known("labels", self.labels, difficulty.LABELS)
         if not 0 <= self.margin < 1:
             raise OptionError(f"margin is {self.margin}; accepted: from 0 to below 1, such as 0.005 for half a point")
         needed_questions(self.alpha, self.delta)  # checks both
@@ -156,26 +155,22 @@ def choose_layer(records: RecordTable, layer: int | None, evaluate: Callable[[in
 
 def calibrate(
     data: Annotated[Path, typer.Argument(help="Folder written by `tersely collect` or by shadow mode.")],
-    out: Annotated[Path, typer.Option("--out", help="Output folder for the probes.")],
+    out: Annotated[Path, typer.Option(help="Output folder for the probes.")],
     calibrate: Annotated[
-        Path | None, typer.Option("--calibrate", help="Separate collection for the certificates; needs --test.")
+        Path | None, typer.Option(help="Separate collection for the certificates; needs --test.")
     ] = None,
-    test: Annotated[
-        Path | None, typer.Option("--test", help="Separate collection for the report; needs --calibrate.")
-    ] = None,
-    alpha: Annotated[float, typer.Option("--alpha", help="Share of questions that stopping early may harm.")] = 0.02,
-    delta: Annotated[float, typer.Option("--delta", help="Probability that more are harmed nevertheless.")] = 0.1,
-    margin: Annotated[float, typer.Option("--margin", help="Accuracy that choosing tiers may cost.")] = 0.005,
+    test: Annotated[Path | None, typer.Option(help="Separate collection for the report; needs --calibrate.")] = None,
+    alpha: Annotated[float, typer.Option(help="Share of questions that stopping early may harm.")] = 0.02,
+    delta: Annotated[float, typer.Option(help="Probability that more are harmed nevertheless.")] = 0.1,
+    margin: Annotated[float, typer.Option(help="Accuracy that choosing tiers may cost.")] = 0.005,
     layer: Annotated[
-        int | None, typer.Option("--layer", help="Hidden layer to read; default: the best of those collected.")
+        int | None, typer.Option(help="Hidden layer to read; default: the best of those collected.")
     ] = None,
     labels: Annotated[
-        str, typer.Option("--labels", help="Labels for difficulty: tiers (cheapest sufficient one) or diffadapt.")
+        str, typer.Option(help="Labels for difficulty: tiers (cheapest sufficient one) or diffadapt.")
     ] = "tiers",
-    curve: Annotated[
-        Path | None, typer.Option("--curve", help="Draw entropy by difficulty into a PNG or SVG file.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the training.")] = 0,
+    curve: Annotated[Path | None, typer.Option(help="Draw entropy by difficulty into a PNG or SVG file.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train a difficulty and a readiness probe, certify thresholds, and compare them with simple baselines.

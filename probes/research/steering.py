@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import OptionError, TerselyError, unknown
+from ...errors import OptionError, TerselyError, check_known
 from ..artifact import ArtifactError, StoredValue
 from ..network import check_arrays
 
@@ -81,8 +81,7 @@ class Direction(StoredValue):
 
     def push(self, layer: int, strength: float) -> Array:
         """The vector to add to a layer's states, [width]: `strength` times their mean norm; raises OptionError."""
-        if layer not in self.layers:
-            raise unknown("layer", str(layer), map(str, self.layers))
+        check_known("layer", layer, self.layers)
         if not math.isfinite(strength):
             raise OptionError(f"the strength is {strength}; accepted: a finite number, 0 for none")
         at = self.layers.index(layer)

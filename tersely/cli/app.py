@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import OptionError, TerselyError, check_known
 from .doctor import doctor
 from .lazy_commands import Command, RootGroup, format_examples, train_app
@@ -21,11 +22,11 @@ OK, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 2, 130, 141
 
 
 def tasks(
-    level: Annotated[int | None, typer.Option("--level", help="Only this level; by default all in turn.")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="Only this kind; by default all in turn.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Which of the disjoint splits to draw from.")] = "test",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many problems.")] = 8,
+    level: Annotated[int | None, typer.Option(help="Only this level; by default all in turn.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind; by default all in turn.")] = None,
+    split: Annotated[str, typer.Option(help="Which of the disjoint splits to draw from.")] = "test",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 8,
     as_json: Json = False,
 ) -> None:
     """Show sample problems of the embedded tasks with their answers."""
@@ -64,8 +65,6 @@ app.add_typer(train_app, name="train")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
-
         print(f"tersely {__version__}")
         raise typer.Exit
 

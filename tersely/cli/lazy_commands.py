@@ -184,9 +184,7 @@ def _make_serve(arguments: list[str]) -> Any:
 
 def _make_train_command(name: str, summary: str, _arguments: list[str]) -> Any:
     def command(
-        config: Annotated[
-            Path, typer.Option("--config", metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")
-        ],
+        config: Annotated[Path, typer.Option(metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")],
         changes: Annotated[
             list[str] | None,
             typer.Option(
@@ -212,17 +210,11 @@ train_app = typer.Typer(
 
 @train_app.command(cls=Command)
 def tiny(
-    size: Annotated[
-        str, typer.Option("--size", help="Which of the models: small, large, or agent, which calls tools.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; resumes from a checkpoint in it.")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the data and the weights.")] = 0,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Training tokens; the default depends on the size.")
-    ] = None,
-    wall_minutes: Annotated[
-        float, typer.Option("--wall-minutes", min=0.0, help="Stop with a checkpoint after this long.")
-    ] = 240.0,
+    size: Annotated[str, typer.Option(help="Which of the models: small, large, or agent, which calls tools.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; resumes from a checkpoint in it.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the data and the weights.")] = 0,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens; the default depends on the size.")] = None,
+    wall_minutes: Annotated[float, typer.Option(min=0.0, help="Stop with a checkpoint after this long.")] = 240.0,
 ) -> None:
     """Train an embedded model from scratch on the embedded tasks."""
     if out.exists() and not out.is_dir():

@@ -23,7 +23,7 @@ from tersely.controller.policies.record import ThoughtRecord, mean_entropy
 from tersely.controller.prompts import render
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
-from tersely.evaluation.collect import Collector
+from tersely.evaluation.collect import CollectOptions, Collector
 from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
@@ -258,7 +258,8 @@ class ScriptedCollector(Collector):
 
 def test_equal_answers_get_the_same_labels() -> None:
     with AnswerChecker() as checker:
-        collector: Any = ScriptedCollector(None, checker, ("normal",), 1, (-1,), 100, 0)  # type: ignore[arg-type]
+        options = CollectOptions(Path("data"), tiers="normal", max_new_tokens=100)
+        collector: Any = ScriptedCollector(None, checker, options)  # type: ignore[arg-type]
         columns, texts = collector.collect_batch(
             0, [Question("q", "What is 10 ** 3?", "1000", kind="power")], lambda n: None
         )

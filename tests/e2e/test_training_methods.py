@@ -96,7 +96,7 @@ def test_vsrm_rewards_steps_and_penalises_unfinished_completions(tmp_path: Path)
     rows = check_recipe(made).rows
     sampler = RolloutSampler(load_engine(made.model), made.rollouts)
     with Correctness(sampler.session.markers.close) as correct:
-        rollouts = StepRollouts(sampler, made.vsrm, correct, 4, made.seed)
+        rollouts = StepRollouts(sampler, made.vsrm, correct, made.seed)
         asked = [row for row in rows for _ in range(4)]
         done = rollouts.sample([CompletionRequest(row["prompt"], row["tier"]) for row in asked], asked, 0)
         more = rollouts.extra_columns(done, asked, 0)

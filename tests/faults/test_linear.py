@@ -91,7 +91,7 @@ TRUSTED = {
     "tersely/models/__init__.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
-    "evaluation/markers.py": "outputs of models, by alternatives of fixed words",
+    "evaluation/bench/records.py": "outputs of models, by alternatives of fixed words",
     "evaluation/replay/reader.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",

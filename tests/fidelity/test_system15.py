@@ -25,7 +25,7 @@ from tersely.training.research.system15 import (
     draw_problems,
     find_critical,
     make_example,
-    pad_left,
+    pad,
     shortcut_loss,
     teacher_thoughts,
 )
@@ -107,7 +107,7 @@ def test_thoughts_are_the_last_states_fed_back(small: TransformersEngine) -> Non
     examples = [make_example(small.tokenizer, "</think>", 3, p) for p in islice(draw_problems("train", 0, SETTINGS), 3)]
     loss, count = 0.0, 0
     with torch.no_grad():
-        thinking = think(model, *pad_left([example.prompt for example in examples]), 3)
+        thinking = think(model, *pad([example.prompt for example in examples]), 3)
         for row, example in enumerate(examples):
             inputs, answer = model.get_input_embeddings()(torch.tensor([example.prompt])), torch.tensor(example.answer)
             for _ in range(3):
@@ -124,7 +124,7 @@ def test_thoughts_are_the_last_states_fed_back(small: TransformersEngine) -> Non
 
 def test_routers_that_never_let_go_change_nothing(small: TransformersEngine) -> None:
     problems = islice(draw_problems("train", 0, SETTINGS), 2)
-    ids, valid = pad_left([make_example(small.tokenizer, "</think>", 3, p).prompt for p in problems])
+    ids, valid = pad([make_example(small.tokenizer, "</think>", 3, p).prompt for p in problems])
     with torch.no_grad():
         plain = think(small.model, ids, valid, 3)
         never, always = (think(small.model, ids, valid, 3, [parts(gate, 0, 128)] * 5, 0.5) for gate in (-9.0, 9.0))
@@ -134,7 +134,7 @@ def test_routers_that_never_let_go_change_nothing(small: TransformersEngine) -> 
 
 def test_both_losses_are_those_of_answers_plus_weighted_distances(small: TransformersEngine) -> None:
     examples = [make_example(small.tokenizer, "</think>", 3, p) for p in islice(draw_problems("train", 0, SETTINGS), 2)]
-    prompts, shortcuts = pad_left([example.prompt for example in examples]), [parts(0.0, 0.1, 128)] * 5
+    prompts, shortcuts = pad([example.prompt for example in examples]), [parts(0.0, 0.1, 128)] * 5
     with torch.no_grad():
         full = think(small.model, *prompts, 3)
         thoughts, answer = full.states[:, :, -1], answer_loss(small.model, full, examples)

@@ -130,7 +130,7 @@ def test_dler_samples_other_questions_where_a_group_has_no_difference() -> None:
     pool = [{"id": name, "prompt": name, "answer": "7", "tier": "normal"} for name in names]
     rows = [dict(row) for row in pool[:3] for _ in range(2)]
     with Correctness() as correct:
-        rollouts = Resampling(sampler, ["free"] * 2, 0, pool, correct, 3)  # type: ignore[arg-type]
+        rollouts = Resampling(sampler, 0, pool, correct, rounds=3, size=2)  # type: ignore[arg-type]
         found = rollouts.sample([CompletionRequest(row["prompt"]) for row in rows], rows, 5)
     assert [sorted(prompts) for prompts in asked[:2]] == [
         ["cut", "cut", "flat", "flat", "mixed", "mixed"],

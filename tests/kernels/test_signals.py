@@ -72,7 +72,7 @@ def assert_right(found: Tensor, logits: Tensor) -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Empty caches, before and after the test."""
-    caches = (native.torch_only, native.library, signals._implementation, signals._native)
+    caches = (native.torch_only, native.library, signals._implementation)
     for cache in caches:
         cache.cache_clear()
     yield monkeypatch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tersely.probes.fingerprint import question_hash
 from tersely.probes.network import Network, init_layers
 from tersely.probes.records import UNKNOWN, VERSION, Array, RecordRows, RecordStore, RecordTable
-from tersely.probes.rule import FEATURES, ThoughtReading, features
+from tersely.probes.rule import FEATURES, GrowingFeatures, ThoughtReading
 
 TIERS = ("none", "easy", "normal", "hard")
 ABLE = {"none": -0.3, "easy": 0.7, "normal": 2.2, "hard": 2.6}
@@ -23,6 +23,14 @@ LENGTH = {"easy": 2, "normal": 4, "hard": 6}
 """The fewest thoughts of a tier."""
 CLOSING, ANSWER = 3, 9
 _WORDS = "shells tickets boxes lamps coins finds loses gives owns left then again how many now".split()
+
+
+def features(thoughts: Iterable[ThoughtReading]) -> NDArray[np.float32]:
+    """The features at the end of the last of these thoughts; see `GrowingFeatures.values`."""
+    growing = GrowingFeatures()
+    for thought in thoughts:
+        growing.add(thought)
+    return growing.values()
 
 
 @dataclass(frozen=True)

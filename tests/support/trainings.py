@@ -62,7 +62,7 @@ def build_trainer(
     """A trainer that has not started, and its sampler."""
     sampler = RolloutSampler(load_engine(recipe.model), recipe.rollouts, share=0.5)
     trainer = make_run(recipe, sampler, rows).build_grpo_trainer(
-        GroupRollouts(sampler, plan, recipe.seed),
+        GroupRollouts(sampler, recipe.seed, plan),
         rewards or [Correctness()],
         credit="reward",
         alarm=Alarm(),

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ...controller.policies import find_entry_points, read_help
-from ...errors import CapabilityError, unknown
+from ...errors import CapabilityError, check_known
 from ..config import Recipe
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def load_method(name: str) -> Method[Any]:
     targets = {own: f"{__name__}.{target}" for own, (target, _) in METHODS.items()}
     if name not in targets:
         targets |= {plugin: f"{point.module}:METHOD" for plugin, point in find_entry_points(ENTRY_POINTS).items()}
-    if name not in targets:
-        raise unknown("method", name, targets)
+    check_known("method", name, targets)
     module, _, attribute = targets[name].partition(":")
     try:
         method: Method[Any] = getattr(import_module(module), attribute)

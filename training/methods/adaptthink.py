@@ -96,7 +96,7 @@ def _train(run: TrainingRun[AdaptThinkRecipe]) -> None:
         if settings.brevity:
             rewards.append(GroupBrevity(correct, settings.brevity, thinking_only=True))
         run.train_grpo(
-            GroupRollouts(sampler, plan, recipe.seed),
+            GroupRollouts(sampler, recipe.seed, plan),
             rewards,
             credit="reward",
             alarm=recipe.alarm,

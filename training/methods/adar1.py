@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from random import Random
 
+import torch
 from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine, load_engine
@@ -109,8 +110,6 @@ def _write_merged(
     run: TrainingRun[AdaR1Recipe], long: TransformersEngine, short: TransformersEngine, folder: Path
 ) -> None:
     """Write the merged model, from which DPO also loads its reference; overwrites the weights of `long`."""
-    import torch
-
     if folder.is_dir():
         return
     share, others = run.recipe.adar1.share, dict(short.model.named_parameters())  # lists tied weights once

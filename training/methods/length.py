@@ -16,13 +16,9 @@ from ..preflight import CheckedRecipe, ResidentModels, check_recipe
 from ..processes import world_size
 from ..rewards import Correctness, GroupBrevity, Reward, TierAdherence, excess_penalty, require_column
 from ..rollouts import Columns, GroupRollouts, Row
-from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
+from ..sampling import CompletionRequest, Rollout, RolloutSampler
 from ..training_run import TrainingRun
 from . import Method
-
-
-def _groups(run: TrainingRun[Any]) -> tuple[list[str], int]:
-    return [FREE] * run.recipe.rollouts.generations, run.recipe.seed
 
 
 def _train(
@@ -33,7 +29,7 @@ def _train(
     **options: Any,
 ) -> None:
     """Train on the weighted sum of rewards; `options` are arguments of `GRPOConfig`."""
-    rollouts = rollouts or GroupRollouts(run.make_sampler(), *_groups(run))
+    rollouts = rollouts or GroupRollouts(run.make_sampler(), run.recipe.seed)
     weights, alarm = list(rewards.values()), run.recipe.alarm
     run.train_grpo(rollouts, list(rewards), alarm=alarm, rows=rows, reward_weights=weights, **options)
 
@@ -83,14 +79,14 @@ class Resampling(GroupRollouts):
     def __init__(
         self,
         sampler: RolloutSampler,
-        plan: Sequence[str],
         seed: int,
         rows: Sequence[Row],
         correct: Correctness,
         rounds: int,
+        size: int,  # of a group
     ) -> None:
-        super().__init__(sampler, plan, seed)
-        self.rows, self.correct, self.rounds = rows, correct, rounds
+        super().__init__(sampler, seed)
+        self.rows, self.correct, self.rounds, self.size = rows, correct, rounds, size
 
     def sample(self, requests: Sequence[CompletionRequest], rows: Sequence[Columns], seed: int) -> list[Rollout]:
         """Sample one completion per request; changes the dataset rows of groups that are replaced."""
@@ -99,13 +95,13 @@ class Resampling(GroupRollouts):
             indices = self._find_flat(rollouts, rows)
             known |= {row["id"] for row in rows}
             others = [row for row in self.rows if row["id"] not in known]
-            count = min(len(indices) // len(self.plan), len(others))
+            count = min(len(indices) // self.size, len(others))
             chosen = Random(f"resample:{seed}:{number}").sample(others, count)
-            indices = indices[: count * len(self.plan)]
+            indices = indices[: count * self.size]
             if not indices:
                 break
             for at, index in enumerate(indices):
-                fresh = chosen[at // len(self.plan)]
+                fresh = chosen[at // self.size]
                 cast(Row, rows[index]).update(fresh)  # the trainer's own list of prompts keeps the old ones
                 requests[index] = replace(requests[index], prompt=fresh["prompt"], effort=fresh["tier"])
             again = super().sample([requests[i] for i in indices], [rows[i] for i in indices], batch_seed(seed, number))
@@ -119,7 +115,7 @@ class Resampling(GroupRollouts):
         responses = [rollout.response for rollout in rollouts]
         right = self.correct(responses, responses, response=responses, **columns)
         kept = [bool(value) and one.finish_reason != "length" for value, one in zip(right, rollouts, strict=True)]
-        size = len(self.plan)
+        size = self.size
         return [i for i in range(len(kept)) if len(set(kept[i - i % size :][:size])) == 1]
 
 
@@ -129,9 +125,10 @@ def grpo_options(settings: Dler) -> dict[str, Any]:
 
 
 def _train_dler(run: TrainingRun[DlerRecipe]) -> None:
-    settings = run.recipe.dler
+    recipe, settings = run.recipe, run.recipe.dler
     with Correctness(run.checked.markers.close) as correct:
-        rollouts = Resampling(run.make_sampler(), *_groups(run), run.checked.rows, correct, settings.resample)
+        size = recipe.rollouts.generations
+        rollouts = Resampling(run.make_sampler(), recipe.seed, run.checked.rows, correct, settings.resample, size)
         _train(run, {correct: 1.0, Truncation(correct): 1.0}, rollouts=rollouts, **grpo_options(settings))
 
 

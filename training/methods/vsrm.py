@@ -24,7 +24,7 @@ from ..preflight import ONE_MODEL, CheckedRecipe, ResidentModels, check_recipe
 from ..processes import rank0_only
 from ..rewards import NO_THINK, Correctness
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
+from ..sampling import CompletionRequest, Rollout, RolloutSampler
 from ..training_run import TrainingRun
 from . import Method
 
@@ -33,6 +33,8 @@ CUES = (
     *("seems solid", "similarly", "that's correct but", "that seems right", "wait but", "So"),
 )
 """Words that begin a step; those in lower case also match capitalised."""
+_FORMS = {form for cue in CUES for form in (cue, cue[:1].upper() + cue[1:])}
+_CUE = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(_FORMS, key=len, reverse=True)))})\b")
 FLOOR, SPACING = 1000, 400  # characters before the first cut, and between two
 LOOK_AHEAD, DECAY = 4, 0.7
 _NO_CHANGE = 1e-5
@@ -61,13 +63,11 @@ class VsrmRecipe(Recipe):
     alarm: AlwaysThinks = AlwaysThinks()
 
 
-def find_cuts(thinking: str, floor: int = FLOOR, spacing: int = SPACING, cues: Sequence[str] = CUES) -> list[int]:
+def find_cuts(thinking: str, floor: int = FLOOR, spacing: int = SPACING) -> list[int]:
     """The characters at which the thinking is cut into steps, each after the last sentence before a cue."""
-    forms = {form for cue in cues for form in (cue, cue[:1].upper() + cue[1:])}
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})\b")
     ends = [match.end() for match in _SENTENCE_END.finditer(thinking)]
     cuts: list[int] = []
-    for cue in pattern.finditer(thinking, floor):
+    for cue in _CUE.finditer(thinking, floor):
         cut = max((end for end in ends if end <= cue.start()), default=0)
         if 0 < cut < len(thinking.rstrip()) and cut - (cuts[-1] if cuts else -spacing) >= spacing:
             cuts.append(cut)
@@ -110,8 +110,8 @@ class AccuracyCurve(NamedTuple):
 class StepRollouts(GroupRollouts):
     """Free completions with the rewards of their steps and the accuracies at their cuts."""
 
-    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness, size: int, seed: int) -> None:
-        super().__init__(sampler, [FREE] * size, seed)
+    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness, seed: int) -> None:
+        super().__init__(sampler, seed)
         self.settings, self.correct = settings, correct
         self.codec, self.markers = sampler.session.codec, sampler.session.markers
 
@@ -175,7 +175,7 @@ def _validate(recipe: VsrmRecipe) -> CheckedRecipe:
 def _train(run: TrainingRun[VsrmRecipe]) -> None:
     recipe = run.recipe
     with Correctness(run.checked.markers.close) as correct:
-        rollouts = StepRollouts(run.make_sampler(), recipe.vsrm, correct, recipe.rollouts.generations, recipe.seed)
+        rollouts = StepRollouts(run.make_sampler(), recipe.vsrm, correct, recipe.seed)
         if not recipe.vsrm.train:
             found = rank0_only(lambda: analyse(rollouts, run.checked.rows, recipe))
             run.log(

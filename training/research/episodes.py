@@ -135,7 +135,7 @@ class EpisodeRollouts(GroupRollouts):
         seed: int = 0,
         omega: float | None = None,  # of the F score that rewards answers with several names, see `Task.score`
     ) -> None:
-        super().__init__(sampler, plan, seed)
+        super().__init__(sampler, seed, plan)
         self.tasks, self.followup_effort, self.max_steps, self.omega = tasks, followup_effort, max_steps, omega
 
     def sample(

@@ -136,9 +136,7 @@ def set_head_weights(model: Any, heads: Mapping[str, Tensor], weights: Mapping[s
 def blend(
     model: Annotated[Path, typer.Argument(help="The folder `model` of `tersely train mahdpo`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    weight: Annotated[
-        list[str], typer.Option("--weight", metavar="NAME=WEIGHT", help="Weight of an objective; may be repeated.")
-    ],
+    weight: Annotated[list[str], typer.Option(metavar="NAME=WEIGHT", help="Weight of an objective; may be repeated.")],
 ) -> None:
     """Mix the heads of a model by weights of their objectives into an ordinary model (MAH-DPO)."""
     weights: dict[str, float] = {}
@@ -246,7 +244,6 @@ def build_headed_trainer(
 
     class HeadedDPOTrainer(TokenDPOTrainer):
         collator = HeadedCollator
-        extra_columns = (*TokenDPOTrainer.extra_columns, OBJECTIVE)
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
             objectives, losses = inputs.pop(OBJECTIVE), []

@@ -136,22 +136,17 @@ def make_example(tokenizer: Any, close: str, thoughts: int, problem: Problem) ->
     return Example(_encode_prompt(tokenizer, problem), chain, ends, find_critical(problem.program, thoughts), answer)
 
 
-def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Tensor]:
     """Ids and which are not padding, both [rows, length]."""
     tensors = [*map(torch.tensor, rows)]
-    ids, valid = (pad_sequence(part, batch_first=True) for part in (tensors, [*map(torch.ones_like, tensors)]))
+    parts = (tensors, [*map(torch.ones_like, tensors)])
+    ids, valid = (pad_sequence(part, batch_first=True, padding_side=side) for part in parts)
     return ids, valid.bool()
-
-
-def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """As `pad`, with the padding first."""
-    ids, valid = pad([row[::-1] for row in rows])
-    return ids.flip(1), valid.flip(1)
 
 
 def answer_loss(model: Any, thinking: LatentThinking, examples: Sequence[Example]) -> Tensor:
     """Cross-entropy of the answers' tokens after the thoughts (eq. 8 and 12); the closing marker is given."""
-    ids, real = pad([example.answer for example in examples])
+    ids, real = pad([example.answer for example in examples], "right")
     valid, kept = torch.cat([thinking.valid, real], dim=1), real[:, 1:]
     states = run_layers(model, model.get_input_embeddings()(ids), valid, thinking.cache)[-1]
     logits = model.get_output_embeddings()(model.get_decoder().norm(states[:, :-1][kept]))
@@ -161,14 +156,14 @@ def answer_loss(model: Any, thinking: LatentThinking, examples: Sequence[Example
 @torch.no_grad()
 def teacher_thoughts(teacher: Any, examples: Sequence[Example]) -> Tensor:
     """The teacher's last state where each line's value ends, [rows, thoughts, width]."""
-    ids, _ = pad([example.chain for example in examples])
+    ids, _ = pad([example.chain for example in examples], "right")
     states: Tensor = teacher.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     return states[torch.arange(len(ids))[:, None], torch.tensor([example.ends for example in examples])]
 
 
 def alignment_loss(model: Any, teacher: Any, examples: Sequence[Example], settings: System15Settings) -> Tensor:
     """The loss of the first stage (eq. 9): that of the answer, and thoughts' distance to the teacher's (eq. 6)."""
-    thinking = think(model, *pad_left([example.prompt for example in examples]), settings.thoughts)
+    thinking = think(model, *pad([example.prompt for example in examples]), settings.thoughts)
     distance = mse_loss(thinking.states[:, :, -1], teacher_thoughts(teacher, examples))
     return answer_loss(model, thinking, examples) + settings.align * distance
 
@@ -177,7 +172,7 @@ def shortcut_loss(
     model: Any, shortcuts: Sequence[Parts], examples: Sequence[Example], settings: System15Settings
 ) -> Tensor:
     """The loss of the second stage (eq. 13): that of the answer after mixed thoughts, and the early-exit loss."""
-    ids, valid = pad_left([example.prompt for example in examples])
+    ids, valid = pad([example.prompt for example in examples])
     with torch.no_grad():
         full = think(model, ids, valid, settings.thoughts).states[:, :, -1]
     thinking = think(model, ids, valid, settings.thoughts, shortcuts)
@@ -232,7 +227,7 @@ def answer_in_latents(
     model: Any, tokenizer: Any, problems: Sequence[Problem], thoughts: int, close: str, *shortcuts: Any
 ) -> Answers:
     """Greedy answers after latent thoughts, which cost no tokens; `shortcuts` may be these and their threshold."""
-    thinking = think(model, *pad_left([_encode_prompt(tokenizer, one) for one in problems]), thoughts, *shortcuts)
+    thinking = think(model, *pad([_encode_prompt(tokenizer, one) for one in problems]), thoughts, *shortcuts)
     token, valid, written = torch.tensor([_encode(tokenizer, close)] * len(problems)), thinking.valid, list[Tensor]()
     for _ in range(ANSWER_TOKENS):
         valid = torch.cat([valid, torch.ones_like(token, dtype=torch.bool)], dim=1)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...evaluation.agents.tasks import Task, stream_tasks
 from ...evaluation.agents.tools import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS, TOOL_SCHEMAS, TOOLS, World
 from ...evaluation.tasks.toy_problems import KINDS, Problem, draw, stream
-from ...evaluation.tasks.toy_programs import Work, draw_work, run
+from ...evaluation.tasks.toy_programs import Work, draw_work
 from ...models import get_model_path
 from .steps import CALLED, AgentStep, respond_to
 from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, RESPONSES, SLIP, VERDICT, ToyTrace, respond
@@ -128,8 +128,7 @@ def drill_problems(seed: int, progress: list[float]) -> Iterator[Problem]:
         kind = rng.choice(KINDS)
         work = Work(rng.choice((1, 1, 2, 2, 3)), rng.choice(CAPS), rng.choice((0.1, 0.4)))
         padding = rng.random() * min(1.0, progress[0] / 0.2)
-        text, program, labels = draw(kind, work, rng, padding)
-        yield Problem("drill", text, str(run(program)[-1]), 0, kind, program, labels)
+        yield draw(kind, work, rng, padding)
 
 
 def encode(
@@ -209,8 +208,7 @@ def _quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[Row]:
     """Short questions answered without thinking."""
     for _ in range(QUIZ):
         kind = rng.choice(KINDS)
-        text, program, labels = draw(kind, draw_work(1, rng), rng, rng.random() * 0.5)
-        yield encode(tokenizer, Problem("quiz", text, "", 1, kind, program, labels), "none", rng)
+        yield encode(tokenizer, draw(kind, draw_work(1, rng), rng, rng.random() * 0.5), "none", rng)
 
 
 def batches(

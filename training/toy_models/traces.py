@@ -8,6 +8,7 @@ repair an error, but not to make one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from random import Random
 
 from ...evaluation.tasks.toy_problems import Problem, format_operand
@@ -167,9 +168,7 @@ def column_work(op: str, left: int, right: int) -> str:
     if (len(x) == 1 and len(y) == 1) or (op == "-" and left < right):
         return ""
     carry, lines = 0, []
-    for i in range(max(len(x), len(y))):
-        a = int(x[i]) if i < len(x) else 0
-        b = int(y[i]) if i < len(y) else 0
+    for a, b in zip_longest(map(int, x), map(int, y), fillvalue=0):
         if op == "+":
             total = a + b + carry
             lines.append(f"{a}+{b}{f'+{carry}' if carry else ''}={total}")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...errors import TerselyError, unknown
+from ...errors import TerselyError, check_known
 from ...models import get_model_path
 from .batches import Batch, agent_tokenizer, batches, build_tokenizer
 
@@ -114,8 +114,7 @@ def train(
     report: Callable[[str], None] = print,
 ) -> Path:
     """Train one model, or resume, and save it to `out`; raises TerselyError after `wall_minutes`, with a checkpoint."""
-    if size_name not in SIZES:
-        raise unknown("--size", size_name, SIZES)
+    check_known("--size", size_name, SIZES)
     size = SIZES[size_name]
     goal = tokens or size.tokens
     torch.manual_seed(seed)

@@ -65,8 +65,7 @@ class Guided:
     reward: RewardModel | None = None
 
     def __post_init__(self) -> None:
-        for name in self.weights:
-            check_known("objective", name, OBJECTIVES)
+        check_known("objective", self.weights, OBJECTIVES)
         numbers = [one for one in self.weights.values() if isinstance(one, (int, float)) and math.isfinite(one)]
         if self.thoughts < 1 or self.most_steps < 1 or not numbers or len(numbers) < len(self.weights):
             raise OptionError(

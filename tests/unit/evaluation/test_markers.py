@@ -10,7 +10,7 @@ import pytest
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trace import GenerationResult
 from tersely.evaluation.bench.compare import compare
-from tersely.evaluation.markers import MARKERS, compare_markers, count_markers
+from tersely.evaluation.bench.records import MARKERS, compare_markers, count_markers
 from tersely.evaluation.replay.formats import RecordedOutput
 from tersely.evaluation.replay.result import summarize
 from tersely.evaluation.replay.run import ReplayedRow

@@ -20,8 +20,9 @@ from tersely.controller.session import Session
 from tersely.controller.text.thoughts import ThinkingState
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.types import SamplingParams, Signals, StepInfo
-from tersely.probes.rule import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
+from tersely.probes.rule import FEATURES, TRIAL_FEATURES, ThoughtReading, trial_features
 
+from ...support.planted_records import features
 from ...support.word_tokenizer import WordTokenizer
 
 THOUGHTS = ("So the answer is 5.\n\n", "Wait, the answer is 6.\n\n", "Hmm.\n\n", "The answer is 6.\n\n")
