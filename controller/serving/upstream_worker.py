@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
 from ..chat_model import ChatModel, ChatQuestion
-from ..engines.openai import CompletionBackend, ServerLostError
+from ..engines.openai import CompletionBackend, ServerLostError, run_together
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session, make_sink
@@ -136,12 +136,7 @@ class ChatWorker(LoopWorker):
         self._close_connections(self.upstream)
 
     async def _answer(self, pending: PendingResponse) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(pending.request.n):
-                    group.create_task(self._chat(self.upstream, pending, number))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await run_together(self._chat(self.upstream, pending, number) for number in range(pending.request.n))
 
 
 class UpstreamWorker(SessionWorker, LoopWorker):
