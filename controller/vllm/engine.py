@@ -31,7 +31,8 @@ from ..types import (
 )
 from .engine_options import load_tokenizer, refuse_speculation
 from .request_control import KEY
-from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
+from .request_controller import RequestController
+from .worker_context import DRIVERS, end_token_ids, folder_fingerprint, last_layer
 
 if TYPE_CHECKING:
     from vllm import LLM

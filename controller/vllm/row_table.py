@@ -153,7 +153,7 @@ class RowTable:
                 self.finished.add(slot)
             self.forced[slot] = -1 if token is None else token
             if drafts := self.ahead.shape[1]:
-                ahead = [*islice(controller.queued, 1, 1 + drafts)]
+                ahead = [*islice(controller.queue, 1, 1 + drafts)]
                 self.ahead[slot, : len(ahead)], self.ahead[slot, len(ahead) :] = ahead, -1
             self.offered[slot] = -1 if first is None else first
             self._behind[slot] = -1 if behind is None else behind

@@ -17,7 +17,7 @@ from tersely.controller.serving.rules import RequestRules
 from tersely.controller.serving.vllm_limits import check_request
 from tersely.controller.serving.vllm_translation import translate
 from tersely.controller.vllm.request_control import CLIENT_SETTINGS, KEY, read_control
-from tersely.controller.vllm.request_controller import WorkerContext
+from tersely.controller.vllm.worker_context import WorkerContext
 from tersely.errors import OptionError
 
 from ..support.cpu_limit import limited

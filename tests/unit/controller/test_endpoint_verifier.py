@@ -16,7 +16,7 @@ from tersely.controller.policies.trimr import TrimR
 from tersely.controller.verification import AnswersEqual, AnswerStated, NoVerdictError, RuleVerifier, get_verdict
 from tersely.controller.verifiers import EndpointVerifier, read_verdict
 from tersely.controller.vllm.request_control import KEY
-from tersely.controller.vllm.request_controller import WorkerContext
+from tersely.controller.vllm.worker_context import WorkerContext
 from tersely.errors import ModelError
 
 from ...support.chat_servers import Judge
