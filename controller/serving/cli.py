@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from ...errors import CapabilityError, OptionError, TerselyError, unknown
+from ...errors import CapabilityError, OptionError, TerselyError, check_known
 from ...validation import format_validation_error
 from ..api import resolve_helper, resolve_verifier
 from ..options import MAX_OUTPUT_TOKENS
@@ -189,8 +189,7 @@ def serve(
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
     _check_access(api_key, metrics)
-    if log not in LOG_FORMATS:
-        raise unknown("--log", log, LOG_FORMATS)
+    check_known("--log", log, LOG_FORMATS)
     changes = make_changes(
         effort, preset, policy, tuned, budget, max_thinking_tokens, answer_reserve, max_new_tokens, shadow_share
     )
@@ -335,7 +334,6 @@ def _choose_upstreams(
 
 
 def _check_access(api_key: str | None, metrics: str) -> None:
-    if metrics not in METRICS_ACCESS:
-        raise unknown("--metrics", metrics, METRICS_ACCESS)
+    check_known("--metrics", metrics, METRICS_ACCESS)
     if api_key is not None and not api_key.strip():
         raise OptionError("the API key is empty; set one with --api-key or TERSELY_API_KEY, or leave it out")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ...errors import TerselyError
+from ...errors import TerselyError, check_known
 from ...validation import FrozenModel, format_validation_error, read_text
 from ..options import make_policy_from_file
 from ..policies import make_policies
@@ -48,9 +48,7 @@ def _check_policies(given: list[str] | dict[str, dict[str, Any]]) -> list[str] |
 
 def _check_efforts(budgets: dict[str, int]) -> dict[str, int]:
     named = {openai_effort(effort): tokens for effort, tokens in budgets.items()}
-    for effort in named:
-        if effort not in OPENAI_NAMES[1:]:
-            raise ValueError(f"unknown effort {effort!r}; accepted: {', '.join(OPENAI_NAMES[1:])}")
+    check_known("effort", named, OPENAI_NAMES[1:])
     return named
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError, TerselyError, unknown
+from ...errors import OptionError, TerselyError, check_known
 from ..options import MAX_OUTPUT_TOKENS, GenerationOptions, load_config, make_options
 from .auth_middleware import hash_key
 from .config import ConfigFileError, Rules, ServerConfig, build_policies, overlay, read_config_file
@@ -79,9 +79,7 @@ def _rank(effort: str) -> float:
 def check_names(config: ServerConfig, served: Collection[str]) -> None:
     """Raise OptionError for a model with rules or prices that is not served."""
     for section, names in (("models", config.models), ("prices", config.prices)):
-        for name in names:
-            if name not in served:
-                raise unknown(f"model in {section}:", name, served)
+        check_known(f"model in {section}:", names, served)
 
 
 def resolve_rules(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from ...errors import unknown
+from ...errors import check_known
 from ..options import option_field
 from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
@@ -39,18 +39,14 @@ def _one_of(what: str, known: Collection[str]) -> AfterValidator:
     """Checks a name."""
 
     def check(name: str) -> str:
-        if name not in known:
-            raise unknown(what, name, known)
+        check_known(what, name, known)
         return name
 
     return AfterValidator(check)
 
 
 def _check_policies(names: list[str]) -> list[str]:
-    known = list_policies()
-    for name in names:
-        if name not in known:
-            raise unknown("policy", name, known)
+    check_known("policy", names, list_policies())
     if len(set(names)) < len(names):
         raise ValueError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
     return names

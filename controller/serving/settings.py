@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError, unknown
+from ...errors import OptionError, check_known
 from ..budgets import (
     ANSWER_RESERVE,
     OPENAI_EFFORTS,
@@ -122,8 +122,7 @@ def parse_effort_caps(changes: Sequence[str]) -> dict[str, int]:
         if not tokens.isdecimal():
             raise OptionError(f"--budget {text!r} not understood; accepted: EFFORT=TOKENS, as in medium=1500")
         name = openai_effort(effort)
-        if name not in OPENAI_NAMES or name == "none":
-            raise unknown("effort", effort, OPENAI_NAMES[1:])
+        check_known("effort", name, OPENAI_NAMES[1:])
         caps[name] = int(tokens)
     return caps
 

@@ -198,7 +198,7 @@ def test_no_client_setting_names_a_text() -> None:
 @pytest.mark.parametrize("end", [0, 1])
 @pytest.mark.parametrize("policy", sorted({*CLIENT_SETTINGS} - {"readiness", "trimr", "auto_exit"}))
 def test_the_ends_of_all_bounds_work(policy: str, end: int) -> None:
-    settings = {name: bool(end) if bound is bool else bound[end] for name, bound in CLIENT_SETTINGS[policy].items()}
+    settings = {name: bound[end] for name, bound in CLIENT_SETTINGS[policy].items()}
     fed = Fed(make_policy(policy, settings), thinking=300)
     fed.feed("So x is 4.\n\nThus the answer is 4.\n\nWait, x is 4.\n\n" * 40)
     assert not [decision for decision in fed.controller.decisions if decision.action == "error"]
