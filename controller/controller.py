@@ -128,11 +128,6 @@ class Controller:
     # -- facts for the session and for forward modifiers
 
     @property
-    def verifier_tokens(self) -> int:
-        """Tokens that the verifier read for this sequence."""
-        return self.questions.tokens
-
-    @property
     def boundary(self) -> str | None:
         """What the latest token ended (see `ThinkingState.boundary`); None outside the thinking."""
         thinks = self.state in (ControllerState.THINKING, ControllerState.WAITING) and len(self.thinking) > 0
@@ -162,7 +157,6 @@ class Controller:
             self._answer.extend(tokens)
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         if self.state is not _THINKING:
             return self._observe_outside(token, step)
         self.position += 1
@@ -452,7 +446,7 @@ class Controller:
             self.state = ControllerState.TRIAL if reply.trial else self.state
             return reply
         directive = self._run_policies(reply.tasks, reply.answer, may_try=False)
-        self.trials.put_back()
+        self.trials.set_aside = ()  # a trial that wrote nothing leaves the thinking as it is
         return directive
 
     # -- the trace

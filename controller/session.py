@@ -198,7 +198,7 @@ def build_result(
             injected=sum(done.forced),
             discarded=done.dropped,
             trial=done.trial,
-            verifier=controller.verifier_tokens if controller else 0,
+            verifier=controller.questions.tokens if controller else 0,
             helper_completion=controller.delegations.tokens if controller else 0,
             helper_prompt=controller.delegations.read if controller else 0,
             recomputed=done.recomputed + prepared.recomputed,

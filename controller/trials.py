@@ -120,9 +120,9 @@ class TrialDecoder:
         return self.codec.decode(self._ids[:-1] if self._ids[-1] == self._eos else self._ids)
 
 
-def trial_opening(markers: Markers, tail: str) -> str:
+def trial_opening(markers: Markers, tail: str, opening: str = ANSWER_PREFIX) -> str:
     """The text that closes the thinking, which ends in `tail`, and opens the box of a trial answer."""
-    return f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}{ANSWER_PREFIX}"
+    return f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}{opening}"
 
 
 def read_boxed(text: str) -> str:
@@ -135,8 +135,7 @@ def start_trial(
 ) -> tuple[tuple[int, ...], TrialDecoder]:
     """The ids that open a trial after a text that ends in `tail`, and the trial; a sampled answer fits `reserve`."""
     prompt = asked.prompt or TrialPrompt(ANSWER_PREFIX, MAX_TRIAL_TOKENS, closes=True)
-    close = f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}" if prompt.closes else ""
-    forced = codec.encode(f"{close}{prompt.opening}")
+    forced = codec.encode(trial_opening(markers, tail, prompt.opening) if prompt.closes else prompt.opening)
     closing = codec.encode(closing_text(markers, "", paragraph_separator(tail)))
     sampling = SampledTrial(closing, markers.answer_prefix, reserve) if asked.sampled else None
     return forced, TrialDecoder(codec, len(forced), sampling, prompt.tokens, prompt.whole)
@@ -229,10 +228,6 @@ class TrialManager:
     def drop_aside(self) -> None:
         """Take what stands behind the trial out of the thinking."""
         self.thinking.retract(len(self.set_aside))
-        self.set_aside = ()
-
-    def put_back(self) -> None:
-        """Leave the thinking as it is, after a trial that wrote nothing."""
         self.set_aside = ()
 
     def end(self, directive: Directive) -> Directive:

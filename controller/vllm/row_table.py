@@ -72,7 +72,7 @@ class RowTable:
     """Rows by slot. `kind_of` says what a token is, see `request_controller`; `drafts` are the most of a step."""
 
     def __init__(self, kind_of: Callable[[int], int], drafts: int = 0) -> None:
-        self.rows: dict[int, ControlledRow] = {}
+        self.rows: dict[int, ControlledRow] = {}  # those that may have ended included
         self.finished: set[int] = set()  # slots of rows for which nothing is left to do
         self._eager: set[int] = set()  # slots of rows that are also read from outside
         self._kind_of = kind_of

@@ -89,7 +89,7 @@ def test_trimr_goes_on_until_the_verdict_is_there() -> None:
             wait(row.controller.questions._asked, 30)
             row.feed(part)
             assert len(row.ids) < 1000
-        assert row.controller.verifier_tokens == 40 * len(judge.bodies) > 0
+        assert row.controller.questions.tokens == 40 * len(judge.bodies) > 0
 
 
 def test_rows_of_vllm_ask_the_server_of_the_engines_settings() -> None:
@@ -103,7 +103,7 @@ def test_rows_of_vllm_ask_the_server_of_the_engines_settings() -> None:
         row = context.make_controller({KEY: "trimr"}, context.tokenizer("one two")["input_ids"], 500)
         assert row is not None and row.controller is not None
         assert row.controller.questions.ask(VAGUE).result(30) == pytest.approx(0.75)
-        assert row.controller.verifier_tokens == 40
+        assert row.controller.questions.tokens == 40
         assert context.verifier is not None
         context.verifier.close()
 
