@@ -196,7 +196,6 @@ class EndpointVerifier(EndpointCaller):
         self._forms = list(_FORMS)
 
     def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
         future = VerdictFuture()
         self._start(self._answer(format_question(question), future), future)
         return future

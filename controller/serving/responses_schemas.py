@@ -146,7 +146,6 @@ class ResponsesRequest(schemas.RequestBody):
     max_tool_calls: int | None = None
 
     def to_messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates expect it."""
         messages: list[dict[str, Any]] = []
         if self.instructions:
             messages.append({"role": "system", "content": self.instructions})
@@ -168,7 +167,6 @@ class ResponsesRequest(schemas.RequestBody):
         return messages
 
     def offered_tools(self) -> tuple[dict[str, Any], ...]:
-        """The tools as chat templates expect them."""
         return () if self.tool_choice == "none" else tuple(tool.to_dict() for tool in self.tools or ())
 
     def echo(self) -> dict[str, Any]:

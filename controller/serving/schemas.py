@@ -317,15 +317,12 @@ class ChatRequest(RequestBody):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def to_messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates expect it."""
         return [message.to_dict() for message in self.messages]
 
     def offered_tools(self) -> tuple[dict[str, Any], ...]:
-        """The tools that the model may call, as chat templates expect them."""
         return () if self.tool_choice == "none" else tuple(self.tools or ())
 
     def efforts(self) -> Mapping[str, str]:
-        """The effort of each field that names one."""
         kind = self.thinking.type if self.thinking is not None else None
         efforts = self._given(self.effort_fields)
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking is False:

@@ -157,7 +157,6 @@ class VllmEngine:
         return params
 
     def fingerprint(self) -> str | None:
-        """See `Engine.fingerprint`."""
         return folder_fingerprint(self._folder)
 
     def close(self) -> None:
@@ -216,7 +215,6 @@ class HiddenStateCapture:
         self.state: State | None = None
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         if self.state is None and step is not None:
             self.state = step.state(self.layer)
         return KEEP
