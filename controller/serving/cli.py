@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -287,7 +287,12 @@ def serve_vllm(given: VllmOptions) -> None:
 
     given.check_access()
     config, changes = given.config and str(given.config.resolve()), given.make_changes().model_dump()
-    settings = {"config": config, "changes": changes, "max_body": given.max_body, "metrics": given.metrics}
+    settings: dict[str, Any] = {
+        "config": config,
+        "changes": changes,
+        "max_body": given.max_body,
+        "metrics": given.metrics,
+    }
     settings |= {"exposed": given.expose or [], "special_tokens": given.special_tokens}
     own = ["--config", given.vllm_config] if given.vllm_config else []
     run_vllm_server(
