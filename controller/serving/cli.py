@@ -286,13 +286,8 @@ def serve_vllm(given: VllmOptions) -> None:
     from .vllm_launcher import run_vllm_server
 
     given.check_access()
-    config, changes = given.config and str(given.config.resolve()), given.make_changes().model_dump()
-    settings: dict[str, Any] = {
-        "config": config,
-        "changes": changes,
-        "max_body": given.max_body,
-        "metrics": given.metrics,
-    }
+    settings: dict[str, Any] = {"config": given.config and str(given.config.resolve())}
+    settings |= {"changes": given.make_changes().model_dump(), "max_body": given.max_body, "metrics": given.metrics}
     settings |= {"exposed": given.expose or [], "special_tokens": given.special_tokens}
     own = ["--config", given.vllm_config] if given.vllm_config else []
     run_vllm_server(
