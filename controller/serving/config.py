@@ -35,7 +35,7 @@ class ConfigFileError(TerselyError, ValueError):
     code = "invalid_config"
 
 
-class Section(FrozenModel):
+class ConfigSection(FrozenModel):
     """A part of the configuration; None and what is left out is left to the next lower layer."""
 
     model_config = ConfigDict(strict=True)
@@ -65,7 +65,7 @@ PolicyNames = Annotated[list[str] | dict[str, dict[str, Any]], AfterValidator(_c
 BudgetTable = Annotated[dict[str, Tokens], AfterValidator(_check_efforts)]
 
 
-class Defaults(Section):
+class Defaults(ConfigSection):
     """What requests get that leave it open."""
 
     effort: Effort | None = None
@@ -87,7 +87,7 @@ class Defaults(Section):
         return self
 
 
-class Ceilings(Section):
+class Ceilings(ConfigSection):
     """What no request passes."""
 
     effort: Effort | None = None
@@ -95,7 +95,7 @@ class Ceilings(Section):
     thinking_tokens: Annotated[int, Field(ge=MIN_THINKING, le=1 << 31)] | None = None
 
 
-class Rules(Section):
+class Rules(ConfigSection):
     """What holds for all requests, those of a model, or those of a key."""
 
     enabled: bool | None = None  # False is the off switch: everything runs without control
@@ -106,7 +106,7 @@ class Rules(Section):
     ceilings: Ceilings = Ceilings()
 
 
-class _Secret(Section):
+class _Secret(ConfigSection):
     """A key that stands in a variable of the environment or in a file, never in the configuration."""
 
     key_env: Name | None = None
@@ -131,7 +131,7 @@ class KeyRules(Rules, _Secret):
     """What holds for the requests with a key."""
 
 
-class Price(Section):
+class TokenPrice(ConfigSection):
     """What a million tokens cost."""
 
     input: Amount
@@ -158,7 +158,7 @@ class ServerConfig(Rules):
 
     models: dict[Name, Rules] = Field(default_factory=dict)
     keys: dict[Name, KeyRules] = Field(default_factory=dict)
-    prices: dict[Name, Price] = Field(default_factory=dict)
+    prices: dict[Name, TokenPrice] = Field(default_factory=dict)
     upstreams: list[Upstream] = Field(default_factory=list)
 
     def layers(self) -> Iterator[tuple[str, Rules]]:
@@ -168,15 +168,15 @@ class ServerConfig(Rules):
         yield from ((f"keys.{name}", rules) for name, rules in self.keys.items())
 
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=ConfigSection)
 
 
-def overlay(lower: S, upper: Section) -> S:
+def overlay(lower: S, upper: ConfigSection) -> S:
     """The fields of `lower`, replaced by what `upper` says of them."""
     changes: dict[str, Any] = {}
     for name in type(lower).model_fields:
         value = getattr(upper, name, None)
-        if isinstance(value, Section):
+        if isinstance(value, ConfigSection):
             changes[name] = overlay(getattr(lower, name), value)
         elif value is not None:
             changes[name] = value
