@@ -163,6 +163,8 @@ class RequestBody(StrictModel):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: int | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     tersely: TerselyField | None = None
     metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
@@ -296,13 +298,11 @@ class ChatRequest(RequestBody):
     chat_template_kwargs: TemplateOptions | None = None
     response_format: TextFormat | None = None
     tools: JsonObjects | None = None
-    tool_choice: Literal["none", "auto"] | None = None
 
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     logprobs: Never | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")

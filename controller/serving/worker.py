@@ -47,7 +47,7 @@ class ServedRow(BatchRow):
         def emit(event: TextDeltaEvent) -> None:
             if event.text:
                 self.sent = True
-                pending.send(TextDeltaEvent(number, event.text, event.channel, event.decision))
+                pending.send(event)
 
         super().__init__(
             session,
