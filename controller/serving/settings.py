@@ -82,11 +82,7 @@ class Billing:
     def cost(self, usage: Usage) -> float:
         """What tokens cost; those that a helper or a verifier spent are charged as this model's."""
         read = usage.prompt + usage.recomputed + usage.helper_prompt
-        return self.cost_of(read, usage.prompt + usage.total - read)
-
-    def cost_of(self, read: int, written: int) -> float:
-        """What so many tokens cost."""
-        return (read * self.input + written * self.output) / 1e6
+        return (read * self.input + (usage.prompt + usage.total - read) * self.output) / 1e6
 
 
 UNBILLED = Billing()

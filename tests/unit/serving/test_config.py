@@ -12,6 +12,7 @@ import pytest
 from tersely.controller.serving.cli import ServeOptions
 from tersely.controller.serving.config import ConfigFileError, Rules, make_config, read_config_file
 from tersely.controller.serving.rules import LiveConfig
+from tersely.controller.trace import Usage
 from tersely.errors import OptionError
 
 from ...support.refusals import refused
@@ -58,7 +59,7 @@ def test_a_key_wins_over_a_model_and_that_over_all(file: Path) -> None:
     assert small.options.preset == "fast" and small.options.policies is None and small.options.effort == "low"
     assert [getattr(policy, "name", policy) for policy in everybody.options.policies or ()] == ["budget", "convergence"]
     assert everybody.caps["high"] == 9000 and everybody.caps["minimal"] == 128
-    assert live.billing("small", "team").cost_of(2_000_000, 1_000_000) == 4.5
+    assert live.billing("small", "team").cost(Usage(2_000_000, answer=1_000_000)) == 4.5
 
 
 def test_options_of_the_command_win_over_what_a_file_says_for_all(file: Path) -> None:
