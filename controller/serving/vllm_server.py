@@ -31,11 +31,10 @@ from ..vllm.request_control import KEY
 from ..vllm.trace_channel import TraceStore
 from ..vllm.trial_endpoint import require_trials
 from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, route_of
-from .body_limits import BodyLimits, replay
+from .body_limits import BodyLimits, PromptLimit, replay
 from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
-from .prompt_limit import PromptLimit
 from .rules import LiveConfig, check_names
 from .settings import UNBILLED, Billing, ServerLimits
 from .vllm_limits import check_request

@@ -22,9 +22,9 @@ from ..text.sanitizer import get_sanitizer, sanitize_messages
 from ..text.tool_calls import OPEN
 from ..trace import Decision
 from ..types import KEEP, Completion, Directive, StepInfo
+from .body_limits import PromptLimit
 from .errors import RequestError
 from .metrics import Metrics
-from .prompt_limit import PromptLimit
 from .replies import PendingResponse, RowFinished, split_tool_calls
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
