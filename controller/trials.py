@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from .budgets import Budget
@@ -47,27 +47,23 @@ class SampledTrial:
     tokens: int  # longest answer
 
 
+@dataclass(slots=True)
 class TrialDecoder:
     """A trial in progress, opened by `forced` tokens; `sampling` asks for a sampled answer after the greedy one.
 
     `most` tokens at most are read, and behind the end of the box only of a `whole` reply.
     """
 
-    def __init__(
-        self,
-        codec: TokenizerAdapter,
-        forced: int,
-        sampling: SampledTrial | None = None,
-        most: int = MAX_TRIAL_TOKENS,
-        whole: bool = False,
-    ) -> None:
-        self.codec, self.forced, self.sampling = codec, forced, sampling
-        self.most, self.whole = most, whole
-        self._greedy: TrialAnswer | None = None  # set while the sampled answer is decoded
-        self._ids: list[int] = []
-        self._log_probabilities: list[float] = []  # of the tokens up to the end of the box
-        self._boxed = ""
-        self._entropy = math.nan
+    codec: TokenizerAdapter
+    forced: int
+    sampling: SampledTrial | None = None
+    most: int = MAX_TRIAL_TOKENS
+    whole: bool = False
+    _greedy: TrialAnswer | None = None  # set while the sampled answer is decoded
+    _ids: list[int] = field(default_factory=list)
+    _log_probabilities: list[float] = field(default_factory=list)  # of the tokens up to the end of the box
+    _boxed: str = ""
+    _entropy: float = math.nan
 
     @property
     def tokens(self) -> int:

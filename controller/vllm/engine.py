@@ -6,7 +6,7 @@ import gc
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -207,12 +207,12 @@ def load_vllm(
     return VllmEngine(llm, name)
 
 
+@dataclass(slots=True)
 class HiddenStateCapture:
-    """Keeps the hidden state that the first token was sampled from."""
+    """Keeps the hidden state that the first token was sampled from; implements `types.Watcher`."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-        self.state: State | None = None
+    layer: int
+    state: State | None = None
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         if self.state is None and step is not None:

@@ -175,7 +175,9 @@ class OpenAIClient:
                 else:
                     reply.close()
         except self._aiohttp.ClientError as error:
-            raise self._error_from_connection(error) from error
+            if isinstance(error, TimeoutError) and not isinstance(error, self._aiohttp.ConnectionTimeoutError):
+                raise self._timed_out() from error
+            raise StreamError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
 
     async def _open(self) -> aiohttp.ClientSession:
         """The session of the event loop that runs; those of loops that ended are closed."""
@@ -197,11 +199,6 @@ class OpenAIClient:
                 max_field_size=_MAX_HEADER,
             )
         return self._sessions[loop]
-
-    def _error_from_connection(self, error: Exception) -> Exception:
-        if isinstance(error, TimeoutError) and not isinstance(error, self._aiohttp.ConnectionTimeoutError):
-            return self._timed_out()
-        return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
     def _timed_out(self) -> ModelError:
         return ModelError(

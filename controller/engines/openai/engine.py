@@ -233,7 +233,8 @@ class RemoteRequest:
             self._recomputed += len(ids) - self._unsubmitted
         self._submissions += 1
         self._unsubmitted = 0
-        stream = self.engine.backend.stream(ids, self._stream_limit(len(ids)), self._stream_sampling(), self._logprobs)
+        logprobs = TOP if self.request.confidence else 2 * self.request.signals  # of how many of the likeliest tokens
+        stream = self.engine.backend.stream(ids, self._stream_limit(len(ids)), self._stream_sampling(), logprobs)
         async with self.engine.slots, aclosing(stream) as chunks:
             async for chunk in chunks:
                 if not self._observe_chunk(chunk):
@@ -245,11 +246,6 @@ class RemoteRequest:
             return int(self.sequence.limit) - len(self.sequence.tokens)
         context = self.engine.backend.context_length
         return _TRIAL_LIMIT if context is None else max(1, min(_TRIAL_LIMIT, context - size))
-
-    @property
-    def _logprobs(self) -> int:
-        """Of how many of the likeliest tokens to report the log-probability."""
-        return TOP if self.request.confidence else 2 * self.request.signals
 
     def _stream_sampling(self) -> SamplingParams:
         """Trials are greedy; everything else has a seed that nothing else in the batch has."""
