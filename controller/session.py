@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import CapabilityError, OptionError
 from .budgets import DIFFADAPT, canonical_effort
@@ -72,7 +72,7 @@ class Session:
         self.codec = get_adapter(engine.tokenizer)
         self.markers = choose_markers(engine.tokenizer, markers, think_prompt)
         self.verifier, self.helper = verifier, helper
-        self._bind_once = cache(lambda part, probes: part.bind(BindContext(engine, probes)))
+        self._bind_once: Callable[..., Any] = cache(lambda part, probes: part.bind(BindContext(engine, probes)))
         self._load_tier_probe = cache(lambda probes: load_tier_probe(engine, probes))
 
     def run(
