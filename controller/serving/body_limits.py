@@ -119,7 +119,7 @@ def check_shape(body: bytes) -> int:
     return values
 
 
-def memory_of(size: int, values: int) -> int:
+def estimate_memory(size: int, values: int) -> int:
     """About what a body of so many bytes and JSON values takes while it is answered, in bytes."""
     return _COPIES * size + values * _VALUE_BYTES
 
@@ -179,7 +179,7 @@ class PromptLimit:
 def _list_texts(value: Any, names: tuple[str, ...] | None = None, role: str = "", name: str = "") -> Iterator[str]:
     """The texts of a JSON value, or those of its fields with such names, without what templates leave out."""
     if isinstance(value, str):
-        text = _answer_of(value) if role == "assistant" else value
+        text = _drop_thinking(value) if role == "assistant" else value
         yield _compact(text) if name == "arguments" else text
     elif isinstance(value, Mapping) and value.get("type") != "reasoning":
         for key, one in value.items():
@@ -191,7 +191,7 @@ def _list_texts(value: Any, names: tuple[str, ...] | None = None, role: str = ""
             yield from _list_texts(one, names, role, name)
 
 
-def _answer_of(text: str) -> str:
+def _drop_thinking(text: str) -> str:
     """An earlier reply without its thinking, which templates leave out."""
     for _, close in KNOWN:
         text = text.rpartition(close)[2]

@@ -52,7 +52,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         drafts = check_speculation(vllm_config, on_v2=len(runner) == 1)
         self.worker = WorkerContext(vllm_config, drafts)
         self.worker.check()
-        self.table = RowTable(self.worker.kind_of, drafts)
+        self.table = RowTable(self.worker.classify, drafts)
         self._in_flight = _IN_FLIGHT * (1 + drafts)
         self._parked: list[ControlledRow] = []  # those that left the batch, the latest last
         self._copies: OrderedDict[str, int] = OrderedDict()

@@ -229,7 +229,7 @@ class RequestController:
         return found
 
 
-def kind_of(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> int:
+def classify(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> int:
     """The kind of a token. One that may end a line, the turn or a marker, or begin a call, is loud."""
     added, flags = codec.added_tokens, codec.flags[token] & ~TokenFlags.DIGIT
     for marker in (markers.open, markers.close):

@@ -21,7 +21,7 @@ from ..verification import RuleVerifier, Verifier
 from ..verifiers import EndpointVerifier
 from .engine_options import OPTIONS, check_endpoints, load_tokenizer
 from .request_control import KEY, RequestControl, parse_control, read_control
-from .request_controller import LOUD, RequestController, kind_of
+from .request_controller import LOUD, RequestController, classify
 from .trial_endpoint import TrialEndpoint, failed_trial, find_self_key, require_trials
 
 _BOUND = 256
@@ -117,10 +117,10 @@ class WorkerContext:
             for policy in self.default.make_policies():
                 self._bind(policy)
 
-    def kind_of(self, token: int) -> int:
-        """The kind of a token; see `kind_of`."""
+    def classify(self, token: int) -> int:
+        """The kind of a token; see `classify`."""
         try:
-            return kind_of(token, get_adapter(self.tokenizer), self.markers, self.end)
+            return classify(token, get_adapter(self.tokenizer), self.markers, self.end)
         except Exception:  # no token of the tokenizer; or no markers, and every token is read
             return LOUD
 
