@@ -62,7 +62,8 @@ def chats(llm: Any, rows: int) -> list[Any]:
 def with_signals(rows: int, end: tuple[int, ...]) -> list[dict[str, Any]]:
     """Arguments of requests that keep the signals of every token."""
     from tersely.controller.types import Capability
-    from tersely.controller.vllm.request_controller import DRIVERS, RequestController
+    from tersely.controller.vllm.request_controller import RequestController
+    from tersely.controller.vllm.worker_context import DRIVERS
 
     for row in range(rows):
         DRIVERS[f"row {row}"] = RequestController(None, end, frozenset({Capability.LOGIT_SIGNALS}), keep_signals=True)

@@ -114,8 +114,8 @@ def time_steps(
         processor.apply(logits, context)
         taken.append(1e3 * (time.thread_time() - begin))
         processor_buffers.total_len.gpu += 1
-    assert len(processor.rows) == rows, "rows have ended"
-    notes = {decision.reason for row in processor.rows.values() for decision in row.controller.decisions}
+    assert len(processor.table.rows) == rows, "rows have ended"
+    notes = {decision.reason for row in processor.table.rows.values() for decision in row.controller.decisions}
     assert not notes, f"not every policy is at work: {notes}"
     settled = np.sort(taken[steps // 4 :])  # the first step reads whole outputs
     return {

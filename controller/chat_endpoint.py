@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ..errors import CapabilityError
 from .chat_model import LIMIT_FIELDS, ChatDialect, ChatModel, ChatQuestion
+from .engines.openai import run_together
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model
 from .options import GenerationOptions
 from .policies import make_policies
@@ -52,13 +53,9 @@ class ChatOnlyEndpoint:
         try:
             name = (await choose_model(client, self.model)).name
             model = ChatModel(client, name, ChatDialect(effort_fields=("reasoning_effort",)))
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_answer(model, slots, prompt, options)) for prompt in prompts]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            return await run_together(_answer(model, slots, prompt, options) for prompt in prompts)
         finally:
             await client.close()
-        return [task.result() for task in tasks]
 
 
 def check_options(options: GenerationOptions) -> None:

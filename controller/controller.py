@@ -81,7 +81,6 @@ class Controller:
         policies: in the order of their precedence.
         opened: the prompt has opened the thinking already.
         shadow: record what would be done and do nothing.
-        closing_sentence: of a `Close` that brings none.
         verifier: answers the policies' questions; None decides by rules only.
         prompt: the text or messages, for policies and the helper.
         answer_trial, ask_trial: see `TrialManager`.
@@ -96,7 +95,6 @@ class Controller:
         *,
         opened: bool = True,
         shadow: bool = False,
-        closing_sentence: str = CLOSING_SENTENCE,
         prompt_tokens: int = 0,
         verifier: Verifier | None = None,
         helper: Helper | None = None,
@@ -104,8 +102,7 @@ class Controller:
         answer_trial: AnswerTrial | None = None,
         ask_trial: AskTrial | None = None,
     ) -> None:
-        self.codec, self.markers, self.budget = codec, markers, budget
-        self.shadow, self.closing_sentence = shadow, closing_sentence
+        self.codec, self.markers, self.budget, self.shadow = codec, markers, budget, shadow
         self.state = ControllerState.THINKING if opened else ControllerState.BEFORE
         self.thinking = ThinkingState(codec)
         self.decisions: list[Decision] = []
@@ -115,7 +112,7 @@ class Controller:
         self.trials = TrialManager(codec, markers, budget, self.thinking, answer_trial, ask_trial)
         self._close = MarkerMatcher(codec, markers.close)
         self._eos: int | None = codec.tokenizer.eos_token_id
-        closing_cost = len(codec.encode(closing_text(markers, closing_sentence, "\n\n")))
+        closing_cost = len(codec.encode(closing_text(markers, CLOSING_SENTENCE, "\n\n")))
         self.view = PolicyView(self.thinking, budget, closing_cost, get_question(prompt), prompt_tokens)
         self._actions = 0  # injections and delegations
         self._noted: set[str] = set()
@@ -126,11 +123,6 @@ class Controller:
         self._in_region = False  # whether policies run inside code, math or a tool call
 
     # -- facts for the session and for forward modifiers
-
-    @property
-    def verifier_tokens(self) -> int:
-        """Tokens that the verifier read for this sequence."""
-        return self.questions.tokens
 
     @property
     def boundary(self) -> str | None:
@@ -162,7 +154,6 @@ class Controller:
             self._answer.extend(tokens)
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         if self.state is not _THINKING:
             return self._observe_outside(token, step)
         self.position += 1
@@ -439,7 +430,7 @@ class Controller:
         separator = self.thinking.separator
         if isinstance(action, Inject):
             return f"{'' if action.inline else separator}{action.text}{action.after}"
-        sentence = self.closing_sentence if action.phrase is None else action.phrase
+        sentence = CLOSING_SENTENCE if action.phrase is None else action.phrase
         text = closing_text(self.markers, sentence, separator)
         fits = len(self.codec.encode(text)) <= self.budget.thinking - len(self.thinking)
         return text if fits else closing_text(self.markers, "", separator)
@@ -452,7 +443,7 @@ class Controller:
             self.state = ControllerState.TRIAL if reply.trial else self.state
             return reply
         directive = self._run_policies(reply.tasks, reply.answer, may_try=False)
-        self.trials.put_back()
+        self.trials.set_aside = ()  # a trial that wrote nothing leaves the thinking as it is
         return directive
 
     # -- the trace

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, TypeAdapter, ValidationError
 from pydantic import dataclasses as pydantic_dataclasses
@@ -24,6 +26,7 @@ from .policies import get_policy_class, make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
 
+Options = TypeVar("Options")
 MAX_OUTPUT_TOKENS = 32768  # output tokens where a caller sets no limit and the model's context leaves as many
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "seed")
 
@@ -127,6 +130,23 @@ def option_field(name: str, **changes: Any) -> Any:
     return Field(**{"default": defined.default, "description": defined.description, **changes})
 
 
+def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Make a command of a function of one dataclass, whose fields are options with Typer's annotations."""
+
+    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(*given: Any, **values: Any) -> None:
+            function(options(*given, **values))
+
+        hints = get_type_hints(options, include_extras=True)
+        parameters = [one.replace(annotation=hints[name]) for name, one in signature(options).parameters.items()]
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = hints
+        return command
+
+    return decorate
+
+
 class OptionsDict(TypedDict, total=False):
     """`GenerationOptions` as keyword arguments, with the sampling options spelled out."""
 
@@ -162,9 +182,13 @@ def make_options(options: GenerationOptions | None = None, **overrides: Any) -> 
     try:
         return replace(options, **overrides)
     except ValidationError as error:
-        # Our own error for what pydantic found: the one that a validator raised, else an OptionError.
-        cause = error.errors()[0].get("ctx", {}).get("error")
-        raise cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error)) from None
+        raise as_option_error(error) from None
+
+
+def as_option_error(error: ValidationError) -> TerselyError:
+    """Our own error for what pydantic found: the one that a validator raised, else an OptionError."""
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    return cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error))
 
 
 def check_budget(options: GenerationOptions) -> None:

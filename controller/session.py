@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import CapabilityError, OptionError
 from .budgets import DIFFADAPT, canonical_effort
@@ -71,8 +72,8 @@ class Session:
         self.codec = get_adapter(engine.tokenizer)
         self.markers = choose_markers(engine.tokenizer, markers, think_prompt)
         self.verifier, self.helper = verifier, helper
-        self._bound: dict[tuple[Policy | ForwardModifier, str | None], Policy | ForwardModifier] = {}
-        self._tier_probes: dict[str | None, TierProbe | None] = {}
+        self._bind_once: Callable[..., Any] = cache(lambda part, probes: part.bind(BindContext(engine, probes)))
+        self._load_tier_probe = cache(lambda probes: load_tier_probe(engine, probes))
 
     def run(
         self, prompts: Sequence[Prompt], options: GenerationOptions, emit: EventSink | None = None
@@ -168,15 +169,8 @@ class Session:
     def _bind(self, part: _Bindable, probes: str | None) -> _Bindable:
         if type(part).bind is Policy.bind:
             return part  # the default binds nothing, and such a policy need not be hashable
-        key = part, probes
-        if key not in self._bound:
-            self._bound[key] = part.bind(BindContext(self.engine, probes))
-        return self._bound[key]  # type: ignore[return-value]  # a policy's key holds a policy, a modifier's a modifier
-
-    def _load_tier_probe(self, probes: str | None) -> TierProbe | None:
-        if probes not in self._tier_probes:
-            self._tier_probes[probes] = load_tier_probe(self.engine, probes)
-        return self._tier_probes[probes]
+        bound: _Bindable = self._bind_once(part, probes)
+        return bound
 
 
 def build_result(
@@ -198,7 +192,7 @@ def build_result(
             injected=sum(done.forced),
             discarded=done.dropped,
             trial=done.trial,
-            verifier=controller.verifier_tokens if controller else 0,
+            verifier=controller.questions.tokens if controller else 0,
             helper_completion=controller.delegations.tokens if controller else 0,
             helper_prompt=controller.delegations.read if controller else 0,
             recomputed=done.recomputed + prepared.recomputed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from .controller import Controller
@@ -27,6 +27,7 @@ class TextDeltaEvent:
 EventSink = Callable[[TextDeltaEvent], None]
 
 
+@dataclass(slots=True)
 class StreamEmitter:
     """Emits `TextDeltaEvent`s of whole characters for the tokens of one row; forced text has the controller's decision.
 
@@ -34,16 +35,12 @@ class StreamEmitter:
     been emitted.
     """
 
-    def __init__(
-        self,
-        codec: TokenizerAdapter,
-        parser: ReasoningParser,
-        emit: EventSink,
-        controller: Controller | None = None,
-        row: int = 0,
-    ) -> None:
-        self.codec, self.parser, self.emit, self.controller, self.row = codec, parser, emit, controller, row
-        self._pending: list[int] = []
+    codec: TokenizerAdapter
+    parser: ReasoningParser
+    emit: EventSink
+    controller: Controller | None = None
+    row: int = 0
+    _pending: list[int] = field(default_factory=list)
 
     def __call__(self, tokens: Sequence[int], forced: bool) -> None:
         """Take tokens from the engine; see `types.TokenSink`."""

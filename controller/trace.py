@@ -9,6 +9,8 @@ from .text.answers import extract_answer
 from .types import Signals
 
 Kind = Literal["sampled", "forced"]
+OVERHEAD = ("discarded", "trial", "verifier", "helper_completion", "helper_prompt", "recomputed")
+"""Kinds of `Usage` that are paid for in addition to the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,7 @@ class Usage:
     @property
     def overhead(self) -> int:
         """Tokens spent beyond the text itself."""
-        return (
-            self.discarded + self.trial + self.verifier + self.helper_completion + self.helper_prompt + self.recomputed
-        )
+        return sum(getattr(self, kind) for kind in OVERHEAD)
 
     @property
     def total(self) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from .budgets import Budget
@@ -47,27 +47,23 @@ class SampledTrial:
     tokens: int  # longest answer
 
 
+@dataclass(slots=True)
 class TrialDecoder:
     """A trial in progress, opened by `forced` tokens; `sampling` asks for a sampled answer after the greedy one.
 
     `most` tokens at most are read, and behind the end of the box only of a `whole` reply.
     """
 
-    def __init__(
-        self,
-        codec: TokenizerAdapter,
-        forced: int,
-        sampling: SampledTrial | None = None,
-        most: int = MAX_TRIAL_TOKENS,
-        whole: bool = False,
-    ) -> None:
-        self.codec, self.forced, self.sampling = codec, forced, sampling
-        self.most, self.whole = most, whole
-        self._greedy: TrialAnswer | None = None  # set while the sampled answer is decoded
-        self._ids: list[int] = []
-        self._log_probabilities: list[float] = []  # of the tokens up to the end of the box
-        self._boxed = ""
-        self._entropy = math.nan
+    codec: TokenizerAdapter
+    forced: int
+    sampling: SampledTrial | None = None
+    most: int = MAX_TRIAL_TOKENS
+    whole: bool = False
+    _greedy: TrialAnswer | None = None  # set while the sampled answer is decoded
+    _ids: list[int] = field(default_factory=list)
+    _log_probabilities: list[float] = field(default_factory=list)  # of the tokens up to the end of the box
+    _boxed: str = ""
+    _entropy: float = math.nan
 
     @property
     def tokens(self) -> int:
@@ -120,9 +116,9 @@ class TrialDecoder:
         return self.codec.decode(self._ids[:-1] if self._ids[-1] == self._eos else self._ids)
 
 
-def trial_opening(markers: Markers, tail: str) -> str:
+def trial_opening(markers: Markers, tail: str, opening: str = ANSWER_PREFIX) -> str:
     """The text that closes the thinking, which ends in `tail`, and opens the box of a trial answer."""
-    return f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}{ANSWER_PREFIX}"
+    return f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}{opening}"
 
 
 def read_boxed(text: str) -> str:
@@ -135,8 +131,7 @@ def start_trial(
 ) -> tuple[tuple[int, ...], TrialDecoder]:
     """The ids that open a trial after a text that ends in `tail`, and the trial; a sampled answer fits `reserve`."""
     prompt = asked.prompt or TrialPrompt(ANSWER_PREFIX, MAX_TRIAL_TOKENS, closes=True)
-    close = f"{paragraph_separator(tail)}{markers.close}{markers.close_suffix}" if prompt.closes else ""
-    forced = codec.encode(f"{close}{prompt.opening}")
+    forced = codec.encode(trial_opening(markers, tail, prompt.opening) if prompt.closes else prompt.opening)
     closing = codec.encode(closing_text(markers, "", paragraph_separator(tail)))
     sampling = SampledTrial(closing, markers.answer_prefix, reserve) if asked.sampled else None
     return forced, TrialDecoder(codec, len(forced), sampling, prompt.tokens, prompt.whole)
@@ -229,10 +224,6 @@ class TrialManager:
     def drop_aside(self) -> None:
         """Take what stands behind the trial out of the thinking."""
         self.thinking.retract(len(self.set_aside))
-        self.set_aside = ()
-
-    def put_back(self) -> None:
-        """Leave the thinking as it is, after a trial that wrote nothing."""
         self.set_aside = ()
 
     def end(self, directive: Directive) -> Directive:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .text.answers import answers_equal, extract_stated_answer
 
@@ -73,6 +74,15 @@ def get_verdict(future: VerdictFuture) -> float | None:
     if not future.done() or future.cancelled() or future.exception() is not None:
         return None
     return future.result()
+
+
+def settle(future: Future[Any], outcome: Any) -> None:
+    """Set a future's result or exception, unless it has been cancelled or settled meanwhile."""
+    with suppress(InvalidStateError):
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 def format_error(error: BaseException) -> str:

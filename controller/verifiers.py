@@ -7,21 +7,20 @@ prompts nor its calibration, so the prompts are ours and P(yes) is normalized ov
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import math
 import re
 import threading
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
 
 from ..errors import CapabilityError, ModelError
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model
-from .verification import AnswerStated, NoVerdictError, Question, VerdictFuture
+from .verification import AnswerStated, NoVerdictError, Question, VerdictFuture, settle
 
 _VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _YES, _NO = ("Yes", " Yes", "yes", " yes", "YES"), ("No", " No", "no", " no", "NO")
@@ -82,7 +81,7 @@ class LLMVerifier:
         while self._waiting:
             _, future = self._waiting.popleft()
             future.tokens = 0
-            _settle(future, NoVerdictError("the verifier was closed"))
+            settle(future, NoVerdictError("the verifier was closed"))
 
     def _judge_waiting(self) -> None:
         """Judge questions that wait, at most a batch; it is called once for each, so later calls may find none."""
@@ -99,10 +98,10 @@ class LLMVerifier:
             probabilities = next_token_probs(self.model, [ids for ids, _ in batch], self._ids)
         except BaseException as error:  # a broken verifier must not disturb the sequences that are decoded
             for _, future in batch:
-                _settle(future, error)
+                settle(future, error)
             return
         for (_, future), (yes, no) in zip(batch, probabilities, strict=True):
-            _settle(future, weigh_reply(yes, no, self.min_probability))
+            settle(future, weigh_reply(yes, no, self.min_probability))
 
 
 _LOGPROBS = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
@@ -149,11 +148,11 @@ class EndpointCaller:
                 if future.done():  # too late before it was asked
                     return
                 self.model = self.model or (await choose_model(self._client, None)).name
-                _settle(future, await question)
+                settle(future, await question)
         except asyncio.CancelledError:
-            _settle(future, NoVerdictError("the connection to the server was closed"))
+            settle(future, NoVerdictError("the connection to the server was closed"))
         except Exception as error:  # a broken server must not disturb the sequences that are decoded
-            _settle(future, error)
+            settle(future, error)
         finally:
             question.close()
 
@@ -196,7 +195,6 @@ class EndpointVerifier(EndpointCaller):
         self._forms = list(_FORMS)
 
     def submit(self, question: Question) -> VerdictFuture:
-        """See `Verifier.submit`."""
         future = VerdictFuture()
         self._start(self._answer(format_question(question), future), future)
         return future
@@ -242,15 +240,6 @@ def weigh_reply(yes: float, no: float, min_probability: float) -> float | Except
     if yes + no > min_probability:
         return yes / (yes + no)
     return NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability")
-
-
-def _settle(future: Future[Any], outcome: Any) -> None:
-    """Set a result or an exception, unless the future was cancelled meanwhile."""
-    with contextlib.suppress(InvalidStateError):
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
 
 
 def clone_sharing_weights(model: Any) -> Any:

@@ -8,20 +8,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import wraps
-from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..controller.options import takes as takes
 from ..errors import OptionError, check_known
 from ..io import CheckpointLog
 
 T = TypeVar("T", str, int, float)
-Options = TypeVar("Options")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
 Tasks = Annotated[
@@ -50,23 +48,6 @@ def check_margin(margin: float | None) -> float | None:
 Margin = Annotated[
     float, typer.Option(callback=check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")
 ]
-
-
-def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Make a command of a function of one dataclass, whose fields are options with Typer's annotations."""
-
-    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
-        @wraps(function)
-        def command(*given: Any, **values: Any) -> None:
-            function(options(*given, **values))
-
-        hints = get_type_hints(options, include_extras=True)
-        parameters = [one.replace(annotation=hints[name]) for name, one in signature(options).parameters.items()]
-        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = hints
-        return command
-
-    return decorate
 
 
 def identify(options: Any, without: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ..streaming import TextDeltaEvent
 from ..text.reasoning_parser import TextDelta, truncate_at_stop
 from ..trace import GenerationResult
 from ..types import Engine, Prompt
+from ..verification import settle
 
 _GUARD = threading.Lock()
 _RUNNERS: WeakKeyDictionary[Engine, BatchRunner] = WeakKeyDictionary()
@@ -222,7 +223,7 @@ class BatchRunner:
                                 session, prepared, is_cancelled, call.stops, hide, send if emit else None
                             )
                     except TerselyError as error:
-                        _resolve(future, error)
+                        settle(future, error)
                 if not rows:
                     return
                 requests, sampling = [row.request for row in rows.values()], calls[0].options.sampling
@@ -231,20 +232,10 @@ class BatchRunner:
             for (future, row), completion in zip(rows.items(), completions, strict=True):
                 result = row.result(completion)
                 row.emitter.finish(result.thinking, truncate_at_stop(result.answer, [hide])[0])
-                _resolve(future, result)
+                settle(future, result)
         except BaseException as error:
             for future in futures:
-                _resolve(future, error)
+                settle(future, error)
         finally:
             if emit is not None:
                 emit(None)
-
-
-def _resolve(future: Future[GenerationResult], outcome: GenerationResult | BaseException) -> None:
-    """Set a future's result or exception, unless it is done or cancelled."""
-    if future.done() or not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .body_limits import BodyLimits, BodyTooLarge, check_shape, memory_of, replay
+from .body_limits import BodyLimits, BodyTooLarge, check_shape, estimate_memory, replay
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
 
@@ -35,7 +35,7 @@ _GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PLAIN = re.compile(r"[!#-~]+")
 
 
-def route_of(scope: Scope) -> str:
+def get_route(scope: Scope) -> str:
     """The path by which an application finds its route: without the prefix that a proxy is said to add."""
     path: str = scope["path"]
     root = scope.get("root_path", "").rstrip("/")
@@ -64,7 +64,7 @@ class Access:
     def check(self, scope: Scope) -> None:
         """Raise RequestError for a request that may not pass."""
         headers = Headers(scope=scope)
-        path = route_of(scope)
+        path = get_route(scope)
         self._check_host(headers)
         if not (path in OPEN_PATHS or (path == METRICS and self.metrics == "open") or _is_preflight(scope, headers)):
             self._check_key(scope, headers)
@@ -119,7 +119,7 @@ class AuthMiddleware:
             await self._pass_websocket(scope, receive, send)
         elif scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif scope["method"] == "POST" and route_of(scope).startswith("/v1/"):
+        elif scope["method"] == "POST" and get_route(scope).startswith("/v1/"):
             await self._answer_and_count(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
@@ -187,10 +187,10 @@ class AuthMiddleware:
 
     async def _admit(self, body: bytes, held: ExitStack) -> None:
         """Hold a body's memory and wait for its turns to be checked and parsed; raises RequestError."""
-        size = memory_of(len(body), 0)
+        size = estimate_memory(len(body), 0)
         held.enter_context(self.limits.hold(size))
         await self.limits.take_turn(size)
-        more = memory_of(0, check_shape(body))
+        more = estimate_memory(0, check_shape(body))
         held.enter_context(self.limits.hold(more))
         await self.limits.take_turn(more)
 

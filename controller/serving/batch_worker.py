@@ -17,7 +17,7 @@ from .errors import RequestError
 from .metrics import Metrics
 from .replies import PendingResponse
 from .settings import ResolvedRequest, ServerLimits
-from .worker import SessionWorker, engine_failed, shutting_down
+from .worker import ServedRow, SessionWorker, engine_failed, shutting_down
 
 _log = logging.getLogger(__name__)
 
@@ -34,17 +34,14 @@ class BatchWorker(SessionWorker):
         self._thread = threading.Thread(target=self._work, name="tersely-worker", daemon=True)
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
+    def unfinished(self) -> Sequence[PendingResponse]:
         with self._changed:
-            return not self._waiting and not self._running
+            return [*self._waiting, *self._running]
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def submit(self, request: ResolvedRequest, streams: bool) -> PendingResponse:
-        """Queue a request; raises RequestError if the queue is full or the server is shutting down."""
         with self._changed:
             if not self.accepting:
                 raise shutting_down()
@@ -59,22 +56,7 @@ class BatchWorker(SessionWorker):
             self._changed.notify()
         return pending
 
-    def drain(self) -> None:
-        """Accept no more requests."""
-        with self._changed:
-            self.accepting = False
-            self._changed.notify()
-
-    def abort(self) -> None:
-        """Fail all requests; does not block."""
-        with self._changed:
-            self.accepting = False
-            for pending in (*self._waiting, *self._running):
-                pending.send(shutting_down())
-                pending.cancel()
-
     def close(self) -> None:
-        """Fail what is left, end the thread and free the model; blocks."""
         self.abort()
         with self._changed:
             self._closing = True
@@ -132,7 +114,12 @@ class BatchWorker(SessionWorker):
 
     def _run(self, batch: Sequence[PendingResponse]) -> None:
         """Decode the rows of these requests as one batch."""
-        rows = [row for pending in batch for row in self.prepare(pending)]
+        rows: list[ServedRow] = []
+        for pending in batch:
+            try:
+                rows += self.prepare(pending)
+            except RequestError as error:  # only this request fails; the rest of the batch goes on
+                pending.send(error)
         if not rows:
             return
         sampling = batch[0].request.options.sampling

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from ..options import make_options
+from ..options import SAMPLING_OPTIONS, make_options
 from ..policies import make_policies
 from ..policies.base import Policy
 from ..trace import Decision
@@ -21,7 +21,7 @@ from .metrics import exit_reason, request_span, result_attributes
 from .replies import ChatReply, Event, PendingResponse, RowFinished
 from .responses_api import ResponsesReply
 from .rules import RequestRules, ServerSettings
-from .schemas import ChatRequest, RequestBody
+from .schemas import RequestBody
 from .settings import (
     MIN_THINKING,
     Billing,
@@ -87,9 +87,7 @@ async def release_body(http: Request, body: RequestBody) -> None:
 
 def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits, model: ModelInfo) -> ResolvedRequest:
     """Decide all options of a request; raises RequestError."""
-    chat = body if isinstance(body, ChatRequest) else None
-    tools = body.offered_tools()
-    n = (chat.n if chat else None) or 1
+    tools, n = body.offered_tools(), getattr(body, "n", None) or 1
     _check_limits(body, n, bool(tools), rules, limits, model)
     _check_control(body, rules, model)
     messages, notes = body.to_messages(), list[Decision]()
@@ -107,12 +105,6 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
     effort, reason = _fit_effort(rules, allowed, budget, limit, reserve)
     if reason:
         notes.append(Decision("server", "tier", reason, 0))
-    sampling = {
-        "temperature": 0 if body.temperature is not None and body.temperature < _GREEDY else body.temperature,
-        "top_p": body.top_p,
-        "top_k": chat.top_k if chat else None,
-        "seed": None if body.seed is None else body.seed % _SEED_RANGE,
-    }
     use_tuned_budgets = rules.tuned and named is None and budget is None
     options = make_options(
         rules.options,
@@ -124,12 +116,12 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
         thinking_budget=budget if effort != "none" else None,
         answer_reserve=reserve,
         tools=tools,
-        **{name: value for name, value in sampling.items() if value is not None},
+        **_resolve_sampling(body),
         **_choose_policies(body, rules, budget is not None or most is not None, named is not None, notes),
     )
     if not model.thinks:
         options = make_options(options, effort="normal", preset="off", policies=None)
-    stop = (chat.stop if chat else None) or ()
+    stop = getattr(body, "stop", None) or ()
     return ResolvedRequest(
         model=body.model,
         messages=messages,
@@ -142,6 +134,17 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
         notes=tuple(notes),
         prompt_field=body.prompt_field,
     )
+
+
+def _resolve_sampling(body: RequestBody) -> dict[str, float]:
+    """The sampling options that a request gives, within what engines take."""
+    given = {name: getattr(body, name, None) for name in SAMPLING_OPTIONS}
+    sampling = {name: value for name, value in given.items() if value is not None}
+    if sampling.get("temperature", 1) < _GREEDY:
+        sampling["temperature"] = 0
+    if "seed" in sampling:
+        sampling["seed"] %= _SEED_RANGE
+    return sampling
 
 
 def _check_limits(

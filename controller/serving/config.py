@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ...errors import TerselyError
+from ...errors import TerselyError, check_known
 from ...validation import FrozenModel, format_validation_error, read_text
 from ..options import make_policy_from_file
 from ..policies import make_policies
@@ -35,7 +35,7 @@ class ConfigFileError(TerselyError, ValueError):
     code = "invalid_config"
 
 
-class Section(FrozenModel):
+class ConfigSection(FrozenModel):
     """A part of the configuration; None and what is left out is left to the next lower layer."""
 
     model_config = ConfigDict(strict=True)
@@ -48,9 +48,7 @@ def _check_policies(given: list[str] | dict[str, dict[str, Any]]) -> list[str] |
 
 def _check_efforts(budgets: dict[str, int]) -> dict[str, int]:
     named = {openai_effort(effort): tokens for effort, tokens in budgets.items()}
-    for effort in named:
-        if effort not in OPENAI_NAMES[1:]:
-            raise ValueError(f"unknown effort {effort!r}; accepted: {', '.join(OPENAI_NAMES[1:])}")
+    check_known("effort", named, OPENAI_NAMES[1:])
     return named
 
 
@@ -67,7 +65,7 @@ PolicyNames = Annotated[list[str] | dict[str, dict[str, Any]], AfterValidator(_c
 BudgetTable = Annotated[dict[str, Tokens], AfterValidator(_check_efforts)]
 
 
-class Defaults(Section):
+class Defaults(ConfigSection):
     """What requests get that leave it open."""
 
     effort: Effort | None = None
@@ -89,7 +87,7 @@ class Defaults(Section):
         return self
 
 
-class Ceilings(Section):
+class Ceilings(ConfigSection):
     """What no request passes."""
 
     effort: Effort | None = None
@@ -97,7 +95,7 @@ class Ceilings(Section):
     thinking_tokens: Annotated[int, Field(ge=MIN_THINKING, le=1 << 31)] | None = None
 
 
-class Rules(Section):
+class Rules(ConfigSection):
     """What holds for all requests, those of a model, or those of a key."""
 
     enabled: bool | None = None  # False is the off switch: everything runs without control
@@ -108,7 +106,7 @@ class Rules(Section):
     ceilings: Ceilings = Ceilings()
 
 
-class _Secret(Section):
+class _Secret(ConfigSection):
     """A key that stands in a variable of the environment or in a file, never in the configuration."""
 
     key_env: Name | None = None
@@ -133,7 +131,7 @@ class KeyRules(Rules, _Secret):
     """What holds for the requests with a key."""
 
 
-class Price(Section):
+class TokenPrice(ConfigSection):
     """What a million tokens cost."""
 
     input: Amount
@@ -160,7 +158,7 @@ class ServerConfig(Rules):
 
     models: dict[Name, Rules] = Field(default_factory=dict)
     keys: dict[Name, KeyRules] = Field(default_factory=dict)
-    prices: dict[Name, Price] = Field(default_factory=dict)
+    prices: dict[Name, TokenPrice] = Field(default_factory=dict)
     upstreams: list[Upstream] = Field(default_factory=list)
 
     def layers(self) -> Iterator[tuple[str, Rules]]:
@@ -170,15 +168,15 @@ class ServerConfig(Rules):
         yield from ((f"keys.{name}", rules) for name, rules in self.keys.items())
 
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=ConfigSection)
 
 
-def overlay(lower: S, upper: Section) -> S:
+def overlay(lower: S, upper: ConfigSection) -> S:
     """The fields of `lower`, replaced by what `upper` says of them."""
     changes: dict[str, Any] = {}
     for name in type(lower).model_fields:
         value = getattr(upper, name, None)
-        if isinstance(value, Section):
+        if isinstance(value, ConfigSection):
             changes[name] = overlay(getattr(lower, name), value)
         elif value is not None:
             changes[name] = value

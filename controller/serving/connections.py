@@ -49,7 +49,6 @@ class GuardedProtocol(AutoHTTPProtocol):
         return self.cycle is None or bool(self.cycle.response_complete)
 
     def connection_made(self, transport: Any) -> None:
-        """See `asyncio.Protocol`."""
         super().connection_made(transport)
         if self.config.timeout_graceful_shutdown is None:  # as vLLM has it: then a client that stays stops the end
             self.config.timeout_graceful_shutdown = GRACE
@@ -59,7 +58,6 @@ class GuardedProtocol(AutoHTTPProtocol):
             min(others, key=lambda one: one._idle_since, default=self).transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
         cycle, self._chunks = self.cycle, self._chunks + len(_CHUNK.findall(data))
         if self._chunks > MAX_CHUNKS:
             self.transport.abort()
@@ -73,22 +71,18 @@ class GuardedProtocol(AutoHTTPProtocol):
             self._wait_for_headers()
 
     def on_response_complete(self) -> None:
-        """See uvicorn's protocols."""
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """See `asyncio.Protocol`."""
         super().pause_writing()
         self._reader = self.loop.call_later(READ_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """See `asyncio.Protocol`."""
         self._stop_reader()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
         self._stop_waiting()
         self._stop_reader()
         super().connection_lost(exc)

@@ -13,7 +13,7 @@ from ...errors import ModelError, OptionError, TerselyError, did_you_mean
 from ..chat_model import ChatDialect, ChatModel, probe_dialect
 from ..delegation import Helper
 from ..engines.openai import StreamError
-from ..engines.openai.client import OpenAIClient, RefusedError, choose_model
+from ..engines.openai.client import OpenAIClient, RefusedError, ServedModel, choose_model
 from ..engines.openai.completions import CompletionsBackend
 from ..engines.openai.engine import RemoteEngine
 from ..options import make_options
@@ -71,16 +71,6 @@ def check_rules(live: LiveConfig, workers: Mapping[str, RequestWorker]) -> None:
                 raise type(error)(f"{where}: {error}", code=error.code) from None
 
 
-@dataclass(frozen=True, slots=True)
-class FoundModel:
-    """A model of an upstream server."""
-
-    name: str  # ours
-    theirs: str
-    context: int | None
-    dialect: ChatDialect | None  # of its chat endpoint, where it has no other
-
-
 def open_upstreams(
     upstreams: Sequence[Upstream],
     folder: Path,
@@ -94,26 +84,28 @@ def open_upstreams(
     for number, upstream in enumerate(upstreams):
         secret = upstream.read_key(folder, f"upstreams[{number}]") or key or ""
         connect = partial(OpenAIClient, upstream.url, secret, limits.timeout)
-        for model in asyncio.run(_find_models(upstream, connect())):
-            if model.name in workers:
+        for name, model, dialect in asyncio.run(_find_models(upstream, connect())):
+            if name in workers:
                 raise OptionError(
-                    f"two upstreams have a model {model.name!r}; give one another name: models = {{NAME = ...}}"
+                    f"two upstreams have a model {name!r}; give one another name: models = {{NAME = ...}}"
                 )
             client, markers = connect(), resolve_markers(upstream.markers)
-            if model.dialect is not None:
-                chat = ChatModel(client, model.theirs, model.dialect, markers)
-                workers[model.name] = ChatWorker(chat, limits, metrics, model.context)
-                print(f"{model.name}: {model.dialect.describe()}", file=sys.stderr)
+            chat = ChatModel(client, model.name, dialect, markers)
+            if dialect is not None:
+                workers[name] = ChatWorker(chat, limits, metrics, model.context_length)
+                print(f"{name}: {dialect.describe()}", file=sys.stderr)
                 continue
-            engine = RemoteEngine(CompletionsBackend(client, model.theirs, upstream.tokenizer))
+            engine = RemoteEngine(CompletionsBackend(client, model.name, upstream.tokenizer))
             session = thinking.open_session(engine, markers)
-            chat = ChatModel(client, model.theirs, markers=markers)
-            workers[model.name] = UpstreamWorker(session, limits, metrics, not thinking.off, chat)
+            workers[name] = UpstreamWorker(session, limits, metrics, not thinking.off, chat)
     return workers
 
 
-async def _find_models(upstream: Upstream, client: OpenAIClient) -> list[FoundModel]:
-    """The models of a server that are to be served; raises OptionError or ModelError."""
+async def _find_models(upstream: Upstream, client: OpenAIClient) -> list[tuple[str, ServedModel, ChatDialect | None]]:
+    """The models of a server that are to be served by our names, and the dialect of those with only a chat endpoint.
+
+    Raises OptionError or ModelError.
+    """
     try:
         cards = await client.list_models()
         names = upstream.names
@@ -127,8 +119,7 @@ async def _find_models(upstream: Upstream, client: OpenAIClient) -> list[FoundMo
                 raise ModelError(f"{client.url} has no model {served.name!r}; {known}", code="unknown_model")
             chat = upstream.kind == "chat" or (upstream.kind == "auto" and not await _completes(client, served.name))
             dialect = await probe_dialect(client, served.name, cards.get(served.name, {})) if chat else None
-            name = ours or served_model_name(served.name)
-            found.append(FoundModel(name, served.name, served.context_length, dialect))
+            found.append((ours or served_model_name(served.name), served, dialect))
     except StreamError as error:
         message = f"the request to {client.url} failed ({error}); check that the server is running"
         raise ModelError(message, code="server_unreachable") from error

@@ -13,13 +13,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ..trace import GenerationResult
+from ..trace import OVERHEAD, GenerationResult
 from .errors import RequestError
 from .settings import UNBILLED, Billing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OVERHEAD = ("discarded", "trial", "verifier", "helper_completion", "helper_prompt", "recomputed")
-"""Kinds of `trace.Usage` that are paid for in addition to the text."""
 STAGES = ("prepare", "thinking", "policy", "fallback")
 """Where control fails: before the thinking, in it, in one policy, or so that another endpoint had to answer."""
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -140,13 +140,10 @@ class ResponsesRequest(schemas.RequestBody):
     prompt: None = None
     include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(max_length=1)] | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     truncation: Literal["disabled"] | None = None
     max_tool_calls: int | None = None
 
     def to_messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates expect it."""
         messages: list[dict[str, Any]] = []
         if self.instructions:
             messages.append({"role": "system", "content": self.instructions})
@@ -168,7 +165,6 @@ class ResponsesRequest(schemas.RequestBody):
         return messages
 
     def offered_tools(self) -> tuple[dict[str, Any], ...]:
-        """The tools as chat templates expect them."""
         return () if self.tool_choice == "none" else tuple(tool.to_dict() for tool in self.tools or ())
 
     def echo(self) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import logging
 import sys
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError, TerselyError, unknown
+from ...errors import OptionError, TerselyError, check_known
 from ..options import MAX_OUTPUT_TOKENS, GenerationOptions, load_config, make_options
 from .auth_middleware import hash_key
 from .config import ConfigFileError, Rules, ServerConfig, build_policies, overlay, read_config_file
@@ -79,33 +79,7 @@ def _rank(effort: str) -> float:
 def check_names(config: ServerConfig, served: Collection[str]) -> None:
     """Raise OptionError for a model with rules or prices that is not served."""
     for section, names in (("models", config.models), ("prices", config.prices)):
-        for name in names:
-            if name not in served:
-                raise unknown(f"model in {section}:", name, served)
-
-
-def resolve_rules(
-    config: ServerConfig, model: str = "", key: str | None = None, folder: Path | None = None
-) -> RequestRules:
-    """The rules of a key for a model; raises OptionError or ConfigError for a tuned file that cannot be used."""
-    rules = overlay(Rules(), config)
-    for layer in (config.models.get(model), config.keys.get(key or "")):
-        if layer is not None:
-            rules = overlay(rules, layer)
-    defaults = rules.defaults
-    chosen: dict[str, Any] = {}
-    if defaults.tuned is not None:
-        chosen = load_config((folder or Path()) / defaults.tuned)
-    elif defaults.policies is not None:
-        chosen = {"policies": build_policies(defaults.policies)}
-    elif defaults.preset is not None:
-        chosen = {"preset": defaults.preset}
-    if defaults.effort is not None:
-        chosen["effort"] = defaults.effort
-    if rules.ceilings.thinking_tokens is not None and rules.shadow_share:
-        raise OptionError("a ceiling of thinking tokens holds for every request, and a shadow share lifts it for some")
-    options = make_options(answer_reserve=defaults.answer_reserve, **chosen)
-    return RequestRules(rules, options, {**EFFORT_CAPS, **(defaults.budgets or {})})
+        check_known(f"model in {section}:", names, served)
 
 
 class LiveConfig:
@@ -141,9 +115,31 @@ class LiveConfig:
         """What holds for the requests of a key to a model."""
         where = (model if model in self.config.models else "", key)
         if where not in self._resolved:
-            found = resolve_rules(self.config, *where, self.folder)
-            self._resolved[where] = replace(found, options=make_options(found.options, probes=self.probes))
+            self._resolved[where] = self._resolve(*where)
         return self._resolved[where]
+
+    def _resolve(self, model: str, key: str | None) -> RequestRules:
+        """Raises OptionError, or ConfigError for a tuned file that cannot be used."""
+        rules = overlay(Rules(), self.config)
+        for layer in (self.config.models.get(model), self.config.keys.get(key or "")):
+            if layer is not None:
+                rules = overlay(rules, layer)
+        defaults = rules.defaults
+        chosen: dict[str, Any] = {}
+        if defaults.tuned is not None:
+            chosen = load_config(self.folder / defaults.tuned)
+        elif defaults.policies is not None:
+            chosen = {"policies": build_policies(defaults.policies)}
+        elif defaults.preset is not None:
+            chosen = {"preset": defaults.preset}
+        if defaults.effort is not None:
+            chosen["effort"] = defaults.effort
+        if rules.ceilings.thinking_tokens is not None and rules.shadow_share:
+            raise OptionError(
+                "a ceiling of thinking tokens holds for every request, and a shadow share lifts it for some"
+            )
+        options = make_options(answer_reserve=defaults.answer_reserve, probes=self.probes, **chosen)
+        return RequestRules(rules, options, {**EFFORT_CAPS, **(defaults.budgets or {})})
 
     def billing(self, model: str, key: str = "") -> Billing:
         """Whom a request is charged to, and at which price."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from ...errors import unknown
+from ...errors import check_known
 from ..options import option_field
 from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
@@ -39,18 +39,14 @@ def _one_of(what: str, known: Collection[str]) -> AfterValidator:
     """Checks a name."""
 
     def check(name: str) -> str:
-        if name not in known:
-            raise unknown(what, name, known)
+        check_known(what, name, known)
         return name
 
     return AfterValidator(check)
 
 
 def _check_policies(names: list[str]) -> list[str]:
-    known = list_policies()
-    for name in names:
-        if name not in known:
-            raise unknown("policy", name, known)
+    check_known("policy", names, list_policies())
     if len(set(names)) < len(names):
         raise ValueError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
     return names
@@ -167,6 +163,8 @@ class RequestBody(StrictModel):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: int | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     tersely: TerselyField | None = None
     metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
@@ -300,13 +298,11 @@ class ChatRequest(RequestBody):
     chat_template_kwargs: TemplateOptions | None = None
     response_format: TextFormat | None = None
     tools: JsonObjects | None = None
-    tool_choice: Literal["none", "auto"] | None = None
 
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     logprobs: Never | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
@@ -321,15 +317,12 @@ class ChatRequest(RequestBody):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def to_messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates expect it."""
         return [message.to_dict() for message in self.messages]
 
     def offered_tools(self) -> tuple[dict[str, Any], ...]:
-        """The tools that the model may call, as chat templates expect them."""
         return () if self.tool_choice == "none" else tuple(self.tools or ())
 
     def efforts(self) -> Mapping[str, str]:
-        """The effort of each field that names one."""
         kind = self.thinking.type if self.thinking is not None else None
         efforts = self._given(self.effort_fields)
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking is False:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError, unknown
+from ...errors import OptionError, check_known
 from ..budgets import (
     ANSWER_RESERVE,
     OPENAI_EFFORTS,
@@ -82,11 +82,7 @@ class Billing:
     def cost(self, usage: Usage) -> float:
         """What tokens cost; those that a helper or a verifier spent are charged as this model's."""
         read = usage.prompt + usage.recomputed + usage.helper_prompt
-        return self.cost_of(read, usage.prompt + usage.total - read)
-
-    def cost_of(self, read: int, written: int) -> float:
-        """What so many tokens cost."""
-        return (read * self.input + written * self.output) / 1e6
+        return (read * self.input + (usage.prompt + usage.total - read) * self.output) / 1e6
 
 
 UNBILLED = Billing()
@@ -122,8 +118,7 @@ def parse_effort_caps(changes: Sequence[str]) -> dict[str, int]:
         if not tokens.isdecimal():
             raise OptionError(f"--budget {text!r} not understood; accepted: EFFORT=TOKENS, as in medium=1500")
         name = openai_effort(effort)
-        if name not in OPENAI_NAMES or name == "none":
-            raise unknown("effort", effort, OPENAI_NAMES[1:])
+        check_known("effort", name, OPENAI_NAMES[1:])
         caps[name] = int(tokens)
     return caps
 

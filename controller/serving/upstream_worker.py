@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
 from ..chat_model import ChatModel, ChatQuestion
-from ..engines.openai import CompletionBackend, ServerLostError
+from ..engines.openai import CompletionBackend, ServerLostError, run_together
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session, make_sink
@@ -36,16 +36,13 @@ class LoopWorker(RequestWorker):
         self._slots = asyncio.Semaphore(limits.batch)
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
-        return not self._tasks
+    def unfinished(self) -> Sequence[PendingResponse]:
+        return list(self._tasks.values())
 
     def start(self) -> None:
-        """Begin to answer, in the event loop that runs."""
         self._loop = asyncio.get_running_loop()
 
     def submit(self, request: ResolvedRequest, streams: bool) -> PendingResponse:
-        """See `RequestWorker.submit`."""
         if not self.accepting:
             raise shutting_down()
         if (open_requests := len(self._tasks)) >= self.limits.batch + self.limits.waiting:
@@ -56,17 +53,6 @@ class LoopWorker(RequestWorker):
         task.add_done_callback(self._tasks.pop)
         pending.on_cancel = task.cancel
         return pending
-
-    def drain(self) -> None:
-        """Accept no more requests."""
-        self.accepting = False
-
-    def abort(self) -> None:
-        """Fail all requests; does not block."""
-        self.accepting = False
-        for pending in list(self._tasks.values()):
-            pending.send(shutting_down())
-            pending.cancel()
 
     def _close_connections(self, opened: ChatModel | CompletionBackend) -> None:
         """Close what this loop has opened; called from another thread."""
@@ -146,17 +132,11 @@ class ChatWorker(LoopWorker):
             )
 
     def close(self) -> None:
-        """Fail what is left and close the connections; blocks."""
         self.abort()
         self._close_connections(self.upstream)
 
     async def _answer(self, pending: PendingResponse) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(pending.request.n):
-                    group.create_task(self._chat(self.upstream, pending, number))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await run_together(self._chat(self.upstream, pending, number) for number in range(pending.request.n))
 
 
 class UpstreamWorker(SessionWorker, LoopWorker):
@@ -180,7 +160,6 @@ class UpstreamWorker(SessionWorker, LoopWorker):
         self._preparing = asyncio.Lock()
 
     def close(self) -> None:
-        """Fail what is left and close the connections; blocks."""
         self.abort()
         self._close_connections(self.engine.backend)
         self.engine.close()
@@ -190,7 +169,7 @@ class UpstreamWorker(SessionWorker, LoopWorker):
     async def _answer(self, pending: PendingResponse) -> None:
         try:
             async with self._preparing:  # the templates of many long prompts would take all threads
-                rows = await run_aside(self.prepare_rows, pending, pending.request)
+                rows = await run_aside(self.prepare, pending, pending.request)
         except RequestError as error:
             if error.status != 500 or self.fallback is None:
                 raise

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
@@ -70,7 +70,7 @@ def run_vllm_server(
     host: str,
     port: int,
     api_key: str | None,
-    settings: Mapping[str, Any],
+    settings: dict[str, Any],
     flags: Sequence[str],
     markers: Markers | None = None,
     verifier: str | None = None,
@@ -78,8 +78,8 @@ def run_vllm_server(
 ) -> None:
     """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
 
-    `settings` are those of `ControlMiddleware`, `flags` those of `vllm serve`; `markers` are found if None. `verifier`
-    and `trials` are URLs, see `WorkerContext`; trials may be "self".
+    `settings` are those of `ControlMiddleware`, to which this adds; `flags` are those of `vllm serve`; `markers` are
+    found if None. `verifier` and `trials` are URLs, see `WorkerContext`; trials may be "self".
     """
     checkpoint = resolve_checkpoint(model)
     with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
@@ -87,7 +87,6 @@ def run_vllm_server(
     own_flags = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
     serve, arguments = _parse_flags(own_flags, flags)
     _refuse_unsupported(arguments)
-    settings = dict(settings)
     if verifier is not None:
         _set_own(arguments, "verifier", verifier)
     if trials is not None:

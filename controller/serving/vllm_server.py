@@ -30,12 +30,11 @@ from ..vllm.lifetime import LIFETIME, SERVED
 from ..vllm.request_control import KEY
 from ..vllm.trace_channel import TraceStore
 from ..vllm.trial_endpoint import require_trials
-from .auth_middleware import METRICS, Access, AuthMiddleware, hash_key, route_of
-from .body_limits import BodyLimits, replay
+from .auth_middleware import METRICS, Access, AuthMiddleware, get_route, hash_key
+from .body_limits import BodyLimits, PromptLimit, replay
 from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
-from .prompt_limit import PromptLimit
 from .rules import LiveConfig, check_names
 from .settings import UNBILLED, Billing, ServerLimits
 from .vllm_limits import check_request
@@ -128,7 +127,7 @@ class ControlMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; see ASGI."""
-        if self._trials_key is not None and scope["type"] == "http" and route_of(scope) == COMPLETIONS:
+        if self._trials_key is not None and scope["type"] == "http" and get_route(scope) == COMPLETIONS:
             key = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
             if hmac.compare_digest(hash_key(key), self._trials_key):  # of a request under control, which counts it
                 await self.app(scope, receive, send)
@@ -138,7 +137,7 @@ class ControlMiddleware:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             LIFETIME.start(self.config.reload if self.config.path is not None else None)
-        path = route_of(scope) if scope["type"] == "http" else ""
+        path = get_route(scope) if scope["type"] == "http" else ""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif path == METRICS:

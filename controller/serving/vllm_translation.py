@@ -24,11 +24,7 @@ _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _CONVERSATION = ("prompt_cache_key", "safety_identifier", "user")
 
 
-class _Reasoning(BaseModel):
-    effort: Effort | None = None
-
-
-class _OutputConfig(BaseModel):
+class _EffortField(BaseModel):
     effort: Effort | None = None
 
 
@@ -39,9 +35,9 @@ class ControlFields(BaseModel):
 
     tersely: TerselyField | None = None
     reasoning_effort: Effort | None = None
-    reasoning: _Reasoning | None = None
+    reasoning: _EffortField | None = None
     thinking: ThinkingOptions | None = None  # which vLLM knows at Anthropic's endpoint only
-    output_config: _OutputConfig | None = None  # Anthropic's
+    output_config: _EffortField | None = None  # Anthropic's
     thinking_token_budget: Annotated[int, Field(ge=-1)] | None = None
 
 

@@ -22,9 +22,9 @@ from ..text.sanitizer import get_sanitizer, sanitize_messages
 from ..text.tool_calls import OPEN
 from ..trace import Decision
 from ..types import KEEP, Completion, Directive, StepInfo
+from .body_limits import PromptLimit
 from .errors import RequestError
 from .metrics import Metrics
-from .prompt_limit import PromptLimit
 from .replies import PendingResponse, RowFinished, split_tool_calls
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
@@ -47,7 +47,7 @@ class ServedRow(BatchRow):
         def emit(event: TextDeltaEvent) -> None:
             if event.text:
                 self.sent = True
-                pending.send(TextDeltaEvent(number, event.text, event.channel, event.decision))
+                pending.send(event)
 
         super().__init__(
             session,
@@ -134,8 +134,13 @@ class RequestWorker(ABC):
 
     @property
     @abstractmethod
+    def unfinished(self) -> Sequence[PendingResponse]:
+        """The requests that wait or run."""
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
+        return not self.unfinished
 
     @abstractmethod
     def start(self) -> None:
@@ -145,13 +150,16 @@ class RequestWorker(ABC):
     def submit(self, request: ResolvedRequest, streams: bool) -> PendingResponse:
         """Take a request; raises RequestError if too many wait or the server is shutting down."""
 
-    @abstractmethod
     def drain(self) -> None:
         """Accept no more requests."""
+        self.accepting = False
 
-    @abstractmethod
     def abort(self) -> None:
         """Fail all requests; does not block."""
+        self.drain()
+        for pending in self.unfinished:
+            pending.send(shutting_down())
+            pending.cancel()
 
     @abstractmethod
     def close(self) -> None:
@@ -184,7 +192,6 @@ class SessionWorker(RequestWorker):
         self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
 
     async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
-        """See `RequestWorker.admit`."""
         await self._prompt_limit.check(request.messages, request.options.tools, request.prompt_field)
         return request if special_tokens else await run_aside(self._without_special_tokens, request, request)
 
@@ -200,14 +207,6 @@ class SessionWorker(RequestWorker):
         return replace(request, messages=sanitize_messages(request.messages, self._sanitize), options=options)
 
     def prepare(self, pending: PendingResponse) -> list[ServedRow]:
-        """The rows of a request; [] after telling the client why it cannot be answered."""
-        try:
-            return self.prepare_rows(pending)
-        except RequestError as error:  # only this request fails; the rest of the batch goes on
-            pending.send(error)
-            return []
-
-    def prepare_rows(self, pending: PendingResponse) -> list[ServedRow]:
         """The rows of a request, without control where that cannot be prepared; raises RequestError."""
         request = pending.request
         try:

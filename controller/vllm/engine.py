@@ -6,7 +6,7 @@ import gc
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ from ..types import (
 )
 from .engine_options import load_tokenizer, refuse_speculation
 from .request_control import KEY
-from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
+from .request_controller import RequestController
+from .worker_context import DRIVERS, end_token_ids, folder_fingerprint, last_layer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -156,7 +157,6 @@ class VllmEngine:
         return params
 
     def fingerprint(self) -> str | None:
-        """See `Engine.fingerprint`."""
         return folder_fingerprint(self._folder)
 
     def close(self) -> None:
@@ -207,15 +207,14 @@ def load_vllm(
     return VllmEngine(llm, name)
 
 
+@dataclass(slots=True)
 class HiddenStateCapture:
-    """Keeps the hidden state that the first token was sampled from."""
+    """Keeps the hidden state that the first token was sampled from; implements `types.Watcher`."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-        self.state: State | None = None
+    layer: int
+    state: State | None = None
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
         if self.state is None and step is not None:
             self.state = step.state(self.layer)
         return KEEP

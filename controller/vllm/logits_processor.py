@@ -25,11 +25,11 @@ from ...kernels.signals import logit_signals
 from ..trace import Decision
 from .engine_options import check_speculation
 from .request_control import parse_control
-from .request_controller import WorkerContext
 from .row_table import ControlledRow, RowTable
 from .step import DraftStep, apply_step, install_tap
 from .token_history import TokenHistory
 from .trace_channel import request_tag, send_trace
+from .worker_context import WorkerContext
 
 _PARKED = 256
 """Most requests that left the batch and may come back; they look like those that ended."""
@@ -52,7 +52,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         drafts = check_speculation(vllm_config, on_v2=len(runner) == 1)
         self.worker = WorkerContext(vllm_config, drafts)
         self.worker.check()
-        self.table = RowTable(self.worker.kind_of, drafts)
+        self.table = RowTable(self.worker.classify, drafts)
         self._in_flight = _IN_FLIGHT * (1 + drafts)
         self._parked: list[ControlledRow] = []  # those that left the batch, the latest last
         self._copies: OrderedDict[str, int] = OrderedDict()
@@ -67,11 +67,6 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         self._begun: dict[int, Any] = {}  # parameters of requests whose tokens have not come yet (V2)
         self._step = 0
         self._done = 0  # rows of logits of the present step that were given already
-
-    @property
-    def rows(self) -> dict[int, ControlledRow]:
-        """Rows by slot, those that may have ended included."""
-        return self.table.rows
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -118,7 +113,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
     ) -> ControlledRow | None:
         """Remove and return the row of a request that comes back: same settings and prompt, and outputs that agree."""
         best, found, place = -1, None, None
-        for slot, row in [*((None, row) for row in self._parked), *((slot, self.rows[slot]) for slot in left)]:
+        for slot, row in [*((None, row) for row in self._parked), *((slot, self.table.rows[slot]) for slot in left)]:
             if slot is not None:
                 self.table.flush(slot)
             shared = min(len(row.output), len(output))
@@ -165,7 +160,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             row = self._row(params, prompt, output, ())
             if row is not None:
                 row.output = output
-                free = next(slot for slot in count(1) if slot not in self.rows)  # 0 is that of other rows
+                free = next(slot for slot in count(1) if slot not in self.table.rows)  # 0 is that of other rows
                 self.table.put(free, row)
                 self._slots[index] = free
         for one, other, direction in batch_update.moved:
@@ -191,14 +186,14 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
                 self._slots = {index: slot for index, slot in self._slots.items() if slot not in self.table.finished}
                 self._drop_finished()
             return logits
-        if self.rows or self._begun:
+        if self.table.rows or self._begun:
             self._collect()
             slots = np.asarray(ctx.idx_mapping_np, dtype=np.int64)
             self.table.reserve(int(slots.max(initial=0)) + 1)
             self.table.seen[slots] = self._step
             if len(logits) == len(slots):
                 apply_step(self.table, slots, logits, self.worker.end)
-            elif self._drafts is not None and not self.rows.keys().isdisjoint(map(int, slots)):
+            elif self._drafts is not None and not self.table.rows.keys().isdisjoint(map(int, slots)):
                 self._drafts.apply(self.table, ctx, logits, self.worker.end, self._done)
             self._done += len(logits)
         return logits
@@ -217,10 +212,10 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def apply_staged_writes(self) -> None:
         """Start to fetch the tokens of the previous step, and those of new requests, which are there now."""
-        if self._history is not None and (self.rows or self._begun):
+        if self._history is not None and (self.table.rows or self._begun):
             self._collect()  # of a step that had no logits
             self._step, self._done = self._step + 1, 0
-            slots = np.fromiter(self.rows, dtype=np.int64, count=len(self.rows))
+            slots = np.fromiter(self.table.rows, dtype=np.int64, count=len(self.table.rows))
             self._history.fetch(slots[self.table.seen[slots] >= self._step - _UNSEEN], list(self._begun))
 
     def _collect(self) -> None:
@@ -231,7 +226,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             return
         self.table.land(fetched.slots, fetched.lengths, fetched.tokens)
         for slot, (prompt, output) in fetched.begun.items():
-            left = [other for other in self.rows if self.table.seen[other] < self._step - 1]
+            left = [other for other in self.table.rows if self.table.seen[other] < self._step - 1]
             row = self._row(self._begun.pop(slot), prompt, output, left)
             if row is not None:
                 self.table.put(slot, row, self._step)

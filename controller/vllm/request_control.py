@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ...errors import CapabilityError, OptionError, shorten, unknown
+from ...errors import CapabilityError, OptionError, check_known, shorten
 from ...validation import format_validation_error
 from ..budgets import Budget, canonical_effort, fit_budget
 from ..policies import list_policies, make_policies, make_policy
@@ -29,11 +29,8 @@ AVAILABLE = frozenset(
 trials only, and these need an endpoint, see `trial_endpoint`."""
 
 
-Bound = tuple[int, int] | tuple[float, float] | type[bool]
-"""A whole number or a number between two, ends included, or a flag."""
-
 _TOKENS = (1, 1 << 16)
-CLIENT_SETTINGS: Mapping[str, Mapping[str, Bound]] = {
+CLIENT_SETTINGS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "budget": {"slack": (0, 1 << 12)},
     "convergence": {"agree": (1, 1000), "stride": _TOKENS},
     "auto_exit": {"agree": (1, 1000)},
@@ -48,7 +45,10 @@ CLIENT_SETTINGS: Mapping[str, Mapping[str, Bound]] = {
     "repetition": {"tokens": (30, 1000), "counting": _TOKENS, "window": _TOKENS},
     "trimr": {"agree": (1, 64), "window": (1, 64), "share": (0.0, 1.0), "most": (1, 1000), "floor": (0, 1000)},
 }
-"""Settings by policy; those of other policies are set where the server is started."""
+"""Settings by policy, each a whole number or a number between two, ends included.
+
+Those of other policies are set where the server is started.
+"""
 
 
 def _describe_policies(policies: Any) -> Any:
@@ -132,22 +132,15 @@ def check_client_settings(policies: Any) -> None:
     for policy, settings in policies.items():
         known = CLIENT_SETTINGS.get(policy, {})
         for name, value in settings.items() if isinstance(settings, Mapping) else ():
-            if name not in known:
-                raise unknown(f"setting of policy {shorten(policy)} for requests:", name, known or ("none",))
-            _check(f"{policy}.{name}", value, known[name])
+            check_known(f"setting of policy {shorten(policy)} for requests:", name, known or ("none",))
+            _check(f"{policy}.{name}", value, *known[name])
 
 
-def _check(name: str, value: object, bound: Bound) -> None:
-    if isinstance(bound, type):
-        fits, accepted = isinstance(value, bool), "true or false"
-    else:
-        low, high = bound
-        whole = isinstance(low, int)
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        fits = number and low <= value <= high  # type: ignore[operator]
-        accepted = f"a {'whole ' if whole else ''}number from {low} to {high}"
-    if not fits:
-        raise OptionError(f"setting {name} is {shorten(value)}; accepted: {accepted}")
+def _check(name: str, value: Any, low: float, high: float) -> None:
+    number = int if isinstance(low, int) else int | float
+    if not isinstance(value, number) or isinstance(value, bool) or not low <= value <= high:
+        kind = "whole number" if number is int else "number"
+        raise OptionError(f"setting {name} is {shorten(value)}; accepted: a {kind} from {low} to {high}")
 
 
 def make_control(**settings: Any) -> RequestControl:

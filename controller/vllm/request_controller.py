@@ -1,4 +1,4 @@
-"""One request under control inside vLLM, and how a worker makes the controllers of requests.
+"""One request under control inside vLLM.
 
 A controller reads its request's output, and says which token must come next. Only tokens that are in the output count,
 never calls: chunked prefill and preemption make vLLM ask more often than it samples. Knows no tensors.
@@ -6,59 +6,21 @@ never calls: chunked prefill and preemption make vLLM ask more often than it sam
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 from ...errors import CapabilityError
-from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller, ControllerState
-from ..policies.base import Policy, TrialAnswer
-from ..prompts import thinking_state_after
-from ..text.markers import Markers, closing_text, find_markers
-from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter, get_adapter
+from ..text.markers import Markers, closing_text
+from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from ..trace import Decision
-from ..trials import TrialDecoder
-from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
-from ..verification import RuleVerifier, Verifier
-from ..verifiers import EndpointVerifier
-from .engine_options import OPTIONS, check_endpoints, load_tokenizer
-from .request_control import KEY, RequestControl, parse_control, read_control
-from .trial_endpoint import TrialEndpoint, failed_trial, find_self_key, require_trials
+from ..types import Capability, Signals, State, StepInfo, Watcher
 
 UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
 """Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a
 formula, code or a call but does not begin one, and any other."""
-_BOUND = 256
-"""Policies, with their settings, that are kept bound to the model."""
-DRIVERS: dict[str, RequestController] = {}
-"""Controllers of requests to an engine in this process, by the `driver` of their control."""
-
-
-def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a turn of a model that vLLM serves, the tokenizer's first."""
-    configured = model_config.try_get_generation_config().get("eos_token_id", ())
-    ids = [tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured or ())]
-    return tuple(dict.fromkeys(token for token in ids if token is not None))
-
-
-def last_layer(model_config: Any) -> tuple[int, int]:
-    """The only layer whose hidden states vLLM shows, by both of its numbers."""
-    return -1, int(model_config.hf_text_config.num_hidden_layers)
-
-
-def folder_fingerprint(model: str) -> str | None:
-    """The fingerprint of a checkpoint; None unless it is a folder."""
-    if not Path(model).is_dir():
-        return None
-    from ...probes.fingerprint import checkpoint_fingerprint
-
-    return checkpoint_fingerprint(model)
 
 
 class RequestController:
@@ -89,7 +51,7 @@ class RequestController:
         self.swap: Callable[[], bool] | None = None  # whether the end of the turn was swapped for the next token
         self._recalled = _Recall()
         self._finished = watcher is None  # nothing will be forced any more
-        self._queue: deque[int] = deque()
+        self.queue: deque[int] = deque()  # tokens that must come next
         self._late = 0  # tokens that may still come before those of the queue
         self.unseen = 0  # tokens that came so, which the watcher does not know
         self._closings: dict[str, int] = {}  # their first tokens, by the separator before them
@@ -102,7 +64,7 @@ class RequestController:
     @property
     def settled(self) -> int:
         """How many tokens were read, without those of a forced piece that is not complete yet."""
-        if not self._queue:
+        if not self.queue:
             return len(self.forced)
         return next((n for n in range(len(self.forced), 0, -1) if not self.forced[n - 1]), 0)
 
@@ -110,7 +72,7 @@ class RequestController:
     def thinks(self) -> bool:
         """Whether the sequence is thinking and chooses its next token itself."""
         thinking = self.controller is not None and self.controller.state is ControllerState.THINKING
-        return thinking and not self._finished and not self._queue
+        return thinking and not self._finished and not self.queue
 
     @property
     def decisions(self) -> Sequence[Decision]:
@@ -123,17 +85,12 @@ class RequestController:
         `offered` is the present `closing_starts`' first.
         """
         controller = self.controller
-        if not self.lazy or controller is None or self._queue or self._finished or self.keep_signals:
+        if not self.lazy or controller is None or self.queue or self._finished or self.keep_signals:
             return 0, 0, 0
         if offered is None and not controller.shadow and self.thinks:
             return 0, 0, 0  # what stands for an end of the turn may change with the next token
         quiet, sentence = controller.patience("token"), controller.patience("sentence")
         return quiet, sentence, 0 if controller.thinking.may_call else quiet
-
-    @property
-    def queued(self) -> Sequence[int]:
-        """The tokens that must come next."""
-        return self._queue
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:
@@ -161,7 +118,7 @@ class RequestController:
             step = self._step(index, latest) if self.reads or self.keep_signals else _NO_STEP
             swapped = latest and self.swap is not None and self.swap()
             self._read_token(output[index], step, swapped)
-        return self._queue[0] if self._queue else None
+        return self.queue[0] if self.queue else None
 
     def skip(self, tokens: Sequence[int], signals: Sequence[Signals | None]) -> None:
         """Take the next tokens of the output, within `patience`; `signals` is empty or has one for each."""
@@ -197,21 +154,21 @@ class RequestController:
 
     def _read_token(self, token: int, step: StepInfo, swapped: bool) -> None:
         if self.keep_signals:
-            self.signals.append(None if self._queue else step.signals)
+            self.signals.append(None if self.queue else step.signals)
         if self._finished:
             self.forced.append(False)
             return
-        if self._queue and self._late and token not in (self._queue[0], *self._ends):
+        if self.queue and self._late and token not in (self.queue[0], *self._ends):
             self._late -= 1
             self.unseen += 1
             self.forced.append(False)
             return
-        if self._queue:
+        if self.queue:
             self.forced.append(True)
             self._late = 0
-            if self._queue.popleft() != token:
+            if self.queue.popleft() != token:
                 self._give_up("vLLM wrote another token than the forced one (a grammar, or a limit of its own)")
-            elif not self._queue:
+            elif not self.queue:
                 self._update_finished()
             return
         self.forced.append(False)
@@ -228,18 +185,18 @@ class RequestController:
         if directive.retract > written or directive.trial is not None or directive.wait_for is not None:
             self._give_up("inside vLLM tokens cannot be retracted, tried or waited for")
             return
-        self._queue.extend(directive.force[written:])
+        self.queue.extend(directive.force[written:])
         self._late = 0 if written else self.late
         if directive.stop:
             self.stopped = True
-            self._queue.extend(self.end[:1])
+            self.queue.extend(self.end[:1])
         self._update_finished()
 
     def _update_finished(self) -> None:
-        self._finished = not self._queue and self.controller is not None and self.controller.finished
+        self._finished = not self.queue and self.controller is not None and self.controller.finished
 
     def _give_up(self, reason: str) -> None:
-        self._queue.clear()
+        self.queue.clear()
         self._finished = True
         if self.controller is not None:
             self.controller.decisions.append(Decision("engine", "error", f"goes on alone: {reason}", len(self.forced)))
@@ -272,7 +229,7 @@ class RequestController:
         return found
 
 
-def kind_of(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> int:
+def classify(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> int:
     """The kind of a token. One that may end a line, the turn or a marker, or begin a call, is loud."""
     added, flags = codec.added_tokens, codec.flags[token] & ~TokenFlags.DIGIT
     for marker in (markers.open, markers.close):
@@ -298,131 +255,3 @@ def _no_state(layer: int) -> State:
 
 
 _NO_STEP = StepInfo(None, _no_state)
-
-
-class WorkerContext:
-    """The model of one vLLM worker: its tokenizer, markers, probes and default control.
-
-    `additional_config["tersely"]` of the engine may have `default`, the control of requests that bring none, and
-    `markers`, [open, close], where they cannot be found, `verifier`, the URL of a server that answers what rules cannot
-    decide, and `trials`, that of a vLLM server of the same model that decodes trial answers; no step waits for them.
-    Policies bind to it; implements `types.ModelHandle`.
-    """
-
-    def __init__(self, vllm_config: Any, drafts: int = 0) -> None:
-        self._drafts = drafts  # the most that vLLM makes in a step
-        self.config = vllm_config.model_config
-        self.name = str(self.config.served_model_name or self.config.model)
-        self.hidden_layers: tuple[int, ...] | None = last_layer(self.config)
-        settings = (vllm_config.additional_config or {}).get(KEY, {})
-        self._default = settings.get("default")
-        self._markers = settings.get("markers")
-        self._verifier_url, self._trials_url = settings.get("verifier"), settings.get("trials")
-        capabilities = {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES}
-        self.capabilities = frozenset(capabilities | ({Capability.TRIALS} if self._trials_url else set()))
-        parallel = getattr(vllm_config, "parallel_config", None)
-        check_endpoints(settings, getattr(parallel, "tensor_parallel_size", 1))
-        self._bind = lru_cache(maxsize=_BOUND)(lambda policy: policy.bind(BindContext(self)))
-        self._fingerprint: str | None = None
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, loaded when the first request is controlled."""
-        return load_tokenizer(self.config.model, {name: getattr(self.config, name, None) for name in OPTIONS})
-
-    @cached_property
-    def verifier(self) -> Verifier | None:
-        """What answers the policies' questions; None decides by rules only."""
-        if not self._verifier_url:
-            return None
-        return RuleVerifier(EndpointVerifier(self._verifier_url))
-
-    @cached_property
-    def trials(self) -> TrialEndpoint | None:
-        """What decodes trial answers; None refuses policies that need them."""
-        if not self._trials_url:
-            return None
-        return TrialEndpoint(self._trials_url, self.name if find_self_key(self._trials_url) else None)
-
-    @cached_property
-    def markers(self) -> Markers:
-        """How this model opens and closes its thinking; raises MarkerError if unknown."""
-        return Markers(*self._markers) if self._markers else find_markers(self.tokenizer)
-
-    @cached_property
-    def end(self) -> tuple[int, ...]:
-        """The tokens that end a turn."""
-        return end_token_ids(self.config, self.tokenizer)
-
-    @cached_property
-    def default(self) -> RequestControl | None:
-        """The control of a request that brings none."""
-        return None if self._default is None else read_control(self._default)
-
-    def check(self) -> None:
-        """Raise the error of settings that would leave every request without control, and load the tokenizer."""
-        _ = self.verifier, self.trials
-        require_trials(self.default, self.trials is not None)
-        with contextlib.suppress(Exception):  # each request that needs it says what is wrong
-            _ = self.markers, self.end
-        if self.default is not None:
-            for policy in self.default.make_policies():
-                self._bind(policy)
-
-    def kind_of(self, token: int) -> int:
-        """The kind of a token; see `kind_of`."""
-        try:
-            return kind_of(token, get_adapter(self.tokenizer), self.markers, self.end)
-        except Exception:  # no token of the tokenizer; or no markers, and every token is read
-            return LOUD
-
-    def fingerprint(self) -> str | None:
-        """See `ModelHandle.fingerprint`."""
-        self._fingerprint = self._fingerprint or folder_fingerprint(self.config.model)
-        return self._fingerprint
-
-    def make_controller(
-        self, extra_args: Mapping[str, Any] | None, prompt: Sequence[int] | None, max_tokens: int
-    ) -> RequestController | None:
-        """The controller of a request; None where there is nothing to control.
-
-        `prompt` is None where it came as embeddings. Raises OptionError for a wrong setting, MarkerError for a model
-        without markers.
-        """
-        control = parse_control(extra_args, self.default)
-        if control is None:
-            return None
-        if control.driver:
-            return DRIVERS[control.driver]
-        require_trials(control, self.trials is not None)
-        codec, ids = get_adapter(self.tokenizer), list(prompt or ())
-        state = thinking_state_after(codec.decode(ids[-32:]), self.markers)
-        if state == "answer":
-            return None
-        tier = canonical_effort(control.effort)
-        if tier == "auto":
-            tier = tier_by_length(codec.decode(ids))
-        policies: tuple[Policy, ...] = tuple(map(self._bind, control.make_policies()))
-
-        def ask(position: int, forced: Sequence[int], trial: TrialDecoder) -> Future[TrialAnswer]:
-            assert self.trials is not None
-            if prompt is None:
-                return failed_trial("the prompt came as embeddings, which a trial cannot repeat")
-            return self.trials.submit([*ids, *request.output[: position + request.unseen], *forced], trial)
-
-        controller = Controller(
-            policies,
-            codec,
-            self.markers,
-            control.make_budget(tier, max_tokens),
-            opened=state == "thinking",
-            shadow=control.shadow,
-            prompt=control.question,
-            prompt_tokens=len(ids),
-            verifier=self.verifier,
-            ask_trial=None if self.trials is None else ask,
-        )
-        required = {need for policy in policies for need in policy.requires}
-        reads = frozenset(required & {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
-        request = RequestController(controller, self.end, reads, lazy=True, late=self._drafts)
-        return request

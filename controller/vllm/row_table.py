@@ -69,13 +69,13 @@ class ControlledRow:
 
 
 class RowTable:
-    """Rows by slot. `kind_of` says what a token is, see `request_controller`; `drafts` are the most of a step."""
+    """Rows by slot. `classify` says what a token is, see `request_controller`; `drafts` are the most of a step."""
 
-    def __init__(self, kind_of: Callable[[int], int], drafts: int = 0) -> None:
-        self.rows: dict[int, ControlledRow] = {}
+    def __init__(self, classify: Callable[[int], int], drafts: int = 0) -> None:
+        self.rows: dict[int, ControlledRow] = {}  # those that may have ended included
         self.finished: set[int] = set()  # slots of rows for which nothing is left to do
         self._eager: set[int] = set()  # slots of rows that are also read from outside
-        self._kind_of = kind_of
+        self._classify = classify
         self._kinds = np.full(_KINDS, UNKNOWN, dtype=np.int8)
         self._kinds[-1] = LOUD  # that of all ids beyond
         self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
@@ -153,7 +153,7 @@ class RowTable:
                 self.finished.add(slot)
             self.forced[slot] = -1 if token is None else token
             if drafts := self.ahead.shape[1]:
-                ahead = [*islice(controller.queued, 1, 1 + drafts)]
+                ahead = [*islice(controller.queue, 1, 1 + drafts)]
                 self.ahead[slot, : len(ahead)], self.ahead[slot, len(ahead) :] = ahead, -1
             self.offered[slot] = -1 if first is None else first
             self._behind[slot] = -1 if behind is None else behind
@@ -198,7 +198,7 @@ class RowTable:
 
     def _learn(self, token: int) -> None:
         if self._kinds[token] == UNKNOWN:
-            self._kinds[token] = self._kind_of(token)
+            self._kinds[token] = self._classify(token)
 
     def land(self, slots: NDArray[np.int64], lengths: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
         """Take the latest tokens [slots, most] of slots, by the lengths of their outputs; due rows read them."""

@@ -56,12 +56,10 @@ class Readings:
         return places if self._starts is None else self._starts.numpy()[places] + draft
 
     def signals(self, places: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
-        """See `StepReadings`."""
         values: NDArray[np.float32] = self._values[self._find_rows(places, draft)]
         return values
 
     def info(self, place: int, draft: int) -> StepInfo:
-        """See `StepReadings`."""
         row = int(self._find_rows(place, draft))
         (signals,) = make_signals(self._values[row : row + 1])
         return StepInfo(signals, partial(self._state, row))
@@ -75,7 +73,6 @@ class Readings:
         return found
 
     def swapped(self, place: int, draft: int) -> bool:
-        """See `StepReadings`."""
         if self._swapped is None:
             places, swapped = self._swaps
             self._swapped = frozenset(map(int, places[swapped.numpy()]))
@@ -208,7 +205,6 @@ class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]
     """vLLM's logits layer, which also keeps a reference to what it was given: no copy, outside of compiled graphs."""
 
     def forward(self, lm_head: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-        """See the class it replaces."""
         _kept[:] = [hidden_states]
         # By name: a wrapper for LoRA calls this with itself, which is not an instance of this class.
         logits: Tensor | None = LogitsProcessor.forward(self, lm_head, hidden_states, *args, **kwargs)

@@ -52,14 +52,12 @@ def find_self_key(url: str) -> str | None:
 
 
 class TrialEndpoint(EndpointCaller):
-    """A vLLM server of the same model; takes what `EndpointCaller` does."""
+    """A vLLM server of the same model."""
 
     key_variable = "TERSELY_TRIALS_KEY"
 
-    def __init__(
-        self, base_url: str, model: str | None = None, *, timeout: float = _TIMEOUT, streams: int = _STREAMS
-    ) -> None:
-        super().__init__(base_url, model, find_self_key(base_url), timeout, streams)
+    def __init__(self, base_url: str, model: str | None) -> None:
+        super().__init__(base_url, model, find_self_key(base_url), _TIMEOUT, _STREAMS)
 
     def submit(self, ids: Sequence[int], trial: TrialDecoder) -> Future[TrialAnswer]:
         """Decode a trial behind these tokens, which end with those that open it; never raises."""

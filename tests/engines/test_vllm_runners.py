@@ -245,4 +245,4 @@ def test_slots_that_nobody_decodes_are_not_fetched(monkeypatch: pytest.MonkeyPat
     assert fetched[0] == 1 and fetched[-10:] == [0] * 10
     decode_by_hand(slots, processor, {1: [word] * 3}, 3)
     processor.table.flush(1)
-    assert processor.rows[1].output == [word] * 7, "it was only waiting"
+    assert processor.table.rows[1].output == [word] * 7, "it was only waiting"

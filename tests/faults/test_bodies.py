@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving import body_limits
 from tersely.controller.serving.auth_middleware import Access, AuthMiddleware
-from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape, memory_of
+from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape, estimate_memory
 from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.responses_schemas import ResponsesRequest
@@ -169,7 +169,7 @@ def test_a_body_counts_as_long_as_it_is_answered() -> None:
 
     app = AuthMiddleware(inner, Metrics(), Access(), limits)
     asyncio.run(app({"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, receive))
-    assert held == [memory_of(5, 3)] and limits.held == 0
+    assert held == [estimate_memory(5, 3)] and limits.held == 0
 
 
 def test_large_bodies_leave_time_to_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tersely.controller.serving.rules import RequestRules
 from tersely.controller.serving.vllm_limits import check_request
 from tersely.controller.serving.vllm_translation import translate
 from tersely.controller.vllm.request_control import CLIENT_SETTINGS, KEY, read_control
-from tersely.controller.vllm.request_controller import WorkerContext
+from tersely.controller.vllm.worker_context import WorkerContext
 from tersely.errors import OptionError
 
 from ..support.cpu_limit import limited
@@ -198,7 +198,7 @@ def test_no_client_setting_names_a_text() -> None:
 @pytest.mark.parametrize("end", [0, 1])
 @pytest.mark.parametrize("policy", sorted({*CLIENT_SETTINGS} - {"readiness", "trimr", "auto_exit"}))
 def test_the_ends_of_all_bounds_work(policy: str, end: int) -> None:
-    settings = {name: bool(end) if bound is bool else bound[end] for name, bound in CLIENT_SETTINGS[policy].items()}
+    settings = {name: bound[end] for name, bound in CLIENT_SETTINGS[policy].items()}
     fed = Fed(make_policy(policy, settings), thinking=300)
     fed.feed("So x is 4.\n\nThus the answer is 4.\n\nWait, x is 4.\n\n" * 40)
     assert not [decision for decision in fed.controller.decisions if decision.action == "error"]

@@ -78,7 +78,7 @@ UNITS = [
 ]
 MODULES = (
     "controller.answer_watch controller.text.answers controller.text.endings controller.text.reasoning_parser "
-    "controller.text.value_reader controller.engines.openai.client probes.drift controller.text.evidence "
+    "controller.text.value_reader controller.engines.openai.events probes.drift controller.text.evidence "
     "controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "

@@ -22,16 +22,9 @@ from transformers import AutoTokenizer
 
 from tersely.controller.engines.openai import ServerLostError, StreamError
 from tersely.controller.engines.openai import engine as remote_engine
-from tersely.controller.engines.openai.client import (
-    MAX_EVENT,
-    EventDecoder,
-    OpenAIClient,
-    RefusedError,
-    _read,
-    find_proxy,
-    parse_event,
-)
+from tersely.controller.engines.openai.client import OpenAIClient, RefusedError, find_proxy
 from tersely.controller.engines.openai.completions import connect
+from tersely.controller.engines.openai.events import MAX_EVENT, EventDecoder, parse_event, read_body
 from tersely.controller.types import Request, SamplingParams
 from tersely.errors import CapabilityError, ModelError, OptionError, TerselyError
 from tersely.models import get_model_path
@@ -191,7 +184,7 @@ def test_a_reply_in_crumbs_takes_linear_time() -> None:
             return b"x"
 
     with limited():
-        assert len(asyncio.run(_read(Reply(), 100_000, 60.0, cut=True))) == 100_000  # type: ignore[arg-type]
+        assert len(asyncio.run(read_body(Reply(), 100_000, 60.0, cut=True))) == 100_000  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1_000])

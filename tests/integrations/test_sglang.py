@@ -153,7 +153,7 @@ def test_a_loop_is_ended(example: Any) -> None:
         loop.step()
     for token in loop.tokenizer("Now 79, before 79: the same.\n")["input_ids"] * 8:
         loop.step()
-        if loop.params["__tersely__"].controller.queued:
+        if loop.params["__tersely__"].controller.queue:
             break
         loop.output[-1] = token  # what the model says again and again
     else:
@@ -172,9 +172,9 @@ def test_a_budget_closes_once_and_answers(example: Any, late: int) -> None:
 
 def test_a_token_in_between_may_equal_the_forced_one(example: Any) -> None:
     loop = Loop(example, BUDGET, late=1)
-    while not loop.params.get("__tersely__") or not loop.params["__tersely__"].controller.queued:
+    while not loop.params.get("__tersely__") or not loop.params["__tersely__"].controller.queue:
         loop.step()
-    forced = [*loop.params["__tersely__"].controller.queued]
+    forced = [*loop.params["__tersely__"].controller.queue]
     loop.output[-2] = forced[0]  # the token in between, which the request has not stored yet
     for _ in forced[1:]:
         loop.step()
@@ -183,7 +183,7 @@ def test_a_token_in_between_may_equal_the_forced_one(example: Any) -> None:
 
 def test_a_closing_of_the_model_s_own_wins(example: Any) -> None:
     loop = Loop(example, BUDGET, late=1)
-    while not loop.params.get("__tersely__") or not loop.params["__tersely__"].controller.queued:
+    while not loop.params.get("__tersely__") or not loop.params["__tersely__"].controller.queue:
         loop.step()
     loop.output[-2] = loop.tokenizer.convert_tokens_to_ids("</think>")
     text = loop.run()

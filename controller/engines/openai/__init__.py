@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from ....errors import CapabilityError, ModelError
 from ....models import load_tokenizer as load_files
 from ....models import resolve_checkpoint
 from ...types import TOP, Completion, SamplingParams, Signals
 
+T = TypeVar("T")
 _MAX_TOKENS = 256
 """Tokens of the text that is tokenized again with each piece; beyond that it restarts after the returned ids."""
 _MAX_HELD = 16
@@ -68,6 +70,16 @@ class CompletionBackend(Protocol):
 
     async def close(self) -> None:
         """Free everything."""
+
+
+async def run_together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What coroutines return that run at the same time, in order; the first error ends all of them and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signals:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
-import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import wait
-from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from ....errors import CapabilityError, ModelError, OptionError, did_you_mean
 from . import StreamError
+from .events import parse_event, read_body, read_events, read_rest
 
 if TYPE_CHECKING:
     import aiohttp
@@ -32,9 +31,6 @@ _MAX_RETRY_AFTER = 60.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
 _KEPT = 5.0  # seconds for which an idle connection is kept
 _CLOSING = 1.0  # seconds that closing what was left open may take
-_REST = 0.05  # seconds that the end of a stream may take
-MAX_EVENT = 1 << 20  # bytes of one line, and of the data of one event; those of servers have some hundreds
-_LINE_END = re.compile(rb"\r\n|\n|\r")
 _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
 
 
@@ -109,7 +105,7 @@ class OpenAIClient:
         """Send a request and return its reply; raises what `stream_events` does."""
         try:
             async with self._send(method, path, body) as reply:
-                value = json.loads(await _read(reply, _MAX_REPLY, self.timeout))
+                value = json.loads(await read_body(reply, _MAX_REPLY, self.timeout))
         except TimeoutError:
             raise self._timed_out() from None
         except (ValueError, RecursionError):
@@ -128,7 +124,7 @@ class OpenAIClient:
         serve, and ModelError for any other trouble.
         """
         try:
-            async with self._send("POST", path, body) as reply, aclosing(_read_events(reply, self.timeout)) as pieces:
+            async with self._send("POST", path, body) as reply, aclosing(read_events(reply, self.timeout)) as pieces:
                 async for data in pieces:
                     if data.strip() == "[DONE]":
                         with suppress(self._aiohttp.ClientError):  # all that matters has come
@@ -170,7 +166,7 @@ class OpenAIClient:
                 )
             try:
                 if reply.status >= 400:
-                    text = (await _read(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
+                    text = (await read_body(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
                     raise self._error_from_status(reply.status, path, text, reply.headers.get("retry-after", ""))
                 yield reply
             finally:
@@ -179,7 +175,9 @@ class OpenAIClient:
                 else:
                     reply.close()
         except self._aiohttp.ClientError as error:
-            raise self._error_from_connection(error) from error
+            if isinstance(error, TimeoutError) and not isinstance(error, self._aiohttp.ConnectionTimeoutError):
+                raise self._timed_out() from error
+            raise StreamError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
 
     async def _open(self) -> aiohttp.ClientSession:
         """The session of the event loop that runs; those of loops that ended are closed."""
@@ -201,11 +199,6 @@ class OpenAIClient:
                 max_field_size=_MAX_HEADER,
             )
         return self._sessions[loop]
-
-    def _error_from_connection(self, error: Exception) -> Exception:
-        if isinstance(error, TimeoutError) and not isinstance(error, self._aiohttp.ConnectionTimeoutError):
-            return self._timed_out()
-        return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
     def _timed_out(self) -> ModelError:
         return ModelError(
@@ -266,111 +259,6 @@ def _drop(sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession]) -> N
                 closing.send(None)  # nothing to wait for, as nothing runs
             closing.close()
     sessions.clear()
-
-
-async def _read(reply: aiohttp.ClientResponse, limit: int, seconds: float, cut: bool = False) -> bytes:
-    """A body of at most `limit` bytes; a longer or slower one is cut, or a ValueError or TimeoutError."""
-    body = bytearray()
-    with suppress(TimeoutError) if cut else nullcontext():
-        async with asyncio.timeout(seconds):
-            async for chunk in _read_raw(reply, seconds):
-                body += chunk
-                if len(body) > limit:
-                    if cut:
-                        break
-                    raise ValueError(f"more than {limit} bytes")
-    return bytes(body[:limit])
-
-
-async def _read_raw(reply: aiohttp.ClientResponse, seconds: float) -> AsyncGenerator[bytes, None]:
-    """The bytes as they were sent: nothing is unpacked, which could be far more than arrives.
-
-    Raises TimeoutError after so many seconds without any.
-    """
-    if reply.headers.get("content-encoding", "identity").lower() != "identity":
-        raise StreamError("the reply is compressed, which was not asked for")
-    while True:
-        async with asyncio.timeout(seconds):
-            chunk = await reply.content.readany()
-        if not chunk:
-            return
-        yield chunk
-
-
-async def _read_events(reply: aiohttp.ClientResponse, seconds: float) -> AsyncGenerator[str, None]:
-    """The data of events; raises TimeoutError for a server that writes nothing but comments for so long."""
-    decoder, latest = EventDecoder(), time.monotonic()
-    async for chunk in _read_raw(reply, seconds):
-        events = decoder.feed(chunk)
-        if events:
-            latest = time.monotonic()
-        elif time.monotonic() - latest > seconds:
-            raise TimeoutError
-        for data in events:
-            yield data
-    for data in decoder.finish():
-        yield data
-
-
-async def read_rest(events: AsyncIterator[object]) -> None:
-    """Read what follows the last event that matters, if it comes at once: then the connection can be used again."""
-    with suppress(TimeoutError, StreamError, ModelError):
-        async with asyncio.timeout(_REST):
-            async for _ in events:
-                pass
-
-
-class EventDecoder:
-    """Splits bytes, however they arrive, into server-sent events (HTML standard, section 9.2), within limits."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []  # of the line that is not over
-        self._data: list[bytes] = []
-        self._line_size = self._event_size = 0  # of the pieces, and of the lines of the data
-        self._after_return = False
-
-    def feed(self, chunk: bytes) -> list[str]:
-        """Add bytes and return the data of events that are complete; raises StreamError for one that is too long."""
-        if self._after_return and chunk.startswith(b"\n"):
-            chunk = chunk[1:]
-        if chunk:
-            self._after_return = chunk.endswith(b"\r")
-        *lines, rest = _LINE_END.split(chunk)
-        events = []
-        for line in lines:
-            events.append(self._take(b"".join([*self._pieces, line])))
-            self._pieces.clear()
-            self._line_size = 0
-        self._pieces.append(rest)
-        self._line_size += len(rest)
-        if self._line_size + self._event_size > MAX_EVENT:
-            raise StreamError(f"an event has more than {MAX_EVENT} bytes")
-        return [event for event in events if event is not None]
-
-    def finish(self) -> list[str]:
-        """What is left when the stream ends, which some servers do without a blank line."""
-        return [event for event in (self._take(b"".join(self._pieces)), self._take(b"")) if event is not None]
-
-    def _take(self, line: bytes) -> str | None:
-        if line:
-            name, _, value = line.partition(b":")
-            if name == b"data":
-                self._data.append(value.removeprefix(b" "))
-                self._event_size += len(line) + 1
-            return None
-        data, self._data, self._event_size = self._data, [], 0
-        return b"\n".join(data).decode("utf-8", "replace") if data else None
-
-
-def parse_event(data: str) -> dict[str, Any]:
-    """The JSON object of an event; raises StreamError for anything else."""
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StreamError(f"an event is not valid JSON: {error}") from error
-    if not isinstance(event, dict):
-        raise StreamError("an event is not a JSON object")
-    return event
 
 
 async def explain_not_found(client: OpenAIClient, model: str, error: RefusedError) -> ModelError:

@@ -24,8 +24,9 @@ from . import (
     load_tokenizer,
     signals_from_logprobs,
 )
-from .client import OpenAIClient, RefusedError, choose_model, explain_not_found, read_rest
+from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
 from .engine import RemoteEngine
+from .events import read_rest
 
 _TOKEN_IDS_END = 1 << 31
 _LONGEST_STREAM = 3600.0  # seconds that one stream may take

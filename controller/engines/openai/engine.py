@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from ....errors import CapabilityError, ModelError, OptionError
 from ...types import TOP, Capability, Completion, Request, SamplingParams, State, StepInfo, TokenSink
 from ..sequence import WAIT, SequenceState, check_max_new_tokens
-from . import Chunk, CompletionBackend, ServerLostError, StreamError
+from . import Chunk, CompletionBackend, ServerLostError, StreamError, run_together
 
 _T = TypeVar("_T")
 _CLOSE_TIMEOUT = 5.0  # seconds that streams have to end
@@ -65,24 +65,13 @@ class RemoteEngine:
         Signals have no entropy (nan). Raises PromptError and OptionError for what does not fit the context,
         CapabilityError for what no server can do, ModelError where the server refuses or is lost (ServerLostError).
         """
-        return self._run(lambda: self._generate_all(requests, sampling, sink))
+        return self._run(lambda: self.generate_in_loop(requests, sampling, sink))
 
     async def agenerate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """`generate` for callers in an event loop of their own; cancelling it closes all streams."""
-        future = self._submit(lambda: self._generate_all(requests, sampling, sink))
-        completions: list[Completion] = await asyncio.wrap_future(future)
-        return completions
-
-    async def generate_in_loop(
-        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
-    ) -> list[Completion]:
-        """`agenerate` in the event loop that runs, without another thread in between.
-
-        Only for a backend that works in any loop, as a server's does; the caller closes that backend in this loop.
-        """
-        return await self._generate_all(requests, sampling, sink)
+        return await asyncio.wrap_future(self._submit(lambda: self.generate_in_loop(requests, sampling, sink)))
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> NoReturn:
         """See `Engine.hidden_states`; a server does not show them."""
@@ -141,25 +130,24 @@ class RemoteEngine:
         await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
 
-    async def _generate_all(
-        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None
+    async def generate_in_loop(
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        sequences = [self._make_sequence(index, request, sink) for index, request in enumerate(requests)]
+        """`agenerate` in the event loop that runs, without another thread in between.
+
+        Only for a backend that works in any loop, as a server's does; the caller closes that backend in this loop.
+        """
         running = [
-            RemoteRequest(self, sequence, request, sampling)
-            for sequence, request in zip(sequences, requests, strict=True)
+            RemoteRequest(self, self._make_sequence(index, request, sink), request, sampling)
+            for index, request in enumerate(requests)
         ]
         call: Any = asyncio.current_task()
         if asyncio.get_running_loop() is self._loop:  # others are for their callers to cancel
             self._calls.add(call)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(request.run()) for request in running]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            completions = await run_together(request.run() for request in running)
         finally:
             self._calls.discard(call)
-        completions = [task.result() for task in tasks]
         if error := next((request.lost for request in running if request.lost is not None), None):
             tokens = sum(len(completion.token_ids) for completion in completions)
             lost = sum(request.lost is not None for request in running)
@@ -245,7 +233,8 @@ class RemoteRequest:
             self._recomputed += len(ids) - self._unsubmitted
         self._submissions += 1
         self._unsubmitted = 0
-        stream = self.engine.backend.stream(ids, self._stream_limit(len(ids)), self._stream_sampling(), self._logprobs)
+        logprobs = TOP if self.request.confidence else 2 * self.request.signals  # of how many of the likeliest tokens
+        stream = self.engine.backend.stream(ids, self._stream_limit(len(ids)), self._stream_sampling(), logprobs)
         async with self.engine.slots, aclosing(stream) as chunks:
             async for chunk in chunks:
                 if not self._observe_chunk(chunk):
@@ -257,11 +246,6 @@ class RemoteRequest:
             return int(self.sequence.limit) - len(self.sequence.tokens)
         context = self.engine.backend.context_length
         return _TRIAL_LIMIT if context is None else max(1, min(_TRIAL_LIMIT, context - size))
-
-    @property
-    def _logprobs(self) -> int:
-        """Of how many of the likeliest tokens to report the log-probability."""
-        return TOP if self.request.confidence else 2 * self.request.signals
 
     def _stream_sampling(self) -> SamplingParams:
         """Trials are greedy; everything else has a seed that nothing else in the batch has."""

@@ -16,7 +16,7 @@ from tersely.controller.policies.trimr import TrimR
 from tersely.controller.verification import AnswersEqual, AnswerStated, NoVerdictError, RuleVerifier, get_verdict
 from tersely.controller.verifiers import EndpointVerifier, read_verdict
 from tersely.controller.vllm.request_control import KEY
-from tersely.controller.vllm.request_controller import WorkerContext
+from tersely.controller.vllm.worker_context import WorkerContext
 from tersely.errors import ModelError
 
 from ...support.chat_servers import Judge
@@ -89,7 +89,7 @@ def test_trimr_goes_on_until_the_verdict_is_there() -> None:
             wait(row.controller.questions._asked, 30)
             row.feed(part)
             assert len(row.ids) < 1000
-        assert row.controller.verifier_tokens == 40 * len(judge.bodies) > 0
+        assert row.controller.questions.tokens == 40 * len(judge.bodies) > 0
 
 
 def test_rows_of_vllm_ask_the_server_of_the_engines_settings() -> None:
@@ -103,7 +103,7 @@ def test_rows_of_vllm_ask_the_server_of_the_engines_settings() -> None:
         row = context.make_controller({KEY: "trimr"}, context.tokenizer("one two")["input_ids"], 500)
         assert row is not None and row.controller is not None
         assert row.controller.questions.ask(VAGUE).result(30) == pytest.approx(0.75)
-        assert row.controller.verifier_tokens == 40
+        assert row.controller.questions.tokens == 40
         assert context.verifier is not None
         context.verifier.close()
 

@@ -198,7 +198,7 @@ def test_decoding_never_waits_and_verdicts_take_effect_late() -> None:
         row.feed(FILLER)
     assert row.said == [("trimr", "close")]
     assert len(verifier.asked) == 3 + 2
-    assert row.controller.verifier_tokens == 55
+    assert row.controller.questions.tokens == 55
 
 
 def test_without_verdicts_nothing_stops_but_the_budget() -> None:

@@ -108,13 +108,13 @@ def test_decoding_continues_until_there_is_a_verdict() -> None:
     assert policy.seen == [(3, False), (4, False), (5, False), (6, False)] and not row.said
     verifier.futures[0].set_result(0.9)
     assert row.feed("d").text == "a b c d\n\n</think>\n\n"
-    assert (verifier.asked, row.controller.verifier_tokens) == ([STATED], 7)
+    assert (verifier.asked, row.controller.questions.tokens) == ([STATED], 7)
 
 
 def test_without_a_verifier_rules_decide_and_cost_nothing() -> None:
     row = Fed(CloseAtYes()).feed("a b c d")
     assert row.text == "a b\n\n</think>\n\n"
-    assert row.controller.verifier_tokens == 0
+    assert row.controller.questions.tokens == 0
     assert Fed(CloseAtYes(VAGUE)).feed("a b c d").text == "a b c d"
 
 
@@ -220,7 +220,7 @@ def test_a_model_that_says_neither_yes_nor_no_gives_no_verdict(make_verifier: Ca
     row.feed(" d e f")
     assert "yes and no have 0.000" in row.last.reason
     assert row.text == "a b c d e f" and policy.seen[-1][1]
-    assert row.controller.verifier_tokens == len(encode_chat(verifier.tokenizer, format_question(STATED)))
+    assert row.controller.questions.tokens == len(encode_chat(verifier.tokenizer, format_question(STATED)))
 
 
 def test_errors_of_the_model_end_in_the_futures(make_verifier: Callable[..., LLMVerifier]) -> None:

@@ -21,7 +21,7 @@ from tersely.controller.replay import bind_for_replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from tersely.controller.types import KEEP, Capability, Signals, StepInfo
-from tersely.controller.vllm.request_controller import FENCE, LOUD, QUIET, SENTENCE, RequestController, kind_of
+from tersely.controller.vllm.request_controller import FENCE, LOUD, QUIET, SENTENCE, RequestController, classify
 from tersely.controller.vllm.row_table import ControlledRow, RowTable
 from tersely.evaluation.replay.reader import PieceTokenizer
 
@@ -42,8 +42,8 @@ class Model:
     def __init__(self) -> None:
         self.codec = TokenizerAdapter(PieceTokenizer())
 
-    def kind_of(self, token: int) -> int:
-        return kind_of(token, self.codec, MARKERS, (END,))
+    def classify(self, token: int) -> int:
+        return classify(token, self.codec, MARKERS, (END,))
 
     def row(self, preset: str, budget: int, opened: bool = True) -> ControlledRow:
         policies = bind_for_replay(make_policies(preset))
@@ -71,7 +71,7 @@ def play(
                 wanted = forced[slot, len(made)]
                 made.append(next(given[slot]) if wanted < 0 else int(wanted))
                 lengths[slot] += 1
-                if len(made) > room[slot, model.kind_of(made[-1])] or made[-1] == table.offered[slot]:
+                if len(made) > room[slot, model.classify(made[-1])] or made[-1] == table.offered[slot]:
                     break
             tokens[slot, 1 + drafts - len(made) :] = made
         table.land(slots, lengths.copy(), tokens)
@@ -87,7 +87,7 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     texts[1] = (*texts[1][:80], *model.codec.encode("</think>\n\n"), *texts[1][80:])
     reads: list[int] = []
     results = []
-    for kind, drafts in ((model.kind_of, 0), (lambda token: LOUD, 0), (model.kind_of, 3)):
+    for kind, drafts in ((model.classify, 0), (lambda token: LOUD, 0), (model.classify, 3)):
         rows = [model.row(preset, 150 + 40 * slot, opened=slot > 0) for slot in range(len(texts))]
         table = RowTable(kind, drafts)
         calls = 0
@@ -114,7 +114,7 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
 
 def test_a_bracket_that_begins_no_call_makes_nothing_due() -> None:
     model = Model()
-    row, table = model.row("budget", 1000), RowTable(model.kind_of)
+    row, table = model.row("budget", 1000), RowTable(model.classify)
     table.put(0, row)
     read = []
     for length, text in enumerate(("<", "$", "$", "$"), 1):
@@ -125,7 +125,7 @@ def test_a_bracket_that_begins_no_call_makes_nothing_due() -> None:
 
 def test_a_token_behind_a_line_break_waits_and_what_is_offered_changes() -> None:
     model = Model()
-    row, table = model.row("budget", 1000), RowTable(model.kind_of)
+    row, table = model.row("budget", 1000), RowTable(model.classify)
     table.put(0, row)
     starts = {text: model.codec.encode(f"{text}</think>")[0] for text in ("", "\n", "\n\n")}
     slot = np.array([0])
@@ -148,7 +148,7 @@ def test_kinds_of_tokens() -> None:
     for kind, texts in kinds.items():
         for text in texts:
             (token,) = model.codec.encode(text)
-            assert model.kind_of(token) == kind, text
+            assert model.classify(token) == kind, text
     assert model.codec.flags[model.codec.encode("<")[0]] & TokenFlags.CALL
 
 
@@ -187,7 +187,7 @@ def test_a_request_that_comes_back_reads_its_signals_and_states_again() -> None:
 
 def test_a_row_that_missed_tokens_is_left_alone() -> None:
     model = Model()
-    row, table = model.row("budget", 100), RowTable(model.kind_of)
+    row, table = model.row("budget", 100), RowTable(model.classify)
     table.put(0, row)
     table.land(np.array([0]), np.array([2]), np.array([model.codec.encode(" word")]))
     assert table.finished == {0} and row.controller.decisions[-1].action == "error"

@@ -17,8 +17,9 @@ from tersely.controller.policies.exits import CERTAINDEX_PROMPT, DEER_PROMPT
 from tersely.controller.types import Capability
 from tersely.controller.verifiers import EndpointVerifier
 from tersely.controller.vllm.request_control import KEY, RequestControl
-from tersely.controller.vllm.request_controller import RequestController, WorkerContext
+from tersely.controller.vllm.request_controller import RequestController
 from tersely.controller.vllm.trial_endpoint import SELF_KEY, TrialEndpoint
+from tersely.controller.vllm.worker_context import WorkerContext
 from tersely.errors import CapabilityError
 
 from ...support.refusals import refused

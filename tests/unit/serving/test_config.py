@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.serving.cli import make_changes
+from tersely.controller.serving.cli import ServeOptions
 from tersely.controller.serving.config import ConfigFileError, Rules, make_config, read_config_file
 from tersely.controller.serving.rules import LiveConfig
+from tersely.controller.trace import Usage
 from tersely.errors import OptionError
 
 from ...support.refusals import refused
@@ -58,11 +59,13 @@ def test_a_key_wins_over_a_model_and_that_over_all(file: Path) -> None:
     assert small.options.preset == "fast" and small.options.policies is None and small.options.effort == "low"
     assert [getattr(policy, "name", policy) for policy in everybody.options.policies or ()] == ["budget", "convergence"]
     assert everybody.caps["high"] == 9000 and everybody.caps["minimal"] == 128
-    assert live.billing("small", "team").cost_of(2_000_000, 1_000_000) == 4.5
+    assert live.billing("small", "team").cost(Usage(2_000_000, answer=1_000_000)) == 4.5
 
 
 def test_options_of_the_command_win_over_what_a_file_says_for_all(file: Path) -> None:
-    changes = make_changes("high", "careful", None, None, ["low=50"], 500, 90, None, None)
+    changes = ServeOptions(
+        effort="high", preset="careful", budget=["low=50"], max_thinking_tokens=500, answer_reserve=90
+    ).make_changes()
     live = LiveConfig(changes, file)
     rules = live.rules("other")
     assert (rules.options.effort, rules.options.preset, rules.options.policies) == ("high", "careful", None)
@@ -164,7 +167,7 @@ def test_a_tuned_file_decides_what_nobody_else_does(tmp_path: Path) -> None:
     assert live.rules("m").tuned and live.rules("m").options.effort == "easy"
     assert not live.rules("other").tuned and live.rules("other").options.preset == "fast"
     with refused(OptionError):
-        make_changes("low", None, None, tmp_path / "tuned.json", None, None, None, None, None)
+        ServeOptions(effort="low").make_changes(tmp_path / "tuned.json")
 
 
 def test_efforts_above_the_ceiling_are_lowered() -> None:
