@@ -10,7 +10,6 @@ from .cues import either
 from .questions import read_question
 
 _RECONSIDERS = re.compile(either("reconsiders"))
-_PARAGRAPH = re.compile(r".+?(?:\n\s*\n|\Z)", re.DOTALL)
 _CONFIRMS = re.compile(either("confirms"))
 
 
@@ -52,17 +51,16 @@ class AnswerEvidence:
         self._reconsidered = self._confirmed = 0
 
     def find_answer(self, text: str) -> Claim | None:
-        """Append the next paragraphs; return the claim that the last of them that ends in an answer states, else None.
+        """Append the next sentences; return the claim stated last in them if they call it the answer, else None.
 
         Only then does it count what was stated before, so pieces wait for that and much of a thinking is never read.
         """
-        latest = None
-        for paragraph in _PARAGRAPH.findall(text):
-            self._waiting.append(paragraph)
-            if ends_in_answer(paragraph, self.asked):
-                for piece in self._waiting:
-                    latest = self.read(piece)
-                self._waiting.clear()
+        self._waiting.append(text)
+        if not ends_in_answer(text, self.asked):
+            return None
+        for piece in self._waiting:
+            latest = self.read(piece)
+        self._waiting.clear()
         return latest[0] if latest else None
 
     def read(self, text: str) -> tuple[Claim, Finality] | None:

@@ -20,12 +20,16 @@ from ..types import Signals, StepInfo
 from .request_controller import FENCE, LINE, LOUD, PARAGRAPH, QUIET, UNKNOWN, RequestController
 from .trace_channel import send_trace
 
-_WIDTH = 64
-"""Most tokens of a row that wait to be read."""
+_WIDTH, _SPREAD = 128, 32
+"""Most tokens of a row that wait to be read: fewer by up to the second, so that not all rows read in the same step."""
 _KINDS = 1 << 20
 _UNLIMITED = 1 << 40
 SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
+
+
+def _width(slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    return _WIDTH - slots % _SPREAD
 
 
 def make_signals(values: NDArray[np.float32]) -> list[Signals | None]:
@@ -186,7 +190,7 @@ class RowTable:
         """
         waiting, forced = self._waiting[slots, None], self.forced[slots, None] >= 0
         ahead = np.count_nonzero(self.ahead[slots] >= 0, axis=1)
-        room = np.minimum(self._patience[slots], _WIDTH - 1) - waiting
+        room = np.minimum(self._patience[slots], _width(slots)[:, None] - 1) - waiting
         room[self.offered[slots] != self._next_offered[slots, QUIET]] = 0
         room[:, LINE : PARAGRAPH + 1] = 0
         return np.where(forced, ahead[:, None], room)
@@ -227,7 +231,7 @@ class RowTable:
             self._learn(token)
         kinds = self._kinds[ids]
         lines = (kinds == LINE) | (kinds == PARAGRAPH)
-        due = (waiting > self._patience[slots, kinds]) | (waiting == _WIDTH)
+        due = (waiting > self._patience[slots, kinds]) | (waiting >= _width(slots))
         due |= lines & self._line_ended[slots]  # an empty line
         for row in np.flatnonzero(~due & (tokens == self.offered[slots])).tolist():
             due[row] = self._is_swapped(slots[row], draft)
