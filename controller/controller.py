@@ -145,7 +145,7 @@ class Controller:
     # -- transitions
 
     def skip(self, tokens: Sequence[int], signals: Sequence[Signals | None] = ()) -> None:
-        """Take sampled tokens within `patience`, which end no line: the same as observing each, and cheaper."""
+        """Take sampled tokens within `patience`: the same as observing each, and cheaper."""
         self.position += len(tokens)
         if self.state is ControllerState.THINKING:
             self._close.skip(tokens)

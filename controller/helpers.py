@@ -14,13 +14,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import DynamicCache
 
-from ..models import as_cache
 from .budgets import TIERS, UNLIMITED, fit_budget
 from .controller import Controller, ControllerState
 from .delegation import HelperError, HelperFuture, HelperRequest, HelperText, PrefixKey
-from .engines.transformers.model_runner import can_be_ragged
+from .engines.transformers.model_runner import PrefixCache
 from .options import GenerationOptions
 from .prompts import count_common, get_question, render
 from .session import Session
@@ -260,27 +258,17 @@ class TokenScores:
 
 
 class CachedScorer:
-    """Scores texts with one model; keeps the keys and values of growing texts if the model's cache can be cropped."""
+    """Scores texts with one model; reads growing texts only once."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._can_crop = can_be_ragged(model)
-        self._cached: WeakKeyDictionary[PrefixKey, tuple[list[int], Any]] = WeakKeyDictionary()
+        self._caches: WeakKeyDictionary[PrefixKey, PrefixCache] = WeakKeyDictionary()
 
-    @torch.no_grad()
     def score(self, key: PrefixKey | None, ids: Sequence[int], start: int, temperature: float = 1.0) -> TokenScores:
         """Score a text's tokens from `start` (at least 1) on; `key` identifies a text that grows."""
-        cached = None if key is None else self._cached.get(key)
-        known, cache = cached or ([], DynamicCache(config=self.model.config.get_text_config(decoder=True)))
-        common = min(count_common(known, ids), start - 1)
-        if common < len(known):
-            cache.crop(common - len(known))  # a negative count, which is relative to the cache's length
-        fed = torch.tensor([list(ids[common:])], device=self.model.device)
-        keep = len(ids) - start + 1
-        out = self.model(fed, **as_cache(self.model, cache), use_cache=True, logits_to_keep=keep)
-        logits = out.logits[0, :-1].float()
-        if key is not None and self._can_crop:
-            self._cached[key] = (list(ids), cache)
+        cache = PrefixCache(self.model) if key is None else self._caches.setdefault(key, PrefixCache(self.model))
+        found, read = cache.read(ids, len(ids) - start + 1)
+        logits = found[:-1].float()
         tokens = torch.tensor(list(ids[start:]), device=logits.device)
         probabilities = (logits / temperature).log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()
-        return TokenScores(probabilities.tolist(), logits.argmax(-1).tolist(), fed.size(1))
+        return TokenScores(probabilities.tolist(), logits.argmax(-1).tolist(), read)

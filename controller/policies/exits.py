@@ -77,6 +77,7 @@ class Convergence(Policy):
     name: ClassVar[str] = "convergence"
     agree: int = 2
     stride: int = 48  # tokens after which the end of a sentence is read too, where thoughts are long
+    pause: int = 256  # beyond 8 times as many tokens, it is read when it has grown by 1/256
 
     def watch(self, view: PolicyView) -> Watching:
         evidence = AnswerEvidence(view.question)
@@ -85,7 +86,8 @@ class Convergence(Policy):
             return
         tokens = view.tokens
         while True:
-            yield Wait(at=tokens + 1, boundary="thought", sentence_at=tokens + self.stride)
+            pause = max(0, tokens // self.pause - 8)
+            yield Wait(at=tokens + 1 + pause, boundary="thought", sentence_at=tokens + self.stride + pause)
             read, tokens = tokens, view.tokens
             claim = evidence.find_answer(view.thinking.text_from(min(read, tokens)))
             if claim is not None and (support := self.find_support(claim)):

@@ -122,7 +122,7 @@ class ThinkingState:
             if flags & TokenFlags.CALL and self._suspect is None:
                 self._suspect = len(self.ids) - 1
         if ended and len(self.ids) - self._start > 1:
-            self._end_thought()
+            self._end_thought(len(self.ids))
             self.boundary = "thought"
         else:
             ends = flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) and not decimal
@@ -139,13 +139,20 @@ class ThinkingState:
         return self._calls or self._suspect is not None
 
     def extend(self, tokens: Sequence[int], signals: Sequence[Signals | None] = ()) -> None:
-        """Append sampled tokens that end no line and begin no tool call; `signals` is empty or has one for each."""
+        """Append sampled tokens; `signals` is empty or has one for each.
+
+        None begins a tool call, and none is an empty line of its own.
+        """
         if signals:
             self.signals += [None] * (len(self.ids) - len(self.signals))
             self.signals += signals
+        for end, token in enumerate(tokens, len(self.ids) + 1):
+            flags = self._flags[token]
+            if flags & TokenFlags.FENCE:
+                self._risky = True
+            elif flags & TokenFlags.BLANK and end - self._start > 1:
+                self._end_thought(end)
         self.ids.extend(tokens)
-        flags = self._flags
-        self._risky = self._risky or any(flags[token] & TokenFlags.FENCE for token in tokens)
         self.boundary = "token"
 
     def retractable(self, count: int) -> int:
@@ -168,7 +175,7 @@ class ThinkingState:
     def add_forced(self, tokens: Sequence[int]) -> None:
         """Append forced tokens; they end the current thought and belong to none."""
         if len(self.ids) > self._start:
-            self._end_thought()
+            self._end_thought(len(self.ids))
         self.ids.extend(tokens)
         self._start = self._retractable_from = len(self.ids)
         self._risky = True
@@ -178,6 +185,6 @@ class ThinkingState:
             self._decoded = start, len(self.ids), self.codec.decode(self.ids[start:])
         return self._decoded[2]
 
-    def _end_thought(self) -> None:
-        self._ended.append((self._start, len(self.ids)))
-        self._start = len(self.ids)
+    def _end_thought(self, end: int) -> None:
+        self._ended.append((self._start, end))
+        self._start = end

@@ -18,9 +18,9 @@ from ..text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from ..trace import Decision
 from ..types import Capability, Signals, State, StepInfo, Watcher
 
-UNKNOWN, QUIET, SENTENCE, FENCE, LOUD = range(5)
-"""Kinds of tokens: one that ends nothing wherever it stands, that ends a sentence and no more, that may be part of a
-formula, code or a call but does not begin one, and any other."""
+UNKNOWN, QUIET, SENTENCE, LINE, PARAGRAPH, FENCE, LOUD = range(7)
+"""Kinds of tokens: one that ends nothing wherever it stands, a sentence and no more, a line, or a paragraph, one that
+may be part of a formula, code or a call but does not begin one, and any other."""
 
 
 class RequestController:
@@ -79,18 +79,19 @@ class RequestController:
         """The trace so far; empty for a watcher that is no `Controller`."""
         return () if self.controller is None else self.controller.decisions
 
-    def patience(self, offered: int | None) -> tuple[int, int, int]:
-        """How many more tokens may come before this has to read them, by the kind of the last: quiet, sentence, fence.
+    def patience(self, offered: int | None) -> tuple[int, int, int, int, int]:
+        """How many more tokens may come before this has to read them, by the kind of the last, `QUIET` to `FENCE`.
 
         `offered` is the present `closing_starts`' first.
         """
         controller = self.controller
         if not self.lazy or controller is None or self.queue or self._finished or self.keep_signals:
-            return 0, 0, 0
+            return 0, 0, 0, 0, 0
         if offered is None and not controller.shadow and self.thinks:
-            return 0, 0, 0  # what stands for an end of the turn may change with the next token
+            return 0, 0, 0, 0, 0  # what stands for an end of the turn may change with the next token
         quiet, sentence = controller.patience("token"), controller.patience("sentence")
-        return quiet, sentence, 0 if controller.thinking.may_call else quiet
+        line, paragraph = (sentence, controller.patience("thought")) if self.thinks else (0, 0)
+        return quiet, sentence, line, paragraph, 0 if controller.thinking.may_call else quiet
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:
@@ -172,7 +173,7 @@ class RequestController:
                 self._update_finished()
             return
         self.forced.append(False)
-        if swapped and self.closing_starts()[0] == token:
+        if swapped and (starts := self.closing_starts()) is not None and starts[0] == token:
             self.forced[-1] = True
             self._observe(self.end[0], step, written=1)
         else:
@@ -205,19 +206,19 @@ class RequestController:
         """Leave the request alone after an error of ours, which must never reach vLLM."""
         self._give_up(f"{type(error).__name__}: {error}")
 
-    def closing_starts(self) -> tuple[int | None, int | None]:
-        """The first token of what closes the thinking here, and behind a next token that ends no line.
+    def closing_starts(self) -> tuple[int, int, int, int] | None:
+        """The first token of what closes the thinking here, and behind a next token in a line, of a line, a paragraph.
 
         It replaces an end of the turn. None where the sequence is not thinking, or nothing may be done.
         """
         controller = self.controller
         if controller is None or not self.thinks or controller.shadow or not self.end:
-            return None, None
+            return None
         thinking = controller.thinking
         if thinking.ends_in_call:
-            return None, None  # the turn ends with the call
-        behind = self._closing_start("\n\n")
-        return self._closing_start(thinking.separator) if thinking.ends_line else behind, behind
+            return None  # the turn ends with the call
+        behind, line, paragraph = map(self._closing_start, ("\n\n", "\n", ""))
+        return self._closing_start(thinking.separator) if thinking.ends_line else behind, behind, line, paragraph
 
     def _closing_start(self, separator: str) -> int:
         """The first token of a closing behind a separator."""
@@ -230,16 +231,19 @@ class RequestController:
 
 
 def classify(token: int, codec: TokenizerAdapter, markers: Markers, end: Sequence[int]) -> int:
-    """The kind of a token. One that may end a line, the turn or a marker, or begin a call, is loud."""
+    """The kind of a token. One that may end the turn or a marker, begin a call or a line, is loud."""
     added, flags = codec.added_tokens, codec.flags[token] & ~TokenFlags.DIGIT
     for marker in (markers.open, markers.close):
         if added.get(marker) == token or (marker not in added and codec.holds(token, marker[-1])):
             return LOUD
-    if token in end or flags & (TokenFlags.NEWLINE | TokenFlags.CALL):
+    if token in end or flags & TokenFlags.CALL:
         return LOUD
     if flags & TokenFlags.FENCE or codec.holds(token, "="):  # which begins a call in "<function="
-        return LOUD if flags & TokenFlags.SENTENCE else FENCE
-    return SENTENCE if flags else QUIET
+        return LOUD if flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else FENCE
+    if not flags & TokenFlags.NEWLINE:
+        return SENTENCE if flags else QUIET
+    ending = "\n\n" if flags & TokenFlags.BLANK else "\n"
+    return (PARAGRAPH if flags & TokenFlags.BLANK else LINE) if codec.decode([token]).endswith(ending) else LOUD
 
 
 @dataclass

@@ -17,15 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Signals, StepInfo
-from .request_controller import FENCE, LOUD, QUIET, UNKNOWN, RequestController
+from .request_controller import FENCE, LINE, LOUD, PARAGRAPH, QUIET, UNKNOWN, RequestController
 from .trace_channel import send_trace
 
-_WIDTH = 64
-"""Most tokens of a row that wait to be read."""
+_WIDTH, _SPREAD = 128, 32
+"""Most tokens of a row that wait to be read: fewer by up to the second, so that not all rows read in the same step."""
 _KINDS = 1 << 20
 _UNLIMITED = 1 << 40
 SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
+
+
+def _width(slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    return _WIDTH - slots % _SPREAD
 
 
 def make_signals(values: NDArray[np.float32]) -> list[Signals | None]:
@@ -81,7 +85,8 @@ class RowTable:
         self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
         self.ahead = np.zeros((0, drafts), dtype=np.int64)  # the tokens that must come after that one, else -1
         self.offered = np.zeros(0, dtype=np.int64)  # what may stand for an end of the turn, else -1
-        self._behind = np.zeros(0, dtype=np.int64)  # the same behind a next token that ends no line
+        self._next_offered = np.zeros((0, LOUD + 1), dtype=np.int64)  # the same behind a next token, by its kind
+        self._line_ended = np.zeros(0, dtype=np.bool_)  # whether the last token may have ended a line
         self.wanted = np.zeros(0, dtype=np.int8)
         self.seen = np.zeros(0, dtype=np.int64)  # in which step the row was in the batch
         self._patience = np.zeros((0, LOUD + 1), dtype=np.int64)  # by the kind of the token; a loud one never waits
@@ -102,7 +107,7 @@ class RowTable:
             "forced": -1,
             "ahead": -1,
             "offered": -1,
-            "_behind": -1,
+            "_next_offered": -1,
             "_readings": None,
             "_patience": _UNLIMITED,
         }
@@ -118,7 +123,7 @@ class RowTable:
         if not row.controller.lazy:
             self._eager.add(slot)
         self._lengths[slot], self._waiting[slot], self._readings[slot] = len(row.output), 0, None
-        self._patience[slot] = 0
+        self._patience[slot], self._line_ended[slot] = 0, True
         self.seen[slot] = step
         self.read((slot,))
 
@@ -131,7 +136,7 @@ class RowTable:
             del self.rows[slot]
             self.finished.discard(slot)
             self._eager.discard(slot)
-            self.forced[slot] = self.ahead[slot] = self.offered[slot] = self._behind[slot] = -1
+            self.forced[slot] = self.ahead[slot] = self.offered[slot] = self._next_offered[slot] = -1
             self.wanted[slot], self._readings[slot] = 0, None
             self._patience[slot], self._waiting[slot] = _UNLIMITED, 0
         return row
@@ -140,13 +145,12 @@ class RowTable:
         """Let rows read their outputs, and note what they want; `draft` is that of the last token in its step."""
         for slot in slots:
             row = self.rows[slot]
-            controller, token, first, behind = row.controller, None, None, None
+            controller, token, starts = row.controller, None, None
             self.flush(slot, due=1, draft=draft)
             try:
                 token = controller.read(row.output)
-                first, behind = controller.closing_starts()
-                quiet, sentence, fence = controller.patience(first)
-                self._patience[slot, QUIET : FENCE + 1] = quiet, sentence, fence
+                starts = controller.closing_starts()
+                self._patience[slot, QUIET : FENCE + 1] = controller.patience(starts and starts[0])
             except Exception as error:  # an error of ours must not end the engine
                 controller.fail(error)
             if controller.done:
@@ -155,8 +159,9 @@ class RowTable:
             if drafts := self.ahead.shape[1]:
                 ahead = [*islice(controller.queue, 1, 1 + drafts)]
                 self.ahead[slot, : len(ahead)], self.ahead[slot, len(ahead) :] = ahead, -1
-            self.offered[slot] = -1 if first is None else first
-            self._behind[slot] = -1 if behind is None else behind
+            self.offered[slot], behind, line, paragraph = starts or (-1, -1, -1, -1)
+            self._next_offered[slot] = behind
+            self._next_offered[slot, LINE : PARAGRAPH + 1] = line, paragraph
             self.wanted[slot] = controller.wants_signals * SIGNALS | controller.wants_states * STATES
             row.send_trace()
 
@@ -185,8 +190,9 @@ class RowTable:
         """
         waiting, forced = self._waiting[slots, None], self.forced[slots, None] >= 0
         ahead = np.count_nonzero(self.ahead[slots] >= 0, axis=1)
-        room = np.minimum(self._patience[slots], _WIDTH - 1) - waiting
-        room[self.offered[slots] != self._behind[slots]] = 0
+        room = np.minimum(self._patience[slots], _width(slots)[:, None] - 1) - waiting
+        room[self.offered[slots] != self._next_offered[slots, QUIET]] = 0
+        room[:, LINE : PARAGRAPH + 1] = 0
         return np.where(forced, ahead[:, None], room)
 
     def all_kinds(self, vocabulary: int) -> NDArray[np.int8]:
@@ -223,11 +229,20 @@ class RowTable:
         ids = np.minimum(tokens, _KINDS - 1)
         for token in ids[self._kinds[ids] == UNKNOWN].tolist():
             self._learn(token)
-        due = (
-            (waiting > self._patience[slots, self._kinds[ids]]) | (waiting == _WIDTH) | (tokens == self.offered[slots])
-        )
-        self.offered[slots] = self._behind[slots]
+        kinds = self._kinds[ids]
+        lines = (kinds == LINE) | (kinds == PARAGRAPH)
+        due = (waiting > self._patience[slots, kinds]) | (waiting >= _width(slots))
+        due |= lines & self._line_ended[slots]  # an empty line
+        for row in np.flatnonzero(~due & (tokens == self.offered[slots])).tolist():
+            due[row] = self._is_swapped(slots[row], draft)
+        self._line_ended[slots] = lines | (kinds == LOUD)
+        self.offered[slots] = self._next_offered[slots, kinds]
         self.read(slots[due].tolist(), draft)
+
+    def _is_swapped(self, slot: int, draft: int) -> bool:
+        """Whether the latest token, which is the first of a closing, stands for the end of the turn."""
+        readings: StepReadings | None = self._readings[slot]
+        return readings is None or readings.swapped(int(self._places[slot]), draft)
 
     def _read_signals(self, slots: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
         """What was said of the latest tokens of slots, [slots, 3]; nearly always by the same step."""

@@ -26,6 +26,7 @@ _CERTAIN = 1e9
 _kept: list[Tensor] = []
 """What the logits layer was given last: hidden states [rows, width]."""
 _NO_PLACES = np.zeros(0, dtype=np.int64)
+_NO_SWAPS = _NO_PLACES, torch.zeros(0, dtype=torch.bool)
 _ROOM = 1
 """Columns of what a slot wants under drafts: what is offered, room by the kind of the token, then forced tokens."""
 _FORCED = _ROOM + LOUD + 1
@@ -41,7 +42,7 @@ class Readings:
         self._rows, self._starts = rows, starts
         self._signals: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [3, places]
         self._states: tuple[NDArray[np.int64], Tensor] | None = None  # places, and [places, width]
-        self._swaps: tuple[NDArray[np.int64], Tensor] = (_NO_PLACES, torch.zeros(0, dtype=torch.bool))
+        self._swaps = _NO_SWAPS
         self._swapped: frozenset[int] | None = None
 
     @cached_property

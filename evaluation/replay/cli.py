@@ -64,7 +64,9 @@ class ReplayOptions:
     ] = None
     reader: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="A small model that says the answer at a stop, and answers trials."),
+        typer.Option(
+            metavar="MODEL|URL", help="A small model, or a server of one, that says the answer at a stop and tries it."
+        ),
     ] = None
     baselines: Annotated[
         bool, typer.Option(help="Compare with a budget at equal tokens, and with the first right answer.")

@@ -13,12 +13,14 @@ from ...controller.policies.base import Trial, TrialAnswer
 from ...controller.prompts import render
 from ...controller.text.markers import PROMPTED, find_markers
 from ...controller.text.tokenizer_adapter import get_adapter
-from ...controller.trials import MAX_TRIAL_TOKENS, read_boxed, start_trial, trial_opening
-from ...controller.types import Request, SamplingParams
+from ...controller.trials import TrialDecoder, start_trial
+from ...controller.types import Engine, Request, SamplingParams
 from ...errors import MarkerError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from ...controller.engines.transformers.model_runner import PrefixCache
 
 _PIECE = re.compile(r"\n+| ?[^\W\d_]{1,16}|\d{1,3}| ?[^\w\s]{1,3}|[^\S\n]+|_+| |.", re.DOTALL)
 
@@ -71,18 +73,19 @@ def load_tokenizer(source: Path | None) -> PieceTokenizer | PreTrainedTokenizerF
         ) from None
 
 
-_BATCH = 8
 _GREEDY = SamplingParams(temperature=0)
 _UNKNOWN = "What is the answer?"  # in place of a question that the log does not have
 
 
 class ModelReader:
-    """Lets a model answer greedily behind the thinking of another (or its end), in a box, and answer trials."""
+    """Lets a model answer greedily behind the thinking of another (or its end), in a box, and answer trials.
+
+    `model` is a name or folder for transformers, or the URL of a server with a completions endpoint.
+    """
 
     def __init__(self, model: str) -> None:
-        from ...controller.engines.transformers.engine import load_engine
-
-        self.name, self.engine = model, load_engine(model, grouped=True)
+        self.name = model
+        self.engine, self._cache = _load(model)
         self.codec = get_adapter(self.engine.tokenizer)
         try:
             self.markers = find_markers(self.engine.tokenizer)
@@ -91,28 +94,31 @@ class ModelReader:
 
     def read(self, texts: Sequence[tuple[str, str]]) -> list[str]:
         """The answer to each (question, thinking so far), in order; "" for none."""
-        answers, most = {}, MAX_TRIAL_TOKENS
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i][1]))  # a batch is as long as its longest
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            ends = [self.codec.encode(trial_opening(self.markers, texts[row][1])) for row in rows]
-            prompts = [self._encode(*texts[row], end, most) for row, end in zip(rows, ends, strict=True)]
-            requests = [Request(prompt, most) for prompt in prompts]
-            for row, done in zip(rows, self.engine.generate(requests, _GREEDY), strict=True):
-                answers[row] = read_boxed(self.codec.decode(done.token_ids))
-        return [answers[row] for row in range(len(texts))]
+        order = sorted(set(texts))  # texts that begin alike follow each other
+        trials = [self._start(question, thinking, Trial()) for question, thinking in order]
+        answers = dict(zip(order, self._answer(trials), strict=True))
+        return [answers[text].answer for text in texts]
 
     def answer_trial(self, question: str, thinking: str, asked: Trial) -> TrialAnswer:
         """The reply to a trial after the thinking so far; its tokens are the model's own, and nothing is sampled."""
-        forced, trial = start_trial(self.codec, self.markers, thinking, 1, replace(asked, sampled=False))
-        ids = self._encode(question, thinking, forced, trial.most)
-        (done,) = self.engine.generate([Request(ids, trial.most, signals=True)], _GREEDY)
-        if not done.token_ids:
-            return TrialAnswer("", 0.0, len(forced))
-        for token, signals in zip(done.token_ids, done.signals, strict=True):
-            if signals is not None and trial.add(token, signals.chosen, signals.entropy) is None:
-                break
-        return trial.answer()
+        (answer,) = self._answer([self._start(question, thinking, replace(asked, sampled=False))])
+        return answer
+
+    def _start(self, question: str, thinking: str, asked: Trial) -> tuple[tuple[int, ...], TrialDecoder]:
+        forced, trial = start_trial(self.codec, self.markers, thinking, 1, asked)
+        return self._encode(question, thinking, forced, trial.most), trial
+
+    def _answer(self, trials: Sequence[tuple[tuple[int, ...], TrialDecoder]]) -> list[TrialAnswer]:
+        if self._cache is not None:
+            return [_decode(self._cache, ids, trial) for ids, trial in trials]
+        requests = [Request(ids, trial.most, signals=True) for ids, trial in trials]
+        answers = []
+        for (_, trial), done in zip(trials, self.engine.generate(requests, _GREEDY), strict=True):
+            for token, signals in zip(done.token_ids, done.signals, strict=True):
+                if signals is not None and trial.add(token, signals.chosen, signals.entropy) is None:
+                    break
+            answers.append(trial.answer() if done.token_ids else TrialAnswer("", 0.0, trial.forced))
+        return answers
 
     def _encode(self, question: str, thinking: str, end: tuple[int, ...], most: int) -> tuple[int, ...]:
         """The prompt, as much of the thinking's end as fits with `most` tokens behind it, and `end`."""
@@ -125,3 +131,29 @@ class ModelReader:
             room = context - len(start) - len(end) - most
             ids = ids[max(0, len(ids) - max(1, room)) :]
         return (*start, *ids, *end)
+
+
+def _load(model: str) -> tuple[Engine, PrefixCache | None]:
+    if "://" in model:
+        from ...controller.engines.openai.completions import connect
+
+        return connect(model), None  # the server has a prefix cache of its own
+    from ...controller.engines.transformers.engine import load_engine
+    from ...controller.engines.transformers.model_runner import PrefixCache
+
+    engine = load_engine(model, grouped=True)
+    return engine, PrefixCache(engine.model)
+
+
+def _decode(cache: PrefixCache, ids: Sequence[int], trial: TrialDecoder) -> TrialAnswer:
+    """Decode a trial greedily behind these ids."""
+    from ...controller.engines.transformers.hooks import compute_signals
+
+    text = list(ids)
+    while True:
+        logits, _ = cache.read(text)
+        token = logits.argmax(-1)
+        (signals,) = compute_signals(logits, token)
+        text.append(int(token))
+        if trial.add(text[-1], signals.chosen, signals.entropy) is None:
+            return trial.answer()

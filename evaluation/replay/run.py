@@ -115,7 +115,9 @@ def replay_rows(
         for arm, found in zip(arms, outcomes, strict=True):
             found.append(_replay_row(row, ids, arm, tokenizer, budget, reader))
             advance()
-    return [grade(ask_reader(found, reader), checker) for found in outcomes]
+    if reader is not None:
+        outcomes = ask_reader(outcomes, reader)
+    return [grade(found, checker) for found in outcomes]
 
 
 class _Trials:
@@ -165,13 +167,13 @@ def find_stop(row: RecordedOutput, ids: Sequence[int], close: Decision, codec: T
     return Stop(close, tokens, thinking, stated, answer=stated)
 
 
-def ask_reader(found: Sequence[ReplayedRow], reader: ModelReader | None) -> Sequence[ReplayedRow]:
-    """The outcomes with the reader's answers in place of those that were stated."""
-    stops = [(one.row, one.stop) for one in found if one.stop is not None]
-    if reader is None or not stops:
-        return found
-    answers = iter(reader.read([(row.question, stop.thinking) for row, stop in stops]))
-    return [replace(one, stop=one.stop and replace(one.stop, answer=next(answers))) for one in found]
+def ask_reader(outcomes: Sequence[Sequence[ReplayedRow]], reader: ModelReader) -> list[list[ReplayedRow]]:
+    """The outcomes of some arms with the reader's answers in place of those that were stated."""
+    stops = [(one.row.question, one.stop.thinking) for found in outcomes for one in found if one.stop is not None]
+    answers = iter(reader.read(stops))
+    return [
+        [replace(one, stop=one.stop and replace(one.stop, answer=next(answers))) for one in found] for found in outcomes
+    ]
 
 
 def is_right(row: RecordedOutput, answer: str, checker: AnswerChecker) -> bool:
@@ -216,7 +218,9 @@ def cut_at_equal_tokens(
         long = one.tokens > budget
         stop = find_stop(one.row, codec.encode(one.row.thinking), close, codec) if long else None
         cut.append(ReplayedRow(one.row, one.tokens, stop))
-    return grade(ask_reader(cut, reader), checker)
+    if reader is not None:
+        (cut,) = ask_reader([cut], reader)
+    return grade(cut, checker)
 
 
 def stop_at_first_correct(

@@ -36,6 +36,7 @@ from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability, Engine, Request, SamplingParams
 from tersely.errors import CapabilityError, ModelError
+from tersely.evaluation.replay.reader import ModelReader
 from tersely.evaluation.tasks.questions import load
 
 from ..support.refusals import refused
@@ -190,6 +191,17 @@ def test_a_helper_writes_for_suspended_sequences(local: TransformersEngine, remo
     expected, found = (session.run(PROBLEMS, replace(GREEDY, policies=(DelegateOnce(),))) for session in sessions)
     assert_same(found, expected)
     assert all(done.trace and done.usage.helper_completion for done in found)
+
+
+def test_a_server_reads_answers_off_recorded_thinking(server: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERSELY_API_KEY", KEY)
+    reader, local = ModelReader(server.url), ModelReader("tersely-tiny-small")
+    question = "Mia has 48 shells. Mia finds 31 shells. How many shells does Mia have now?"
+    texts = [(question, f"A=48+31={total}.\nSo I get {total}.") for total in (79, 78)]
+    assert reader.read(texts) == local.read(texts) == ["79", "78"]
+    answers = [one.answer_trial(*texts[0], Trial()) for one in (reader, local)]
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[0].confidence == pytest.approx(answers[1].confidence, abs=1e-3)
 
 
 def test_a_seed_decides_the_tokens(remote: RemoteEngine, server: VllmServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ....models import CACHE_NAMES, as_cache, find_cache
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
 _MASKED_ATTENTION = frozenset({"eager", "sdpa", GROUPED, "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MIN_WASTE = 32
+_PREFILL = 2048  # most tokens that `PrefixCache` reads in one pass
 # Models whose attention gets keys and values as the cache returns them, once, with one mask for all heads.
 _PLAIN = frozenset("llama qwen2 qwen3 mistral phi3 granite olmo2 smollm3 seed_oss ernie4_5".split())
 _BY_ROW = ("attention_mask", "position_ids")  # inputs with one line per row
@@ -277,6 +279,42 @@ class RaggedRunner:
         self.width = self.prefix + size + pending
         self._write_mask(torch.cat(parts, dim=1))
         self.holes = [0] * self.rows
+
+
+class PrefixCache:
+    """Keys and values of the text that a model read last, so that of the next one only what differs is read.
+
+    For models that `can_be_ragged`; others read each text whole.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._can_crop = can_be_ragged(model)
+        self._ids: list[int] = []
+        self._cache: DynamicCache | None = None
+
+    @torch.no_grad()
+    def read(self, ids: Sequence[int], keep: int = 1) -> tuple[Tensor, int]:
+        """The logits [keep, vocabulary] at the last `keep` of the ids, and how many ids were read for them."""
+        same = (ours == theirs for ours, theirs in zip(self._ids, ids, strict=False))
+        common = min(sum(takewhile(bool, same)), len(ids) - keep)
+        cache, self._cache = self._cache, None  # until all is read
+        if cache is None or not self._can_crop:
+            cache, common = DynamicCache(config=self.model.config.get_text_config(decoder=True)), 0
+        elif common < len(self._ids):
+            cache.crop(common - len(self._ids))  # a negative count, which is relative to the cache's length
+        inputs = as_cache(self.model, cache)
+        for start in range(common, len(ids) - keep, _PREFILL):
+            self._run(ids[start : min(start + _PREFILL, len(ids) - keep)], inputs, 1)
+        logits = self._run(ids[-keep:], inputs, keep)
+        self._ids, self._cache = list(ids), cache
+        return logits, len(ids) - common
+
+    def _run(self, ids: Sequence[int], inputs: dict[str, Any], keep: int) -> Tensor:
+        last = {"logits_to_keep": keep} if "logits_to_keep" in signature(self.model.forward).parameters else {}
+        fed = torch.tensor([list(ids)], device=self.model.device)
+        logits: Tensor = self.model(fed, **inputs, **last, use_cache=True).logits
+        return logits[0, -keep:]
 
 
 ModelRunner = HFInputsRunner | RaggedRunner

@@ -122,7 +122,7 @@ def test_scores_are_the_probabilities_of_the_model(large: TransformersEngine) ->
         assert scores.read == tokens
     assert scorer.score(None, other, 12).read == len(other)
     del key
-    assert not scorer._cached, "the cache entry dies with its key"
+    assert not scorer._caches, "the cache entry dies with its key"
 
 
 @pytest.mark.slow

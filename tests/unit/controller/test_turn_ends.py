@@ -39,6 +39,6 @@ def test_the_end_of_a_turn(text: str, answers: bool) -> None:
     inside = RequestController(controller, (codec.tokenizer.eos_token_id,))
     for token in codec.encode(f"I need a sum. {text}"):
         assert controller.observe(token) is KEEP
-    assert (inside.closing_starts()[0] is not None) == answers
+    assert (inside.closing_starts() is not None) == answers
     directive = controller.observe(codec.tokenizer.eos_token_id)
     assert (codec.decode(directive.force).strip() == "</think>") == answers

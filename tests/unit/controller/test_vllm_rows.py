@@ -21,7 +21,16 @@ from tersely.controller.replay import bind_for_replay
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from tersely.controller.types import KEEP, Capability, Signals, StepInfo
-from tersely.controller.vllm.request_controller import FENCE, LOUD, QUIET, SENTENCE, RequestController, classify
+from tersely.controller.vllm.request_controller import (
+    FENCE,
+    LINE,
+    LOUD,
+    PARAGRAPH,
+    QUIET,
+    SENTENCE,
+    RequestController,
+    classify,
+)
 from tersely.controller.vllm.row_table import ControlledRow, RowTable
 from tersely.evaluation.replay.reader import PieceTokenizer
 
@@ -86,7 +95,7 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
     texts[0] = model.codec.encode("<think>\n") + texts[0]
     texts[1] = (*texts[1][:80], *model.codec.encode("</think>\n\n"), *texts[1][80:])
     reads: list[int] = []
-    results = []
+    results, every = [], []
     for kind, drafts in ((model.classify, 0), (lambda token: LOUD, 0), (model.classify, 3)):
         rows = [model.row(preset, 150 + 40 * slot, opened=slot > 0) for slot in range(len(texts))]
         table = RowTable(kind, drafts)
@@ -106,10 +115,15 @@ def test_tokens_that_wait_change_nothing(preset: str) -> None:
         signals = [row.controller.controller.thinking.signals for row in rows if row.controller.controller]
         results.append((asked, [row.output for row in rows], [list(row.controller.decisions) for row in rows], signals))
         reads.append(calls)
+        every.append(rows)
     assert results[0] == results[1] and results[0][1:] == results[2][1:]
     assert len(results[2][0]) < len(results[0][0]), "drafts are accepted"
     assert any(decisions for decisions in results[0][2]) and all(any(known) for known in results[0][3])
     assert reads[0] < 0.8 * reads[1], "most tokens wake no policy"
+    thoughts = [
+        [[t.text for t in c.thinking.thoughts] for row in rows if (c := row.controller.controller)] for rows in every
+    ]
+    assert thoughts[0] == thoughts[1] == thoughts[2] and any(thoughts[0])
 
 
 def test_a_bracket_that_begins_no_call_makes_nothing_due() -> None:
@@ -123,24 +137,53 @@ def test_a_bracket_that_begins_no_call_makes_nothing_due() -> None:
     assert read == [1, 2, 2, 2], "what follows the bracket shows that it begins no call"
 
 
-def test_a_token_behind_a_line_break_waits_and_what_is_offered_changes() -> None:
+def test_a_line_break_waits_and_what_is_offered_changes() -> None:
     model = Model()
     row, table = model.row("budget", 1000), RowTable(model.classify)
     table.put(0, row)
     starts = {text: model.codec.encode(f"{text}</think>")[0] for text in ("", "\n", "\n\n")}
     slot = np.array([0])
     for length, (text, read, offered) in enumerate(
-        [(" word", 0, "\n\n"), ("\n", 2, "\n"), (" word", 2, "\n\n"), ("\n\n", 4, ""), (" word", 4, "\n\n")], 1
+        [
+            (" word", 0, "\n\n"),
+            ("\n", 0, "\n"),
+            (" word", 0, "\n\n"),
+            ("\n\n", 0, ""),
+            ("\n", 5, ""),
+            (" a", 5, "\n\n"),
+        ],
+        1,
     ):
+        table.note(slot, Step(np.array([length])))
         table.land(slot, np.array([length]), np.array([model.codec.encode(text)]))
         assert (len(row.controller.forced), table.offered[0]) == (read, starts[offered])
         assert (table.room(slot)[0, QUIET] > 0) == (offered == "\n\n"), "drafts end where what is offered changes"
 
 
+@pytest.mark.parametrize("swapped", [True, False])
+def test_the_first_token_of_a_closing_is_read_where_it_stands_for_the_end(swapped: bool) -> None:
+    model = Model()
+    (end,) = model.codec.encode("END")
+    model.codec.tokenizer.eos_token_id = end
+    row, table = model.row("budget", 1000), RowTable(model.classify)
+    row.controller.end = (end,)
+    table.put(0, row)
+    slot, step = np.array([0]), Step(np.array([1]))
+    step.swapped = lambda place, draft: swapped  # type: ignore[method-assign]
+    for length, text in enumerate((" word", "\n\n"), 1):
+        table.note(slot, step)
+        table.land(slot, np.array([length]), np.array([model.codec.encode(text)]))
+    closing = model.codec.encode("\n\n</think>\n\n")
+    assert row.controller.forced == ([False, True] if swapped else [])
+    assert table.forced[0] == (closing[1] if swapped else -1)
+
+
 def test_kinds_of_tokens() -> None:
     model = Model()
     kinds = {
-        LOUD: ("<", "TOOL", "[", "\n"),
+        LOUD: ("<", "TOOL", "["),
+        LINE: ("\n",),
+        PARAGRAPH: ("\n\n", "\n\n\n"),
         FENCE: ("$", "]", "=", "\\"),
         SENTENCE: (".", "!"),
         QUIET: (" word", "7", " ,"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,28 @@ def test_a_model_reads_the_answer_off_the_thinking() -> None:
     assert sure.tokens == len(reader.codec.encode(trial_opening(reader.markers, texts[0][1]) + sure.text))
     long = reader.answer_trial(*texts[1], Trial(prompt=TrialPrompt("\n\\boxed{", 4, whole=True)))
     assert long.tokens <= 4 + len(reader.codec.encode("\n\\boxed{"))
+
+
+def test_a_reader_reads_what_texts_share_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tersely.controller.engines.transformers.model_runner import PrefixCache
+    from tersely.evaluation.replay.reader import ModelReader
+
+    read = PrefixCache.read
+    counts: list[int] = []
+
+    def count(self: PrefixCache, ids: Sequence[int], keep: int = 1) -> tuple[Any, int]:
+        logits, fresh = read(self, ids, keep)
+        counts.append(fresh)
+        return logits, fresh
+
+    reader = ModelReader("tersely-tiny-small")
+    texts = [("How many?", "So 7.\n\n" * n) for n in (60, 20, 40, 20)]
+    alone = [reader.read([text])[0] for text in texts]
+    monkeypatch.setattr(PrefixCache, "read", count)
+    monkeypatch.setattr("tersely.controller.engines.transformers.model_runner._PREFILL", 50)
+    assert ModelReader("tersely-tiny-small").read(texts) == alone
+    longest = len(reader.codec.encode(texts[0][1]))
+    assert longest < sum(counts) < longest + 200  # the prompt, three openings and their answers
 
 
 def test_our_tokenizer_gives_back_any_text() -> None:
