@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .answer_watch import AnswerWatch, ThinksAgain
 from .budgets import Budget
 from .delegation import DelegationManager, Helper, helper_error, without_retraction
 from .policies.base import (
@@ -32,7 +31,7 @@ from .policies.base import (
 from .policy_runner import PendingTrial, PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
 from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text
-from .text.thoughts import ThinkingState
+from .text.thoughts import AnswerWatch, ThinkingState, ThinksAgain
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
 from .trials import AnswerTrial, AskTrial, TrialManager

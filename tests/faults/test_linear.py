@@ -77,7 +77,7 @@ UNITS = [
     for unit in units
 ]
 MODULES = (
-    "controller.answer_watch controller.text.answers controller.text.endings controller.text.reasoning_parser "
+    "controller.text.answers controller.text.endings controller.text.reasoning_parser "
     "controller.text.value_reader controller.engines.openai.events probes.drift controller.text.evidence "
     "controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
@@ -101,7 +101,7 @@ TRUSTED = {
 """Files whose patterns see no text of models or clients."""
 BOUNDED = {
     ("answers", "_ANSWER_BEHIND"): "sentences of at most 1,000 letters",
-    ("answer_watch", "_DELIBERATES"): "eight tokens",
+    ("thoughts", "_DELIBERATES"): "eight tokens",
     ("questions", "_PART"): "sentences of at most 1,000 letters",
     ("answers", "_SETTLED"): "sentences of at most 1,000 letters",
     ("value_reader", "_NEGATED"): "sentences of at most 1,000 letters",
