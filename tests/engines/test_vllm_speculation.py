@@ -26,11 +26,12 @@ ACTS = {
     "balanced": {"readiness"},
     "fast": {"hint", "budget"},
     "trimr": {"trimr"},
+    "trimr in time": {"budget"},
     "convergence": {"convergence"},
 }
 """The policies that act in each arm."""
 AGREE = {"convergence": {"agree": 1}}  # the first answer is enough, as nothing here is long enough for two
-ARMS: dict[str, dict[str, Any]] = {name: {"preset": name, "answer_reserve": 16} for name in ("off", *ACTS)}
+ARMS: dict[str, dict[str, Any]] = {name: {"preset": name.split()[0], "answer_reserve": 16} for name in ("off", *ACTS)}
 ARMS["convergence"] = {"policies": AGREE, "answer_reserve": 16}
 ENGINE: dict[str, Any] = {
     "model": MODEL, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 4,
