@@ -65,9 +65,18 @@ _TOGETHER = {
         "test_mahdpo.",
         "test_episodes.",
         "test_hint.",
+        "test_preflight.",
         "test_rewards.",
+        "test_training.",
     ),
-    "vllm": ("test_vllm_", "test_async_llm.", "test_contract.", "test_gpu_check.", "test_training_vllm."),
+    "vllm": (
+        "test_vllm_",
+        "test_async_llm.",
+        "test_contract.",
+        "test_gpu_check.",
+        "test_reasoning_parsers.",
+        "test_training_vllm.",
+    ),
 }
 
 

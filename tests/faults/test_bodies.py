@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -186,7 +187,8 @@ def test_large_bodies_leave_time_to_small_ones(monkeypatch: pytest.MonkeyPatch) 
             await limits.take_turn(10 << 20)
         assert caught.value.status == 503 and caught.value.retry_after
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    # only here: the server of the other tests sleeps as well
+    monkeypatch.setattr(body_limits, "asyncio", SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop))
     monkeypatch.setattr(body_limits, "RATE", 1 << 20)
     asyncio.run(take_turns(BodyLimits(10, 100, 60.0)))
     each = (10 << 20) / body_limits.RATE

@@ -16,7 +16,6 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.connections import GRACE
-from tersely.controller.serving.vllm_launcher import _parse_flags
 
 from ..support.vllm_server import KEY, NAME, VllmServer
 
@@ -67,14 +66,6 @@ def test_long_prompts_with_seeds_leave_the_engine_alive(server: VllmServer, http
 
     assert set(asyncio.run(ask_all())) == {200}
     assert http.post("/v1/chat/completions", json=body(seed=1)).status_code == 200
-
-
-def test_no_prompt_is_read_in_parts_on_a_cpu() -> None:
-    """With parts and a seed, the engine of some releases of vLLM ends."""
-    from vllm.platforms import current_platform
-
-    arguments = _parse_flags(["--model", "x"], [])[1]
-    assert arguments.enable_chunked_prefill is False or not current_platform.is_cpu()
 
 
 def test_hostile_bodies_are_refused_at_once(server: VllmServer, http: httpx.Client) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.serving.vllm_launcher import import_error, run_vllm_server
+from tersely.controller.serving.vllm_launcher import _parse_flags, import_error, run_vllm_server
 from tersely.controller.text.markers import Markers
 from tersely.errors import CapabilityError, MarkerError, ModelError, OptionError
 from tersely.models import get_model_path
@@ -80,6 +80,14 @@ def test_the_parser_is_chosen_by_architecture_and_printed(
     assert "no reasoning parser" in capsys.readouterr().err
 
 
+def test_no_prompt_is_read_in_parts_on_a_cpu() -> None:
+    """With parts and a seed, the engine of some releases of vLLM ends."""
+    from vllm.platforms import current_platform
+
+    arguments = _parse_flags(["--model", "x"], [])[1]
+    assert arguments.enable_chunked_prefill is False or not current_platform.is_cpu()
+
+
 def test_flags_for_the_tokenizer_are_used(start: Any, tmp_path: Path) -> None:
     model = copy_model(tmp_path)
     (model / "tokenizer.json").unlink()
@@ -124,8 +132,7 @@ def mistral(tmp_path: Path) -> Path:
     return model
 
 
-@pytest.mark.parametrize("markers", [None, Markers("[THINK]", "[/THINK]")])
-@pytest.mark.parametrize("mode", ["auto", "mistral"])
+@pytest.mark.parametrize(("mode", "markers"), [("auto", None), ("mistral", Markers("[THINK]", "[/THINK]"))])
 def test_a_tokenizer_of_mistrals_is_refused(start: Any, mistral: Path, mode: str, markers: Markers | None) -> None:
     with refused(CapabilityError, "mistral_tokenizer"):
         start("--tokenizer-mode", mode, model=mistral, markers=markers)

@@ -36,10 +36,10 @@ from ...support.trainings import train
 
 BASE = "tersely-tiny-small"
 OWN: dict[str, Any] = {
-    "mahdpo": {"samples": 6, "gap": 0.05},
-    "rollouts": {"prompts": 6, "max_new_tokens": 400},
-    "optimiser": {"micro_batch": 3, "steps": 3, "learning_rate": 1e-3},
-    "data": {"questions": 8},
+    "mahdpo": {"samples": 4, "gap": 0.05},
+    "rollouts": {"prompts": 6, "max_new_tokens": 240},
+    "optimiser": {"micro_batch": 3, "steps": 2, "learning_rate": 1e-3},
+    "data": {"questions": 12},
 }
 
 
