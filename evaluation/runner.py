@@ -26,13 +26,10 @@ ENGINES = ("transformers", "vllm")
 _CHECK_BATCH_SIZE = 32
 
 
-class SessionRunner(EngineWrapper):
-    """Answers questions through a session, as users do, and counts every token that the engine generates for it."""
+class TokenCountingEngine(EngineWrapper):
+    """Counts every token that an engine generates, discarded ones included."""
 
-    def __init__(self, engine: Engine, think_prompt: bool = False, markers: Markers | None = None) -> None:
-        super().__init__(engine)
-        self.generated_tokens = 0  # by the engine's own count, discarded ones included
-        self.session = Session(self, markers, think_prompt)
+    generated_tokens = 0
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
@@ -40,6 +37,20 @@ class SessionRunner(EngineWrapper):
         completions = super().generate(requests, sampling, sink)
         self.generated_tokens += sum(len(one.token_ids) + one.dropped + one.trial for one in completions)
         return completions
+
+
+class SessionRunner:
+    """Answers questions through a session, as users do; `engine` is the engine itself, without the token counter."""
+
+    def __init__(self, engine: Engine, think_prompt: bool = False, markers: Markers | None = None) -> None:
+        self.engine = engine
+        self._counter = TokenCountingEngine(engine)
+        self.session = Session(self._counter, markers, think_prompt)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that the engine has generated so far, by its own count."""
+        return self._counter.generated_tokens
 
     def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         return self.session.run(problems, options)
@@ -49,7 +60,7 @@ class SessionRunner(EngineWrapper):
     ) -> list[Completion]:
         """Continue texts (token ids), each up to its limit of new tokens, in order and with signals."""
         requests = [Request(tuple(ids), limit, signals=True) for ids, limit in zip(texts, limits, strict=True)]
-        return self.generate(requests, sampling)
+        return self._counter.generate(requests, sampling)
 
 
 def load_runner(model: str, engine: str, *, think_prompt: bool = False, markers: str | None = None) -> SessionRunner:
