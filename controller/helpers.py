@@ -266,7 +266,11 @@ class CachedScorer:
 
     def score(self, key: PrefixKey | None, ids: Sequence[int], start: int, temperature: float = 1.0) -> TokenScores:
         """Score a text's tokens from `start` (at least 1) on; `key` identifies a text that grows."""
-        cache = PrefixCache(self.model) if key is None else self._caches.setdefault(key, PrefixCache(self.model))
+        cache = None if key is None else self._caches.get(key)
+        if cache is None:
+            cache = PrefixCache(self.model)
+            if key is not None:
+                self._caches[key] = cache
         found, read = cache.read(ids, len(ids) - start + 1)
         logits = found[:-1].float()
         tokens = torch.tensor(list(ids[start:]), device=logits.device)

@@ -77,7 +77,14 @@ class Convergence(Policy):
     name: ClassVar[str] = "convergence"
     agree: int = 2
     stride: int = 48  # tokens after which the end of a sentence is read too, where thoughts are long
-    pause: int = 256  # beyond 8 times as many tokens, it is read when it has grown by 1/256
+    growth: int = 256
+    """Thinking of more than 8 times as many tokens is read again when it has grown by one token for so many."""
+
+    def __post_init__(self) -> None:
+        if min(self.agree, self.stride, self.growth) < 1:
+            raise OptionError(
+                f"agree is {self.agree}, stride {self.stride} and growth {self.growth}; accepted: 1 or more"
+            )
 
     def watch(self, view: PolicyView) -> Watching:
         evidence = AnswerEvidence(view.question)
@@ -86,7 +93,7 @@ class Convergence(Policy):
             return
         tokens = view.tokens
         while True:
-            pause = max(0, tokens // self.pause - 8)
+            pause = max(0, tokens // self.growth - 8)
             yield Wait(at=tokens + 1 + pause, boundary="thought", sentence_at=tokens + self.stride + pause)
             read, tokens = tokens, view.tokens
             claim = evidence.find_answer(view.thinking.text_from(min(read, tokens)))

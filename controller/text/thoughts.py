@@ -149,7 +149,7 @@ class ThinkingState:
     def extend(self, tokens: Sequence[int], signals: Sequence[Signals | None] = ()) -> None:
         """Append sampled tokens; `signals` is empty or has one for each.
 
-        None begins a tool call, and none is an empty line of its own.
+        No token begins a tool call or is an empty line of its own.
         """
         if signals:
             self.signals += [None] * (len(self.ids) - len(self.signals))

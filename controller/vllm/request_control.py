@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ...errors import CapabilityError, OptionError, check_known, shorten
+from ...errors import CapabilityError, OptionError, shorten, unknown
 from ...validation import format_validation_error
 from ..budgets import Budget, canonical_effort, fit_budget
 from ..policies import list_policies, make_policies, make_policy
@@ -32,7 +32,7 @@ trials only, and these need an endpoint, see `trial_endpoint`."""
 _TOKENS = (1, 1 << 16)
 CLIENT_SETTINGS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "budget": {"slack": (0, 1 << 12)},
-    "convergence": {"agree": (1, 1000), "stride": _TOKENS},
+    "convergence": {"agree": (1, 1000), "stride": _TOKENS, "growth": _TOKENS},
     "auto_exit": {"agree": (1, 1000)},
     "hint": {
         "alpha": _TOKENS,
@@ -132,7 +132,8 @@ def check_client_settings(policies: Any) -> None:
     for policy, settings in policies.items():
         known = CLIENT_SETTINGS.get(policy, {})
         for name, value in settings.items() if isinstance(settings, Mapping) else ():
-            check_known(f"setting of policy {shorten(policy)} for requests:", name, known or ("none",))
+            if name not in known:
+                raise unknown(f"setting of policy {shorten(policy)} for requests:", name, known or ("none",))
             _check(f"{policy}.{name}", value, *known[name])
 
 

@@ -19,8 +19,8 @@ from ..trace import Decision
 from ..types import Capability, Signals, State, StepInfo, Watcher
 
 UNKNOWN, QUIET, SENTENCE, LINE, PARAGRAPH, FENCE, LOUD = range(7)
-"""Kinds of tokens: one that ends nothing wherever it stands, a sentence and no more, a line, or a paragraph, one that
-may be part of a formula, code or a call but does not begin one, and any other."""
+"""Kinds of tokens, by what they end: not known yet, nothing, a sentence, a line, a paragraph. A fence may be part of a
+formula, code or a call but does not begin one. Any other token is loud."""
 
 
 class RequestController:

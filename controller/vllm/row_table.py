@@ -192,7 +192,7 @@ class RowTable:
         ahead = np.count_nonzero(self.ahead[slots] >= 0, axis=1)
         room = np.minimum(self._patience[slots], _width(slots)[:, None] - 1) - waiting
         room[self.offered[slots] != self._next_offered[slots, QUIET]] = 0
-        room[:, LINE : PARAGRAPH + 1] = 0
+        room[self._patience[slots, LINE] < _UNLIMITED, LINE : PARAGRAPH + 1] = 0
         return np.where(forced, ahead[:, None], room)
 
     def all_kinds(self, vocabulary: int) -> NDArray[np.int8]:
@@ -242,7 +242,10 @@ class RowTable:
     def _is_swapped(self, slot: int, draft: int) -> bool:
         """Whether the latest token, which is the first of a closing, stands for the end of the turn."""
         readings: StepReadings | None = self._readings[slot]
-        return readings is None or readings.swapped(int(self._places[slot]), draft)
+        try:
+            return readings is None or readings.swapped(int(self._places[slot]), draft)
+        except Exception:  # what reads the row finds it too, and leaves the request alone
+            return True
 
     def _read_signals(self, slots: NDArray[np.int64], draft: int) -> NDArray[np.float32]:
         """What was said of the latest tokens of slots, [slots, 3]; nearly always by the same step."""

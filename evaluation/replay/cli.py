@@ -65,7 +65,7 @@ class ReplayOptions:
     reader: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL|URL", help="A small model, or a server of one, that says the answer at a stop and tries it."
+            metavar="MODEL|URL", help="A small model, or a server of one, that answers at stops and in trials."
         ),
     ] = None
     baselines: Annotated[

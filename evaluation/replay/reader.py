@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from ...controller.prompts import render
 from ...controller.text.markers import PROMPTED, find_markers
 from ...controller.text.tokenizer_adapter import get_adapter
 from ...controller.trials import TrialDecoder, start_trial
-from ...controller.types import Engine, Request, SamplingParams
+from ...controller.types import Capability, Engine, Request, SamplingParams, Signals
 from ...errors import MarkerError, OptionError
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def load_tokenizer(source: Path | None) -> PieceTokenizer | PreTrainedTokenizerF
         ) from None
 
 
+_BATCH = 16
 _GREEDY = SamplingParams(temperature=0)
 _UNKNOWN = "What is the answer?"  # in place of a question that the log does not have
 
@@ -80,7 +81,8 @@ _UNKNOWN = "What is the answer?"  # in place of a question that the log does not
 class ModelReader:
     """Lets a model answer greedily behind the thinking of another (or its end), in a box, and answer trials.
 
-    `model` is a name or folder for transformers, or the URL of a server with a completions endpoint.
+    `model` is a name or folder for transformers, or the URL of a server with a completions endpoint. The tokens are
+    the likeliest ones, whatever sampling the model's own settings ask for.
     """
 
     def __init__(self, model: str) -> None:
@@ -110,14 +112,13 @@ class ModelReader:
 
     def _answer(self, trials: Sequence[tuple[tuple[int, ...], TrialDecoder]]) -> list[TrialAnswer]:
         if self._cache is not None:
-            return [_decode(self._cache, ids, trial) for ids, trial in trials]
-        requests = [Request(ids, trial.most, signals=True) for ids, trial in trials]
+            return [_read_reply(trial, _decode(self._cache, ids)) for ids, trial in trials]
         answers = []
-        for (_, trial), done in zip(trials, self.engine.generate(requests, _GREEDY), strict=True):
-            for token, signals in zip(done.token_ids, done.signals, strict=True):
-                if signals is not None and trial.add(token, signals.chosen, signals.entropy) is None:
-                    break
-            answers.append(trial.answer() if done.token_ids else TrialAnswer("", 0.0, trial.forced))
+        for start in range(0, len(trials), _BATCH):
+            batch = trials[start : start + _BATCH]
+            requests = [Request(ids, trial.most, signals=True) for ids, trial in batch]
+            for (_, trial), done in zip(batch, self.engine.generate(requests, _GREEDY), strict=True):
+                answers.append(_read_reply(trial, zip(done.token_ids, done.signals, strict=True)))
         return answers
 
     def _encode(self, question: str, thinking: str, end: tuple[int, ...], most: int) -> tuple[int, ...]:
@@ -142,18 +143,27 @@ def _load(model: str) -> tuple[Engine, PrefixCache | None]:
     from ...controller.engines.transformers.model_runner import PrefixCache
 
     engine = load_engine(model, grouped=True)
-    return engine, PrefixCache(engine.model)
+    return engine, PrefixCache(engine.model) if Capability.KV_ROLLBACK in engine.capabilities else None
 
 
-def _decode(cache: PrefixCache, ids: Sequence[int], trial: TrialDecoder) -> TrialAnswer:
-    """Decode a trial greedily behind these ids."""
+def _decode(cache: PrefixCache, ids: Sequence[int]) -> Iterator[tuple[int, Signals]]:
+    """The likeliest tokens behind these ids with their signals, up to the end of the turn, which is left out."""
     from ...controller.engines.transformers.hooks import compute_signals
 
-    text = list(ids)
+    text, end = list(ids), cache.model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
     while True:
         logits, _ = cache.read(text)
         token = logits.argmax(-1)
-        (signals,) = compute_signals(logits, token)
+        if int(token) in ends:
+            return
         text.append(int(token))
-        if trial.add(text[-1], signals.chosen, signals.entropy) is None:
-            return trial.answer()
+        yield text[-1], compute_signals(logits, token)[0]
+
+
+def _read_reply(trial: TrialDecoder, reply: Iterable[tuple[int, Signals | None]]) -> TrialAnswer:
+    """The answer of a trial, given the tokens that the model writes, as far as it needs them."""
+    for token, signals in reply:
+        if signals is not None and trial.add(token, signals.chosen, signals.entropy) is None:
+            break
+    return trial.answer() if trial.tokens > trial.forced else TrialAnswer("", 0.0, trial.forced)

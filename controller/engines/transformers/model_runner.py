@@ -284,7 +284,7 @@ class RaggedRunner:
 class PrefixCache:
     """Keys and values of the text that a model read last, so that of the next one only what differs is read.
 
-    For models that `can_be_ragged`; others read each text whole.
+    For models that `can_be_ragged`; others read each text whole, in one pass.
     """
 
     def __init__(self, model: Any) -> None:
@@ -296,14 +296,16 @@ class PrefixCache:
     @torch.no_grad()
     def read(self, ids: Sequence[int], keep: int = 1) -> tuple[Tensor, int]:
         """The logits [keep, vocabulary] at the last `keep` of the ids, and how many ids were read for them."""
+        if not self._can_crop:
+            return self._run(ids, {"use_cache": False}, keep), len(ids)
         same = (ours == theirs for ours, theirs in zip(self._ids, ids, strict=False))
         common = min(sum(takewhile(bool, same)), len(ids) - keep)
         cache, self._cache = self._cache, None  # until all is read
-        if cache is None or not self._can_crop:
+        if cache is None:
             cache, common = DynamicCache(config=self.model.config.get_text_config(decoder=True)), 0
         elif common < len(self._ids):
             cache.crop(common - len(self._ids))  # a negative count, which is relative to the cache's length
-        inputs = as_cache(self.model, cache)
+        inputs = {**as_cache(self.model, cache), "use_cache": True}
         for start in range(common, len(ids) - keep, _PREFILL):
             self._run(ids[start : min(start + _PREFILL, len(ids) - keep)], inputs, 1)
         logits = self._run(ids[-keep:], inputs, keep)
@@ -313,7 +315,7 @@ class PrefixCache:
     def _run(self, ids: Sequence[int], inputs: dict[str, Any], keep: int) -> Tensor:
         last = {"logits_to_keep": keep} if "logits_to_keep" in signature(self.model.forward).parameters else {}
         fed = torch.tensor([list(ids)], device=self.model.device)
-        logits: Tensor = self.model(fed, **inputs, **last, use_cache=True).logits
+        logits: Tensor = self.model(fed, **inputs, **last).logits
         return logits[0, -keep:]
 
 

@@ -178,6 +178,16 @@ def test_the_first_token_of_a_closing_is_read_where_it_stands_for_the_end(swappe
     assert table.forced[0] == (closing[1] if swapped else -1)
 
 
+def test_drafts_of_requests_without_control_have_no_limit() -> None:
+    model = Model()
+    table = RowTable(model.classify, 3)
+    table.put(0, model.row("budget", 1000))
+    table.land(np.array([0]), np.array([1]), np.array([model.codec.encode(" word")]))
+    room = table.room(np.array([0, 5]))
+    assert room[0, LINE] == 0 < room[0, QUIET], "what is offered behind a line differs"
+    assert (room[1, QUIET:] > 3).all()
+
+
 def test_kinds_of_tokens() -> None:
     model = Model()
     kinds = {

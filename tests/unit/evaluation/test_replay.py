@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from tersely.cli.app import main
 from tersely.controller.budgets import Budget
+from tersely.controller.engines.transformers.model_runner import PrefixCache
 from tersely.controller.policies.base import Trial, TrialAnswer, TrialPrompt
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trials import trial_opening
@@ -317,7 +320,6 @@ def test_a_model_reads_the_answer_off_the_thinking() -> None:
 
 
 def test_a_reader_reads_what_texts_share_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tersely.controller.engines.transformers.model_runner import PrefixCache
     from tersely.evaluation.replay.reader import ModelReader
 
     read = PrefixCache.read
@@ -336,6 +338,20 @@ def test_a_reader_reads_what_texts_share_only_once(monkeypatch: pytest.MonkeyPat
     assert ModelReader("tersely-tiny-small").read(texts) == alone
     longest = len(reader.codec.encode(texts[0][1]))
     assert longest < sum(counts) < longest + 200  # the prompt, three openings and their answers
+
+
+def test_a_model_whose_cache_cannot_be_cropped_reads_whole_texts() -> None:
+    config = Mamba2Config(
+        vocab_size=99, hidden_size=32, state_size=8, num_heads=4, head_dim=16, n_groups=1, num_hidden_layers=2
+    )
+    model = Mamba2ForCausalLM(config).eval()
+    ids = list(range(1, 30))
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0, -5:]
+    cache = PrefixCache(model)
+    for _ in range(2):
+        logits, read = cache.read(ids, 5)
+        assert read == len(ids) and torch.allclose(logits, expected, atol=1e-4)
 
 
 def test_our_tokenizer_gives_back_any_text() -> None:
