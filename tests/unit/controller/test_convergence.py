@@ -15,6 +15,7 @@ from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.questions import read_question
 from tersely.controller.trace import Decision
+from tersely.errors import OptionError
 from tersely.evaluation.replay.reader import PieceTokenizer
 
 QUESTION = "How many eggs are left?"
@@ -141,3 +142,20 @@ def test_evidence_counts_what_speaks_for_a_claim() -> None:
     assert (claim.confirmed, claim.agreeing, claim.insisting, claim.contested) == (2, 1, 2, False)
     other, _ = evidence.read(" The answer is 13.") or pytest.fail("nothing read")
     assert (other.confirmed, other.insisting, other.contested) == (0, 1, True)
+
+
+def test_long_thinking_is_read_again_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(AnswerEvidence, "find_answer", lambda self, text: read.append(text))
+    paragraphs = [f"Step {number} is done.\n\n" for number in range(1_500)]  # of 7 tokens
+    decide("".join(paragraphs))
+    assert "".join(paragraphs).startswith("".join(read)), "nothing is left out"
+    first, last = read[:200], read[-20:]
+    assert all(text.count("\n\n") == 1 for text in first), "up to 8 times `growth`"
+    assert all(4 <= text.count("\n\n") <= 6 for text in last)
+
+
+@pytest.mark.parametrize("option", ["agree", "stride", "growth"])
+def test_options_below_one_are_refused(option: str) -> None:
+    with pytest.raises(OptionError):
+        Convergence(**{option: 0})
