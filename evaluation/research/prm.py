@@ -90,7 +90,8 @@ def prm(options: PrmOptions) -> None:
     learned = sorted({hash_question(questions[i]) for i in examples.questions[parts > 0]})
     held, wrong = examples.select(parts == 0), estimator.classes_.tolist().index(HOPELESS)
     values = 1.0 - estimator.predict_proba(held.rows)[:, wrong].astype(np.float64)
-    metrics = asdict(measure_quality(held.labels != HOPELESS, values))
+    right = held.labels != HOPELESS
+    metrics = asdict(measure_quality(right, values)) if 0 < right.sum() < len(right) else {}
     save(
         Artifact(
             kind="readiness",
@@ -104,10 +105,11 @@ def prm(options: PrmOptions) -> None:
         ),
         options.out / "readiness",
     )
-    typer.echo(
-        f"{len(examples.labels)} completions; on those of held-out questions, the value tells right from wrong ones "
-        f"by an AUROC of {metrics['auroc']:.3f} [{metrics['low']:.3f}, {metrics['high']:.3f}]; saved to {options.out}"
-    )
+    quality = "those of held-out questions all end alike, so how good it is was not measured"
+    if metrics:
+        area = f"{metrics['auroc']:.3f} [{metrics['low']:.3f}, {metrics['high']:.3f}]"
+        quality = f"on those of held-out questions, the value tells right from wrong ones by an AUROC of {area}"
+    typer.echo(f"{len(examples.labels)} completions; {quality}; saved to {options.out}")
 
 
 def sample_completions(session: Session, questions: Sequence[Question], options: PrmOptions) -> Completions:

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from tersely.errors import OptionError
+from tersely.evaluation.tasks import questions
 from tersely.evaluation.tasks.questions import TaskError, fingerprint, is_right, load, load_all, load_pools
 from tersely.evaluation.tasks.toy_problems import CALL_OFF, CALL_OFF_EXPR, KINDS, SPLITS, Problem, count_tokens, stream
 from tersely.evaluation.tasks.toy_programs import HARD_HALF, LEVELS, LIMIT, run
@@ -189,6 +190,13 @@ def test_other_bad_tasks_are_refused(tmp_path: Path) -> None:
     assert unknown.value.code == "unknown_name"
     with pytest.raises(TaskError):
         load_all([], "test", None, 0)
+
+
+@pytest.mark.parametrize("kinds", [["tiny", "tiny:chain"], ["tiny:story", "tiny:chain"]])
+def test_kinds_of_the_embedded_task_are_one_task(kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "load", pytest.fail)  # before any is drawn
+    with pytest.raises(TaskError):
+        load_all(kinds, "test", 1, 0)
 
 
 def test_repeated_ids_across_tasks_are_refused(tmp_path: Path) -> None:
