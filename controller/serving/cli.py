@@ -33,7 +33,35 @@ _LIMITS = ServerLimits()
 _UPSTREAM_REQUESTS = 256
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Which model the transformers server serves, its own or that of another server."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"An embedded model, a folder or a hub name (default: {DEFAULT_MODEL}); with --upstream, that "
+            "server's name for it (default: its only model).",
+            show_default=False,
+        ),
+    ] = None
+    upstream: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Control a model of this server (vLLM, SGLang, llama.cpp) in place of MODEL."),
+    ] = None
+    upstream_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TERSELY_UPSTREAM_KEY", show_envvar=True, show_default=False, help="Key for the upstream server."
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Tokenizer of the upstream model: a folder or name.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """What both servers of `tersely serve` can be given."""
 
@@ -125,32 +153,10 @@ class ServeOptions:
             raise as_option_error(error) from None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GatewayOptions(ServeOptions):
+@dataclass(frozen=True, kw_only=True)
+class GatewayOptions(ServeOptions, SourceOptions):
     """What the transformers server can be given in addition, which also serves models of other servers."""
 
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help=f"An embedded model, a folder or a hub name (default: {DEFAULT_MODEL}); with --upstream, that "
-            "server's name for it (default: its only model).",
-            show_default=False,
-        ),
-    ] = None
-    upstream: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Control a model of this server (vLLM, SGLang, llama.cpp) in place of MODEL."),
-    ] = None
-    upstream_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TERSELY_UPSTREAM_KEY", show_envvar=True, show_default=False, help="Key for the upstream server."
-        ),
-    ] = None
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Tokenizer of the upstream model: a folder or name.")
-    ] = None
     tuned: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Result of `tersely tune`; replaces effort, preset and policies."),
@@ -256,7 +262,7 @@ def serve(given: GatewayOptions) -> None:
         run_server(UvicornServer(app, workers.values(), given.drain, ready, reload), bound)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class VllmOptions(ServeOptions):
     """What vLLM's server can be given in addition; `context` has vLLM's own options."""
 
