@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..policies.base import NEVER
 from ..types import Signals, StepInfo
 from .request_controller import FENCE, LINE, LOUD, PARAGRAPH, QUIET, UNKNOWN, RequestController
 from .trace_channel import send_trace
@@ -23,7 +24,8 @@ from .trace_channel import send_trace
 _WIDTH, _SPREAD = 128, 32
 """Most tokens of a row that wait to be read: fewer by up to the second, so that not all rows read in the same step."""
 _KINDS = 1 << 20
-_UNLIMITED = 1 << 40
+_UNLIMITED = 2 * NEVER
+"""The patience of a slot without a row, more than that of any row."""
 SIGNALS, STATES = 1, 2
 """What a row wants to know of a step."""
 

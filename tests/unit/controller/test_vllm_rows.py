@@ -188,6 +188,18 @@ def test_drafts_of_requests_without_control_have_no_limit() -> None:
     assert (room[1, QUIET:] > 3).all()
 
 
+def test_drafts_end_at_line_breaks_where_no_policy_waits() -> None:
+    model = Model()
+    question, (policy,) = "Write a poem about the sea.", make_policies("careful")[-1:]
+    controller = Controller((policy,), model.codec, MARKERS, Budget("normal", 1000), opened=True, prompt=question)
+    table = RowTable(model.classify, 3)
+    table.put(0, ControlledRow(RequestController(controller, (END,), lazy=True), []))
+    table.land(np.array([0]), np.array([1]), np.array([model.codec.encode(" word")]))
+    room = table.room(np.array([0]))
+    assert [decision.action for decision in controller.decisions] == ["note"], "the policy has ended"
+    assert room[0, LINE] == room[0, PARAGRAPH] == 0 < room[0, QUIET]
+
+
 def test_kinds_of_tokens() -> None:
     model = Model()
     kinds = {
