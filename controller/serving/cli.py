@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -292,6 +292,10 @@ def serve_vllm(given: VllmOptions) -> None:
     from .vllm_launcher import run_vllm_server
 
     given.check_access()
+    others = {one.name for one in fields(GatewayOptions)} - {one.name for one in fields(VllmOptions)} - {"tokenizer"}
+    flags = [flag.partition("=")[0] for flag in given.context.args]
+    if wrong := [flag for flag in flags if flag.removeprefix("--").replace("-", "_") in others]:
+        raise OptionError(f"{', '.join(wrong)}: not with --engine vllm; leave out one of them")
     settings: dict[str, Any] = {"config": given.config and str(given.config.resolve())}
     settings |= {"changes": given.make_changes().model_dump(), "max_body": given.max_body, "metrics": given.metrics}
     settings |= {"exposed": given.expose or [], "special_tokens": given.special_tokens}

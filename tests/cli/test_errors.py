@@ -50,6 +50,8 @@ CHATML = (
         (["tasks", "--split", "tets"], "did you mean 'test'?"),
         (["tasks", "--count", "0"], "--count"),
         (["bench", "--limti", "4"], "--limit"),
+        (["serve", "--engine", "vllm", "--upstream", "http://127.0.0.1:9/v1"], "--upstream"),
+        (["serve", "--engine", "vllm", "--helper=x", "--seed", "1"], "--helper"),
         (["train"], "tersely train --help"),
         (["train", "tiny", "--size", "middle", "--out", "x"], "--size"),
         (["train", "tiny", "--size", "small", "--out", __file__], "is a file"),
