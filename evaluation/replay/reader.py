@@ -15,7 +15,7 @@ from ...controller.text.markers import PROMPTED, find_markers
 from ...controller.text.tokenizer_adapter import get_adapter
 from ...controller.trials import TrialDecoder, start_trial
 from ...controller.types import Capability, Engine, Request, SamplingParams, Signals
-from ...errors import MarkerError, OptionError
+from ...errors import MarkerError, ModelError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -81,8 +81,8 @@ _UNKNOWN = "What is the answer?"  # in place of a question that the log does not
 class ModelReader:
     """Lets a model answer greedily behind the thinking of another (or its end), in a box, and answer trials.
 
-    `model` is a name or folder for transformers, or the URL of a server with a completions endpoint. The tokens are
-    the likeliest ones, whatever sampling the model's own settings ask for.
+    `model` is a name or folder for transformers, or the URL of a server with a completions endpoint. In this process,
+    penalties of the model's own settings do not count; a server may apply them.
     """
 
     def __init__(self, model: str) -> None:
@@ -112,7 +112,8 @@ class ModelReader:
 
     def _answer(self, trials: Sequence[tuple[tuple[int, ...], TrialDecoder]]) -> list[TrialAnswer]:
         if self._cache is not None:
-            return [_read_reply(trial, _decode(self._cache, ids)) for ids, trial in trials]
+            end = self.engine.tokenizer.eos_token_id
+            return [_read_reply(trial, _decode(self._cache, ids, end)) for ids, trial in trials]
         answers = []
         for start in range(0, len(trials), _BATCH):
             batch = trials[start : start + _BATCH]
@@ -142,16 +143,19 @@ def _load(model: str) -> tuple[Engine, PrefixCache | None]:
     from ...controller.engines.transformers.engine import load_engine
     from ...controller.engines.transformers.model_runner import PrefixCache
 
-    engine = load_engine(model, grouped=True)
+    try:
+        engine = load_engine(model, grouped=True)
+    except ModelError as error:
+        raise ModelError(f"--reader: {error}, or the URL of a server, http://host:port/v1", code=error.code) from None
     return engine, PrefixCache(engine.model) if Capability.KV_ROLLBACK in engine.capabilities else None
 
 
-def _decode(cache: PrefixCache, ids: Sequence[int]) -> Iterator[tuple[int, Signals]]:
+def _decode(cache: PrefixCache, ids: Sequence[int], end: int | None) -> Iterator[tuple[int, Signals]]:
     """The likeliest tokens behind these ids with their signals, up to the end of the turn, which is left out."""
     from ...controller.engines.transformers.hooks import compute_signals
 
-    text, end = list(ids), cache.model.generation_config.eos_token_id
-    ends = end if isinstance(end, list) else [end]
+    text, configured = list(ids), cache.model.generation_config.eos_token_id
+    ends = {end, *(configured if isinstance(configured, list) else [configured])}
     while True:
         logits, _ = cache.read(text)
         token = logits.argmax(-1)

@@ -18,7 +18,7 @@ from tersely.controller.engines.transformers.model_runner import PrefixCache
 from tersely.controller.policies.base import Trial, TrialAnswer, TrialPrompt
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trials import trial_opening
-from tersely.errors import CapabilityError, OptionError
+from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.evaluation.replay.cli import replay
 from tersely.evaluation.replay.formats import RecordedOutput
 from tersely.evaluation.replay.reader import PieceTokenizer, load_tokenizer
@@ -331,13 +331,24 @@ def test_a_reader_reads_what_texts_share_only_once(monkeypatch: pytest.MonkeyPat
         return logits, fresh
 
     reader = ModelReader("tersely-tiny-small")
-    texts = [("How many?", "So 7.\n\n" * n) for n in (60, 20, 40, 20)]
-    alone = [reader.read([text])[0] for text in texts]
+    thinking = "".join(f"A={n}+2={n + 2}.\nSo I get {n + 2}.\n\n" for n in range(10, 30))
+    texts = [("How many?", thinking[:size]) for size in (len(thinking), 100, 300, 100)]
+    alone = [ModelReader("tersely-tiny-small").read([text])[0] for text in texts]
+    assert len(set(alone)) == 3
     monkeypatch.setattr(PrefixCache, "read", count)
     monkeypatch.setattr("tersely.controller.engines.transformers.model_runner._PREFILL", 50)
     assert ModelReader("tersely-tiny-small").read(texts) == alone
     longest = len(reader.codec.encode(texts[0][1]))
     assert longest < sum(counts) < longest + 200  # the prompt, three openings and their answers
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:9/v1", "http://127.0.0.1:9/v1"])
+def test_a_reader_that_is_not_there_is_refused(name: str) -> None:
+    from tersely.evaluation.replay.reader import ModelReader
+
+    with pytest.raises(ModelError) as caught:
+        ModelReader(name)
+    assert "http://" in str(caught.value)
 
 
 def test_a_model_whose_cache_cannot_be_cropped_reads_whole_texts() -> None:
