@@ -78,12 +78,13 @@ class Convergence(Policy):
     agree: int = 2
     stride: int = 48  # tokens after which the end of a sentence is read too, where thoughts are long
     growth: int = 256
-    """Thinking of more than 8 times as many tokens is read again when it has grown by one token for so many."""
+    """Beyond 8 times as many tokens, thinking is read again when it has grown by one for each so many beyond them."""
 
     def __post_init__(self) -> None:
-        if min(self.agree, self.stride, self.growth) < 1:
+        if not all(type(value) is int and value > 0 for value in (self.agree, self.stride, self.growth)):
             raise OptionError(
-                f"agree is {self.agree}, stride {self.stride} and growth {self.growth}; accepted: 1 or more"
+                f"agree is {self.agree!r}, stride {self.stride!r} and growth {self.growth!r}; accepted: whole numbers, "
+                "1 or more"
             )
 
     def watch(self, view: PolicyView) -> Watching:

@@ -39,7 +39,7 @@ class PrmOptions:
     """The options of `tersely train prm`."""
 
     model: cli.Model
-    out: Annotated[Path, typer.Argument(help="Folder to write; the probe is in its folder `readiness`.")]
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; the probe is in its folder `readiness`.")]
     tasks: cli.Tasks = "tiny"
     limit: Annotated[int, typer.Option(min=FEWEST, help="Questions to answer.")] = 200
     places: Annotated[int, typer.Option(min=1, help="Ends of thoughts of each answer to fork at.")] = 4

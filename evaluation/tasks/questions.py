@@ -103,8 +103,10 @@ def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> 
     """Load the questions of several tasks, at most `limit` of each; raises TaskError, also for repeated ids."""
     if not tasks:
         raise TaskError(f"no task given; accepted: {TINY!r}, '{GYM}NAME' or paths of JSONL files, separated by commas")
-    if len(families := [task for task in tasks if is_tiny(task)]) > 1:
-        raise TaskError(f"{' and '.join(families)} are one task; accepted: '{TINY}:KIND+KIND' for several of its kinds")
+    if len(families := {task for task in tasks if is_tiny(task)}) > 1:
+        raise TaskError(
+            f"{' and '.join(sorted(families))} are one task; accepted: '{TINY}:KIND+KIND' for several of its kinds"
+        )
     questions: dict[str, Question] = {}
     for task in tasks:
         for question in load(task, split, limit, seed):

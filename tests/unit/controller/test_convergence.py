@@ -149,7 +149,7 @@ def test_long_thinking_is_read_again_when_it_has_grown(monkeypatch: pytest.Monke
     monkeypatch.setattr(AnswerEvidence, "find_answer", lambda self, text: read.append(text))
     paragraphs = [f"Step {number} is done.\n\n" for number in range(1_500)]  # of 7 tokens
     decide("".join(paragraphs))
-    assert "".join(paragraphs).startswith("".join(read)), "nothing is left out"
+    assert len(read) > 800 and "".join(paragraphs).startswith("".join(read)), "nothing is left out"
     first, last = read[:200], read[-20:]
     assert all(text.count("\n\n") == 1 for text in first), "up to 8 times `growth`"
     assert all(4 <= text.count("\n\n") <= 6 for text in last)
