@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...models import list_end_tokens
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller
 from ..policies.base import Policy, TrialAnswer
@@ -32,9 +33,7 @@ DRIVERS: dict[str, RequestController] = {}
 
 def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a turn of a model that vLLM serves, the tokenizer's first."""
-    configured = model_config.try_get_generation_config().get("eos_token_id", ())
-    ids = [tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured or ())]
-    return tuple(dict.fromkeys(token for token in ids if token is not None))
+    return list_end_tokens(tokenizer, model_config.try_get_generation_config().get("eos_token_id"))
 
 
 def last_layer(model_config: Any) -> tuple[int, int]:

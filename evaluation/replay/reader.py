@@ -16,6 +16,7 @@ from ...controller.text.tokenizer_adapter import get_adapter
 from ...controller.trials import TrialDecoder, start_trial
 from ...controller.types import Capability, Engine, Request, SamplingParams, Signals
 from ...errors import MarkerError, ModelError, OptionError
+from ...models import list_end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -112,8 +113,9 @@ class ModelReader:
 
     def _answer(self, trials: Sequence[tuple[tuple[int, ...], TrialDecoder]]) -> list[TrialAnswer]:
         if self._cache is not None:
-            end = self.engine.tokenizer.eos_token_id
-            return [_read_reply(trial, _decode(self._cache, ids, end)) for ids, trial in trials]
+            configured = self._cache.model.generation_config.eos_token_id
+            ends = list_end_tokens(self.engine.tokenizer, configured)
+            return [_read_reply(trial, _decode(self._cache, ids, ends)) for ids, trial in trials]
         answers = []
         for start in range(0, len(trials), _BATCH):
             batch = trials[start : start + _BATCH]
@@ -150,12 +152,11 @@ def _load(model: str) -> tuple[Engine, PrefixCache | None]:
     return engine, PrefixCache(engine.model) if Capability.KV_ROLLBACK in engine.capabilities else None
 
 
-def _decode(cache: PrefixCache, ids: Sequence[int], end: int | None) -> Iterator[tuple[int, Signals]]:
+def _decode(cache: PrefixCache, ids: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, Signals]]:
     """The likeliest tokens behind these ids with their signals, up to the end of the turn, which is left out."""
     from ...controller.engines.transformers.hooks import compute_signals
 
-    text, configured = list(ids), cache.model.generation_config.eos_token_id
-    ends = {end, *(configured if isinstance(configured, list) else [configured])}
+    text = list(ids)
     while True:
         logits, _ = cache.read(text)
         token = logits.argmax(-1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,6 +112,12 @@ def load_or_raise(name: str, part: str, load: Callable[[], T]) -> T:
     except Exception as error:  # from_pretrained raises OSError, ValueError, KeyError, ImportError...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the {part} of {name!r} cannot be loaded: {reason}; {_REMEDIES[part]}") from error
+
+
+def list_end_tokens(tokenizer: Any, configured: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The tokens that end a turn: the tokenizer's first, then those of a generation config."""
+    ids = [tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured or ())]
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
 CACHE_NAMES = ("cache", "past_key_values")
