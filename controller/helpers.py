@@ -20,10 +20,10 @@ from .controller import Controller, ControllerState
 from .delegation import HelperError, HelperFuture, HelperRequest, HelperText, PrefixKey
 from .engines.transformers.model_runner import PrefixCache
 from .options import GenerationOptions
-from .prompts import count_common, get_question, render
+from .prompts import get_question, render
 from .session import Session
 from .text.markers import MarkerMatcher
-from .text.tokenizer_adapter import TokenFlags
+from .text.tokenizer_adapter import TokenFlags, count_common
 from .types import KEEP, Directive, Prompt, Request, SamplingParams, StepInfo
 from .verifiers import encode_chat, next_token_probs
 

@@ -103,12 +103,6 @@ def render(
     return RenderedPrompt(tuple(ids), text, state)
 
 
-def count_common(*sequences: Sequence[int]) -> int:
-    """How many tokens all sequences have in common at their beginning."""
-    columns = enumerate(zip(*sequences, strict=False))
-    return next((index for index, column in columns if len(set(column)) > 1), min(map(len, sequences)))
-
-
 def _instruct(messages: list[dict[str, Any]], instruction: str) -> None:
     """Append an instruction to the last user message, so that it does not seem to come from a tool."""
     place = next((n for n in reversed(range(len(messages))) if messages[n].get("role") == "user"), len(messages) - 1)

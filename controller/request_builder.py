@@ -18,9 +18,9 @@ from .controller import Controller, ControllerState
 from .delegation import Helper
 from .options import GenerationOptions, check_budget
 from .policies.base import Policy
-from .prompts import RenderedPrompt, as_messages, count_common, get_question, render
+from .prompts import RenderedPrompt, as_messages, get_question, render
 from .text.markers import Markers
-from .text.tokenizer_adapter import TokenizerAdapter
+from .text.tokenizer_adapter import TokenizerAdapter, count_common
 from .trace import Decision
 from .types import Capability, Engine, ForwardModifier, Prompt, Request, State
 from .verification import Verifier

@@ -142,3 +142,9 @@ def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
     """A case-insensitive pattern that matches any of the phrases at the start of a text, whole words only."""
     alternatives = "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True))
     return re.compile(rf"\s*(?:{alternatives})(?![A-Za-z0-9_])", re.IGNORECASE)
+
+
+def count_common(*sequences: Sequence[int]) -> int:
+    """How many tokens all sequences have in common at their beginning."""
+    columns = enumerate(zip(*sequences, strict=False))
+    return next((index for index, column in columns if len(set(column)) > 1), min(map(len, sequences)))

@@ -14,7 +14,8 @@ import typer
 from ..controller.budgets import TIERS
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
-from ..controller.prompts import count_common, render
+from ..controller.prompts import render
+from ..controller.text.tokenizer_adapter import count_common
 from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from ....kernels.attention import (
     register,
 )
 from ....models import CACHE_NAMES, as_cache, find_cache
+from ...text.tokenizer_adapter import count_common
 
 # Inputs that only the model's own preparation can carry from step to step.
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
@@ -290,6 +290,7 @@ class PrefixCache:
     def __init__(self, model: Any) -> None:
         self.model = model
         self._can_crop = can_be_ragged(model)
+        self._can_limit = "logits_to_keep" in signature(model.forward).parameters
         self._ids: list[int] = []
         self._cache: DynamicCache | None = None
 
@@ -298,8 +299,7 @@ class PrefixCache:
         """The logits [keep, vocabulary] at the last `keep` of the ids, and how many ids were read for them."""
         if not self._can_crop:
             return self._run(ids, {"use_cache": False}, keep), len(ids)
-        same = (ours == theirs for ours, theirs in zip(self._ids, ids, strict=False))
-        common = min(sum(takewhile(bool, same)), len(ids) - keep)
+        common = min(count_common(self._ids, ids), len(ids) - keep)
         cache, self._cache = self._cache, None  # until all is read
         if cache is None:
             cache, common = DynamicCache(config=self.model.config.get_text_config(decoder=True)), 0
@@ -313,7 +313,7 @@ class PrefixCache:
         return logits, len(ids) - common
 
     def _run(self, ids: Sequence[int], inputs: dict[str, Any], keep: int) -> Tensor:
-        last = {"logits_to_keep": keep} if "logits_to_keep" in signature(self.model.forward).parameters else {}
+        last = {"logits_to_keep": keep} if self._can_limit else {}
         fed = torch.tensor([list(ids)], device=self.model.device)
         logits: Tensor = self.model(fed, **inputs, **last).logits
         return logits[0, -keep:]
