@@ -161,7 +161,7 @@ class Learner:
         self.candidates = candidates
         self.features = np.array([describe(one) for one in candidates])
         self.right = np.array([one.right for one in candidates])
-        self.number = np.array([rows[i].number for i in self.owner])
+        self.number = np.array([rows[i].number for i in self.owner.tolist()])
         self.weights = 1 / np.bincount(self.owner)[self.owner]
 
     def score(self, fit: NDArray[np.bool_], test: NDArray[np.bool_]) -> NDArray[np.float64]:

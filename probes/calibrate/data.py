@@ -252,7 +252,7 @@ class QuestionParts:
         texts = []
         for name in ("learn", "calibrate"):
             records, keep = self.select(name)
-            texts.append([text for i in np.flatnonzero(keep) if (text := records.texts["problem"][i])])
+            texts.append([text for i in np.flatnonzero(keep).tolist() if (text := records.texts["problem"][i])])
         return KnownQuestions.learn(*texts) if all(texts) else None
 
     def questions(self, name: str, layer: int) -> Questions:
