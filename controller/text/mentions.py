@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from .cues import either
 from .questions import Asked
+from .sentences import DENIED
 from .value_reader import read_value
 from .values import NUMBER_WORDS, read_number_words, scan_expression
 
@@ -43,10 +44,6 @@ _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’
 _JOINED_LABEL = re.compile(r"\)? (?:and|or) (?:option )?\(?[A-Z\d]\b(?!\.\d)")
 _JOINED_TO = re.compile(r"\b[A-Z\d]\)? (?:and|or) (?:option )?$")
 _ARTICLE_A = re.compile(r" (?!is (?:right|correct))[a-z]")
-_DENIED = re.compile(
-    r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?"
-    r"(?:\(?[A-J]\)?,? (?:or|nor|and) )*$"
-)
 _LEADS = re.compile(
     r"(?:\bso|\bhence|\bthus|\bit's|\bthat's|\b(?:it|that) is|\bleaves|\bleft with|\bchoice|\boption|\banswer|"
     r"\bletter is|\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|选|\*\*)[\s,:*]*\(?$|^\W*$",
@@ -215,7 +212,7 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
         label = asked.label(match[1]) if match[1].isupper() or match[1].isdigit() or match[1] in asked.options else None
         before, after = sentence[: match.start()], sentence[match.end() :]
         joined = _JOINED_LABEL.match(after) or _JOINED_TO.search(before)
-        if label is None or joined or _DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
+        if label is None or joined or DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
             continue
         if _LEADS.search(before) or _CHOSEN.match(after) or match[0].startswith("("):
             found.append(label)
@@ -272,7 +269,7 @@ def _scan_values(sentence: str, asked: Asked) -> Iterator[tuple[int, int]]:
     reach = 0
     for match in _STARTS.finditer(sentence):
         end = scan_expression(sentence, match.start()) if match.start() >= reach else None
-        if end is not None and not _DENIED.search(sentence[: match.start()]):
+        if end is not None and not DENIED.search(sentence[: match.start()]):
             if not _has_unknown(sentence[match.start() : end], asked):
                 yield match.start(), end
             reach = end
@@ -347,7 +344,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
     stale: list[str] = []
     for group in groups:
         found = sorted((m for pattern in group for m in pattern.finditer(sentence)), key=lambda m: m.start())
-        names = [_name_of(m, asked) for m in found if not _DENIED.search(sentence[: m.start(m.lastindex or 0)])]
+        names = [_name_of(m, asked) for m in found if not DENIED.search(sentence[: m.start(m.lastindex or 0)])]
         names = [name for one in names if (name := _clean(one))]
         fresh = [one for one in names if one.lower() not in asked.text.lower()]
         if fresh:

@@ -8,17 +8,26 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from .cues import LANGUAGES, either
-from .sentences import split_sentences
+from .sentences import DENIED, split_sentences
 from .values import normalize_answer, parse_value
 
 _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _NAMED = re.compile(
-    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)", re.I
+    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)|"
+    r"\b([A-Z]|\d)\)?\*{0,2} (?:is|must be|seems|looks)(?: indeed| clearly)? (?:correct|right)\b",
+    re.I,
 )
+_DENIED_BEHIND = re.compile(
+    r"(?:,? (?:and|or|nor) (?:option )?\(?[A-Z\d]\b\)?)?(?: \w+ly)? ?"
+    r"(?:(?:is|are|was|seems?|looks?)(?: \w+ly)? (?:not|out|false|wrong|incorrect|invalid)\b|(?:is|are|was)n['’]t\b)",
+    re.I,
+)
+_OWNED = re.compile(r"\b(?:an?|the) ([a-z]{3,}) of ([a-z]{3,})\b")
 _WORD = re.compile(r"[a-z]{3,}")
 _NUMERIC = re.compile(rf"(?:{either('numeric')})", re.I)
 _ASKS = re.compile(rf"(?:{either('asks')})", re.I)
+_NEGATED = re.compile(r"\bnot\b|n['’]t\b|\b(?:except|incorrect|false|least)\b", re.I)
 COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 
@@ -164,9 +173,13 @@ class Asked:
             yield "unqualified"
 
     def letter_in(self, sentence: str) -> str | None:
-        """The label that a sentence names last."""
-        named = [label for found in _NAMED.findall(sentence) if (label := self.label(found))]
-        return named[-1] if named else None
+        """The label that a sentence names last, without those that it denies unless what is not is asked for."""
+        named = None
+        for found in _NAMED.finditer(sentence):
+            denied = DENIED.search(sentence[: found.start()]) or _DENIED_BEHIND.match(sentence, found.end())
+            if (label := self.label(found[1] or found[2])) and not (denied and not self.negated):
+                named = label
+        return named
 
     def label(self, letter: str) -> str | None:
         """The label that a letter or digit is, in the question's own case."""
@@ -174,6 +187,7 @@ class Asked:
 
     def label_of_text_in(self, lower: str, shortest: int = 4) -> str | None:
         """The label of the one choice whose text, of so many letters or more, a sentence repeats."""
+        lower = _fold(lower)
         found = [label for label, text in self.options.items() if len(text) >= shortest and text in lower]
         return found[0] if len(found) == 1 else None
 
@@ -182,7 +196,7 @@ class Asked:
         answer = normalize_answer(value)
         if not self.options or answer in self.options:
             return answer
-        folded = answer.lower()
+        folded = _fold(answer)
         if found := [label for label, text in self.options.items() if text == folded]:
             return found[0]
         head = re.match(r"\(?([A-Za-z]|\d)[.):]?(?:\s|$)", answer)
@@ -207,8 +221,9 @@ def read_question(question: str) -> Asked:
     numeric = percent or chance or (_NUMERIC.search(last) is not None and not weekday)
     wants_words = not numeric and _WANTS_WORDS.search(last) is not None
     numeric = not equation and (numeric or (bool(measures) and not wants_words))
+    negated = _NEGATED.search(last) is not None
     if options:
-        return Asked(frozenset(words), options)
+        return Asked(frozenset(words), options, negated=negated)
     counted = _COUNTED.search(last)
     things = next(filter(None, counted.groups()), "").lower() if counted else ""
     thing = stem(things)
@@ -240,7 +255,7 @@ def read_question(question: str) -> Asked:
         qualifiers=frozenset(_QUALIFIER.findall(last.lower())),
         formal=_FORMAL.search(last) is not None,
         numbers=frozenset(one.replace(",", "") for one in re.findall(r"\d+(?:[.,/]\d+)*", question)),
-        negated=re.search(r"\bnot\b|n['’]t\b", last) is not None,
+        negated=negated,
         open=_is_open(question),
         text=last,
         measures=measures,
@@ -256,8 +271,13 @@ def _find_options(question: str) -> Mapping[str, str]:
         if len(found) > 1 and (
             "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(labels.upper()) or "123456789".startswith(labels)
         ):
-            return {label: normalize_answer(text).lower() for label, text in found}
+            return {label: _fold(normalize_answer(text)) for label, text in found}
     return {}
+
+
+def _fold(text: str) -> str:
+    """A text in small letters, in which "a child of Ann" is "ann's child"."""
+    return _OWNED.sub(r"\2's \1", text.lower().replace("’", "'"))
 
 
 def _find_unasked(asking: str) -> frozenset[str]:

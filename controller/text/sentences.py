@@ -38,6 +38,11 @@ def split_sentences(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
+DENIED = re.compile(
+    r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?"
+    r"(?:\(?[A-J]\)?,? (?:or|nor|and) )*$"
+)
+"""What denies that which stands behind it."""
 _TURN = re.compile(rf"(?:{either('turns')})")
 _TURN_SIGNALS = tuple(signal for language in LANGUAGES for signal in language.turn_signals)
 _SUPPOSED = re.compile(rf"(?:{either('supposed')})")

@@ -103,6 +103,30 @@ def test_a_choice_that_is_settled_is_the_answer() -> None:
     assert not list(find_statements("So not B.", "Which one?\nA. iron\nB. zinc"))
 
 
+KIN = "How is Ann related to Bob?\n1. Ann is Bob's ancestor.\n2. Ann is Bob's descendant.\n3. None of these is correct."
+NOT_ONE = "Which is not a metal?\nA. iron\nB. chlorine"
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "label"),
+    [
+        ("Option 3: none, but 2 is correct.", KIN, "2"),
+        ("Options 1 and 3 are wrong, and so I choose option 2.", KIN, "2"),
+        ("Therefore option 2, not option 1.", KIN, "2"),
+        ("Option 3 is not correct because option 1 is correct.", KIN, "1"),
+        ("So option 1 is correct and option 2 is not.", KIN, "1"),
+        ("So option 3 is out.", KIN, None),
+        ("Option 1 clearly isn't correct.", KIN, None),
+        ("So option 3, none of these, is correct.", KIN, "3"),
+        ("Therefore, Ann is a descendant of Bob.", KIN, "2"),
+        ("So option B isn't a metal.", NOT_ONE, "B"),
+        ("The answer is the child of Ann.", "Who?\nA. the child of Ann\nB. Bob", "A"),
+    ],
+)
+def test_a_choice_that_is_denied_is_not_the_answer(text: str, question: str, label: str | None) -> None:
+    assert extract_stated_answer(text, question) == label
+
+
 def test_the_answer_outlives_conclusions_behind_it() -> None:
     text = "The answer is 12 boxes.\n\nTo check: so that makes 30 of 36 eggs.\n\nTherefore 6 eggs are left over."
     assert extract_stated_answer(text) == "12"
