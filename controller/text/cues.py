@@ -134,6 +134,18 @@ ENGLISH = Language(
         rf"{_MODAL}{_BE}\b",
         r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
         r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
+        # What several derivations came to, and what was found to be right: neither is on the way.
+        r"\b(?:both|all|either|two|three|these|different|each) (?:of (?:these |the |them )?|the )?(?:\w+ )?"
+        r"(?:methods?|approach(?:es)?|calculations?|ways)(?: i(?:'ve)? (?:tried|used))?,? "
+        r"(?:all |both |also |still |should |consistently )?"
+        r"(?:leads? to|gives?|giving|yields?|confirms?|arrives? at|agrees? (?:on|that)|results? in|gets?|ends? up with|"
+        r"points? to)\b(?: me| us| that)?(?: the)?(?: same)?(?: answer| result| total| number)?"
+        r"(?: of| is| should be|,)?(?=\s*[-$\\(*]*\d)(?!\W*[\d.,]+\w* and \W*\d)",
+        r"\b(?:i'm|i am|i feel|pretty|quite|fairly|very|now) (?:confident|certain|sure|convinced)(?: now)?,? "
+        r"(?:that )?\w+(?: \w+){0,4}?(?:'s|’s| is| are| has| have| equals)(?: indeed| exactly)?(?=\s*[-$\\(*]*\d)",
+        r"\bi (?:think|believe)(?: that)?(?=\s*[-$\\(*]*\d[\d,.]*\)?(?: \w+)? (?:is|should be|must be)\b)",
+        r"\b(?:that|this|it|which) (?:also )?(?:confirms|confirmed|verifies) (?:that )?(?:the (?:\w+ ){1,3}|it )"
+        r"(?:is|are|equals)(?: indeed)?(?=\s*[-$\\(*]*\d)",
     ),
     corrects=(
         r"(?:\bwait\b,? ?no|\bno|\bactually|\bsorry)\b\s?[,:—-]*\s*(?:it|that)(?:'s|’s| is| should be| must be)\b",
@@ -223,10 +235,14 @@ ENGLISH = Language(
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
         "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply", "final:",
+        "method", "approach", "calculation", "ways", "confident", "certain", "sure", "convinced", "confirm", "verif",
+        "i think", "i believe",
     ),
     finals=(
         "answer", "solution", "option", "choice", "correct", "right", "best", "matching", "appropriate", "go with",
         "going with", "settle on", "opt for", "pick", "choose", "select", "it is", "output", "report", "reply", "final",
+        "method", "approach", "calculation", "ways", "confident", "certain", "sure", "convinced", "confirm", "verif",
+        "i think", "i believe",
     ),
     turn_signals=(
         " so", "therefore", "hence", "thus", "meaning", "namely", "i.e.", "that is,", "=>", "→", "⇒",

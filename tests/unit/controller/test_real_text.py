@@ -127,6 +127,23 @@ def test_a_choice_that_is_denied_is_not_the_answer(text: str, question: str, lab
     assert extract_stated_answer(text, question) == label
 
 
+@pytest.mark.parametrize(
+    ("text", "final"),
+    [
+        ("So both methods give me 84 miles.", True),
+        ("All the approaches I've tried give the same answer of 84.", True),
+        ("So all methods lead to 54 and 30.", False),
+        ("I'm now pretty confident that the trip is 84 miles.", True),
+        ("So I think 84 is right.", True),
+        ("Let me make sure that the trip is 84 miles.", False),
+        ("So that confirms that the total distance is 84 miles.", True),
+    ],
+)
+def test_what_was_found_in_several_ways_is_called_the_answer(text: str, final: bool) -> None:
+    found = [one for one in find_statements(text, "How far is it?") if one.finality is Finality.ANSWERS]
+    assert [one.answer for one in found] == (["84"] if final else [])
+
+
 def test_the_answer_outlives_conclusions_behind_it() -> None:
     text = "The answer is 12 boxes.\n\nTo check: so that makes 30 of 36 eggs.\n\nTherefore 6 eggs are left over."
     assert extract_stated_answer(text) == "12"
