@@ -18,6 +18,8 @@ _COUNTER = _SYMBOL - 1
 _SPREAD = 0x9E3779B97F4A7C15  # spreads numbers over the symbols
 _DIGIT_TOKENS = 8  # of a number that is read as one symbol; longer runs of digits are cut
 _LONGEST_PERIOD = 420  # tokens, of what is called a cycle
+_FAR, _FAR_WEIGHT = 128, 0.85
+"""Tokens after which what is said again counts less, as long chains of facts are also written out three times."""
 _NEW, _ONCE = 5, 1
 """What a symbol takes from the score that has not come before in the window, or only once."""
 _COUNTERS = 2
@@ -95,7 +97,7 @@ class LoopDetector:
             older = self._before.get(key)
             self._before[key] = place
             if older is not None and position - older <= self.window:
-                self.score = self.score * self._keep + weight
+                self.score = self.score * self._keep + (weight if position - place <= _FAR else _FAR_WEIGHT * weight)
                 return
             if position - place <= self.window:
                 loss = _ONCE

@@ -139,3 +139,8 @@ def test_the_reason_names_the_kind_of_loop() -> None:
     near = [token for n in range(4) for token in (1, 2, 3, 4, 5, 6, 7, 100 + n)]
     assert describe_loop(near) == "the same 8 tokens came 4 times with small changes"
     assert describe_loop([*range(50)]) == "the same statements came three times or more"
+
+
+def test_what_comes_again_after_a_long_passage_counts_less() -> None:
+    near, far = (LoopDetector(dict.fromkeys(range(400), "")) for _ in range(2))
+    assert 0.9 * near.read([*range(100)] * 4) > far.read([*range(200)] * 3) > 0
