@@ -157,7 +157,15 @@ def _compare_text(gold: str, answer: str) -> Outcome | None:
     if answer_words is not None and _has_long_word(answer_words):
         return "unparsable"
     bases = [match[1] for match in map(_BASE.search, (gold, answer)) if match]
-    return "different" if len(set(bases)) == 2 else None  # math-verify ignores subscripts
+    if len(set(bases)) == 2:
+        return "different"  # math-verify ignores subscripts
+    return "equal" if _squeeze(gold) == _squeeze(answer) else None
+
+
+def _squeeze(text: str) -> str:
+    r"""A text without spaces, markup and a final sign of percent: `18 + 10i`, `\text{(B)}`."""
+    bare = re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\?%$", "", _WRAPPED.sub(r"\1", text))
+    return re.sub(r"^\((\w)\)$", r"\1", bare)
 
 
 def _extract_words(text: str) -> str | None:

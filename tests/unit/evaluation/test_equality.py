@@ -130,6 +130,22 @@ def test_without_math_verify_only_exact_matches_count(exact: AnswerChecker) -> N
     assert exact.check("5", "").outcome == "unparsable"
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "outcome"),
+    [
+        ("71", r"71\%", "equal"),
+        (r"\text{(B)}", "B", "equal"),
+        ("18+10i", "18 + 10i", "equal"),
+        ("(1, 2)", "[1, 2)", "different"),
+        ("12", "1 2", "different"),
+    ],
+)
+def test_without_math_verify_markup_and_spaces_do_not_count(
+    exact: AnswerChecker, gold: str, answer: str, outcome: str
+) -> None:
+    assert exact.check(gold, answer).outcome == outcome
+
+
 def test_right_answers_grades_a_list(checker: AnswerChecker) -> None:
     asked = [(Question("a", "?", r"\frac12"), "0.5"), (Question("b", "?", "7"), "8"), (Question("c", "?", "7"), "7.")]
     assert right_answers(asked, checker) == [True, False, True]
