@@ -188,7 +188,7 @@ ENGLISH = Language(
         r"option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
         r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
     ),
-    hedges=(r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|seems? (?:like|that)|expected)\b",),
+    hedges=(r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|seems? (?:like|that)|suggests?|expected)\b",),
     supposed=(
         r"^\W*(?:if|suppose|assume|assuming|let's say|imagine|whether|unless|when|what if|say)\b",
         r"\b(?:if|whether|suppose|unless) (?:the|my|our|this) (?:final )?answer\b",
