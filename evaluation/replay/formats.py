@@ -7,6 +7,7 @@ with its request, tersely's own records, and flat rows.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,17 @@ _WRAPPERS = ("standard_logging_object", "payload")
 _REQUESTS = ("request", "request_body", "input", "inputs", "kwargs")
 _RESPONSES = ("response", "response_body", "output", "outputs")
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete")
+_ENDS = ("finish_reason", "done_reason", "stop_reason", "status")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _REASONING_BLOCKS = ("thinking_blocks", "reasoning_details")
+_WRITTEN = (
+    ("analysis", "assistantfinal"),  # gpt-oss without its special tokens
+    ("Here is my thought process:", "Here is my response:"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+"""Markers of models that always begin with the first, which is no token of its own."""
+_SPECIAL = r"(?:\s*(?:<[|｜][^<>\s]{1,40}[|｜]>|<seed:eos>))+"
+_AROUND = re.compile(rf"^{_SPECIAL}|{_SPECIAL}\s*$")  # an answer
 _HARMLESS = ("note", "tier", "error")  # actions of a trace that change no text
 
 
@@ -108,16 +118,19 @@ def _clean(text: str) -> str:
 def _find_part(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
     """The request or response that a row holds, perhaps as JSON text or as the body of an HTTP message; else itself."""
     for name in names:
-        part = row.get(name)
-        if isinstance(part, str) and part.startswith("{"):
-            try:
-                part = json.loads(part)
-            except (ValueError, RecursionError):
-                continue
+        part = _parse_json(row.get(name))
         if isinstance(part, dict):
             body = part.get("body")
             return body if isinstance(body, dict) else part
     return row
+
+
+def _parse_json(value: Any) -> Any:
+    """The objects that a text may hold as JSON; any other value as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith(("{", "[{")) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def _find_text(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
@@ -135,25 +148,27 @@ def _read_flat(row: Mapping[str, Any], fields: Fields) -> list[_Reply]:
     if thinking is None and answer is None:
         failed = row.get("error") or row.get("status") == "failure"
         raise RowError("a failed call" if failed else "unknown format")
-    return [_make_reply(thinking or "", answer or "")]
+    return [_make_reply(thinking or "", answer or "", row)]
 
 
 def _read_response(response: Mapping[str, Any]) -> list[_Reply]:
     """The replies of a response in a known form; none at all for another form."""
     if response.keys() >= {"version", "segments", "usage"}:
         return [_read_trace(response)]
-    if choices := _list_objects(response.get("choices"), "message", "finish_reason"):
-        return [_read_message(choice.get("message", choice), choice.get("finish_reason")) for choice in choices]
+    if choices := _list_objects(response.get("choices") or response.get("outputs"), "message", "finish_reason"):
+        if "delta" in choices[0]:
+            raise RowError("a piece of a stream")
+        return [_read_message(choice.get("message", choice), choice) for choice in choices]
     if output := _list_objects(response.get("output"), "type"):
-        return [_read_message({"content": output}, response.get("status"))]
+        return [_read_message({"content": output}, response)]
     if isinstance(message := response.get("message"), dict):
-        return [_read_message(message, response.get("done_reason"))]
+        return [_read_message(message, response)]
     if response.get("role") == "assistant":
-        return [_read_message(response, response.get("stop_reason"))]
+        return [_read_message(response, response)]
     for form in ("messages", "conversations"):
         messages = _list_objects(response.get(form), "role", "from")
         if messages and _role(messages[-1]) != "user":
-            return [_read_message(messages[-1], None)]
+            return [_read_message(messages[-1], response)]
     return []
 
 
@@ -163,15 +178,14 @@ def _list_objects(value: Any, *keys: str) -> list[dict[str, Any]]:
     return value if fits else []
 
 
-def _read_message(message: Any, finish: Any) -> _Reply:
+def _read_message(message: Any, ended: Mapping[str, Any]) -> _Reply:
     if not isinstance(message, dict):
         raise RowError("unknown format")
     content = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), "")
     thinking, answer = _read_blocks(content)
-    thinking = _find_text(message, _REASONING) or thinking
-    for name in _REASONING_BLOCKS:
-        thinking = thinking or _read_blocks(message.get(name) or "")[0]
-    return _make_reply(thinking, answer, finish in _CUT)
+    for name in _REASONING_BLOCKS:  # first, as they tell whether a text of `_REASONING` is only a summary
+        thinking = _read_blocks(message.get(name) or "")[0] or thinking
+    return _make_reply(_find_text(message, _REASONING) or thinking, answer, ended)
 
 
 def _read_blocks(content: Any) -> tuple[str, str]:
@@ -184,7 +198,8 @@ def _read_blocks(content: Any) -> tuple[str, str]:
     if not isinstance(content, dict):
         return "", ""
     kind, text = str(content.get("type", "thinking" if "thinking" in content else "text")), content.get("text")
-    if "redacted" in kind or "summary" in kind or (content.get("summary") and not content.get("content")):
+    hidden = any(word in kind for word in ("redacted", "encrypted", "summary"))
+    if hidden or (content.get("summary") and not content.get("content")):
         raise RowError("only a summary of the thinking, or an encrypted one")
     if "thinking" in kind or "reasoning" in kind:
         return "".join(_read_blocks(text or content.get("thinking") or content.get("content") or "")), ""
@@ -193,10 +208,11 @@ def _read_blocks(content: Any) -> tuple[str, str]:
     return "", text if isinstance(text, str) and "text" in kind else ""
 
 
-def _make_reply(thinking: str, answer: str, cut: bool = False) -> _Reply:
-    """The reply, with thinking between markers taken out of its text."""
+def _make_reply(thinking: str, answer: str, ended: Mapping[str, Any]) -> _Reply:
+    """The reply, with thinking between markers taken out of its text; `ended` has the reason of its end."""
     thinking = thinking.strip()
-    for opening, closing in KNOWN:
+    cut = any(ended.get(name) in _CUT for name in _ENDS)
+    for opening, closing in (*KNOWN, *(pair for pair in _WRITTEN if answer.lstrip().startswith(pair[0]))):
         thinking = thinking.removeprefix(opening).removesuffix(closing)
         if closing in answer:
             state = "before" if opening in answer else "thinking"  # the prompt may have opened the thinking
@@ -204,7 +220,7 @@ def _make_reply(thinking: str, answer: str, cut: bool = False) -> _Reply:
             thinking = thinking or found
         elif not thinking and answer.lstrip().startswith(opening):
             cut = True
-    return _Reply(thinking, answer, cut)
+    return _Reply(thinking, _AROUND.sub("", answer), cut)
 
 
 def _read_trace(response: Mapping[str, Any]) -> _Reply:
@@ -215,7 +231,7 @@ def _read_trace(response: Mapping[str, Any]) -> _Reply:
     run = record.uncontrolled or record
     thinking = "".join(segment.text for segment in run.segments if segment.thinking)
     answer = "".join(segment.text for segment in run.segments if not segment.thinking)
-    return _make_reply(thinking, answer, run.finish_reason in _CUT)
+    return _make_reply(thinking, answer, {"finish_reason": run.finish_reason})
 
 
 def _role(message: Mapping[str, Any]) -> str:
@@ -227,9 +243,9 @@ def _read_question(request: Mapping[str, Any]) -> str:
     """The text of the last message of the user; "" if there is none."""
     for key in ("messages", "conversations", "input", "prompt"):
         value = request.get(key)
-        if isinstance(value, list):
-            asked = [message for message in value if isinstance(message, dict) and _role(message) == "user"]
-            value = asked[-1].get("content", asked[-1].get("value")) if asked else None
+        if isinstance(messages := _parse_json(value), list):
+            asked = [message for message in messages if isinstance(message, dict) and _role(message) == "user"]
+            value = asked[-1].get("content", asked[-1].get("value")) if asked else value
         if value and (text := "".join(_read_input(value))):
             return text
     return ""
