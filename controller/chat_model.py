@@ -225,6 +225,7 @@ class ChatModel:
     async def _read(
         self, row: _Row, body: Mapping[str, Any], number: int, emit: Callable[[TextDeltaEvent], None]
     ) -> None:
+        row.calls.clear()  # of a stream that was lost
         async with aclosing(self.client.stream_events("/chat/completions", body)) as events:
             async for event in self._within_time(events):
                 row.id = str(event.get("id") or row.id)
@@ -257,14 +258,14 @@ class ChatModel:
         """Read a choice of an event; returns what is new of the texts. Raises StreamError for a malformed one."""
         delta = choice.get("delta") or {}
         try:
-            thinking = delta.get("reasoning_content") or delta.get("reasoning") or ""
-            content = delta.get("content") or ""
+            thinking, content = _read_content(delta.get("content") or "")
+            thinking = delta.get("reasoning_content") or delta.get("reasoning") or thinking
             row.finish = str(choice.get("finish_reason") or row.finish)
             for call in delta.get("tool_calls") or ():
                 _add_call(row.calls, call)
             text = ""
             if thinking:
-                text += thinking if row.reasoning else self.markers.open + thinking
+                text += thinking if row.reasoning else f"\n{self.markers.open}{thinking}"  # perhaps after some answer
                 row.reasoning = True
             if (content or row.finish) and row.reasoning:
                 text += self.markers.close
@@ -272,7 +273,7 @@ class ChatModel:
             text += content
             row.pieces += bool(thinking or content)
             return row.parser.feed(text) if text else []
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StreamError(f"an event is malformed: {error}") from error
 
     async def _watch(self, row: _Row, text: str) -> None:
@@ -308,6 +309,14 @@ class ChatModel:
             trace=(*notes, *row.decisions),
         )
         return ChatAnswer(result, budget.thinking, [row.calls[index] for index in sorted(row.calls)])
+
+
+def _read_content(content: Any) -> tuple[str, str]:
+    """The thinking and the text of content, which is a text or a list of parts, as Mistral's servers send them."""
+    if isinstance(content, str):
+        return "", content
+    thinking = [inner["text"] for part in content if part["type"] == "thinking" for inner in part["thinking"]]
+    return "".join(thinking), "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _add_call(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:

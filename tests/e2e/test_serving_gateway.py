@@ -153,7 +153,10 @@ def test_tool_calls_of_a_chat_endpoint_come_back() -> None:
     pieces = [{"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"a"'}}]
     deltas = [{"tool_calls": pieces}, {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]}]
     tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
-    with ChatServer(deltas, finish="tool_calls").serve() as upstream, gateway({"url": upstream.url}) as server:
+    with (
+        ChatServer(deltas, finish="tool_calls", breaks=[1]).serve() as upstream,
+        gateway({"url": upstream.url}) as server,
+    ):
         choice = ask(server, tools=tools)["choices"][0]
         assert upstream.bodies[-1]["tools"] == tools and choice["finish_reason"] == "tool_calls"
         assert choice["message"]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}

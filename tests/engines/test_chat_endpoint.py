@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
+from tersely.controller.engines.openai.completions import get_choices
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions, make_options
 from tersely.controller.types import SamplingParams
 from tersely.errors import CapabilityError, ModelError, OptionError, TerselyError
 
+from ..support.chat_servers import ChatServer, content
 from ..support.refusals import refused
 from ..support.remote_servers import TextServer
 
@@ -44,6 +46,23 @@ def test_reasoning_is_read_from_both_fields(engine: TransformersEngine, name: st
         assert (one["max_tokens"], one["temperature"], one["seed"]) == (100, 0.0, 3)
 
 
+def part(**fields: Any) -> dict[str, Any]:
+    return {"content": [fields]}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "answer"),
+    [
+        ([part(type="thinking", thinking=[{"type": "text", "text": "2 and 2"}]), part(type="text", text="4")], "4"),
+        ([content("I add. "), {"reasoning": "2 and"}, {"reasoning": " 2"}, content("4")], "I add.\n\n4"),
+    ],
+)
+def test_thinking_may_be_a_part_of_the_content_or_come_behind_some(deltas: list[dict[str, Any]], answer: str) -> None:
+    with ChatServer(deltas).serve() as server:
+        done = ChatOnlyEndpoint(server.url).run(["What is 2+2?"], OFF)[0]
+    assert (done.thinking, done.answer) == ("2 and 2", answer)
+
+
 def test_thinking_within_the_content_is_split_off(engine: TransformersEngine) -> None:
     with TextServer(engine, chat=reply({"content": "<think>\n2 and 2</think>\n\nIt is 4."})).serve() as server:
         done = ChatOnlyEndpoint(server.url).run(["What is 2+2?"], OFF)[0]
@@ -55,9 +74,9 @@ def test_thinking_within_the_content_is_split_off(engine: TransformersEngine) ->
         assert (done.thinking, done.answer, done.trace) == ("", "It is 4.", ())
 
 
-@pytest.mark.parametrize("content", ["2 and 2</think>\n\nIt is 4.", "[THINK]2 and 2[/THINK]It is 4."])
-def test_thinking_in_other_markers_or_without_an_opening_is_split_off(engine: TransformersEngine, content: str) -> None:
-    with TextServer(engine, chat=reply({"content": content})).serve() as server:
+@pytest.mark.parametrize("said", ["2 and 2</think>\n\nIt is 4.", "[THINK]2 and 2[/THINK]It is 4."])
+def test_thinking_in_other_markers_or_without_an_opening_is_split_off(engine: TransformersEngine, said: str) -> None:
+    with TextServer(engine, chat=reply({"content": said})).serve() as server:
         done = ChatOnlyEndpoint(server.url).run(["What is 2+2?"], OFF)[0]
     assert (done.thinking, done.answer, done.usage.thinking) == ("2 and 2", "It is 4.", 0)
     assert "count as answer" in done.trace[0].reason
@@ -130,3 +149,11 @@ def test_wrong_servers_keys_and_models_are_refused(engine: TransformersEngine) -
         assert refused(ModelError, server.url, "tiny", "sesame") == "no_endpoint"
         server.chat = {"choices": []}
         assert refused(ModelError, server.url, "tiny", "sesame") == "server_lost"
+
+
+def test_a_choice_without_a_number_is_the_first() -> None:
+    assert get_choices({"choices": [{"index": None}, {}, {"index": 0}, {"index": 1}]}) == [
+        {"index": None},
+        {},
+        {"index": 0},
+    ]

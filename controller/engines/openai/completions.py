@@ -202,7 +202,7 @@ def get_choices(event: dict[str, Any]) -> list[dict[str, Any]]:
     choices = event.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise StreamError("an event is malformed: choices is not a list of objects")
-    return [choice for choice in choices if choice.get("index", 0) == 0]
+    return [choice for choice in choices if not choice.get("index")]
 
 
 def _read_signals(choice: dict[str, Any]) -> tuple[Signals, ...]:
