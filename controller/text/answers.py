@@ -144,7 +144,8 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
     if "\\boxed" in sentence and (boxed := extract_boxed(sentence)) and not PLACEHOLDER.fullmatch(boxed):
         return boxed, Finality.ANSWERS
     if "</" in sentence and (tagged := _TAGGED.search(sentence)) and not PLACEHOLDER.fullmatch(tagged[2]):
-        return tagged[2], Finality.ANSWERS
+        inner = _read_sentence(tagged[2], asked)
+        return inner if inner and inner[1] is Finality.ANSWERS else (tagged[2], Finality.ANSWERS)
     lower = sentence.lower()
     if len(lower) != len(sentence):
         lower = sentence

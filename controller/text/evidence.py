@@ -10,6 +10,7 @@ from .cues import either
 from .questions import read_question
 
 _RECONSIDERS = re.compile(either("reconsiders"))
+_WORD = re.compile(r"[^\W\d_]{2,}(?:[ '’-][^\W\d_]+)*")
 _CONFIRMS = re.compile(either("confirms"))
 
 
@@ -86,7 +87,8 @@ class AnswerEvidence:
 
     def _take(self, statement: Statement) -> Claim:
         number = None if statement.answer.isdigit() else parse_value(statement.answer)
-        key = statement.answer if number is None else f"{number}{'%' * ('%' in statement.answer)}"
+        key = f"{number}{'%' * ('%' in statement.answer)}" if number is not None else statement.answer
+        key = key.lower() if _WORD.fullmatch(key) else key
         claim = self._claims.setdefault(key, Claim(statement.answer, since=self._confirmed))
         if self._reconsidered > claim.at:
             claim.derivations += 1

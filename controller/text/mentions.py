@@ -21,7 +21,7 @@ _NUMBER_WORDS = re.compile(
     rf"({NUMBER_WORDS})",
     re.I,
 )
-_SPELLED = re.compile(rf"\b{NUMBER_WORDS}", re.I)
+_SPELLED = re.compile(rf"(?<!\d )\b{NUMBER_WORDS}", re.I)
 _TAIL = re.compile(r" (?!too|then|again|either|first|itself|today|now|here|there|instead)[a-z]+(?=[.,;]|$)")
 _PART_UNIT = (
     r"(?:hours?|minutes?|min|seconds?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|pounds?|lbs?|ounces?|oz|"
@@ -43,7 +43,7 @@ _CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
 _JOINED_LABEL = re.compile(r"\)? (?:and|or) (?:option )?\(?[A-Z\d]\b(?!\.\d)")
 _JOINED_TO = re.compile(r"\b[A-Z\d]\)? (?:and|or) (?:option )?$")
-_ARTICLE_A = re.compile(r" (?!is (?:right|correct))[a-z]")
+_ARTICLE_A = re.compile(r" (?:(?!is (?:right|correct))[a-z]|\d+-)")
 _LEADS = re.compile(
     r"(?:\bso|\bhence|\bthus|\bit's|\bthat's|\b(?:it|that) is|\bleaves|\bleft with|\bchoice|\boption|\banswer|"
     r"\bletter is|\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|选|\*\*)[\s,:*]*\(?$|^\W*$",

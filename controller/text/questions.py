@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from .cues import LANGUAGES, either
 from .sentences import DENIED, split_sentences
-from .values import normalize_answer, parse_value
+from .values import SCALE, normalize_answer, parse_value
 
 _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
@@ -193,6 +193,9 @@ class Asked:
 
     def resolve(self, value: str) -> str | None:
         """A value as an answer: of a choice its label; None for what cannot be one."""
+        scale = _SCALE.search(value)
+        if scale and re.search(rf"\b(?:in|how many) {scale[0].strip()}", self.text, re.I):
+            value = value.replace(scale[0], "")
         answer = normalize_answer(value)
         if not self.options or answer in self.options:
             return answer
@@ -323,7 +326,8 @@ def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(rf"(?:{'|'.join(names)})(?:\\\)|\$)?\s*(?:{either('equals')})", re.I)
 
 
-NUMBER = r"[-+−]?[$€£¥]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
+NUMBER = r"[-+−]?[$€£¥]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?(?:%|" + SCALE + ")?"
+_SCALE = re.compile(SCALE)
 _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)

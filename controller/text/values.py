@@ -22,7 +22,10 @@ _OPERATOR = re.compile(
     r"\s*(?:(?:\\(?:cdot|times|div|pm|mp|leq?|geq?|neq?|approx|cup|cap|to|in|equiv|pmod|bmod|mid)(?![A-Za-z])|"
     r"<=|>=|!=|\*\*|[-+−*/×·÷=<>≤≥≠≈±^_∪]|(?<=\d):(?=\d)|\s[xX](?=\s*\d)|(?<=\s)mod(?=\s))\s*)"
 )
-_POSTFIX = re.compile(r"[²³⁴⁵⁶⁷⁸⁹]+|\s?(?:\\?%|\^\{?\\circ\}?|°|!(?!=)|['’](?![A-Za-z])|\s?percent(?:age)?\b)")
+SCALE = r"(?:\s?(?:thousand|million|billion|trillion)\b|[万亿])"
+_POSTFIX = re.compile(
+    rf"[²³⁴⁵⁶⁷⁸⁹]+|{SCALE}|\s?(?:\\?%|\^\{{?\\circ\}}?|°|!(?!=)|['’](?![A-Za-z])|\s?percent(?:age)?\b)"
+)
 _CLOCK = re.compile(r"(?<=\d)\s?[APap]\.?[Mm]\b\.?")
 _MIXED = re.compile(r" \d+/\d+")
 _SIGN = re.compile(r"[-+−±]\s?|\\pm\s*")
@@ -175,8 +178,9 @@ _SMALL = {
     )
 }
 _TENS = {word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
-_SCALES = {"hundred": 100, "thousand": 1_000}
+_SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ONE_WORD = "|".join(sorted((*_SMALL, *_TENS, *_SCALES), key=len, reverse=True))
+_SCALES |= {"万": 10**4, "亿": 10**8}
 NUMBER_WORDS = rf"(?:{_ONE_WORD})(?:(?:[\s-]| and )(?:{_ONE_WORD})\b)*(?![\w-])"
 _NUMBER_WORDS = re.compile(NUMBER_WORDS, re.IGNORECASE)
 
@@ -190,7 +194,7 @@ def read_number_words(text: str, at: int) -> tuple[int | None, int]:
     for word in re.findall(r"[a-z]+", found[0].lower()):
         if word in _SCALES:
             part = max(part, 1) * _SCALES[word]
-            if word == "thousand":
+            if word != "hundred":
                 total, part = total + part, 0
         else:
             part += _SMALL.get(word) or _TENS.get(word, 0)
@@ -224,14 +228,16 @@ _SPELLINGS = (
 _MARKED_UP = re.compile(r"[\\*`°–−·×√π∞²³]|sqrt|percent|pi|infin")
 _PLAIN_NUMBER = re.compile(r"(-?)(?=\.?\d)(\d*)(?:\.(\d*))?")
 _PLAIN_FRACTION = re.compile(r"(-?\d*)\s*\\frac\{(\d+)\}\{(\d+)\}")
+_COMMA = re.compile(r",(?!\d{3}(?!\d))")  # that separates
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
 _QUANTITY = re.compile(
     r"([-+]?(?:[$€£¥]|US\$|\\\$)?\s?[-+]?[\d.,/]*\d%?|-?[\d.]+\s?(?:\*|×|\\times)\s?10\^(?:-?\d+|\{-?\d+\}))"
-    r"\s?((?:[A-Za-z²³]+\.?(?:\s|/|$)){1,4}|[\u4e00-\u9fff]{1,3}(?:/[\u4e00-\u9fff]{1,2})?)"
+    rf"\s?(?!(?:(?![{_UNITS}KMTd])[A-Za-z]|[abknpqxyz]{{2,3}})$)"  # variables, as in 3x
+    r"((?:[A-Za-z²³]+\.?(?:\s|/|$)){1,4}|[\u4e00-\u9fff]{1,3}(?:/[\u4e00-\u9fff]{1,2})?)"
 )
 _ASSIGNMENT = re.compile(r"(?:[A-Za-z]\w?|[A-Za-z](?:_\{?\w+\}?)|\\[A-Za-z]+|[A-Za-z]\(\w+\))\s*(?:=|≈)\s*([^=<>≤≥,]+)")
 _MIXED_NUMBER = re.compile(r"(-?)(\d{1,9}) (\d{1,9})/(\d{1,9})")
-_DAYTIME = re.compile(r"(?i)[ap]\.?m\.?$")
+_DAYTIME = re.compile(r"(?i)(?<=\d)(?::00)?\s?([ap])\.?m\.?$")
 
 
 def normalize_answer(answer: str) -> str:
@@ -248,14 +254,23 @@ def normalize_answer(answer: str) -> str:
     if number := _PLAIN_NUMBER.fullmatch(plain):
         sign, whole, part = number[1], number[2].lstrip("0") or "0", (number[3] or "").rstrip("0")
         return f"{sign}{whole}.{part}" if part else "0" if whole == "0" else sign + whole
-    if (quantity := _QUANTITY.fullmatch(text)) and not _DAYTIME.search(quantity[2]):
-        return normalize_answer(quantity[1])
+    if daytime := _DAYTIME.search(text):
+        return f"{text[: daytime.start()]} {daytime[1].upper()}M"
+    if quantity := _QUANTITY.fullmatch(text):
+        return _scale(normalize_answer(quantity[1]), quantity[2])
     if mixed := _MIXED_NUMBER.fullmatch(text):
         sign, whole, top, bottom = mixed.groups()
         return f"{sign}{int(whole) * int(bottom) + int(top)}/{bottom}"
     if assigned := _ASSIGNMENT.fullmatch(text):
         return normalize_answer(assigned[1])
-    return " ".join(text.split())
+    return " ".join(_COMMA.sub(", ", text).split())
+
+
+def _scale(number: str, unit: str) -> str:
+    """A normalized number times the thousands, millions, ... that its unit begins with."""
+    value, scale = parse_value(number), re.match(r"[a-z]+|[万亿]+", unit.lower())
+    factor = _SCALES.get(scale[0]) if scale else None
+    return number if value is None or factor is None else str(value * factor)
 
 
 def _spell(text: str) -> str:
@@ -285,7 +300,7 @@ _FRACTION = re.compile(r"(-?)\\frac\{(-?[\d.]+)\}\{(-?[\d.]+)\}")
 
 def parse_value(answer: str) -> Fraction | None:
     """The number that an answer spells (12, -0.5, 1/2, 50% or a LaTeX fraction), or None."""
-    plain = normalize_answer(answer).replace(" ", "")
+    plain = re.sub(r"(?<!\d) | (?=\D|\d{3}(?!\d))", "", normalize_answer(answer))  # 1 000, but not 2 3
     found = _VALUE.fullmatch(_FRACTION.sub(r"\1\2/\3", plain))
     if found is None or max(map(len, found.groups(""))) > 100 or Fraction(found[2] or 1) == 0:
         return None

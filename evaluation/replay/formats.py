@@ -31,8 +31,8 @@ _WRITTEN = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
 """Markers of models that always begin with the first, which is no token of its own."""
-_SPECIAL = r"(?:\s*(?:<[|｜][^<>\s]{1,40}[|｜]>|<seed:eos>))+"
-_AROUND = re.compile(rf"^{_SPECIAL}|{_SPECIAL}\s*$")  # an answer
+_SPECIAL = r"(?:(?:<[|｜][^<>\s]{1,40}[|｜]>|<seed:eos>)\s*)+"
+_AROUND = re.compile(rf"^{_SPECIAL}|{_SPECIAL}$")  # an answer
 _HARMLESS = ("note", "tier", "error")  # actions of a trace that change no text
 
 
@@ -220,7 +220,7 @@ def _make_reply(thinking: str, answer: str, ended: Mapping[str, Any]) -> _Reply:
             thinking = thinking or found
         elif not thinking and answer.lstrip().startswith(opening):
             cut = True
-    return _Reply(thinking, _AROUND.sub("", answer), cut)
+    return _Reply(thinking, _AROUND.sub("", answer.strip()), cut)
 
 
 def _read_trace(response: Mapping[str, Any]) -> _Reply:

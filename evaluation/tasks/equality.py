@@ -29,7 +29,7 @@ Method = Literal["exact", "math-verify", "score_answer"]
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ ,'’-]+[^\W\d_]+)*")
-_PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?|\d{4}-\d\d-\d\d|\d{1,2}(?::\d\d)? [AP]M")  # numbers, dates and times
 _BASE = re.compile(r"_\{?(\d+)\}?$")
 _SPELLINGS = (
     (re.compile(r",\s*\\!\s*|\{,\}"), ","),  # LaTeX's thousands separators

@@ -92,6 +92,7 @@ TRUSTED = {
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
     "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
     "evaluation/bench/records.py": "outputs of models, by alternatives of fixed words",
+    "evaluation/replay/formats.py": "recorded outputs, read once by their owner",
     "evaluation/replay/reader.py": "recorded outputs, read once by their owner",
     "evaluation/replay/run.py": "reasons of decisions, written by policies",
     "evaluation/replay/logs.py": "recorded outputs, read once by their owner",

@@ -85,6 +85,12 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
         ("So there are 20. Next I need to take a quarter of them.", "How many are red?", None),
         ("r² = 25, so the radius is 5.", "What is the area of the circle?", None),
         ("So it can't be B.", "Which one?\nA. one\nB. two", None),
+        ("A 25-year-old needs B: zinc.", "Which one?\nA. iron\nB. zinc", "B"),
+        ("<answer>The answer is **12**.</answer>", "", "12"),
+        ("The town has 1.5 million people.", "How many people does the town have?", "1500000"),
+        ("It is worth two million dollars.", "How many dollars is it worth?", "2000000"),
+        ("So it is worth $3 million.", "How much is it worth in millions?", "3"),
+        ("So the answer is 3x.", "Simplify 5x - 2x.", "3x"),
         ("No, that was 1648.", "In which year did it end?", None),
         ("x = 3 or x = -3.", "Solve $x^2 = 9$.", "3, -3"),
         ("So: pear, fig, plum.", "Sort plum, fig and pear by weight.", "pear, fig, plum"),
@@ -163,6 +169,12 @@ def test_the_answer_outlives_conclusions_behind_it() -> None:
         ("540 meters", "540"),
         ("25 percent", "25%"),
         ("3:45 PM", "3:45 PM"),
+        ("3:00 p.m.", "3 PM"),
+        ("$1.5 million", "1500000"),
+        ("3万元", "30000"),
+        ("(2,3)", "(2, 3)"),
+        ("6 N", "6"),
+        ("5 a day", "5"),
         ("−7", "-7"),
     ],
 )
@@ -172,7 +184,10 @@ def test_values_have_one_spelling(written: str, spelled: str) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(r"2\sqrt{3}", "2"), (r"36\pi", "36"), ("2x + 3", "2"), ("5 cm", "5 m"), ("5%", "5"), (r"1\frac45", "14/5")],
+    [
+        *[(r"2\sqrt{3}", "2"), (r"36\pi", "36"), ("2x + 3", "2"), ("5 cm", "5 m"), ("5%", "5"), (r"1\frac45", "14/5")],
+        *[("3x", "3"), ("2i", "2"), ("4ab", "4"), ("1.2 million", "1.2"), ("3亿", "3万"), ("2 3", "23")],
+    ],
 )
 def test_different_answers_are_never_equal(first: str, second: str) -> None:
     assert not answers_equal(first, second)
@@ -189,6 +204,13 @@ def test_derivations_are_counted_and_restatements_are_not() -> None:
     assert (claim.derivations, claim.answered) == (2, 2)
     other, _ = evidence.read(" Hmm, so the answer is 13.") or pytest.fail("nothing read")
     assert (other.answer, other.agreeing) == ("13", 1)
+
+
+def test_a_word_is_one_answer_however_it_is_written() -> None:
+    evidence = AnswerEvidence("Is 97 a prime number?")
+    claim, _ = evidence.read("The answer is Yes.") or pytest.fail("nothing read")
+    evidence.read("Wait, let me check 7. So the answer is yes.")
+    assert (claim.derivations, claim.contested) == (2, False)
 
 
 REGIONS = [

@@ -101,6 +101,9 @@ def test_equal_answers(checker: AnswerChecker, gold: str, answer: str) -> None:
         (r"\text{(E)}", "(B)"),
         ("5", "5, 6"),
         (r"\pi", "3.14"),
+        ("3:45 pm", "3:45 am"),
+        ("2023-01-02", "2023-02-01"),
+        ("5x", "5"),
     ],
 )
 def test_different_answers(checker: AnswerChecker, gold: str, answer: str) -> None:
