@@ -198,6 +198,7 @@ ENGLISH = Language(
         r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
         r"\b(?:between \S+ and [^,;]*$|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
         r"\b(?:ruled out|excluded|eliminated|wrong|incorrect|mistaken|cannot be right|can't be right)\b",
+        r"\b(?:question|problem) (?:is|asks) (?:how|what|which|who|whose|when|where|whether|if|for|to find)\b",
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
     no_phrases=(

@@ -349,7 +349,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
         fresh = [one for one in names if one.lower() not in asked.text.lower()]
         if fresh:
             return fresh[-1]
-        stale += names
+        stale = stale or names
     if not stale_too:
         return None
     if stale and (len(sentence.split()) <= 5 or not asked.wants_words):

@@ -287,6 +287,7 @@ def _find_unasked(asking: str) -> frozenset[str]:
     """The variables that a question mentions and does not ask for."""
     if _SOLVES.search(asking):
         return frozenset()
+    asking = _RATIO_OF_UNITS.sub("", asking)
     return frozenset(_LETTER.findall(asking)) - frozenset(_WANTED.findall(asking))
 
 
@@ -363,6 +364,7 @@ _WANTED = re.compile(
     r"[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
     re.I,
 )
+_RATIO_OF_UNITS = re.compile(r"\b[a-zA-Z]{1,3}/(?:s|h|hr|min|L|mol|m|kg|K)(?![A-Za-z])")
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
 _PERSON = re.compile(
     r"(?<=[a-z,;] )[A-Z][a-z]+|(?<=\bthe )[A-Z][a-z]+|\b[A-Z][a-z]+(?=(?:'s|’s)? (?:is|has|had|and|was|[a-z]+s)\b)"
