@@ -77,7 +77,7 @@ def extract_answer(text: str, question: str = "") -> str:
     answer = extract_boxed(text) or extract_stated_answer(text, question)
     if answer:
         return answer
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER_OR_FRACTION.findall(text)
     return normalize_answer(numbers[-1]) if numbers else text.strip()
 
 
@@ -136,6 +136,7 @@ _SETTLED = re.compile(
 )
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
 _NUMBER = re.compile(NUMBER)
+_NUMBER_OR_FRACTION = re.compile(rf"\\[dt]?frac\{{[^{{}}]{{1,40}}\}}\{{[^{{}}]{{1,40}}\}}|{NUMBER}")
 _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
 
 

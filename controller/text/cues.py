@@ -65,52 +65,52 @@ class Language:
         common: words of a question that say nothing about what the question asks for, without a final s.
     """
 
-    answers: Patterns
-    corrects: Patterns
-    behind: Patterns
-    headings: Patterns
-    concludes: Patterns
-    turns: Patterns
-    states: Patterns
-    copulas: Patterns
-    fillers: Patterns
-    hedges: Patterns
-    supposed: Patterns
-    negations: Patterns
-    no_phrases: Patterns
-    reflections: Patterns
-    reconsiders: Patterns
-    deliberates: Patterns
-    confirms: Patterns
-    signals: Patterns
-    finals: Patterns
-    turn_signals: Patterns
-    equals: Patterns
-    form_only: Patterns
-    form: Patterns
-    asks: Patterns
-    numeric: Patterns
-    counted: Patterns
-    many: Patterns
-    truth: Patterns
-    plans: Patterns
-    checks: Patterns
-    closers: Patterns
-    asides: Patterns
-    denials: Patterns
-    gives: Patterns
-    measures: Patterns
-    alternatives: Patterns
-    dates: Patterns
-    percents: Patterns
-    chances: Patterns
-    weekdays: Patterns
-    scopes: Patterns
-    qualifiers: Patterns
-    results: Patterns
-    wants_words: Patterns
-    open: Patterns
-    common: Patterns
+    answers: Patterns = ()
+    corrects: Patterns = ()
+    behind: Patterns = ()
+    headings: Patterns = ()
+    concludes: Patterns = ()
+    turns: Patterns = ()
+    states: Patterns = ()
+    copulas: Patterns = ()
+    fillers: Patterns = ()
+    hedges: Patterns = ()
+    supposed: Patterns = ()
+    negations: Patterns = ()
+    no_phrases: Patterns = ()
+    reflections: Patterns = ()
+    reconsiders: Patterns = ()
+    deliberates: Patterns = ()
+    confirms: Patterns = ()
+    signals: Patterns = ()
+    finals: Patterns = ()
+    turn_signals: Patterns = ()
+    equals: Patterns = ()
+    form_only: Patterns = ()
+    form: Patterns = ()
+    asks: Patterns = ()
+    numeric: Patterns = ()
+    counted: Patterns = ()
+    many: Patterns = ()
+    truth: Patterns = ()
+    plans: Patterns = ()
+    checks: Patterns = ()
+    closers: Patterns = ()
+    asides: Patterns = ()
+    denials: Patterns = ()
+    gives: Patterns = ()
+    measures: Patterns = ()
+    alternatives: Patterns = ()
+    dates: Patterns = ()
+    percents: Patterns = ()
+    chances: Patterns = ()
+    weekdays: Patterns = ()
+    scopes: Patterns = ()
+    qualifiers: Patterns = ()
+    results: Patterns = ()
+    wants_words: Patterns = ()
+    open: Patterns = ()
+    common: Patterns = ()
 
 
 _BE = r"(?:is|are|was|'s|be|becomes?|equals?|remains?|comes? out (?:to|as)|turns? out to be|seems to be|has to be)"
@@ -435,7 +435,6 @@ CHINESE = Language(
         r"(?:答案|结果|最终答案|正确选项|正确答案)(?:应该|就|应当|也|便)?(?:是|为|：|:|＝|=)",
         r"(?:应该|应当|因此|所以|故)?选(?:择|项)?(?=\s*[a-z（(])",
     ),
-    corrects=(),
     behind=(r"(?:就|应该)?是(?:正确|最终)?的?答案", r"是正确的"),
     headings=(r"最终答案[：:]?", r"答案[：:]?"),
     concludes=(r"(?:所以|因此|于是|故|因而|综上|这样|那么|总共|一共)",),
@@ -481,10 +480,22 @@ CHINESE = Language(
     qualifiers=(r"一共|总共|共|还剩|剩下|多多少|少多少|相差|平均|现在|最终|最后",),
     results=(r"所以|因此|故|于是|那么|得|等于|即|答|剩|共|应",),
     open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),
-    common=(),
 )
 
-LANGUAGES = (ENGLISH, CHINESE)
+_ANSWER_WORD = r"(?:antwort|réponse|respuesta|risposta|resposta)"
+_VALUE = r"(?=[-$\\(*\s]*(?:\d|\\|[a-j]\b))"
+OTHERS = Language(  # German, French, Spanish, Italian and Portuguese: numbers and letters that are called the answer
+    answers=(
+        rf"\b{_ANSWER_WORD}(?: \w+)?(?:\s+(?:ist|lautet|wäre|est|es|è|é)\b|[\s*]*:)"
+        rf"(?:\s+(?:also|daher|somit|donc|alors|pues|entonces|quindi|option|opción)\b)*[:\s]*{_VALUE}",
+        rf"\bist die antwort\s+{_VALUE}",
+    ),
+    supposed=(rf"\b(?:wenn|falls|si|se) (?:die|la|a) {_ANSWER_WORD}\b",),
+    signals=("antwort", "réponse", "respuesta", "risposta", "resposta"),
+    finals=("antwort", "réponse", "respuesta", "risposta", "resposta"),
+)
+
+LANGUAGES = (ENGLISH, CHINESE, OTHERS)
 DELIBERATION_WORDS = (
     "wait", "hmm", "hold", "no", "but", "actually", "alternatively", "let", "okay", "ok", "alright",
     "等", "嗯", "不对", "让我",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.text.answers import Finality, extract_stated_answer, find_statements
+from tersely.controller.text.answers import Finality, extract_answer, extract_stated_answer, find_statements
 from tersely.controller.text.evidence import AnswerEvidence
 from tersely.controller.text.regions import ProtectedRegions, unclosed_region
 from tersely.controller.text.thoughts import ThinkingState
@@ -87,6 +87,11 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
         ("So it can't be B.", "Which one?\nA. one\nB. two", None),
         ("A 25-year-old needs B: zinc.", "Which one?\nA. iron\nB. zinc", "B"),
         ("<answer>The answer is **12**.</answer>", "", "12"),
+        ("Die Antwort lautet daher 12.", "", "12"),
+        ("La réponse finale est : **$\\frac{3}{4}$**", "", "3/4"),
+        ("La respuesta es B.", "Which one?\nA. iron\nB. zinc", "B"),
+        ("Wenn die Antwort ist 12, dann geht es nicht auf.", "", None),
+        ("Die Antwort ist nicht 12.", "", None),
         ("The town has 1.5 million people.", "How many people does the town have?", "1500000"),
         ("It is worth two million dollars.", "How many dollars is it worth?", "2000000"),
         ("So it is worth $3 million.", "How much is it worth in millions?", "3"),
@@ -101,6 +106,10 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
 )
 def test_the_end_of_a_text_is_read_by_what_is_asked(text: str, question: str, answer: str | None) -> None:
     assert extract_stated_answer(text, question) == answer
+
+
+def test_a_fraction_is_one_number_where_nothing_is_stated() -> None:
+    assert extract_answer("Il reste \\dfrac{2}{9} du gâteau, voilà.") == "2/9"
 
 
 def test_a_choice_that_is_settled_is_the_answer() -> None:
