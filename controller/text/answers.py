@@ -73,12 +73,22 @@ def find_last_statement(text: str, asked: Asked) -> tuple[Stated | None, bool]:
 
 
 def extract_answer(text: str, question: str = "") -> str:
-    """The answer in a final reply: its boxed part, its stated answer, its last number, or all of it."""
-    answer = extract_boxed(text) or extract_stated_answer(text, question)
+    """The answer in a final reply: its boxed part, what it begins with or states, its last number, or all of it."""
+    answer = extract_boxed(text) or _find_lead(text, question) or extract_stated_answer(text, question)
     if answer:
         return answer
     numbers = _NUMBER_OR_FRACTION.findall(text)
     return normalize_answer(numbers[-1]) if numbers else text.strip()
+
+
+def _find_lead(text: str, question: str) -> str | None:
+    """The answer of a reply that begins with it, in bold, and then explains it; None where a later one is final."""
+    lead, _, rest = text.strip().partition("\n\n")
+    bold = _BOLD.findall(lead)
+    if not bold or not rest or lead.endswith(":") or find_last_statement(rest, read_question(question))[1]:
+        return None
+    answer = extract_stated_answer(lead, question)
+    return answer if answer and any(answer in normalize_answer(one) for one in bold) else None
 
 
 def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement]:
@@ -136,6 +146,7 @@ _SETTLED = re.compile(
 )
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
 _NUMBER = re.compile(NUMBER)
+_BOLD = re.compile(r"\*\*([^*\n]{1,60}(?<!:))\*\*(?!:)")
 _NUMBER_OR_FRACTION = re.compile(rf"\\[dt]?frac\{{[^{{}}]{{1,40}}\}}\{{[^{{}}]{{1,40}}\}}|{NUMBER}")
 _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
 

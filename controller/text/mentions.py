@@ -61,7 +61,7 @@ _DATE = re.compile(
     rf"(?:\d{{1,2}}(?:st|nd|rd|th)? )?{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?\b|"
     rf"\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? \d{{4}})?|{_MONTH} \d{{4}}|\d{{4}}年(?:\d+月(?:\d+日)?)?|"
     r"\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}:\d\d(?:\s?[APap]\.?[Mm]\b)?|\b\d{1,2}\s?[ap]m\b|"
-    r"\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d.])"
+    r"\b\d{3,4}(?: (?:BC|AD|BCE|CE)\b)?(?![\d./])"
 )
 _CLOCK = re.compile(r"(\d{1,2})点(半|\d{1,2}(?!\d))?")
 _WEEKDAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b|(?:星期|周)[一二三四五六日天]")

@@ -374,7 +374,8 @@ _NO_PERSONS = frozenset(
     "At On For After Before And But Find Compute".split()
 )
 _POINT = re.compile(
-    r"\b(?:cent(?:er|re)|point|vertex|coordinates|vector|midpoint|cross product|gradient|triple|ordered pair)\b|"
+    r"\b(?:cent(?:er|re)|(?<!boiling )(?<!melting )(?<!freezing )point|vertex|coordinates|vector|midpoint|"
+    r"cross product|gradient|triple|ordered pair)\b|"
     r"坐标|向量|中点",
     re.I,
 )

@@ -20,7 +20,7 @@ _OPERAND = re.compile(
 )
 _OPERATOR = re.compile(
     r"\s*(?:(?:\\(?:cdot|times|div|pm|mp|leq?|geq?|neq?|approx|cup|cap|to|in|equiv|pmod|bmod|mid)(?![A-Za-z])|"
-    r"<=|>=|!=|\*\*|[-+−*/×·÷=<>≤≥≠≈±^_∪]|(?<=\d):(?=\d)|\s[xX](?=\s*\d)|(?<=\s)mod(?=\s))\s*)"
+    r"<=|>=|!=|\*\*(?!\s)|(?<=\s)\*\*|[-+−*/×·÷=<>≤≥≠≈±^_∪]|(?<=\d):(?=\d)|\s[xX](?=\s*\d)|(?<=\s)mod(?=\s))\s*)"
 )
 SCALE = r"(?:\s?(?:thousand|million|billion|trillion)\b|[万亿])"
 _POSTFIX = re.compile(

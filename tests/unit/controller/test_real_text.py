@@ -108,6 +108,20 @@ def test_the_end_of_a_text_is_read_by_what_is_asked(text: str, question: str, an
     assert extract_stated_answer(text, question) == answer
 
 
+@pytest.mark.parametrize(
+    ("reply", "question", "answer"),
+    [
+        ("**30**\n\nThe differences are 4, 6 and 8, so the next difference is 10.", "What comes next: 12, 20?", "30"),
+        ("It arrives at **11:30**.\n\nTime = 150/60 = 2.5 hours.", "When does it arrive?", "11:30"),
+        ("We have **20 eggs**.\n\n20 - 8 = 12\n\nSo 12 eggs are left.", "How many eggs are left?", "12"),
+        ("**Step 1:** 20 - 8 = 12\n\n**Answer:** 12", "How many eggs are left?", "12"),
+        ("Water boils at **100 °C** (212 °F).", "What is the boiling point of water?", "100"),
+    ],
+)
+def test_a_reply_may_begin_with_its_answer(reply: str, question: str, answer: str) -> None:
+    assert answers_equal(extract_answer(reply, question), answer)
+
+
 def test_a_fraction_is_one_number_where_nothing_is_stated() -> None:
     assert extract_answer("Il reste \\dfrac{2}{9} du gâteau, voilà.") == "2/9"
 
