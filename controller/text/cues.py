@@ -483,7 +483,7 @@ CHINESE = Language(
 )
 
 _ANSWER_WORD = r"(?:antwort|réponse|respuesta|risposta|resposta)"
-_VALUE = r"(?=[-$\\(*\s]*(?:\d|\\|[a-j]\b))"
+_VALUE = r"(?=[-$\\(*\s]*(?:\d+(?:\.\d\d?)?(?![\d.,]*\d| \d{3})|\\|[a-j]\b))"  # but 12,5 and 1.250 mean others here
 OTHERS = Language(  # German, French, Spanish, Italian and Portuguese: numbers and letters that are called the answer
     answers=(
         rf"\b{_ANSWER_WORD}(?: \w+)?(?:\s+(?:ist|lautet|wäre|est|es|è|é)\b|[\s*]*:)"

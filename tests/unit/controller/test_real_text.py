@@ -92,6 +92,8 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
         ("La respuesta es B.", "Which one?\nA. iron\nB. zinc", "B"),
         ("Wenn die Antwort ist 12, dann geht es nicht auf.", "", None),
         ("Die Antwort ist nicht 12.", "", None),
+        ("Die Antwort ist 12,5.", "", None),
+        ("La réponse est 1.250 euros.", "", None),
         ("The town has 1.5 million people.", "How many people does the town have?", "1500000"),
         ("It is worth two million dollars.", "How many dollars is it worth?", "2000000"),
         ("So it is worth $3 million.", "How much is it worth in millions?", "3"),
