@@ -256,7 +256,7 @@ class ChatModel:
 
     def _take(self, row: _Row, choice: dict[str, Any]) -> list[TextDelta]:
         """Read a choice of an event; returns what is new of the texts. Raises StreamError for a malformed one."""
-        delta = choice.get("delta") or {}
+        delta = choice.get("delta") or choice.get("message") or {}
         try:
             thinking, content = _read_content(delta.get("content") or "")
             thinking = delta.get("reasoning_content") or delta.get("reasoning") or thinking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tersely.errors import CapabilityError, ModelError, OptionError, TerselyErro
 
 from ..support.chat_servers import ChatServer, content
 from ..support.refusals import refused
-from ..support.remote_servers import TextServer
+from ..support.remote_servers import JsonHandler, TextServer, serve_http
 
 OFF = GenerationOptions(preset="off", max_new_tokens=100, sampling=SamplingParams(temperature=0.0, seed=3))
 
@@ -61,6 +62,24 @@ def test_thinking_may_be_a_part_of_the_content_or_come_behind_some(deltas: list[
     with ChatServer(deltas).serve() as server:
         done = ChatOnlyEndpoint(server.url).run(["What is 2+2?"], OFF)[0]
     assert (done.thinking, done.answer) == ("2 and 2", answer)
+
+
+def test_a_reply_that_is_no_stream_is_read_or_its_error_told() -> None:
+    replies = [reply({"content": "It is 4.", "reasoning": "2 and 2"}), {"error": {"message": "no credit", "code": 402}}]
+
+    class Whole(JsonHandler, BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200, {"data": [{"id": "talker"}]})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(200, replies.pop(0))
+
+    with serve_http(Whole) as url:
+        done = ChatOnlyEndpoint(url).run(["What is 2+2?"], OFF)[0]
+        assert (done.thinking, done.answer, done.usage.answer) == ("2 and 2", "It is 4.", 29)
+        with pytest.raises(ModelError, match="no credit"):
+            ChatOnlyEndpoint(url).run(["What is 2+2?"], OFF)
 
 
 def test_thinking_within_the_content_is_split_off(engine: TransformersEngine) -> None:

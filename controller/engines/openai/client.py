@@ -125,6 +125,10 @@ class OpenAIClient:
         """
         try:
             async with self._send("POST", path, body) as reply, aclosing(read_events(reply, self.timeout)) as pieces:
+                if reply.content_type == "application/json":  # from a server that does not stream, or an error
+                    whole = await read_body(reply, _MAX_REPLY, self.timeout, cut=True)
+                    yield self._check_event(parse_event(whole.decode("utf-8", "replace")), path)
+                    return
                 async for data in pieces:
                     if data.strip() == "[DONE]":
                         with suppress(self._aiohttp.ClientError):  # all that matters has come
