@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
 from ..chat_model import ChatModel, ChatQuestion
-from ..engines.openai import CompletionBackend, ServerLostError, run_together
+from ..engines.openai import CompletionBackend, run_together
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session, make_sink
@@ -202,7 +202,7 @@ class UpstreamWorker(SessionWorker, LoopWorker):
 
 def _upstream_failed(error: ModelError) -> RequestError:
     """The error for clients, who need not know where the upstream server is."""
-    if isinstance(error, ServerLostError):
+    if error.code == "server_lost":
         return RequestError("the upstream server was lost; try again", 502, code=error.code, retry_after=1)
     what = "refused the request" if isinstance(error, RefusedError) else "failed"
     return RequestError(f"the upstream server {what}; see the server log", 502, code=error.code)

@@ -220,8 +220,10 @@ def test_a_chat_endpoint_that_breaks_is_asked_again_until_it_has_written() -> No
         upstream.breaks = [0, 0]
         assert ask(server)["choices"][0]["message"]["content"] == "It is 7."
         upstream.breaks = [2]
-        error = ask(server, status=502)["error"]
+        reply = ask(server, status=502)
+        error = reply["error"]
         assert error["code"] == "server_lost" and upstream.url not in error["message"]
+        assert reply["headers"]["retry-after"] == "1"
 
 
 def test_a_client_that_leaves_ends_the_stream_upstream() -> None:
