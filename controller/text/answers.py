@@ -144,6 +144,7 @@ _SETTLED = re.compile(
     r"\s*[*(]*([A-Z])\b[)*]*(?=[.!:,]|\s*$|\s\()",
     _FLAGS,
 )
+_EXAMPLE = re.compile(r"\b(?:for (?:example|instance)|e\.g\.|if the answer|your (?:final )?answer (?:in|as))\b", _FLAGS)
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
 _NUMBER = re.compile(NUMBER)
 _BOLD = re.compile(r"\*\*([^*\n]{1,60}(?<!:))\*\*(?!:)")
@@ -154,7 +155,7 @@ _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
 def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
     """The value of one sentence and how final it is; the cheap tests come first."""
     if "\\boxed" in sentence and (boxed := extract_boxed(sentence)) and not PLACEHOLDER.fullmatch(boxed):
-        return boxed, Finality.ANSWERS
+        return None if _EXAMPLE.search(sentence) else (boxed, Finality.ANSWERS)
     if "</" in sentence and (tagged := _TAGGED.search(sentence)) and not PLACEHOLDER.fullmatch(tagged[2]):
         inner = _read_sentence(tagged[2], asked)
         return inner if inner and inner[1] is Finality.ANSWERS else (tagged[2], Finality.ANSWERS)

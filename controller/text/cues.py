@@ -119,9 +119,10 @@ _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:th
 ENGLISH = Language(
     answers=(
         r"(?<!other )(?<!one )(?<!trap )(?<!wrong )(?<!tempting )(?<!obvious )(?<!naive )"
-        r"(?<!first )(?<!second )(?<!another )"
+        r"(?<!first )(?<!second )(?<!another )(?<!possible )(?<!previous )(?<!earlier )(?<!initial )"
         r"\b(?:answer|solution)s?(?:\*\*)?"
-        r"(?!\s+(?:to|for|of|in) (?:\w+ )?(?:(?:first|second|third|next|previous|part|step|sub-?\w+)\b|case \d))"
+        r"(?!\s+(?:choices|options|key)\b|"
+        r"\s+(?:to|for|of|in) (?:\w+ )?(?:(?:first|second|third|next|previous|part|step|sub-?\w+)\b|case \d))"
         r"(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
@@ -198,9 +199,15 @@ ENGLISH = Language(
         r"\banswer (?:is|was|would be|should be|can ?)\s?(?:not|n't)\b",
         r"\b(?:between \S+ and [^,;]*$|has to be an?|smaller (?:case|example)|(?:we could|let's|if we) try)\b",
         r"\b(?:ruled out|excluded|eliminated|wrong|incorrect|mistaken|cannot be right|can't be right)\b",
-        r"\b(?:question|problem) (?:is|asks) (?:how|what|which|who|whose|when|where|whether|if|for|to find)\b",
+        r"\b(?:question|problem) (?:is|asks) (?:how|what|which|who|whose|when|where|whether|if|for|to find)\b|"
+        r"\b(?:doubt|unlikely|(?:\w+n't|not) (?:think|believe)|assume|says?|claims?|first thought|people|students?) "
+        r"(?:that )?(?:the )?(?:correct |final )?answer\b|\bdoes(?:n't| not) (?:make sense|fit|match)\b|"
+        r"\d+\W+(?:no,? wait|wait,? no)\b|\b(?:partially|partly) (?:correct|right|true)\b|\bcorrect in\b|\btempting\b",
     ),
-    negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
+    negations=(
+        r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed|between|at (?:least|most)|"
+        r"(?:greater|less|more|fewer|larger|smaller|higher|lower) than|an? (?:integer|multiple|divisor|factor)|off by)\b",
+    ),
     no_phrases=(
         r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple)|in\b|not\b|correct|right\b|wrong|incorrect|the same|"
         r"as\b|that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|"

@@ -67,6 +67,7 @@ def test_sentences_are_read_as_well_as_measured(
     "text",
     [
         "Is the answer 12?",
+        "So the question is how many there are after selling 3.",
         "If the answer were 12, the sum would be odd.",
         "So the answer is not 12.",
         "Next I will compute the total of the 12 boxes.",
@@ -87,6 +88,8 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
         ("So it can't be B.", "Which one?\nA. one\nB. two", None),
         ("A 25-year-old needs B: zinc.", "Which one?\nA. iron\nB. zinc", "B"),
         ("<answer>The answer is **12**.</answer>", "", "12"),
+        ("Cleo is the tallest.", "Who is the tallest: Ann, Ben or Cleo?", "Cleo"),
+        ("v = 120 km / 2 h = 60 km/h", "What is the speed of the train in km/h?", "60"),
         ("Die Antwort lautet daher 12.", "", "12"),
         ("La réponse finale est : **$\\frac{3}{4}$**", "", "3/4"),
         ("La respuesta es B.", "Which one?\nA. iron\nB. zinc", "B"),
@@ -108,6 +111,31 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
 )
 def test_the_end_of_a_text_is_read_by_what_is_asked(text: str, question: str, answer: str | None) -> None:
     assert extract_stated_answer(text, question) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is between 12 and 15.",
+        "The answer is at most 12.",
+        "The answer is a multiple of 7.",
+        "The answer is off by 2.",
+        "The answer is 12, no wait, 14.",
+        "The answer choices are 12, 14 and 16.",
+        "A possible answer is 12.",
+        "The answer of 12 doesn't make sense.",
+        "I don't think the answer is 12.",
+        "Tom says the answer is 12.",
+        "For instance, if the answer is 5, write \\boxed{5}.",
+    ],
+)
+def test_what_is_not_called_the_answer(text: str) -> None:
+    assert all(one.finality < Finality.ANSWERS for one in find_statements(text, "How many boxes are there?"))
+
+
+@pytest.mark.parametrize("text", ["Option A is partially correct.", "Answer A is tempting.", "A is correct in part."])
+def test_a_choice_that_is_only_weighed_is_not_the_answer(text: str) -> None:
+    assert not list(find_statements(text, "Which one?\nA. iron\nB. zinc"))
 
 
 @pytest.mark.parametrize(
