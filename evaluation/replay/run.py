@@ -59,7 +59,7 @@ class Stop:
         """The policy and its reason, without this row's answer and numbers, so that equal reasons can be counted."""
         reason = self.decision.reason
         if self.stated:
-            reason = re.sub(rf"(?<!\w){re.escape(self.stated)}(?!\w)", "…", reason)
+            reason = re.sub(rf"(?<!\w){re.escape(self.stated)}(?!\w)", "…", reason, flags=re.I)
         text = f"{self.decision.policy}: {_NUMBER.sub('…', reason)}"
         return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
 

@@ -17,6 +17,7 @@ from tersely.controller.budgets import Budget
 from tersely.controller.engines.transformers.model_runner import PrefixCache
 from tersely.controller.policies.base import Trial, TrialAnswer, TrialPrompt
 from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.trace import Decision
 from tersely.controller.trials import trial_opening
 from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.evaluation.replay.cli import replay
@@ -27,6 +28,7 @@ from tersely.evaluation.replay.run import (
     EQUAL_BUDGET,
     FIRST_CORRECT,
     ReplayedRow,
+    Stop,
     cut_at_equal_tokens,
     is_right,
     make_replay_arms,
@@ -388,3 +390,8 @@ def test_a_choice_is_right_by_its_label_and_by_its_text() -> None:
         assert is_right(row, "B", checker) and is_right(row, "3/2", checker)
         assert not is_right(row, "A", checker) and not is_right(row, "", checker)
         assert not is_right(RecordedOutput("2", "What is B?", "", "B", gold="3/2"), "B", checker)
+
+
+def test_a_reason_is_the_same_for_all_answers() -> None:
+    close = Decision("convergence", "close", "3 derivations agree on the answer Yes", 8)
+    assert Stop(close, 8, "", "yes", "yes").reason == "convergence: … derivations agree on the answer …"
