@@ -102,6 +102,8 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     """A name or a short phrase up to the end of its clause, or the number that the clause arrives at."""
     phrase = _CLAUSE.match(sentence, at)
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
+    if asked.truth and (said := _TRUTH.match(words)):
+        return said[0]
     name = _NAME.match(words) if not asked.numeric else None
     if name and name[0].strip() in asked.text:
         words = re.sub(
@@ -120,6 +122,7 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
 
 _CLAUSE = re.compile(r"[^.,;:!?\n(。，；—]+")
 _MARKUP = re.compile(r"[*_`\"“”]")
+_TRUTH = re.compile(r"(?:yes|no|true|false)\b", _FLAGS)
 _NAME = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?=(?:in|at|is|who|on|because|since|being|as|for|with|from)\b)")
 _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\w)", re.IGNORECASE)
 _ABOUT_FORM = re.compile(rf"(?:{either('form')})", _FLAGS)

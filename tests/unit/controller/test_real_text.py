@@ -88,6 +88,8 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
         ("So it can't be B.", "Which one?\nA. one\nB. two", None),
         ("A 25-year-old needs B: zinc.", "Which one?\nA. iron\nB. zinc", "B"),
         ("<answer>The answer is **12**.</answer>", "", "12"),
+        ("The answer is no because 7 divides it.", "Is 91 a prime number?", "no"),
+        ("97 is a prime number: no prime up to 9 divides it.", "Is 97 a prime number?", None),
         ("Cleo is the tallest.", "Who is the tallest: Ann, Ben or Cleo?", "Cleo"),
         ("v = 120 km / 2 h = 60 km/h", "What is the speed of the train in km/h?", "60"),
         ("Die Antwort lautet daher 12.", "", "12"),
