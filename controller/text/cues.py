@@ -189,7 +189,10 @@ ENGLISH = Language(
         r"option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
         r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
     ),
-    hedges=(r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|seems? (?:like|that)|suggests?|expected)\b",),
+    hedges=(
+        r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|"
+        r"seems? (?:like|that)|suggests?|expected)\b",
+    ),
     supposed=(
         r"^\W*(?:if|suppose|assume|assuming|let's say|imagine|whether|unless|when|what if|say)\b",
         r"\b(?:if|whether|suppose|unless) (?:the|my|our|this) (?:final )?answer\b",
@@ -205,8 +208,9 @@ ENGLISH = Language(
         r"\d+\W+(?:no,? wait|wait,? no)\b|\b(?:partially|partly) (?:correct|right|true)\b|\bcorrect in\b|\btempting\b",
     ),
     negations=(
-        r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed|between|at (?:least|most)|"
-        r"(?:greater|less|more|fewer|larger|smaller|higher|lower) than|an? (?:integer|multiple|divisor|factor)|off by)\b",
+        r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed|between|off by|"
+        r"at (?:least|most)|(?:greater|less|more|fewer|larger|smaller|higher|lower) than|"
+        r"an? (?:integer|multiple|divisor|factor))\b",
     ),
     no_phrases=(
         r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple)|in\b|not\b|correct|right\b|wrong|incorrect|the same|"

@@ -35,8 +35,8 @@ _TURN = re.compile(
     re.I,
 )
 _TRUTH = re.compile(
-    r"\b(yes|no(?! (?!(?:it|they|s?he|this|that|you|we|i|there|because|since|as|and|but|for|when|if|in|by)\b)[a-z])|true|"
-    r"false)\b|((?:回答|答案)[是为：:]?[\"“]是|是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|"
+    r"\b(yes|no(?! (?!(?:it|they|s?he|this|that|you|we|i|there|because|since|as|and|but|for|when|if|in|by)\b)[a-z])|"
+    r"true|false)\b|((?:回答|答案)[是为：:]?[\"“]是|是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|"
     r"(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:它|这)?(?:是|能|会|对|可以))",
     re.I,
 )
