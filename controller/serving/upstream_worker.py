@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
 from ..chat_model import ChatModel, ChatQuestion
-from ..engines.openai import CompletionBackend, run_together
+from ..engines.openai import CompletionBackend, StreamError, run_together
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session, make_sink
@@ -25,6 +25,7 @@ from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost
 
 _log = logging.getLogger(__name__)
 _CLOSE_TIMEOUT = 5.0  # seconds
+_BUSY = (429, 503)  # statuses that are passed on
 
 
 class LoopWorker(RequestWorker):
@@ -202,6 +203,10 @@ class UpstreamWorker(SessionWorker, LoopWorker):
 
 def _upstream_failed(error: ModelError) -> RequestError:
     """The error for clients, who need not know where the upstream server is."""
+    cause = error.__cause__
+    if isinstance(cause, StreamError) and cause.status in _BUSY:
+        seconds = max(1, round(cause.retry_after))
+        return RequestError("the upstream server is busy; try again", cause.status, code="busy", retry_after=seconds)
     if error.code == "server_lost":
         return RequestError("the upstream server was lost; try again", 502, code=error.code, retry_after=1)
     what = "refused the request" if isinstance(error, RefusedError) else "failed"

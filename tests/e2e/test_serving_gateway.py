@@ -226,6 +226,15 @@ def test_a_chat_endpoint_that_breaks_is_asked_again_until_it_has_written() -> No
         assert reply["headers"]["retry-after"] == "1"
 
 
+def test_a_chat_endpoint_that_stays_busy_says_so_to_clients() -> None:
+    with ChatServer(SAID).serve() as upstream, gateway({"url": upstream.url}) as server:
+        upstream.busy = 2
+        assert ask(server)["choices"][0]["message"]["content"] == "It is 7."
+        upstream.busy = 3
+        reply = ask(server, status=429)
+        assert (reply["error"]["code"], reply["headers"]["retry-after"]) == ("busy", "7")
+
+
 def test_a_client_that_leaves_ends_the_stream_upstream() -> None:
     with (
         ChatServer([content("word ")] * 100_000, pause=0.005).serve() as upstream,  # for longer than `until` waits

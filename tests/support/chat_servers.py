@@ -26,6 +26,7 @@ class ChatServer:
         owner: Whom it names as the owner of its models.
         refuses: Fields that it does not know.
         breaks: After how many deltas the next requests break.
+        busy: How many of the next requests it refuses by 429.
         usage: The usage at the end; None reports none.
         pause: Seconds between two deltas.
         bodies: The bodies of all streamed requests.
@@ -37,6 +38,7 @@ class ChatServer:
     owner: str = "somebody"
     refuses: frozenset[str] = frozenset()
     breaks: list[int] = field(default_factory=list)
+    busy: int = 0
     models: Sequence[str] = ("talker",)
     usage: dict[str, Any] | None = None
     finish: str = "stop"
@@ -76,6 +78,9 @@ def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
                 self.reply(400, {"error": {"message": f"unknown fields {sorted(unknown)}"}})
             elif not body.get("stream"):
                 self.reply(200, {"choices": [{"message": {"content": "2"}}]})
+            elif server.busy:
+                server.busy -= 1
+                self.reply(429, {"error": {"message": "too many requests"}}, retry_after="0" if server.busy else "7")
             else:
                 server.bodies.append(body)
                 server.running += 1

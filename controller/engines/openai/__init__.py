@@ -31,11 +31,14 @@ class Chunk:
 
 
 class StreamError(Exception):
-    """A stream failed for a reason that may be temporary; the server asks for `retry_after` seconds of rest."""
+    """A stream failed for a reason that may be temporary.
 
-    def __init__(self, message: str = "", retry_after: float = 0.0) -> None:
+    The server asks for `retry_after` seconds of rest; `status` is that of its reply, or 0.
+    """
+
+    def __init__(self, message: str = "", retry_after: float = 0.0, status: int = 0) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.status = retry_after, status
 
 
 class ServerLostError(ModelError):
@@ -78,7 +81,7 @@ async def run_together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        raise errors.exceptions[0] from errors.exceptions[0].__cause__
     return [task.result() for task in tasks]
 
 

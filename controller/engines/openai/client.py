@@ -219,7 +219,7 @@ class OpenAIClient:
             )
         if status in _TEMPORARY:
             seconds = float(retry_after) if retry_after.isdecimal() and len(retry_after) < 9 else 0.0
-            return StreamError(f"{status}: {message}", min(seconds, _MAX_RETRY_AFTER))
+            return StreamError(f"{status}: {message}", min(seconds, _MAX_RETRY_AFTER), status)
         return RefusedError(f"{self.url}{path} refuses the request ({status}: {message})", status)
 
 
