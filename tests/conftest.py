@@ -195,7 +195,8 @@ def our_vllm_server(
         (folder / "team").write_text("of-the-team")
         (folder / "server.toml").write_text(SERVER_CONFIG)
         flags = ("--config", str(folder / "server.toml"), "--verifier", judge[1], "--trials", "self", "--drain", "5")
-        return vllm_server("tersely-tiny-small", folder, *flags, "--max-num-batched-tokens", "1024")
+        more = ("--max-num-batched-tokens", "1024")
+        return vllm_server("tersely-tiny-small", folder, *flags, *more, forked_engine=True)
 
     with shared(start) as running:
         yield running

@@ -22,6 +22,7 @@ from tersely.errors import ModelError, OptionError
 from tersely.evaluation.tasks.questions import load
 
 from ..support.refusals import refused
+from ..support.vllm_engine import forked_engines
 
 pytestmark = pytest.mark.vllm
 
@@ -34,8 +35,7 @@ SETTINGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "g
 @pytest.fixture(scope="session")
 def engine() -> Iterator[RemoteEngine]:
     """Kept to the end, as vLLM shuts down all engines of a process with the first one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's own imports warn
+    with forked_engines():
         engine = load_async_llm(MODEL, **SETTINGS)
     yield engine
     with warnings.catch_warnings():

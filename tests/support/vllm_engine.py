@@ -1,8 +1,13 @@
-"""Starting a vLLM in this process, among the many objects and modules that tests leave in it."""
+"""Starting a vLLM in this process, among the many objects and modules that tests leave in it.
+
+As a program, `vllm_engine.py MODULE ARGUMENTS` runs a module of vLLM within `forked_engines`.
+"""
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import runpy
 import sys
 import warnings
 from collections.abc import Iterator
@@ -39,3 +44,19 @@ def quick_start() -> Iterator[None]:
             yield
         finally:
             gc.unfreeze()  # fixtures that live now can be collected when their tests end
+
+
+@contextmanager
+def forked_engines() -> Iterator[None]:
+    """Within it, an engine's process is a copy of this one, as on GPUs; on CPUs vLLM would import all anew in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own imports warn, and Python 3.12 where a process has several threads
+        utils = import_module("vllm.v1.engine.utils")
+        with mock.patch.object(utils, "get_mp_context", return_value=multiprocessing.get_context("fork")):
+            yield
+
+
+if __name__ == "__main__":
+    del sys.argv[0]
+    with forked_engines():
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

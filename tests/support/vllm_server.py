@@ -17,6 +17,8 @@ import httpx
 
 from tersely.models import get_model_path
 
+from . import vllm_engine
+
 NAME, KEY = "tiny", "sesame"
 _SMALL = "--enforce-eager --max-model-len 1024 --block-size 32 --dtype float32 --gpu-memory-utilization 0.3".split()
 START, STOP = 300.0, 30.0
@@ -90,32 +92,33 @@ def shared(start: Callable[[], AbstractContextManager[VllmServer]]) -> Iterator[
         yield running
 
 
-def vllm_server(model: str, folder: Path, *flags: str) -> AbstractContextManager[VllmServer]:
+def vllm_server(
+    model: str, folder: Path, *flags: str, forked_engine: bool = False
+) -> AbstractContextManager[VllmServer]:
     """`tersely serve --engine vllm`; folder takes its log."""
-    return _started(
-        ["tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME, "--metrics", "open", *_SMALL, *flags],
-        folder,
-    )
+    program = [vllm_engine.__file__, "tersely.cli"] if forked_engine else ["-m", "tersely.cli"]
+    command = [*program, "serve", model, "--engine", "vllm", "--name", NAME, "--metrics", "open"]
+    return _started([*command, *_SMALL, *flags], folder)
 
 
 def plain_vllm_server(model: str | Path, folder: Path, *flags: str) -> AbstractContextManager[VllmServer]:
-    """vLLM's own command, with nothing of ours in it, on an embedded model or a folder."""
+    """vLLM's own program, with nothing of ours in it, on an embedded model or a folder."""
     path = model if isinstance(model, Path) else get_model_path(model)
-    command = ["vllm.entrypoints.openai.api_server", "--model", str(path), "--served-model-name", NAME]
-    return _started([*command, "--host", "127.0.0.1", *_SMALL, *flags], folder)
+    command = [vllm_engine.__file__, "vllm.entrypoints.openai.api_server", "--model", str(path)]
+    return _started([*command, "--served-model-name", NAME, "--host", "127.0.0.1", *_SMALL, *flags], folder)
 
 
 def gateway_server(upstream: str, model: str, folder: Path, key: str = "") -> AbstractContextManager[VllmServer]:
     """`tersely serve --upstream` before a server."""
-    command = ["tersely.cli", "serve", "--upstream", upstream, "--tokenizer", str(get_model_path(model))]
+    command = ["-m", "tersely.cli", "serve", "--upstream", upstream, "--tokenizer", str(get_model_path(model))]
     return _started([*command, "--upstream-key", key, "--metrics", "open"], folder)
 
 
 @contextmanager
 def _started(command: list[str], folder: Path) -> Iterator[VllmServer]:
-    """Start a module as a program and end it."""
+    """Start a program of Python and end it."""
     port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", *command, "--port", str(port), "--api-key", KEY]
+    command = [sys.executable, *command, "--port", str(port), "--api-key", KEY]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, cwd=folder)
     server = VllmServer(f"http://127.0.0.1:{port}", process, log)
