@@ -1,10 +1,10 @@
 """vLLM's V2 runner on a CPU: its Triton kernels are interpreted, in a process of its own.
 
-    python tests/support/vllm_v2.py ARMS MESSAGES OPTIONS...
+    python tests/support/vllm_v2.py ARMS MESSAGES OPTIONS
 
 ARMS are keywords of `tersely.LLM.chat` by name, MESSAGES the chat of each, which are sent all at once, and OPTIONS
-keywords of `tersely.LLM`, one object for each engine; all JSON. With `"async_scheduling": true` the scheduler is one
-step ahead, as on GPUs. Prints for each engine what it answered, as JSON: by arm, tokens and decisions.
+keywords of `tersely.LLM`; all JSON. With `"async_scheduling": true` the scheduler is one step ahead, as on GPUs. Prints
+what the engine answered, as JSON: by arm, tokens and decisions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def interpret_triton() -> None:
 
 
 def answer(arms: dict[str, Any], messages: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What one engine answers, how many drafts it accepted, and how often it preempted a request."""
+    """What an engine answers, how many drafts it accepted, and how often it preempted a request."""
     from vllm import SamplingParams
     from vllm.platforms.cpu import CpuPlatform
 
@@ -90,5 +90,4 @@ def answer(arms: dict[str, Any], messages: list[Any], options: dict[str, Any]) -
 
 if __name__ == "__main__":
     interpret_triton()
-    given = [json.loads(argument) for argument in sys.argv[1:]]
-    print(json.dumps([answer(given[0], given[1], options) for options in given[2:]]))
+    print(json.dumps(answer(*map(json.loads, sys.argv[1:]))))
