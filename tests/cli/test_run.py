@@ -18,7 +18,7 @@ from tersely.controller.engines import EngineWrapper
 from tersely.controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from tersely.models import get_model_path
 
-QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
+QUESTION = "Mia has 4 shells. Mia finds 3 more shells. Mia gives away 2 shells. How many shells does Mia have now?"
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
 """Leaves 36 tokens of thinking, less than the embedded model ever uses."""
 

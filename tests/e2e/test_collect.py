@@ -36,9 +36,9 @@ from ..support.commands import refused
 
 PROBLEMS = {
     "Tom has 3 shells. Tom finds 4 shells. How many shells does Tom have now?": "7",
-    "Set a to 12 + 30. Set b to a - 7. What is b?": "35",
+    "Set a to 5 + 4. Set b to a - 7. What is b?": "2",
     "What is 7 * 6?": "42",
-    "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?": "79",
+    "Mia has 4 shells. Mia finds 3 more shells. How many shells does Mia have now?": "7",
     "What is (5 + 8) * 3 - 2?": "37",
 }
 TIERS = ("none", "easy", "normal")

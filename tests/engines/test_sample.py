@@ -29,7 +29,7 @@ from ..support.planted_records import constant
 from ..support.refusals import refused
 
 EASY = "Set a to 6 + 4. What is a?"
-QUESTIONS = [EASY, "Compute 9 - 4 + 2.", "Compute 48 + 27 - 36."]
+QUESTIONS = [EASY, "Compute 9 - 4 + 2.", "Compute 5 + 4 - 6."]
 
 
 @pytest.fixture(scope="module")

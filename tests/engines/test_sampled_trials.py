@@ -23,7 +23,7 @@ from tersely.evaluation.tasks.questions import load
 
 from ..support.word_tokenizer import WordTokenizer
 
-PROBLEMS = [question.problem for question in load("tiny", "fit", 3, 3)]
+PROBLEMS = [question.problem for question in load("tiny", "fit", 3, 9)]
 GREEDY = GenerationOptions(preset="off", max_new_tokens=800, sampling=SamplingParams(temperature=0.0))
 WARM = replace(GREEDY, sampling=SamplingParams(temperature=1.5, seed=1))
 

@@ -82,7 +82,7 @@ def test_the_hint_is_a_turn_of_the_models_own_template(small: TransformersEngine
     opening, closing = turn
     assert (opening, closing) == ("<|im_start|>user\n", "<|im_end|>"), "the authors' own, for Qwen"
     done = tersely.generate(
-        small, prompts="Compute (48 + 27) - 36.", policies=[ConciseHint(alpha=40)], max_new_tokens=300, temperature=0
+        small, prompts="Compute (5 + 4) - 6.", policies=[ConciseHint(alpha=40)], max_new_tokens=300, temperature=0
     )
     texts = [d.text for d in done.trace if d.action == "inject"]
     assert texts and set(texts) == {f"-{opening}make answer concise!{closing}-"}

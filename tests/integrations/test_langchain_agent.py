@@ -123,6 +123,6 @@ def test_agent_on_a_model_that_cannot_call_tools_is_refused():
 def test_agent_streams_text_token_by_token():
     model = ChatTersely(model=MODEL, temperature=0, max_tokens=400)
     agent = create_agent(model, [])
-    asked = {"messages": [HumanMessage("Compute (48 + 27) - 36.")]}
+    asked = {"messages": [HumanMessage("Compute (5 + 4) - 6.")]}
     chunks = [chunk for chunk, _ in agent.stream(asked, stream_mode="messages")]
     assert len(chunks) > 20 and "".join(chunk.text for chunk in chunks) == agent.invoke(asked)["messages"][-1].text

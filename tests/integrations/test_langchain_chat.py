@@ -25,9 +25,9 @@ from tersely.errors import OptionError, PromptError
 from ..support.text_engine import TextEngine
 
 MODEL = "tersely-tiny-small"
-QUESTION = "Compute (48 + 27) - 36."
+QUESTION = "Compute (5 + 4) - 6."
 HELD = 20
-OTHERS = ["Compute 3 + 4.", "Compute (9 + 8) - 7.", "Compute 50 - 12."]
+OTHERS = ["Compute 3 + 4.", "Compute (2 + 3) - 4.", "Compute 9 - 2."]
 
 
 class CountingEngine(TransformersEngine):

@@ -21,7 +21,7 @@ from llama_index.core.prompts import PromptTemplate
 import tersely
 from tersely.controller.integrations.llamaindex import TerselyLLM, _as_prompt
 
-PROBLEM = "Kai has 9 shells. Kai finds 31 shells. Count the shells."
+PROBLEM = "Kai has 4 shells. Kai finds 3 shells. Count the shells."
 
 
 @pytest.fixture(scope="module")

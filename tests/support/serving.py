@@ -26,7 +26,7 @@ from tersely.controller.session import Session
 from tersely.controller.types import Engine
 
 MODEL = "tersely-tiny-small"
-QUESTION = "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?"
+QUESTION = "Mia has 4 shells. Mia finds 3 shells. How many shells does Mia have now?"
 PATIENCE = 180.0
 
 

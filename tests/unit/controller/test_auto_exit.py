@@ -25,7 +25,7 @@ from tersely.probes.artifact import ArtifactError
 from ...support.planted_rules import store
 from ...support.refusals import refused
 
-PROBLEM = "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?"
+PROBLEM = "Mia has 4 shells. Mia finds 3 more shells. How many shells does Mia have now?"
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ from ...support.refusals import refused
 from ...support.scripted import ScriptedEngine
 
 SHELLS = "Tom has 3 shells. Tom finds 4 shells. How many shells does Tom have now?"
-STEPS = "Set a to 12 + 30. Set b to a - 7. What is b?"
+STEPS = "Set a to 5 + 4. Set b to a - 7. What is b?"
 NAMES = ("none", "easy", "normal", "hard")
 WIDTH, MOST = 128, 260
 

@@ -27,8 +27,8 @@ from tersely.probes.rule import StopRule
 from ...support.planted_rules import stored_rule
 from ...support.refusals import refused
 
-SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
-OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
+SHELLS = "Tom has 3 shells. Tom finds 5 shells. How many shells does Tom have now?"
+OTHER = "Set a to 5 + 4. Set b to a - 7. What is b?"
 GREEDY = SamplingParams(temperature=0)
 
 

@@ -89,7 +89,7 @@ def test_a_hint_with_a_special_token_of_the_model_is_refused(token: str) -> None
 def test_hints_are_counted_as_forced() -> None:
     engine = load_engine("tersely-tiny-small")
     made = tersely.generate(
-        engine, prompts="Compute (48 + 27) - 36.", policies=make_policies("fast"), max_new_tokens=300, seed=1
+        engine, prompts="Compute (5 + 4) - 6.", policies=make_policies("fast"), max_new_tokens=300, seed=1
     )
     texts = [d.text for d in made.trace if d.action == "inject"]
     assert texts and all(HINT in text for text in texts)

@@ -37,7 +37,7 @@ from ...support.refusals import refused
 PROMPTS = [
     "Tom has 3 shells. Tom finds 4 shells. How many shells does Tom have now?",
     "What is 7 * 6?",
-    "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?",
+    "Mia has 4 shells. Mia finds 3 more shells. How many shells does Mia have now?",
 ]
 
 

@@ -38,7 +38,7 @@ from ...support.planted_rules import FREE, PAID, store, stored_rule, sure
 from ...support.refusals import refused
 
 PROBLEM = "What is 7 * 6?"
-OTHER = "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?"
+OTHER = "Mia has 4 shells. Mia finds 3 more shells. How many shells does Mia have now?"
 MOST = 400
 
 
@@ -287,7 +287,7 @@ def test_engines_without_hidden_states_are_refused(engine: TransformersEngine, t
 
 
 def test_a_policy_is_not_tested_on_what_it_learnt_from(engine: TransformersEngine, tmp_path: Path) -> None:
-    questions = [Question("q1", PROBLEM, "42"), Question("q2", OTHER, "79")]
+    questions = [Question("q1", PROBLEM, "42"), Question("q2", OTHER, "7")]
     probes = store(tmp_path, engine, learned_from=[hash_question(questions[1])])
     context = BindContext(engine, probes)
     policies = [policy.bind(context) for policy in (Readiness(), Reconsider(), make_policy("budget"))]

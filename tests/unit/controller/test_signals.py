@@ -12,7 +12,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.controller.engines.transformers.hooks import compute_signals
 from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo
 
-PROMPTS = ("Compute 3 + 4.", "Compute (48 + 27) - 36.", "What is 5 * 12 - 7?")
+PROMPTS = ("Compute 3 + 4.", "Compute (5 + 4) - 6.", "What is 5 * 12 - 7?")
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_a_strategy_says_what_a_tier_may_spend() -> None:
 def test_generate_takes_a_strategy() -> None:
     done = tersely.generate(
         "tersely-tiny-small",
-        prompts="Compute (48 + 27) - 36.",
+        prompts="Compute (5 + 4) - 6.",
         effort="easy",
         strategy="diffadapt",
         max_new_tokens=164,

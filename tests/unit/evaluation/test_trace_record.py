@@ -79,7 +79,7 @@ def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> No
     from tersely.controller.engines.transformers.engine import load_engine
 
     engine = load_engine("tersely-tiny-small")
-    question = "Compute (48 + 27) - 36."
+    question = "Compute (5 + 4) - 6."
     controlled = {"policies": ["hint", "budget"], "max_new_tokens": 120}
     ours, plain = (tersely.generate(engine, prompts=question, seed=0, **k) for k in (controlled, {"preset": "off"}))
     record = build_record(ours, question, plain, codec=TokenizerAdapter(engine.tokenizer))
