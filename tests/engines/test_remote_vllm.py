@@ -92,7 +92,7 @@ def test_connect_finds_what_the_server_can_do(remote: RemoteEngine, server: Vllm
 
 @pytest.mark.parametrize(
     ("preset", "acts"),
-    [("off", set()), ("fast", {"budget", "convergence", "hint"}), ("trimr", {"budget", "trimr"})],
+    [("fast", {"budget", "convergence", "hint"}), ("trimr", {"budget", "trimr"})],
 )
 def test_greedy_answers_are_the_same_as_on_transformers(
     local: TransformersEngine, remote: RemoteEngine, preset: str, acts: set[str]
@@ -151,7 +151,7 @@ class DelegateOnce(Policy):
 
 def test_a_close_can_be_retracted(local: TransformersEngine, remote: RemoteEngine, server: VllmServer) -> None:
     options = replace(GREEDY, max_new_tokens=600, policies=(ContinueOnce(),))
-    expected, found = (Session(engine).run(PROBLEMS, options) for engine in (local, remote))
+    expected, found = (Session(engine).run(PROBLEMS[:2], options) for engine in (local, remote))
     assert_same(found, expected)
     assert all(done.usage.discarded >= 1 for done in found if done.trace)
     assert any(done.trace for done in found)

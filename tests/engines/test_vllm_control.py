@@ -58,10 +58,8 @@ def assert_same(found: Sequence[GenerationResult], expected: Sequence[Generation
 @pytest.mark.parametrize(
     ("preset", "acts"),
     [
-        ("off", set()),
         ("balanced", {"budget", "readiness"}),
         ("fast", {"budget", "convergence", "hint"}),
-        ("concise", {"budget", "hint"}),
         ("trimr", {"budget", "trimr"}),
     ],
 )
