@@ -25,7 +25,7 @@ class KilledError(Exception):
 
 
 def options(out: Path) -> dict[str, Any]:
-    return {"limit": 4, "batch_size": 2, "max_new_tokens": 100, "out": out}
+    return {"limit": 4, "batch_size": 2, "max_new_tokens": 70, "out": out}
 
 
 def killed_run(out: Path, pieces: int) -> list[str]:

@@ -23,9 +23,7 @@ KEY = "a-key-of-the-test"
 @pytest.mark.parametrize("left_out", ["/v1/responses", pytest.param("/nothing", marks=pytest.mark.attack)])
 def test_responses_conform_to_the_schema(tmp_path: Path, left_out: str) -> None:
     report = tmp_path / "report.json"
-    with served(
-        load_engine(MODEL), ServerSettings(configured(KEY, ceilings={"max_tokens": 16})), api_key=KEY
-    ) as server:
+    with served(load_engine(MODEL), ServerSettings(configured(KEY, ceilings={"max_tokens": 4})), api_key=KEY) as server:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"),
             *("--header", f"Authorization: Bearer {KEY}"),

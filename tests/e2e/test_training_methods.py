@@ -149,7 +149,7 @@ def test_token_advantages_are_relative_to_their_baseline() -> None:
 def test_the_analysis_of_vsrm_trains_nothing(tmp_path: Path) -> None:
     out = tmp_path / "vsrm"
     own: dict[str, Any] = {"vsrm": {"train": False, "answers": 2, "floor": 0, "spacing": 20, "samples": 2}}
-    said = train("vsrm", out, **own, rollouts={"max_new_tokens": 400})
+    said = train("vsrm", out, **own, rollouts={"max_new_tokens": 260})
     found = json.loads((out / "analysis.json").read_text("utf-8"))
     assert found["completions"] + found["without"] == 8 and found["completions"] > 3
     assert found["cuts"] > 1 and 0 < found["wasted"] < 1, "the embedded models re-check finished answers"

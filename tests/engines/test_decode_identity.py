@@ -175,7 +175,7 @@ def test_a_processor_may_write_into_the_scores() -> None:
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="the embedded model is not there")
-@pytest.mark.parametrize(("rows", "prompts", "tokens"), [(8, 16, 24), (1, 10, 12)])
+@pytest.mark.parametrize(("rows", "prompts", "tokens"), [(8, 16, 24), (1, 5, 12)])
 @pytest.mark.parametrize("mode", MODES)
 def test_embedded_model(mode: str, rows: int, prompts: int, tokens: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="auto").eval()

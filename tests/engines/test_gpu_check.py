@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_check.py"
 FLAGS = {"max_model_len": 512, "max_num_seqs": 4, "dtype": "float32", "enforce_eager": True}
-ARGUMENTS = ["tersely-tiny-small", "--vllm", json.dumps(FLAGS), "--concurrency", "4", "--tokens", "32", "--json"]
+ARGUMENTS = ["tersely-tiny-small", "--vllm", json.dumps(FLAGS), "--concurrency", "4", "--tokens", "16", "--json"]
 
 pytestmark = pytest.mark.vllm
 

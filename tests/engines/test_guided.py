@@ -17,7 +17,7 @@ from tersely.probes.artifact import Artifact, ArtifactError, save
 from ..support.planted_records import constant
 from ..support.refusals import refused
 
-QUESTIONS = ["Set a to 6 + 4. What is a?", "Compute 48 + 27 - 36."]
+QUESTIONS = ["Set a to 6 + 4. What is a?", "Compute 5 + 4 - 6."]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_rules_without_a_reward_model_of_the_model_are_refused(engine: Transform
 @pytest.mark.slow
 def test_a_reward_model_is_trained(engine: TransformersEngine, tmp_path: Path) -> None:
     out = tmp_path / "prm"
-    command = ["train", "prm", engine.name, str(out), "--limit", "20", "--places", "2", "--width", "1"]
-    assert main([*command, "--batch-size", "40", "--max-new-tokens", "300"]) == 0
+    command = ["train", "prm", engine.name, str(out), "--limit", "20", "--places", "1", "--width", "1"]
+    assert main([*command, "--batch-size", "60", "--max-new-tokens", "300"]) == 0
     probe = load_reward_model(out, engine).probe
     assert set(probe.classes) == {"ready", "hopeful", "hopeless"}
     assert 0 < probe.metrics["share"] < 1 and len(probe.learned_from) < 20, "some questions are held out"

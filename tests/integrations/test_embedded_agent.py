@@ -52,10 +52,10 @@ def test_a_served_model_takes_the_same_steps(here: list[Episode]) -> None:
 
     with served(load_engine(MODEL), ServerSettings(configured(defaults={"preset": "off"})), name=MODEL) as server:
         chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
-        there = run_arm(chat, "agentic", TASKS)
-    for ours, theirs in zip(here, there, strict=True):
-        assert (theirs.answer, theirs.calls, theirs.steps) == (ours.answer, ours.calls, ours.steps)
-        assert theirs.written == ours.written
+        (theirs,) = run_arm(chat, "agentic", TASKS[:1])
+    ours = here[0]
+    assert ours.calls and (theirs.answer, theirs.calls, theirs.steps) == (ours.answer, ours.calls, ours.steps)
+    assert theirs.written == ours.written
 
 
 def test_thinking_less_after_results_saves_tokens_and_solves_as_many(here: list[Episode]) -> None:

@@ -52,7 +52,7 @@ def test_off_is_plain_generate(loaded: Loaded, sampled: bool) -> None:
     for call in (loaded.generate, loaded.controlled):
         torch.manual_seed(3)
         off = {} if call == loaded.generate else {"tersely_preset": "off"}
-        outputs.append(call(max_new_tokens=300, do_sample=sampled, top_k=20, **off))
+        outputs.append(call(max_new_tokens=80, do_sample=sampled, top_k=20, **off))
     assert outputs[0].tolist() == outputs[1].tolist()
 
 

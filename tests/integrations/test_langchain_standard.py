@@ -96,12 +96,16 @@ class TestEmbeddedUnit(_Embedded, ChatModelUnitTests):
 @pytest.mark.anyio
 class TestEmbedded(_Embedded, ChatModelIntegrationTests):
     @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        return {"temperature": 0, "max_tokens": 70}
+
+    @property
     def supported_usage_metadata_details(self) -> dict[Any, list[Any]]:
         return {"invoke": ["reasoning_output"], "stream": ["reasoning_output"]}
 
     def invoke_with_reasoning_output(self, *, stream: bool = False) -> AIMessage:
         model = ChatTersely(model=MODEL, temperature=0, max_tokens=300)
-        question = "Compute (48 + 27) - 36."
+        question = "Compute (5 + 4) - 6."
         if not stream:
             return model.invoke(question)
         full = None

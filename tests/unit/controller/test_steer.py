@@ -59,9 +59,14 @@ def direction(engine: TransformersEngine, **changes: Any) -> Direction:
 
 
 def ask(engine: TransformersEngine, *modifiers: ForwardModifier, **options: Any) -> list[GenerationResult]:
-    settings = {"preset": "off", "modifiers": modifiers, "temperature": 0, "max_new_tokens": 160, **options}
+    settings = {"preset": "off", "modifiers": modifiers, "temperature": 0, "max_new_tokens": 100, **options}
     made: list[GenerationResult] = tersely.generate(engine, prompts=PROBLEMS, **settings)
     return made
+
+
+@pytest.fixture(scope="module")
+def plain(engine: TransformersEngine) -> list[GenerationResult]:
+    return ask(engine)
 
 
 def tokens(made: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
@@ -150,9 +155,8 @@ def test_no_strength_changes_no_token(engine: TransformersEngine, place: str, op
     assert [nothing[i].token_ids for i in alone] == [off[i].token_ids for i in alone]
 
 
-def test_steering_is_traced_and_changes_the_thinking(engine: TransformersEngine) -> None:
-    steer, plain = Steer(direction=direction(engine)), ask(engine)
-    made = ask(engine, steer)
+def test_steering_is_traced_and_changes_the_thinking(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
+    made = ask(engine, Steer(direction=direction(engine)))
     assert all(a != b for a, b in zip(tokens(made), tokens(plain), strict=True))
     for one in made:
         told, *others = one.trace
@@ -164,9 +168,9 @@ def test_steering_is_traced_and_changes_the_thinking(engine: TransformersEngine)
     assert tokens(ask(engine)) == tokens(plain), "nothing stays behind"
 
 
-def test_shadow_tells_and_does_nothing(engine: TransformersEngine) -> None:
+def test_shadow_tells_and_does_nothing(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
     made = ask(engine, Steer(direction=direction(engine)), shadow=True)
-    assert tokens(made) == tokens(ask(engine))
+    assert tokens(made) == tokens(plain)
     assert [(d.action, d.acted) for d in made[0].trace] == [("steer", False)]
 
 
@@ -178,8 +182,10 @@ def test_without_thinking_nothing_is_steered(engine: TransformersEngine) -> None
 
 def test_effort_auto_is_steered_as_the_tier_it_chooses(engine: TransformersEngine) -> None:
     steer, policies = Steer(direction=direction(engine)), ("readiness",)  # which auto would add by itself
-    for number, one in enumerate(ask(engine, steer, policies=policies, effort="auto")):
-        named = ask(engine, steer, policies=policies, effort=one.tier)[number]
+    chosen = ask(engine, steer, policies=policies, effort="auto")
+    by_tier = {tier: ask(engine, steer, policies=policies, effort=tier) for tier in {one.tier for one in chosen}}
+    for number, one in enumerate(chosen):
+        named = by_tier[one.tier][number]
         assert one.token_ids == named.token_ids
         assert [d.policy for d in one.trace if d.position == 0 and d.action not in ("drift", "note")] == [
             "effort",
