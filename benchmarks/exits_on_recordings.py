@@ -10,25 +10,33 @@ those whose tasks' names begin alike a task, as in gsm8k and gsm8k_hard. Columns
 - `learnt`: a logistic regression on what speaks for a claim, which scores every claim that a thinking states. It is
   fitted on other families and other tasks, and its threshold is the lowest that loses at most --lost there, by scores
   of fits that left the scored family out. `learnt_bound` has the best threshold in hindsight, one lost answer allowed.
+- `row_or_learnt`: where the rule or the score would stop; `row_and_learnt`: the rule, but where the score is among the
+  lowest tenth of those at which it stops elsewhere; `first_if_learnt`: the rule, and where a value is first called the
+  answer and the score is higher than nine of ten elsewhere at which the full thinking is right and that value is not.
 
-Each has the share of thinking tokens saved, the right answers lost and the upper 95 % bound of their share.
+Each has the share of thinking tokens saved, the right answers lost and the upper 95 % bound of their share. `all` has
+the mean saving of the sets, 95 % intervals of what is saved and lost more than by `row`, and how many first answers
+that are wrong did not end the thinking (`prevented`) and how many right ones did (`kept`). `auc` tells how well scores
+tell right claims from wrong ones, the mean of the sets, and `first_auc` the same of first answers.
+
+With --reader, a small model reads along: of each file the first outputs until that makes --read tokens, no more than
+--cut tokens of each, and of the others those whose first answer only is wrong, up to there, which are learnt from but
+not counted elsewhere. Then there is also what is learnt on its hidden states (`learnt_states`) and on both.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from exit_scores import Candidate, Companion, Learner, Row, Scores, compare, count_first, measure, summarize
 from measuring import make_parser, print_figures
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from tersely.controller.budgets import Budget
 from tersely.controller.policies.base import Policy, PolicyView, Wait, Watching
@@ -43,31 +51,12 @@ from tersely.evaluation.replay.formats import Fields, RecordedOutput
 from tersely.evaluation.replay.logs import load_set
 from tersely.evaluation.replay.reader import load_tokenizer
 from tersely.evaluation.tasks.equality import AnswerChecker
-from tersely.probes.stats import binomial_upper_bound
 
 MARKERS = Markers("<think>", "</think>")
 BUDGET = Budget("normal", 1 << 30)
 RULE = Convergence()
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A place where the thinking could end, with the claim that it stated last."""
-
-    tokens: int
-    claim: Claim
-    finality: Finality
-    right: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A recorded output: its set, its length, whether its answer is right, and its candidates in order."""
-
-    number: int
-    tokens: int
-    right: bool
-    candidates: list[Candidate]
+PREVENTED = 0.9  # share of wrong first answers elsewhere that are scored too low to stop at
+VETOED = 0.1  # share of the rule's stops elsewhere that a low score would have prevented
 
 
 class Listener(Policy):
@@ -102,7 +91,20 @@ def follow(number: int, row: RecordedOutput, codec: TokenizerAdapter, checker: A
         for tokens, claim, finality in listener.found
         if tokens < len(ids)
     ]
-    return Row(number, len(ids), right, candidates)
+    return Row(number, len(ids), right, candidates, np.zeros((len(candidates), 0), np.float16))
+
+
+def read_along(
+    reader: Companion, name: str, row: Row, output: RecordedOutput, codec: TokenizerAdapter, most: int
+) -> Row:
+    """The same with the states of a small model, and without what comes after so many tokens."""
+    candidates = [one for one in row.candidates if one.tokens <= most]
+    if not candidates:
+        return replace(row, candidates=[], states=row.states[:0])
+    ids = codec.encode(output.thinking)
+    texts = [codec.decode(ids[: one.tokens]) for one in candidates]
+    states = reader.read(name, output.question, texts, [one.claim.answer for one in candidates])
+    return replace(row, candidates=candidates, states=states)
 
 
 # -- the parts of the rule ---------------------------------------------------------------------------------------------
@@ -127,74 +129,6 @@ def stop_by(rule: Stops, row: Row) -> Candidate | None:
     return next((one for one in row.candidates if one.finality is Finality.ANSWERS and rule(one)), None)
 
 
-def summarize(rows: Sequence[Row], stops: Sequence[Candidate | None]) -> dict[str, Any]:
-    """What stopping there saves and loses."""
-    used = sum(row.tokens if stop is None else stop.tokens for row, stop in zip(rows, stops, strict=True))
-    lost = sum(row.right and stop is not None and not stop.right for row, stop in zip(rows, stops, strict=True))
-    right = sum(row.right for row in rows)
-    return {
-        "saved": round(1 - used / sum(row.tokens for row in rows), 4),
-        "lost": lost,
-        "right": right,
-        "lost_upper": round(binomial_upper_bound(lost, right, 0.05), 4) if right else 1.0,
-    }
-
-
-# -- the learnt score --------------------------------------------------------------------------------------------------
-
-
-def describe(one: Candidate) -> list[float]:
-    """Features of a candidate: what speaks for the claim, and nothing of its value or the task."""
-    claim = one.claim
-    counts = (claim.derivations, claim.confirmed, claim.answered, claim.agreeing, claim.insisting, claim.at + 1)
-    levels = [float(one.finality is level) for level in Finality]
-    return [*np.log1p(counts), *levels, float(claim.contested), np.log(one.tokens), float(claim.answered == 0)]
-
-
-class Learner:
-    """All candidates as columns, so that models can be fitted and thresholds tried fast."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.owner = np.repeat(np.arange(len(rows)), [len(row.candidates) for row in rows])
-        candidates = [one for row in rows for one in row.candidates]
-        self.candidates = candidates
-        self.features = np.array([describe(one) for one in candidates])
-        self.right = np.array([one.right for one in candidates])
-        self.number = np.array([rows[i].number for i in self.owner.tolist()])
-        self.weights = 1 / np.bincount(self.owner)[self.owner]
-
-    def score(self, fit: NDArray[np.bool_], test: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Scores of some candidates by a model that is fitted on others; -1 for the rest."""
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        model.fit(self.features[fit], self.right[fit], logisticregression__sample_weight=self.weights[fit])
-        scores = np.full(len(self.features), -1.0)
-        scores[test] = model.predict_proba(self.features[test])[:, 1]
-        return scores
-
-    def stops(self, scores: NDArray[np.float64], threshold: float) -> list[Candidate | None]:
-        """The first candidate of each row that reaches the threshold."""
-        stops: list[Candidate | None] = [None] * len(self.rows)
-        for at in np.flatnonzero(scores >= threshold)[::-1]:
-            stops[self.owner[at]] = self.candidates[at]
-        return stops
-
-    def choose(self, scores: NDArray[np.float64], numbers: Sequence[int], allowed: Callable[[int], float]) -> float:
-        """The lowest threshold up from which these sets lose no more than is allowed of so many right answers."""
-        chosen = 2.0
-        for threshold in np.quantile(scores[scores >= 0], np.linspace(0.999, 0.05, 150)):
-            found = [
-                (row, stop)
-                for row, stop in zip(self.rows, self.stops(scores, threshold), strict=True)
-                if row.number in numbers
-            ]
-            figures = summarize(*zip(*found, strict=True))  # type: ignore[arg-type]
-            if figures["lost"] > allowed(figures["right"]):
-                break
-            chosen = float(threshold)
-        return chosen
-
-
 @dataclass(frozen=True, slots=True)
 class Kind:
     """The family of models and the family of tasks of a set."""
@@ -208,51 +142,110 @@ class Kind:
         model, _, task = name.lower().partition("__")
         return cls(re.split(r"[-.]", model)[0], re.match(r"[a-z]*", task)[0])  # type: ignore[index]
 
+    def is_apart(self, other: Kind, apart: str) -> bool:
+        """Whether another set differs in what is kept apart: its model, its task, or both."""
+        return (apart == "task" or self.model != other.model) and (apart == "model" or self.task != other.task)
 
-def judge(names: Sequence[str], rows: Sequence[Row], lost: float) -> list[dict[str, Any]]:
-    """The figures of each set."""
-    kinds = [Kind.of(name) for name in names]
-    figures: list[dict[str, Any]] = [
-        {"set": name, "n": sum(r.number == i for r in rows)} for i, name in enumerate(names)
+
+def judge(names: Sequence[str], rows: Sequence[Row], lost: float, apart: str) -> dict[str, Any]:
+    """The figures of each set, and of all together."""
+    kinds, learner = [Kind.of(name) for name in names], Learner(rows)
+    columns: dict[str, list[Candidate | None]] = {
+        name: [stop_by(rule, row) for row in rows] for name, rule in RULES.items()
+    }
+    scores = {part: np.full(len(learner.right), -1.0) for part in learner.features}
+    chosen: dict[int, str | None] = {}
+    groups = [kind.task if apart == "task" else kind.model for kind in kinds]
+    elsewhere = [tuple(i for i, other in enumerate(kinds) if kind.is_apart(other, apart)) for kind in kinds]
+    for fit in dict.fromkeys(elsewhere):
+        test = [i for i, other in enumerate(elsewhere) if other == fit]
+        chosen |= dict.fromkeys(test, choose_rule(rows, columns, fit, lost))
+        for part, score in scores.items():
+            for name, stops in learn(learner, part, groups, fit, test, lost, score).items():
+                column = columns.setdefault(name, [None] * len(rows))
+                for i in np.flatnonzero(np.isin([row.number for row in rows], test)).tolist():
+                    column[i] = stops[i]
+    figures: dict[str, Any] = {}
+    for number, set_name in enumerate(names):
+        mine = [i for i, row in enumerate(rows) if row.number == number and not row.extra]
+        own = [rows[i] for i in mine]
+        one = {name: summarize(own, [stops[i] for i in mine]) for name, stops in columns.items()}
+        if (best := chosen[number]) is not None:
+            one["chosen"] = {"rule": best, **one[best]}
+        figures[set_name] = {"n": len(own), **one, "auc": learner.judge(scores, number)}
+    aucs = [one["auc"] for one in figures.values() if one["auc"]]
+    sample = [i for i, row in enumerate(rows) if not row.extra]
+    own, rule_stops = [rows[i] for i in sample], [columns["row"][i] for i in sample]
+    figures["all"] = {
+        name: compare(own, [stops[i] for i in sample], rule_stops) | count_first(rows, stops, columns)
+        for name, stops in columns.items()
+    }
+    early = [
+        first if row.right and first is not rule else None
+        for row, first, rule in zip(rows, columns["first"], columns["row"], strict=True)
     ]
-    for rule, stops in RULES.items():
-        for number, one in enumerate(figures):
-            mine = [row for row in rows if row.number == number]
-            one[rule] = summarize(mine, [stop_by(stops, row) for row in mine])
-    learner = Learner(rows)
-    for kind in dict.fromkeys(kinds):
-        test = [i for i, other in enumerate(kinds) if other == kind]
-        fit = [i for i, other in enumerate(kinds) if other.model != kind.model and other.task != kind.task]
-        _choose_and_learn(figures, kinds, learner, test, fit, lost)
+    figures["all"]["first_auc"] = learner.judge_first(scores, early)
+    figures["all"]["auc"] = {part: round(float(np.mean([auc[part] for auc in aucs])), 3) for part in scores if aucs}
     return figures
 
 
-def _choose_and_learn(
-    figures: list[dict[str, Any]], kinds: Sequence[Kind], learner: Learner, test: list[int], fit: list[int], lost: float
-) -> None:
-    """Add what was chosen and learnt on the sets `fit` to the figures of the sets `test`."""
-    rules = [
-        (np.mean([figures[i][rule]["saved"] for i in fit]), rule)
-        for rule in RULES
-        if sum(figures[i][rule]["lost"] for i in fit) <= lost * sum(figures[i][rule]["right"] for i in fit)
-    ]
-    scores = learner.score(np.isin(learner.number, fit), np.isin(learner.number, test))
+def choose_rule(
+    rows: Sequence[Row], columns: Mapping[str, Sequence[Candidate | None]], fit: Sequence[int], lost: float
+) -> str | None:
+    """The part of the rule that saves most on these sets, of those that lose no more than is allowed."""
+    mine = [i for i, row in enumerate(rows) if row.number in fit and not row.extra]
+    own = [rows[i] for i in mine]
+    found = {rule: compare(own, [columns[rule][i] for i in mine], [None] * len(own), 1) for rule in RULES}
+    kept = {rule: one["saved"] for rule, one in found.items() if one["lost"] <= lost * one["right"]}
+    return max(kept, key=lambda rule: kept[rule]) if kept else None
+
+
+def learn(
+    learner: Learner,
+    part: str,
+    groups: Sequence[str],
+    fit: Sequence[int],
+    test: Sequence[int],
+    lost: float,
+    scores: Scores,
+) -> dict[str, list[Candidate | None]]:
+    """The stops of the sets `test` by what is learnt on the sets `fit`; their scores are filled in."""
+    rule = np.array([one.finality is Finality.ANSWERS and RULES["row"](one) for one in learner.candidates], bool)
+    mine, known = np.isin(learner.number, test), np.isin(learner.number, fit)
+    scores[mine] = learner.score(part, known, mine)[mine]
     held = np.full(len(scores), -1.0)
-    for model in {kinds[i].model for i in fit}:
-        rest = [i for i in fit if kinds[i].model != model]
-        part = np.isin(learner.number, [i for i in fit if kinds[i].model == model])
-        if rest and part.any():
-            held = np.maximum(held, learner.score(np.isin(learner.number, rest), part))
-    threshold = learner.choose(held, fit, lambda right: lost * right)
-    for number in test:
-        rule = max(rules)[1] if rules else None
-        figures[number]["chosen"] = None if rule is None else {"rule": rule, **figures[number][rule]}
-        bound = learner.choose(np.where(learner.number == number, scores, -1), [number], lambda r: max(1, lost * r))
-        mine = [row.number == number for row in learner.rows]
-        for name, at in (("learnt", threshold), ("learnt_bound", bound)):
-            pairs = zip(learner.rows, learner.stops(scores, at), mine, strict=True)
-            kept = [(row, stop) for row, stop, keep in pairs if keep]
-            figures[number][name] = summarize([row for row, _ in kept], [stop for _, stop in kept])
+    for group in {groups[i] for i in fit}:
+        out = np.isin(learner.number, [i for i in fit if groups[i] == group])
+        if out.any() and (known & ~out).any():
+            held[out] = learner.score(part, known & ~out, out)[out]
+    alone = learner.choose(held, rule & False, fit, lambda right: lost * right)
+    _, harmed = measure(learner.rows, learner.stops(rule & known))
+    losses = harmed[[not row.extra for row in learner.rows]].sum()
+    with_rule = learner.choose(held, rule, fit, lambda right: max(lost * right, losses))
+    called = np.array([one.finality is Finality.ANSWERS for one in learner.candidates], bool)
+    opening = {id(one) for one in learner.stops(called & known)}
+    opens = np.array([id(one) in opening for one in learner.candidates])
+    wrong = opens & ~rule & ~learner.right & np.array([learner.rows[i].right for i in learner.owner.tolist()])
+    sure = np.quantile(held[wrong], PREVENTED) if wrong.any() else 2.0
+    stopped = rule & known & (held >= 0)
+    low = np.quantile(held[stopped], VETOED) if stopped.any() else 0.0
+    bound = [
+        learner.choose(np.where(learner.number == i, scores, -1), rule & False, [i], lambda r: max(1, lost * r))
+        for i in test
+    ]
+    name = {"text": "learnt"}.get(part, f"learnt_{part}")
+    return {
+        name: learner.stops(scores >= alone),
+        f"{name}_bound": learner.stops(scores >= np.array([*bound, 2.0])[_places(learner.number, test)]),
+        f"row_or_{name}": learner.stops(rule | (scores >= with_rule)),
+        f"first_if_{name}": learner.stops(rule | called & (scores > sure)),
+        f"row_and_{name}": learner.stops(rule & (scores >= low)),
+    }
+
+
+def _places(numbers: NDArray[np.int64], test: Sequence[int]) -> list[int]:
+    """The place of each number in `test`, -1 where it is not there."""
+    return [test.index(number) if number in test else -1 for number in numbers.tolist()]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -264,16 +257,32 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--lost", type=float, default=0.01, help="share that may be lost elsewhere (default 0.01)")
     parser.add_argument("--limit", type=int, help="outputs per file")
+    parser.add_argument("--apart", choices=("both", "model", "task"), default="both", help="what differs elsewhere")
+    parser.add_argument("--reader", help="a small model that reads along: a name or folder")
+    parser.add_argument("--states", type=Path, help="folder in which its states are kept")
+    parser.add_argument("--read", type=int, default=20000, help="tokens that it reads of each file (default 20000)")
+    parser.add_argument("--cut", type=int, default=4000, help="tokens that it reads of each output (default 4000)")
     options = parser.parse_args(argv)
     codec = get_adapter(load_tokenizer(options.tokenizer))
+    reader = None if options.reader is None else Companion(options.reader, options.states)
     rows: list[Row] = []
     with AnswerChecker() as checker:
         for number, path in enumerate(options.logs):
-            for row in load_set(path, path.stem, Fields(), options.limit).rows:
-                rows.append(follow(number, row, codec, checker))
+            read = 0
+            for at, output in enumerate(load_set(path, path.stem, Fields(), options.limit).rows):
+                row = follow(number, output, codec, checker)
+                if reader is not None:
+                    first, most = stop_by(RULES["first"], row), options.cut
+                    if read >= options.read:
+                        if not row.right or first is None or first.right or first.tokens > most:
+                            continue
+                        row, most = replace(row, extra=True), first.tokens
+                    row = read_along(reader, f"{path.stem}-{at}", row, output, codec, most)
+                    read += max((one.tokens for one in row.candidates), default=0)
+                rows.append(row)
             print(f"read {path.stem}", file=sys.stderr)
-    figures = judge([path.stem for path in options.logs], rows, options.lost)
-    print_figures({"sets": figures} if options.json else {one.pop("set"): one for one in figures}, options.json)
+    figures = judge([path.stem for path in options.logs], rows, options.lost, options.apart)
+    print_figures(figures, options.json)
 
 
 if __name__ == "__main__":
