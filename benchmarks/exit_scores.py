@@ -213,8 +213,8 @@ class Companion:
     def read(self, name: str, question: str, texts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float16]:
         """The states [answers, 2 * width] behind each text, which is the thinking so far, with the answer in it."""
         file = None if self.folder is None else self.folder / f"{name}.npy"
-        if file is not None and file.exists():
-            return np.load(file)  # type: ignore[no-any-return]
+        if file is not None and file.exists() and len(kept := np.load(file)) == len(answers):
+            return kept  # type: ignore[no-any-return]
         states = np.array([*self._read(question, texts, answers)], np.float16)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
