@@ -185,6 +185,8 @@ def _answer(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finali
     """
     found, finality = None, Finality.ANSWERS
     for cue in _ANSWER.finditer(lower):
+        if cue["subject"] and not asked.means(cue["subject"], cue[0]):
+            continue
         if value := read_value(sentence, cue.end(), asked, phrases=True, many=cue[0].endswith("are")):
             found, finality = value, Finality.HEDGED if cue["corrects"] else Finality.ANSWERS
             if asked.numeric and cue[0].startswith("solution"):

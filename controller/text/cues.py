@@ -17,7 +17,7 @@ class Language:
     """Cues of one language.
 
     Attributes:
-        answers: what stands before an answer.
+        answers: what stands before an answer; the group `subject` must be what the question asks for.
         corrects: what stands before a value that corrects the one before it, which may be on the way.
         behind: what stands behind one ("... is the answer").
         headings: a line after which the answer stands on the next one.
@@ -136,17 +136,20 @@ ENGLISH = Language(
         r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
         r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
         # What several derivations came to, and what was found to be right: neither is on the way.
-        r"\b(?:both|all|either|two|three|these|different|each) (?:of (?:these |the |them )?|the )?(?:\w+ )?"
+        r"\b(?<!neither of )(?<!neither of the )"
+        r"(?:both|all|either|two|three|these|different|each) (?:of (?:these |the |them )?|the )?(?:\w+ )?"
         r"(?:methods?|approach(?:es)?|calculations?|ways)(?: i(?:'ve)? (?:tried|used))?,? "
         r"(?:all |both |also |still |should |consistently )?"
         r"(?:leads? to|gives?|giving|yields?|confirms?|arrives? at|agrees? (?:on|that)|results? in|gets?|ends? up with|"
         r"points? to)\b(?: me| us| that)?(?: the)?(?: same)?(?: answer| result| total| number)?"
-        r"(?: of| is| should be|,)?(?=\s*[-$\\(*]*\d)(?!\W*[\d.,]+\w* and \W*\d)",
-        r"\b(?:i'm|i am|i feel|pretty|quite|fairly|very|now) (?:confident|certain|sure|convinced)(?: now)?,? "
-        r"(?:that )?\w+(?: \w+){0,4}?(?:'s|’s| is| are| has| have| equals)(?: indeed| exactly)?(?=\s*[-$\\(*]*\d)",
-        r"\bi (?:think|believe)(?: that)?(?=\s*[-$\\(*]*\d[\d,.]*\)?(?: \w+)? (?:is|should be|must be)\b)",
-        r"\b(?:that|this|it|which) (?:also )?(?:confirms|confirmed|verifies) (?:that )?(?:the (?:\w+ ){1,3}|it )"
-        r"(?:is|are|equals)(?: indeed)?(?=\s*[-$\\(*]*\d)",
+        r"(?: of| is| should be|,)?(?=\s*[-$\\(*]*\d)(?![^,;:\n]{0,30}(?: (?:and|or) \W{0,3}\d|"
+        r"\b(?:first|second|third|parts?|steps?|cases?|factors?|choices|favou?rable|before|each)\b))",
+        r"\b(?:(?:i'm|i am|i feel|(?<!be )(?:pretty|quite|fairly|very|now)) (?:confident|certain|sure|convinced)"
+        r"(?: now)?,?|(?:that|this|it|which) (?:also )?(?:confirms|confirmed|verifies)(?= (?:that )?(?:the|it) ))"
+        r"(?: that)? (?:\w+ ){0,4}?(?P<subject>\w+)(?:'s|’s| is| are| has| have| equals)"
+        r"(?: indeed| exactly)?(?=\s*[-$\\(*]*\d)",
+        r"\bi (?:think|believe)(?: that)?(?=\s*[-$\\(*]*\d[\d,.]*\)?(?: \w+)? (?:is|should be|must be) "
+        r"(?:(?:the|definitely|indeed) ){0,2}(?:answer|correct|right|better)\b)",
     ),
     corrects=(
         r"(?:\bwait\b,? ?no|\bno|\bactually|\bsorry)\b\s?[,:—-]*\s*(?:it|that)(?:'s|’s| is| should be| must be)\b",
@@ -190,8 +193,8 @@ ENGLISH = Language(
         r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
     ),
     hedges=(
-        r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|"
-        r"seems? (?:like|that)|suggests?|expected)\b",
+        r"\b(?:if|maybe|perhaps|might|could|possibly|not (?:\w+ )?(?:sure|certain|confident)|i guess|"
+        r"i wonder|seems? (?:like|that)|suggests?|expected)\b",
     ),
     supposed=(
         r"^\W*(?:if|suppose|assume|assuming|let's say|imagine|whether|unless|when|what if|say)\b",

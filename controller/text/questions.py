@@ -110,6 +110,11 @@ class Asked:
         """Whether a word is one that the question asks about, or says nothing by itself."""
         return stem(word) in self.words or word in _GENERIC
 
+    def means(self, subject: str, clause: str) -> bool:
+        """Whether the subject of a clause in small letters may be what the question asks for."""
+        known = self.about(subject) or (len(subject) < 3 and subject in re.findall(r"\w+", self.text.lower()))
+        return not self.text or (known and not any(self.find_conflicts(clause)))
+
     def covers(self, lower: str) -> bool:
         """Whether a sentence in small letters speaks of what the question asks for."""
         if not self.words:

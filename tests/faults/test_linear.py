@@ -73,6 +73,7 @@ UNITS = [
             "{,}",
         ),
         ("1000,", "\\quad ", "wait\n\n", "so it is 1. ", '{"a":', "<tool_call>", "</think>", "<think>", "<|", "A. x\n"),
+        ("both methods give 1 ", "i'm sure a ", "i think 1 ", "answer to the ", "the abc of ", "1 million "),
     )
     for unit in units
 ]

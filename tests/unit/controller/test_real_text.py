@@ -197,11 +197,21 @@ def test_a_choice_that_is_denied_is_not_the_answer(text: str, question: str, lab
         ("I'm now pretty confident that the trip is 84 miles.", True),
         ("So I think 84 is right.", True),
         ("Let me make sure that the trip is 84 miles.", False),
-        ("So that confirms that the total distance is 84 miles.", True),
+        ("So that confirms that the whole trip is 84 miles.", True),
+        ("Both methods give 84 cases to check.", False),
+        ("Both methods give 84 miles for the first day.", False),
+        ("Neither of the two methods gives 84.", False),
+        ("I'm pretty sure there are 84 days left.", False),
+        ("I'm confident that the second trip is 84 miles.", False),
+        ("I want to be very sure that it is 84.", False),
+        ("I'm not very confident that the answer is 84.", False),
+        ("This confirms that the remainder is 84.", False),
+        ("I think 84 is the smallest divisor.", False),
+        ("I think 84 is not right.", False),
     ],
 )
 def test_what_was_found_in_several_ways_is_called_the_answer(text: str, final: bool) -> None:
-    found = [one for one in find_statements(text, "How far is it?") if one.finality is Finality.ANSWERS]
+    found = [one for one in find_statements(text, "How far is the trip?") if one.finality is Finality.ANSWERS]
     assert [one.answer for one in found] == (["84"] if final else [])
 
 
