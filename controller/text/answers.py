@@ -87,8 +87,10 @@ def _find_lead(text: str, question: str) -> str | None:
     bold = _BOLD.findall(lead)
     if not bold or not rest or lead.endswith(":") or find_last_statement(rest, read_question(question))[1]:
         return None
-    answer = extract_stated_answer(lead, question)
-    return answer if answer and any(answer in normalize_answer(one) for one in bold) else None
+    if (answer := extract_stated_answer(lead, question)) is None:
+        return None
+    whole = rf"(?<![\w.,/]){re.escape(answer)}(?![\w/]|[.,]\d)"
+    return answer if any(re.search(whole, normalize_answer(one)) for one in bold) else None
 
 
 def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement]:

@@ -22,7 +22,7 @@ _OPERATOR = re.compile(
     r"\s*(?:(?:\\(?:cdot|times|div|pm|mp|leq?|geq?|neq?|approx|cup|cap|to|in|equiv|pmod|bmod|mid)(?![A-Za-z])|"
     r"<=|>=|!=|\*\*(?!\s)|(?<=\s)\*\*|[-+−*/×·÷=<>≤≥≠≈±^_∪]|(?<=\d):(?=\d)|\s[xX](?=\s*\d)|(?<=\s)mod(?=\s))\s*)"
 )
-SCALE = r"(?:\s?(?:thousand|million|billion|trillion)\b|[万亿])"
+SCALE = r"(?:\s?(?:thousand|million|billion|trillion)s?\b|[万亿])"
 _POSTFIX = re.compile(
     rf"[²³⁴⁵⁶⁷⁸⁹]+|{SCALE}|\s?(?:\\?%|\^\{{?\\circ\}}?|°|!(?!=)|['’](?![A-Za-z])|\s?percent(?:age)?\b)"
 )
@@ -269,7 +269,7 @@ def normalize_answer(answer: str) -> str:
 def _scale(number: str, unit: str) -> str:
     """A normalized number times the thousands, millions, ... that its unit begins with."""
     value, scale = parse_value(number), re.match(r"[a-z]+|[万亿]+", unit.lower())
-    factor = _SCALES.get(scale[0]) if scale else None
+    factor = _SCALES.get(scale[0].removesuffix("s")) if scale else None
     return number if value is None or factor is None else str(value * factor)
 
 
@@ -323,4 +323,5 @@ def answers_equal(first: str, second: str) -> bool | None:
 
 def _read_unit(answer: str) -> str:
     quantity = _QUANTITY.fullmatch(answer.strip().rstrip("."))
-    return "" if quantity is None else quantity[2].strip().lower().rstrip(".").removesuffix("s")
+    unit = "" if quantity is None else re.sub(SCALE, "", quantity[2].lower())
+    return unit.strip().rstrip(".").removesuffix("s")

@@ -147,6 +147,7 @@ def test_a_choice_that_is_only_weighed_is_not_the_answer(text: str) -> None:
         ("It arrives at **11:30**.\n\nTime = 150/60 = 2.5 hours.", "When does it arrive?", "11:30"),
         ("We have **20 eggs**.\n\n20 - 8 = 12\n\nSo 12 eggs are left.", "How many eggs are left?", "12"),
         ("**Step 1:** 20 - 8 = 12\n\n**Answer:** 12", "How many eggs are left?", "12"),
+        ("Start with **12 eggs**, so 1 dozen.\n\n12 - 4 = 8", "How many eggs are left?", "8"),
         ("Water boils at **100 °C** (212 °F).", "What is the boiling point of water?", "100"),
     ],
 )
@@ -236,6 +237,7 @@ def test_the_answer_outlives_conclusions_behind_it() -> None:
         ("3:45 PM", "3:45 PM"),
         ("3:00 p.m.", "3 PM"),
         ("$1.5 million", "1500000"),
+        ("3 millions", "3000000"),
         ("3万元", "30000"),
         ("(2,3)", "(2, 3)"),
         ("6 N", "6"),
@@ -256,6 +258,11 @@ def test_values_have_one_spelling(written: str, spelled: str) -> None:
 )
 def test_different_answers_are_never_equal(first: str, second: str) -> None:
     assert not answers_equal(first, second)
+
+
+@pytest.mark.parametrize(("first", "second"), [("1.5 million", "1.5 million dollars"), ("3万元", "30000元")])
+def test_a_scale_is_no_unit(first: str, second: str) -> None:
+    assert answers_equal(first, second)
 
 
 def test_derivations_are_counted_and_restatements_are_not() -> None:
