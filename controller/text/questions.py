@@ -27,7 +27,7 @@ _OWNED = re.compile(r"\b(?:an?|the) ([a-z]{3,}) of ([a-z]{3,})\b")
 _WORD = re.compile(r"[a-z]{3,}")
 _NUMERIC = re.compile(rf"(?:{either('numeric')})", re.I)
 _ASKS = re.compile(rf"(?:{either('asks')})", re.I)
-_NEGATED = re.compile(r"\bnot\b|n['’]t\b|\b(?:except|incorrect|false|least)\b", re.I)
+_NEGATED = re.compile(r"\bnot\b|n['’]t\b|\b(?:except|incorrect|(?<!true or )false)\b", re.I)
 COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 
@@ -178,11 +178,11 @@ class Asked:
             yield "unqualified"
 
     def letter_in(self, sentence: str) -> str | None:
-        """The label that a sentence names last, without those that it denies unless what is not is asked for."""
+        """The label that a sentence names last and does not deny; "B is not" denies nothing where that is asked for."""
         named = None
         for found in _NAMED.finditer(sentence):
-            denied = DENIED.search(sentence[: found.start()]) or _DENIED_BEHIND.match(sentence, found.end())
-            if (label := self.label(found[1] or found[2])) and not (denied and not self.negated):
+            behind = not self.negated and _DENIED_BEHIND.match(sentence, found.end())
+            if (label := self.label(found[1] or found[2])) and not (behind or DENIED.search(sentence[: found.start()])):
                 named = label
         return named
 

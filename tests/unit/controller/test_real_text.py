@@ -182,6 +182,9 @@ NOT_ONE = "Which is not a metal?\nA. iron\nB. chlorine"
         ("So option 3, none of these, is correct.", KIN, "3"),
         ("Therefore, Ann is a descendant of Bob.", KIN, "2"),
         ("So option B isn't a metal.", NOT_ONE, "B"),
+        ("Therefore option B, not option A.", NOT_ONE, "B"),
+        ("So option B is out.", "What is the least common multiple?\nA. 12\nB. 24", None),
+        ("So option B is out.", "True or false?\nA. It is true.\nB. It is false.", None),
         ("The answer is the child of Ann.", "Who?\nA. the child of Ann\nB. Bob", "A"),
     ],
 )
