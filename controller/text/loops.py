@@ -19,7 +19,7 @@ _SPREAD = 0x9E3779B97F4A7C15  # spreads numbers over the symbols
 _DIGIT_TOKENS = 8  # of a number that is read as one symbol; longer runs of digits are cut
 _LONGEST_PERIOD = 420  # tokens, of what is called a cycle
 _FAR, _FAR_WEIGHT = 128, 0.85
-"""Tokens after which what is said again counts less, as long chains of facts are also written out three times."""
+"""What is said again after more tokens than this counts less: long chains of facts may be written out three times."""
 _NEW, _ONCE = 5, 1
 """What a symbol takes from the score that has not come before in the window, or only once."""
 _COUNTERS = 2

@@ -228,7 +228,7 @@ _SPELLINGS = (
 _MARKED_UP = re.compile(r"[\\*`°–−·×√π∞²³]|sqrt|percent|pi|infin")
 _PLAIN_NUMBER = re.compile(r"(-?)(?=\.?\d)(\d*)(?:\.(\d*))?")
 _PLAIN_FRACTION = re.compile(r"(-?\d*)\s*\\frac\{(\d+)\}\{(\d+)\}")
-_COMMA = re.compile(r",(?!\d{3}(?!\d))")  # that separates
+_COMMA = re.compile(r",(?!\d{3}(?!\d))")  # one between values, not within a number
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
 _QUANTITY = re.compile(
     r"([-+]?(?:[$€£¥]|US\$|\\\$)?\s?[-+]?[\d.,/]*\d%?|-?[\d.]+\s?(?:\*|×|\\times)\s?10\^(?:-?\d+|\{-?\d+\}))"

@@ -30,9 +30,9 @@ _WRITTEN = (
     ("Here is my thought process:", "Here is my response:"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
-"""Markers of models that always begin with the first, which is no token of its own."""
+"""Markers that are plain text: only a reply that begins with the first of a pair has them."""
 _SPECIAL = r"(?:(?:<[|｜][^<>\s]{1,40}[|｜]>|<seed:eos>)\s*)+"
-_AROUND = re.compile(rf"^{_SPECIAL}|{_SPECIAL}$")  # an answer
+_AROUND = re.compile(rf"^{_SPECIAL}|{_SPECIAL}$")  # special tokens before and behind an answer
 _HARMLESS = ("note", "tier", "error")  # actions of a trace that change no text
 
 
