@@ -148,7 +148,7 @@ def test_a_choice_that_is_only_weighed_is_not_the_answer(text: str) -> None:
         ("We have **20 eggs**.\n\n20 - 8 = 12\n\nSo 12 eggs are left.", "How many eggs are left?", "12"),
         ("**Step 1:** 20 - 8 = 12\n\n**Answer:** 12", "How many eggs are left?", "12"),
         ("Start with **12 eggs**, so 1 dozen.\n\n12 - 4 = 8", "How many eggs are left?", "8"),
-        ("Water boils at **100 °C** (212 °F).", "What is the boiling point of water?", "100"),
+        ("Water boils at **100 °C** (212 °F, 373 K).", "What is the boiling point of water?", "100"),
     ],
 )
 def test_a_reply_may_begin_with_its_answer(reply: str, question: str, answer: str) -> None:
@@ -190,6 +190,10 @@ NOT_ONE = "Which is not a metal?\nA. iron\nB. chlorine"
 )
 def test_a_choice_that_is_denied_is_not_the_answer(text: str, question: str, label: str | None) -> None:
     assert extract_stated_answer(text, question) == label
+
+
+def test_a_choice_that_is_not_is_the_answer_to_what_is_not() -> None:
+    assert [one.answer for one in find_statements("So option B isn't a metal.", NOT_ONE)] == ["B"]
 
 
 @pytest.mark.parametrize(
