@@ -32,7 +32,7 @@ _WRITTEN = (
 )
 """Markers that are plain text: only a reply that begins with the first of a pair has them."""
 _SPECIAL = r"(?:(?:<[|｜][^<>\s]{1,40}[|｜]>|<seed:eos>)\s*)+"
-_AROUND = re.compile(rf"^{_SPECIAL}|{_SPECIAL}$")  # special tokens before and behind an answer
+_AROUND = re.compile(rf"^{_SPECIAL}|(?<![|｜]>)(?<!\s)\s*{_SPECIAL}$")  # special tokens before and behind an answer
 _HARMLESS = ("note", "tier", "error")  # actions of a trace that change no text
 
 
