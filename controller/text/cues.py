@@ -135,7 +135,7 @@ ENGLISH = Language(
         rf"{_MODAL}{_BE}\b",
         r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
         r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
-        # What several derivations came to, and what was found to be right: neither is on the way.
+        # What several derivations gave, and what was found to be right: neither is on the way.
         r"\b(?<!neither of )(?<!neither of the )"
         r"(?:both|all|either|two|three|these|different|each) (?:of (?:these |the |them )?|the )?(?:\w+ )?"
         r"(?:methods?|approach(?:es)?|calculations?|ways)(?: i(?:'ve)? (?:tried|used))?,? "
