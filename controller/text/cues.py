@@ -1,7 +1,7 @@
 """The words by which people and models state answers and begin to reflect, language by language.
 
-Each entry is a regular expression for small letters, without groups that count; all take linear time. A language is
-added by adding it to `LANGUAGES`.
+Each entry is a regular expression for small letters, without groups that count but for the one named below; all take
+linear time. A language is added by adding it to `LANGUAGES`.
 """
 
 from __future__ import annotations
@@ -115,6 +115,12 @@ class Language:
 
 _BE = r"(?:is|are|was|'s|be|becomes?|equals?|remains?|comes? out (?:to|as)|turns? out to be|seems to be|has to be)"
 _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:then |indeed |still |also |just )?)?"
+
+_SURE = (
+    "method", "approach", "calculation", "ways", "confident", "certain", "sure", "convinced", "confirm", "verif",
+    "i think", "i believe",
+)  # fmt: skip
+"""Words of the cues for what several derivations gave and what was found to be right."""
 
 ENGLISH = Language(
     answers=(
@@ -250,14 +256,12 @@ ENGLISH = Language(
     signals=(
         "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
         "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply", "final:",
-        "method", "approach", "calculation", "ways", "confident", "certain", "sure", "convinced", "confirm", "verif",
-        "i think", "i believe",
+        *_SURE,
     ),
     finals=(
         "answer", "solution", "option", "choice", "correct", "right", "best", "matching", "appropriate", "go with",
         "going with", "settle on", "opt for", "pick", "choose", "select", "it is", "output", "report", "reply", "final",
-        "method", "approach", "calculation", "ways", "confident", "certain", "sure", "convinced", "confirm", "verif",
-        "i think", "i believe",
+        *_SURE,
     ),
     turn_signals=(
         " so", "therefore", "hence", "thus", "meaning", "namely", "i.e.", "that is,", "=>", "→", "⇒",
@@ -496,7 +500,8 @@ CHINESE = Language(
     open=(r"(?:解释|描述|写一|翻译|证明|总结|说明|为什么|如何)",),
 )
 
-_ANSWER_WORD = r"(?:antwort|réponse|respuesta|risposta|resposta)"
+_ANSWER_WORDS = ("antwort", "réponse", "respuesta", "risposta", "resposta")
+_ANSWER_WORD = rf"(?:{'|'.join(_ANSWER_WORDS)})"
 _VALUE = r"(?=[-$\\(*\s]*(?:\d+(?:\.\d\d?)?(?![\d.,]*\d| \d{3})|\\|[a-j]\b))"  # but 12,5 and 1.250 mean others here
 OTHERS = Language(  # German, French, Spanish, Italian and Portuguese: numbers and letters that are called the answer
     answers=(
@@ -505,8 +510,8 @@ OTHERS = Language(  # German, French, Spanish, Italian and Portuguese: numbers a
         rf"\bist die antwort\s+{_VALUE}",
     ),
     supposed=(rf"\b(?:wenn|falls|si|se) (?:die|la|a) {_ANSWER_WORD}\b",),
-    signals=("antwort", "réponse", "respuesta", "risposta", "resposta"),
-    finals=("antwort", "réponse", "respuesta", "risposta", "resposta"),
+    signals=_ANSWER_WORDS,
+    finals=_ANSWER_WORDS,
 )
 
 LANGUAGES = (ENGLISH, CHINESE, OTHERS)

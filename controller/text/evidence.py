@@ -87,8 +87,11 @@ class AnswerEvidence:
 
     def _take(self, statement: Statement) -> Claim:
         number = None if statement.answer.isdigit() else parse_value(statement.answer)
-        key = f"{number}{'%' * ('%' in statement.answer)}" if number is not None else statement.answer
-        key = key.lower() if _WORD.fullmatch(key) else key
+        key = statement.answer
+        if number is not None:
+            key = f"{number}{'%' * ('%' in key)}"
+        elif _WORD.fullmatch(key):
+            key = key.lower()
         claim = self._claims.setdefault(key, Claim(statement.answer, since=self._confirmed))
         if self._reconsidered > claim.at:
             claim.derivations += 1
