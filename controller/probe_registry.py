@@ -9,6 +9,8 @@ from ..errors import CapabilityError, TerselyError
 from ..probes import io as probe_io
 from ..probes.artifact import Artifact, ArtifactError, StoredValue, load
 from ..probes.io import MODE, find_pretrained
+from ..probes.text_probe import TEXT, TextProbe
+from ..probes.text_probe import load_text_probe as read_text_probe
 from .types import BindContext, Capability, ModelHandle
 
 if TYPE_CHECKING:
@@ -52,6 +54,14 @@ def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool 
             f"({engine.hidden_layers[-1]}); collect and calibrate a probe on that (tersely collect --layers=-1)"
         )
     return rule
+
+
+def load_text_probe(folder: str | None) -> TextProbe:
+    """The text probe of a folder of `tersely calibrate`; raises ProbeError if there is none."""
+    path = None if folder is None else Path(folder) / TEXT
+    if path is None or not path.is_dir():
+        raise ProbeError(f"{folder or 'no folder'} has no text probe; make one with `tersely calibrate LOGS --out DIR`")
+    return read_text_probe(path)
 
 
 def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> Artifact:

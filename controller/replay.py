@@ -65,6 +65,6 @@ def replay(
     return tuple(controller.decisions)
 
 
-def bind_for_replay(policies: Sequence[Policy], trials: bool = False) -> tuple[Policy, ...]:
+def bind_for_replay(policies: Sequence[Policy], trials: bool = False, probes: str | None = None) -> tuple[Policy, ...]:
     """Bind policies without an engine; raises CapabilityError or ProbeError for a policy that needs one."""
-    return tuple(policy.bind(BindContext(None, trials=trials)) for policy in policies)
+    return tuple(policy.bind(BindContext(None, probes, trials)) for policy in policies)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from ..probes.text_probe import TextProbe
 from .text.answers import answers_equal, extract_stated_answer
 
 
@@ -29,7 +30,17 @@ class AnswersEqual:
     second: str
 
 
-Question = AnswerStated | AnswersEqual
+@dataclass(frozen=True, slots=True)
+class AnswerFinal:
+    """Is the value that the thinking has just stated final, by a text probe that also reads a model's states?"""
+
+    question: str
+    thinking: str
+    features: tuple[float, ...]  # of the text, see `probes.text_probe`
+    probe: TextProbe
+
+
+Question = AnswerStated | AnswersEqual | AnswerFinal
 
 
 class VerdictFuture(Future[float]):
@@ -150,7 +161,10 @@ class RuleVerifier:
         if verdict is None and self.fallback is not None:
             return self.fallback.submit(question)
         future = VerdictFuture()
-        future.set_result(float(verdict or False))
+        if isinstance(question, AnswerFinal):
+            future.set_exception(NoVerdictError(f"the text probe needs {question.probe.base['name']} as the verifier"))
+        else:
+            future.set_result(float(verdict or False))
         return future
 
     def close(self) -> None:
@@ -160,6 +174,8 @@ class RuleVerifier:
 
 def decide_by_rules(question: Question) -> bool | None:
     """Decide a question by rules; None where they cannot."""
+    if isinstance(question, AnswerFinal):
+        return None
     if isinstance(question, AnswerStated):
         return True if extract_stated_answer(question.ending) is not None else None
     first, second = extract_stated_answer(question.first), extract_stated_answer(question.second)

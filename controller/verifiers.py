@@ -7,20 +7,20 @@ prompts nor its calibration, so the prompts are ours and P(yes) is normalized ov
 from __future__ import annotations
 
 import asyncio
-import copy
 import math
 import re
 import threading
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
 from ..errors import CapabilityError, ModelError
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model
-from .verification import AnswerStated, NoVerdictError, Question, VerdictFuture, settle
+from .reader import StateReader, clone_sharing_weights
+from .verification import AnswerFinal, AnswerStated, NoVerdictError, Question, VerdictFuture, settle
 
 _VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _YES, _NO = ("Yes", " Yes", "yes", " yes", "YES"), ("No", " No", "no", " no", "NO")
@@ -62,8 +62,11 @@ class LLMVerifier:
         self._ids = reply_ids(self.tokenizer)
         self._waiting: deque[tuple[list[int], VerdictFuture]] = deque()
         self._pool = ThreadPoolExecutor(1, "tersely verifier")
+        self._engine, self._reader = engine, cast("StateReader | None", None)
 
     def submit(self, question: Question) -> VerdictFuture:
+        if isinstance(question, AnswerFinal):
+            return self._submit_reading(question)
         ids = encode_chat(self.tokenizer, format_question(question))
         future = VerdictFuture(len(ids))
         self._waiting.append((ids, future))
@@ -71,6 +74,24 @@ class LLMVerifier:
             self._pool.submit(self._judge_waiting)
         except RuntimeError:  # it was closed
             self._give_up_waiting()
+        return future
+
+    def _submit_reading(self, question: AnswerFinal) -> VerdictFuture:
+        future = VerdictFuture()
+
+        def judge() -> None:
+            try:
+                self._reader = self._reader or StateReader(self._engine)
+                if not future.done():  # cancelled before it was read
+                    probability, future.tokens = self._reader.judge(question)
+                    settle(future, probability)
+            except BaseException as error:  # as above
+                settle(future, error)
+
+        try:
+            self._pool.submit(judge)
+        except RuntimeError:
+            settle(future, NoVerdictError("the verifier was closed"))
         return future
 
     def close(self) -> None:
@@ -242,12 +263,6 @@ def weigh_reply(yes: float, no: float, min_probability: float) -> float | Except
     return NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability")
 
 
-def clone_sharing_weights(model: Any) -> Any:
-    """Copy the modules but not the weights, so that hooks on the decoding model do not see the verifier's forwards."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
 def reply_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The first tokens of the spellings of yes and of no, without bare spaces and shared ones."""
     yes, no = ({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (_YES, _NO))
@@ -260,7 +275,9 @@ def reply_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def format_question(question: Question) -> str:
-    """The text that asks a question."""
+    """The text that asks a question; raises NoVerdictError for one that only a reader can answer."""
+    if isinstance(question, AnswerFinal):
+        raise NoVerdictError("the text probe needs its reader as the verifier, in this process")
     if isinstance(question, AnswerStated):
         return _EXISTS.format(question=question.question, ending=question.ending)
     return _SAME.format(question=question.question, first=question.first, second=question.second)

@@ -26,7 +26,7 @@ from .network import Network
 
 T = TypeVar("T")
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"
-KINDS = ("difficulty", "readiness", "mode")
+KINDS = ("difficulty", "readiness", "mode", "text")
 
 
 class ArtifactError(TerselyError, ValueError):

@@ -19,7 +19,7 @@ from .risk_control import Certificate
 from .rule import FEATURES, TRIAL_FEATURES, Evidence, StopRule
 from .tier_selector import TierProbe, TierTable
 
-DIFFICULTY, READINESS, MODE = KINDS
+DIFFICULTY, READINESS, MODE, _ = KINDS
 _PRETRAINED = Path(__file__).parent / "pretrained"
 
 

@@ -22,7 +22,7 @@ from ..types import ForwardModifier
 from .base import BOUND, Policy
 
 _BUILT_IN = {
-    "auto_exit": "readiness:AutoExit",
+    "auto_exit": "auto_exit:AutoExit",
     "budget": "exits:BudgetForcing",
     "certaindex": "exits:Certaindex",
     "concisehint": "hint:ConciseHint",
@@ -37,6 +37,7 @@ _BUILT_IN = {
     "sirius": "speculative:Sirius",
     "speculative": "speculative:SpeculativeThinking",
     "specreason": "speculative:SpecReason",
+    "text_readiness": "auto_exit:TextReadiness",
     "trimr": "trimr:TrimR",
 }
 _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

@@ -92,15 +92,36 @@ class Convergence(Policy):
         if evidence.asked.open:
             yield Note("the question asks for a text or for several things, where equal answers are no sign of the end")
             return
-        tokens = view.tokens
+        read = 0
         while True:
-            pause = max(0, tokens // self.growth - 8)
-            yield Wait(at=tokens + 1 + pause, boundary="thought", sentence_at=tokens + self.stride + pause)
-            read, tokens = tokens, view.tokens
-            claim = evidence.find_answer(view.thinking.text_from(min(read, tokens)))
-            if claim is not None and (support := self.find_support(claim)):
-                yield Close(f"{support} the answer {claim.answer}", phrase="")
+            claim, finality = yield from self.find_claim(view, evidence, read)
+            read = view.tokens
+            if reason := (yield from self.judge(view, claim, finality)):
+                yield Close(reason, phrase="")
                 return
+
+    def find_claim(
+        self, view: PolicyView, evidence: AnswerEvidence, read: int
+    ) -> Generator[Action, Any, tuple[Claim, Finality]]:
+        """Wait until the thinking, of which `read` tokens have been read, calls a value the answer."""
+        while True:
+            pause = max(0, view.tokens // self.growth - 8)
+            yield Wait(at=view.tokens + 1 + pause, boundary="thought", sentence_at=view.tokens + self.stride + pause)
+            text = view.thinking.text_from(min(read, view.tokens))
+            found = evidence.read(text) if self.reads_all else evidence.find_answer(text)
+            if found is not None:
+                return found
+            read = view.tokens
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether any stated value is judged, and not only one that is called the answer."""
+        return False
+
+    def judge(self, view: PolicyView, claim: Claim, finality: Finality) -> Generator[Action, Any, str | None]:
+        """The reason to end the thinking at this value; None if there is none."""
+        yield from ()
+        return f"{support} the answer {claim.answer}" if (support := self.find_support(claim)) else None
 
     def find_support(self, claim: Claim) -> str | None:
         """What is enough to stop at this answer, in words; None if nothing is."""

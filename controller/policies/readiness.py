@@ -12,22 +12,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import CapabilityError, OptionError
+from ...errors import OptionError
 from ...probes.drift import LENGTHS, DriftMonitor, DriftState, Region
 from ...probes.io import StoredRule
 from ...probes.rule import GrowingFeatures, RuleState, ThoughtReading
-from ..probe_registry import ProbeError, load_stop_rule
+from ..probe_registry import load_stop_rule
 from ..text.answers import extract_stated_answer
 from ..text.thoughts import ThinkingState, Thought
 from ..types import BindContext, Capability, Signals
 from .base import BOUND, Close, Delegate, Inject, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
-from .exits import Convergence
 
 Row = NDArray[np.float32]
 
@@ -273,31 +271,3 @@ class Reconsider(StopRulePolicy):
             if score >= self.threshold:
                 continue
             yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")
-
-
-@dataclass(frozen=True, slots=True)
-class AutoExit(Policy):
-    """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
-
-    `Convergence` also decides about questions that the probe does not know. The trace names the one that acts.
-    """
-
-    name: ClassVar[str] = "auto_exit"
-    probes: str | None = None
-    agree: int = 2  # independent derivations that end the thinking without a probe
-
-    def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError for a missing folder, ArtifactError for another model's probe."""
-        if context.engine is None:
-            return Convergence(self.agree)
-        probes = self.probes or context.probes
-        try:
-            return Readiness(probes, fallback=Convergence(self.agree)).bind(context)
-        except (ProbeError, CapabilityError):
-            if probes is not None and not any(Path(probes).glob("*/probe.json")):
-                raise
-            return Convergence(self.agree)
-
-    def watch(self, view: PolicyView) -> Watching:
-        """Refuse: `bind` returns the policy that acts."""
-        raise unbound_error(self)

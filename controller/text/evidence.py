@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -38,6 +39,11 @@ class Claim:
     at: int = -1  # how often the model had reconsidered when it was stated last
     since: int = 0  # how often it had confirmed anything when it was stated first
 
+    def features(self, tokens: int, finality: Finality = Finality.ANSWERS) -> tuple[float, ...]:
+        """What a text probe reads (`TEXT_FEATURES`), after so many tokens: nothing of the value or the task."""
+        counts = (self.derivations, self.confirmed, self.answered, self.agreeing, self.insisting, self.at + 1, tokens)
+        return (*map(math.log1p, counts), float(self.contested), float(finality))
+
 
 class AnswerEvidence:
     """Reads a growing thinking piece by piece; each piece is read once."""
@@ -51,8 +57,8 @@ class AnswerEvidence:
         self._called = 0  # how many values have been called the answer
         self._reconsidered = self._confirmed = 0
 
-    def find_answer(self, text: str) -> Claim | None:
-        """Append the next sentences; return the claim stated last in them if they call it the answer, else None.
+    def find_answer(self, text: str) -> tuple[Claim, Finality] | None:
+        """Append the next sentences; return the claim stated last in them if they call it the answer.
 
         Only then does it count what was stated before, so pieces wait for that and much of a thinking is never read.
         """
@@ -62,7 +68,7 @@ class AnswerEvidence:
         for piece in self._waiting:
             latest = self.read(piece)
         self._waiting.clear()
-        return latest[0] if latest else None
+        return latest
 
     def read(self, text: str) -> tuple[Claim, Finality] | None:
         """Read the next sentences at once; return the claim stated last in them, and how finally, or None."""

@@ -13,12 +13,10 @@ import typer
 
 from ...controller.budgets import UNLIMITED, Budget
 from ...controller.text.tokenizer_adapter import get_adapter
-from ...errors import OptionError
 from ...io import write
 from .. import cli_utils as cli
 from ..tasks.equality import AnswerChecker
-from .formats import Fields
-from .logs import RecordedSet, load_set
+from .logs import LogOptions, RecordedSet
 from .reader import ModelReader, load_tokenizer
 from .result import as_text, check_page, replay_page, summarize
 from .run import (
@@ -27,6 +25,7 @@ from .run import (
     ReplayArm,
     ReplayedRow,
     cut_at_equal_tokens,
+    leave_out_learned,
     make_replay_arms,
     replay_rows,
     stop_at_first_correct,
@@ -37,10 +36,9 @@ POLICY = "policy"
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayOptions:
+class ReplayOptions(LogOptions):
     """The options of `tersely replay`."""
 
-    logs: Annotated[list[Path], typer.Argument(metavar="LOGS", help="Files of recorded outputs; each is a set.")]
     preset: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Preset to replay; repeatable; by default balanced.")
     ] = None
@@ -51,11 +49,6 @@ class ReplayOptions:
     thinking_budget: Annotated[
         int | None, typer.Option(min=1, help="Most thinking tokens; by default recordings may be as long as they are.")
     ] = None
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The model's tokenizer.json or its folder; by default a simple one of ours."),
-    ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum outputs per file.")] = None
     margin: Annotated[
         float | None,
         typer.Option(
@@ -68,13 +61,10 @@ class ReplayOptions:
             metavar="MODEL|URL", help="A small model, or a server of one, that answers at stops and in trials."
         ),
     ] = None
+    probes: cli.Probes = None
     baselines: Annotated[
         bool, typer.Option(help="Compare with a budget at equal tokens, and with the first right answer.")
     ] = True
-    question_field: Annotated[str | None, typer.Option(help="Field of the question.")] = None
-    thinking_field: Annotated[str | None, typer.Option(help="Field of the thinking.")] = None
-    answer_field: Annotated[str | None, typer.Option(help="Field of the model's answer.")] = None
-    gold_field: Annotated[str | None, typer.Option(help="Field of the right answer, e.g. metadata.gold.")] = None
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML page to write, with examples.")] = None
     as_json: cli.Json = False
 
@@ -89,12 +79,9 @@ def replay(options: ReplayOptions) -> None:
     if page is not None:
         check_page(page)
     presets = options.preset or ([] if options.policy else ["balanced"])
-    arms = make_replay_arms(presets, options.policy or (), trials=reader is not None)
+    arms = make_replay_arms(presets, options.policy or (), reader is not None, options.probes)
     budget = Budget("normal", options.thinking_budget or UNLIMITED)
-    named = {kind: getattr(options, f"{kind}_field") for kind in ("question", "thinking", "answer", "gold")}
-    fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
-    codec = load_tokenizer(options.tokenizer)
-    sets = [load_set(path, name, fields, options.limit) for path, name in _name_sets(options.logs)]
+    codec, sets = load_tokenizer(options.tokenizer), [leave_out_learned(one, arms) for one in options.load()]
     loaded: ModelReader | None = None if reader is None else ModelReader(reader)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
@@ -114,14 +101,6 @@ def replay(options: ReplayOptions) -> None:
         typer.echo(as_text(results, margin, skipped, without_gold, options.tokenizer is None))
     if margin is not None and any(one["lost_upper"] > margin for result in results for one in result["sets"]):
         raise typer.Exit(ABOVE_MARGIN)
-
-
-def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each file with its name, which is its path where two have the same; raises OptionError for one given twice."""
-    if len({path.resolve() for path in logs}) < len(logs):
-        raise OptionError("a file is given twice; accepted: each at most once", code="repeated_value")
-    stems = Counter(path.stem for path in logs)
-    return [(path, path.stem if stems[path.stem] == 1 else str(path)) for path in logs]
 
 
 def _compare(

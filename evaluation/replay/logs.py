@@ -6,13 +6,15 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
-from ...errors import TerselyError
+import typer
+
+from ...errors import OptionError, TerselyError
 from .formats import Fields, RecordedOutput, RowError, read_row
 
 _PEEK = 50  # lines of which one has to be an object of JSON lines
@@ -40,6 +42,36 @@ class RecordedSet:
     name: str
     rows: list[RecordedOutput]
     left_out: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """The options of commands that read logs."""
+
+    logs: Annotated[list[Path], typer.Argument(metavar="LOGS", help="Files of recorded outputs; each is a set.")]
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The model's tokenizer.json or its folder; by default a simple one of ours."),
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum outputs per file.")] = None
+    question_field: Annotated[str | None, typer.Option(help="Field of the question.")] = None
+    thinking_field: Annotated[str | None, typer.Option(help="Field of the thinking.")] = None
+    answer_field: Annotated[str | None, typer.Option(help="Field of the model's answer.")] = None
+    gold_field: Annotated[str | None, typer.Option(help="Field of the right answer, e.g. metadata.gold.")] = None
+
+    def load(self) -> list[RecordedSet]:
+        """The outputs of all files; raises LogError, and OptionError for a file that is given twice."""
+        named = {kind: getattr(self, f"{kind}_field") for kind in ("question", "thinking", "answer", "gold")}
+        fields = Fields(**{kind: (name,) for kind, name in named.items() if name is not None})
+        return [load_set(path, name, fields, self.limit) for path, name in _name_sets(self.logs)]
+
+
+def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each file with its name, which is its path where two have the same; raises OptionError for one given twice."""
+    if len({path.resolve() for path in logs}) < len(logs):
+        raise OptionError("a file is given twice; accepted: each at most once", code="repeated_value")
+    stems = Counter(path.stem for path in logs)
+    return [(path, path.stem if stems[path.stem] == 1 else str(path)) for path in logs]
 
 
 def load_set(path: Path, name: str, fields: Fields, limit: int | None) -> RecordedSet:

@@ -15,6 +15,7 @@ from ...controller.text.markers import PROMPTED, find_markers
 from ...controller.text.tokenizer_adapter import get_adapter
 from ...controller.trials import TrialDecoder, start_trial
 from ...controller.types import Capability, Engine, Request, SamplingParams, Signals
+from ...controller.verification import RuleVerifier
 from ...errors import MarkerError, ModelError, OptionError
 from ...models import list_end_tokens
 
@@ -83,13 +84,16 @@ class ModelReader:
     """Lets a model answer greedily behind the thinking of another (or its end), in a box, and answer trials.
 
     `model` is a name or folder for transformers, or the URL of a server with a completions endpoint. In this process,
-    penalties of the model's own settings do not count; a server may apply them.
+    penalties of the model's own settings do not count, which a server may apply, and it is the policies' `verifier`.
     """
 
     def __init__(self, model: str) -> None:
+        from ...controller.verifiers import LLMVerifier
+
         self.name = model
         self.engine, self._cache = _load(model)
         self.codec = get_adapter(self.engine.tokenizer)
+        self.verifier = None if self._cache is None else RuleVerifier(LLMVerifier(self.engine, timeout=None))
         try:
             self.markers = find_markers(self.engine.tokenizer)
         except MarkerError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,10 @@ from ...controller.text.questions import read_question
 from ...controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ...controller.trace import Decision
 from ...errors import CapabilityError
+from ...probes.fingerprint import question_hash
 from ..tasks.equality import AnswerChecker
 from .formats import RecordedOutput
+from .logs import LogError, RecordedSet
 
 if TYPE_CHECKING:
     from .reader import ModelReader
@@ -83,7 +86,9 @@ class ReplayedRow:
         return self.tokens if self.stop is None else self.stop.tokens
 
 
-def make_replay_arms(presets: Sequence[str], policies: Sequence[str], trials: bool = False) -> list[ReplayArm]:
+def make_replay_arms(
+    presets: Sequence[str], policies: Sequence[str], trials: bool = False, probes: str | None = None
+) -> list[ReplayArm]:
     """An arm for each preset and policy; raises OptionError, or CapabilityError, ProbeError where a model is needed."""
     modifiers = find_entry_points("tersely.forward_modifiers")
     for name in (*presets, *policies):
@@ -95,7 +100,20 @@ def make_replay_arms(presets: Sequence[str], policies: Sequence[str], trials: bo
             )
     arms = [ReplayArm(name, make_policies(name)) for name in presets]
     arms += [ReplayArm(spec, (resolve_policy(spec),)) for spec in policies]
-    return [ReplayArm(arm.name, bind_for_replay(arm.policies, trials)) for arm in arms]
+    return [ReplayArm(arm.name, bind_for_replay(arm.policies, trials, probes)) for arm in arms]
+
+
+def leave_out_learned(one: RecordedSet, arms: Sequence[ReplayArm]) -> RecordedSet:
+    """The set without outputs whose questions a policy learned from; raises LogError where none are left."""
+    learned = frozenset[str]().union(*(policy.provenance for arm in arms for policy in arm.policies))
+    rows = [row for row in one.rows if question_hash(row.question or row.thinking) not in learned]
+    if not rows:
+        raise LogError(f"the probes learned from all {len(one.rows)} outputs of {one.name}; replay others")
+    if len(rows) == len(one.rows):
+        return one
+    return RecordedSet(
+        one.name, rows, one.left_out + Counter({"the probes learned from it": len(one.rows) - len(rows)})
+    )
 
 
 def replay_rows(
@@ -148,6 +166,7 @@ def _replay_row(
         budget,
         prompt=row.question,
         until_close=True,
+        verifier=None if reader is None else reader.verifier,
         answer_trial=None if trials is None else trials.answer,
     )
     seconds = time.thread_time() - start - (0.0 if trials is None else trials.seconds)

@@ -1,21 +1,18 @@
-"""The command `tersely calibrate`: splitting the data, fitting and evaluating both probes, and saving them."""
+"""Calibration on a collection: fitting, certifying and evaluating both probes, and saving them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import typer
 
 from ...errors import CapabilityError, OptionError, check_known
 from ...io import check_writable, render_text, write
-from ..artifact import to_json
 from ..drift import Region
 from ..estimator import held_out_log_loss
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
@@ -23,7 +20,7 @@ from ..records import UNKNOWN, RecordsError, RecordTable
 from ..risk_control import needed_questions
 from ..rule import StopRule
 from . import difficulty, readiness
-from .data import BASE, Boundaries, QuestionParts, check_layer, concatenate, split_questions
+from .data import BASE, Boundaries, QuestionParts, check_layer, concatenate
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,39 +148,6 @@ def choose_layer(records: RecordTable, layer: int | None, evaluate: Callable[[in
         return layer
     layers: Sequence[int] = records.plan["layers"]
     return layers[0] if len(layers) == 1 else min(layers, key=evaluate)
-
-
-def calibrate(
-    data: Annotated[Path, typer.Argument(help="Folder written by `tersely collect` or by shadow mode.")],
-    out: Annotated[Path, typer.Option(help="Output folder for the probes.")],
-    calibrate: Annotated[
-        Path | None, typer.Option(help="Separate collection for the certificates; needs --test.")
-    ] = None,
-    test: Annotated[Path | None, typer.Option(help="Separate collection for the report; needs --calibrate.")] = None,
-    alpha: Annotated[float, typer.Option(help="Share of questions that stopping early may harm.")] = 0.02,
-    delta: Annotated[float, typer.Option(help="Probability that more are harmed nevertheless.")] = 0.1,
-    margin: Annotated[float, typer.Option(help="Accuracy that choosing tiers may cost.")] = 0.005,
-    layer: Annotated[
-        int | None, typer.Option(help="Hidden layer to read; default: the best of those collected.")
-    ] = None,
-    labels: Annotated[
-        str, typer.Option(help="Labels for difficulty: tiers (cheapest sufficient one) or diffadapt.")
-    ] = "tiers",
-    curve: Annotated[Path | None, typer.Option(help="Draw entropy by difficulty into a PNG or SVG file.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
-    """Train a difficulty and a readiness probe, certify thresholds, and compare them with simple baselines.
-
-    A single collection is split by question: half for training, the rest for certificates and the report.
-    """
-    settings = CalibrationSettings(alpha, delta, margin, layer, labels, seed)
-    if curve is not None:
-        check_picture(curve)
-    report = calibrate_into(out, split_questions(data, calibrate, test), settings)
-    if curve is not None:
-        draw_entropy_curve(report, curve)
-    typer.echo(json.dumps(to_json("report", report, nonfinite=True)) if as_json else format_report(report))
 
 
 def check_picture(path: Path) -> None:

@@ -19,7 +19,7 @@ ENTRY_POINTS = "tersely.commands"
 COMMANDS = {
     "agents": ("evaluation.agents.cli", "Compare ways for an agent to think and to use tools."),
     "bench": ("evaluation.bench.cli", "Compare presets with the uncontrolled model on paired tasks."),
-    "calibrate": ("probes.calibrate.run", "Train probes on collected data and certify them."),
+    "calibrate": ("evaluation.calibrate", "Train probes on collected data or logs and certify them."),
     "collect": ("evaluation.collect", "Sample rollouts and store what probes are trained on."),
     "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
     "replay": ("evaluation.replay.cli", "Show what policies would have done on recorded outputs of any model."),
@@ -56,7 +56,10 @@ EXAMPLES = {
     "replay": ("tersely replay logs.jsonl", "tersely replay logs.jsonl --preset balanced --preset careful"),
     "serve": ("tersely serve Qwen/Qwen3-4B --engine vllm", "tersely serve tersely-tiny-small --port 8000"),
     "collect": ("tersely collect Qwen/Qwen3-4B --tasks questions.jsonl --out data/",),
-    "calibrate": ("tersely calibrate data/ --out probes/ --alpha 0.02",),
+    "calibrate": (
+        "tersely calibrate data/ --out probes/ --alpha 0.02",
+        "tersely calibrate logs.jsonl --out probes/",
+    ),
 }
 """Examples at the end of a command's help; "" is the list of commands."""
 

@@ -284,13 +284,15 @@ class RaggedRunner:
 class PrefixCache:
     """Keys and values of the text that a model read last, so that of the next one only what differs is read.
 
-    For models that `can_be_ragged`; others read each text whole, in one pass.
+    For models that `can_be_ragged`; others read each text whole, in one pass. With a `decoder` of the model, that runs
+    alone, and its last hidden states [keep, width] take the place of the logits.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, decoder: Any = None) -> None:
+        self.model = model if decoder is None else decoder
+        self._has_head = decoder is None
         self._can_crop = can_be_ragged(model)
-        self._can_limit = "logits_to_keep" in signature(model.forward).parameters
+        self._can_limit = decoder is not None or "logits_to_keep" in signature(model.forward).parameters
         self._ids: list[int] = []
         self._cache: DynamicCache | None = None
 
@@ -306,17 +308,20 @@ class PrefixCache:
         elif common < len(self._ids):
             cache.crop(common - len(self._ids))  # a negative count, which is relative to the cache's length
         inputs = {**as_cache(self.model, cache), "use_cache": True}
-        for start in range(common, len(ids) - keep, _PREFILL):
-            self._run(ids[start : min(start + _PREFILL, len(ids) - keep)], inputs, 1)
-        logits = self._run(ids[-keep:], inputs, keep)
+        one_pass = self._can_limit and len(ids) - common <= _PREFILL
+        last = common if one_pass else len(ids) - keep
+        for start in range(common, last, _PREFILL):
+            self._run(ids[start : min(start + _PREFILL, last)], inputs, 1)
+        found = self._run(ids[last:], inputs, keep)
         self._ids, self._cache = list(ids), cache
-        return logits, len(ids) - common
+        return found, len(ids) - common
 
     def _run(self, ids: Sequence[int], inputs: dict[str, Any], keep: int) -> Tensor:
-        last = {"logits_to_keep": keep} if self._can_limit else {}
+        last = {"logits_to_keep": keep} if self._can_limit and self._has_head else {}
         fed = torch.tensor([list(ids)], device=self.model.device)
-        logits: Tensor = self.model(fed, **inputs, **last).logits
-        return logits[0, -keep:]
+        output = self.model(fed, **inputs, **last)
+        found: Tensor = output.logits if self._has_head else output.last_hidden_state
+        return found[0, -keep:]
 
 
 ModelRunner = HFInputsRunner | RaggedRunner

@@ -15,6 +15,7 @@ import torch
 from tersely.controller.budgets import Budget
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import AskVerifier, Close, Policy, PolicyView, Wait, Watching
+from tersely.controller.reader import clone_sharing_weights
 from tersely.controller.replay import replay
 from tersely.controller.text.answers import answers_equal
 from tersely.controller.types import Capability
@@ -28,7 +29,7 @@ from tersely.controller.verification import (
     VerdictFuture,
     get_verdict,
 )
-from tersely.controller.verifiers import LLMVerifier, clone_sharing_weights, encode_chat, format_question, reply_ids
+from tersely.controller.verifiers import LLMVerifier, encode_chat, format_question, reply_ids
 from tersely.errors import CapabilityError
 
 from ...support.models import letters, random_model

@@ -243,6 +243,7 @@ class Sure:
     """A reader that is sure of its trial answers from the second statement of 12 on; each costs 3 tokens."""
 
     name = "sure"
+    verifier = None
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -286,6 +287,7 @@ def test_hostile_answers_end(answer: str) -> None:
 def test_a_reader_says_the_answer_at_stops() -> None:
     class Constant:
         name = "constant"
+        verifier = None
 
         def read(self, texts: Any) -> list[str]:
             asked.extend(texts)

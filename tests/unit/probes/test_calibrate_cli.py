@@ -105,7 +105,7 @@ def test_the_json_report_is_standard_json(
     [
         (["{data}"], "--out"),
         (["{data}", "--out", "{tmp}/out"], "'learn'"),
-        (["{tmp}/nowhere", "--out", "{tmp}/out"], "plan.json"),
+        (["{tmp}/nowhere", "--out", "{tmp}/out"], "nowhere"),
         (["{data}", "--out", "{tmp}/out", "--alpha", "2"], "2.0"),
         (["{data}", "--out", "{tmp}/out", "--delta", "0"], "0.0"),
         (["{data}", "--out", "{tmp}/out", "--layer", "3"], "'3'"),

@@ -1,0 +1,188 @@
+"""The command `tersely calibrate`: probes from a collection of a model, or a text probe from logs of any model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from ..controller.budgets import UNLIMITED, Budget
+from ..controller.policies.base import Action, PolicyView
+from ..controller.policies.exits import Convergence
+from ..controller.replay import replay
+from ..controller.text.answers import Finality, extract_answer
+from ..controller.text.evidence import Claim
+from ..controller.text.tokenizer_adapter import get_adapter
+from ..controller.verification import NoVerdictError
+from ..errors import OptionError
+from ..io import render_text
+from ..probes.artifact import to_json
+from ..probes.calibrate import run
+from ..probes.calibrate.data import split_questions
+from ..probes.calibrate.text import RecordedThinking, fit_text_probe
+from ..probes.fingerprint import question_hash
+from ..probes.text_probe import TEXT, save_text_probe
+from .cli_utils import Json, show_progress, takes
+from .replay.formats import RecordedOutput
+from .replay.logs import LogOptions, RecordedSet
+from .replay.reader import load_tokenizer
+from .replay.run import MARKERS, is_right
+from .tasks.equality import AnswerChecker
+
+if TYPE_CHECKING:
+    from ..controller.reader import StateReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateOptions(LogOptions):
+    """The options of `tersely calibrate`."""
+
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA", help="Folder of `tersely collect` or of shadow mode, or files of recorded outputs."
+        ),
+    ]
+    out: Annotated[Path, typer.Option(help="Output folder for the probes.")]
+    calibrate: Annotated[Path | None, typer.Option(help="Separate collection for the certificates; needs --test.")] = (
+        None
+    )
+    test: Annotated[Path | None, typer.Option(help="Separate collection for the report; needs --calibrate.")] = None
+    alpha: Annotated[float, typer.Option(help="Share of questions that stopping early may harm.")] = 0.02
+    delta: Annotated[float, typer.Option(help="Probability that more are harmed nevertheless.")] = 0.1
+    margin: Annotated[float, typer.Option(help="Accuracy that choosing tiers may cost.")] = 0.005
+    layer: Annotated[int | None, typer.Option(help="Hidden layer to read; default: the best of those collected.")] = (
+        None
+    )
+    labels: Annotated[
+        str, typer.Option(help="Labels for difficulty: tiers (cheapest sufficient one) or diffadapt.")
+    ] = "tiers"
+    reader: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A small model whose hidden states a text probe also reads.")
+    ] = None
+    curve: Annotated[Path | None, typer.Option(help="Draw entropy by difficulty into a PNG or SVG file.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0
+    as_json: Json = False
+
+
+@takes(CalibrateOptions)
+def calibrate(options: CalibrateOptions) -> None:
+    """Train probes, certify thresholds, and compare them with simple baselines.
+
+    From a folder: a difficulty and a readiness probe of its model. From logs of any model: a text probe, which makes
+    the exit of `balanced` as strict or lenient as these outputs allow. One set of data is split by question: half for
+    training, the rest for certificates and the report.
+    """
+    settings = run.CalibrationSettings(
+        options.alpha, options.delta, options.margin, options.layer, options.labels, options.seed
+    )
+    folders = [path for path in options.logs if path.is_dir()]
+    if not folders:
+        report = calibrate_on_logs(options, settings)
+        text = render_text(Path(__file__).with_name("calibrate.txt"), **report)
+    elif len(options.logs) > 1:
+        raise OptionError(
+            f"{folders[0]} is a folder among {len(options.logs)} paths; accepted: one folder, or files of logs"
+        )
+    else:
+        if options.curve is not None:
+            run.check_picture(options.curve)
+        parts = split_questions(folders[0], options.calibrate, options.test)
+        report = run.calibrate_into(options.out, parts, settings)
+        if options.curve is not None:
+            run.draw_entropy_curve(report, options.curve)
+        text = run.format_report(report)
+    typer.echo(json.dumps(to_json("report", report, nonfinite=True)) if options.as_json else text)
+
+
+def calibrate_on_logs(options: CalibrateOptions, settings: run.CalibrationSettings) -> dict[str, Any]:
+    """Fit, certify and save a text probe; returns the report in JSON form."""
+    if given := [name for name in ("calibrate", "test", "layer", "curve") if getattr(options, name) is not None]:
+        raise OptionError(f"--{given[0]} is for a collection, and {options.logs[0]} is a file; leave it out")
+    sets = options.load()
+    reader = None if options.reader is None else load_reader(options.reader)
+    thinking = read_logs(sets, load_tokenizer(options.tokenizer), reader)
+    about = {} if reader is None else reader.describe()
+    probe, report = fit_text_probe(thinking, settings.alpha, settings.delta, settings.seed, **about)
+    report["left_out"] = dict(sum((one.left_out for one in sets), Counter[str]()))
+    save_text_probe(probe, options.out / TEXT, {"logs": [one.name for one in sets], "seed": settings.seed}, report)
+    return report
+
+
+def load_reader(model: str) -> StateReader:
+    """The reader for --reader; raises ModelError, or CapabilityError for what shows no hidden states."""
+    from ..controller.engines.transformers.engine import load_engine
+    from ..controller.reader import StateReader
+
+    return StateReader(load_engine(model, grouped=True))
+
+
+def read_logs(sets: Sequence[RecordedSet], tokenizer: Any, reader: StateReader | None) -> list[RecordedThinking]:
+    """The values that recorded outputs state; one output for each question, the first."""
+    rows = {question_hash(row.question or row.thinking): row for one in sets for row in reversed(one.rows)}
+    with AnswerChecker() as checker, show_progress(len(rows)) as advance:
+        found = []
+        for row in rows.values():
+            found.append(follow(row, tokenizer, checker, reader))
+            advance("reading", 1)
+    return found
+
+
+_GROUP = 8  # places of a thinking that a reader reads at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener(Convergence):
+    """Keeps what the rule of `convergence` sees, and never acts."""
+
+    name: ClassVar[str] = "listener"
+    reads_all: bool = False
+    found: list[tuple[int, bool, str]] = field(default_factory=list)
+    rows: list[tuple[float, ...]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def judge(self, view: PolicyView, claim: Claim, finality: Finality) -> Generator[Action, Any, str | None]:
+        yield from ()
+        supported = finality is Finality.ANSWERS and self.find_support(claim) is not None
+        self.found.append((view.tokens, supported, claim.answer))
+        self.rows.append(claim.features(view.tokens, finality))
+        self.texts.append(view.thinking.text)
+        return None
+
+
+def follow(row: RecordedOutput, tokenizer: Any, checker: AnswerChecker, reader: StateReader | None) -> RecordedThinking:
+    """Read one recorded output."""
+    ids, listener = get_adapter(tokenizer).encode(row.thinking), _Listener(reads_all=reader is not None)
+    replay(ids, (listener,), tokenizer, MARKERS, Budget("normal", UNLIMITED), prompt=row.question)
+    stops = [stop for stop in listener.found if stop[0] < len(ids)]
+    rows = np.array(listener.rows[: len(stops)], np.float32)
+    if reader is not None:
+        states = read_states(reader, row.question, listener.texts[: len(stops)])
+        stops, rows = stops[: len(states)], np.hstack([rows[: len(states)], states])
+    return RecordedThinking(
+        question=row.question,
+        hash=question_hash(row.question or row.thinking),
+        tokens=max(1, len(ids)),
+        right=row.gold is None or is_right(row, extract_answer(row.answer, row.question), checker),
+        stops=np.array([tokens for tokens, *_ in stops], np.int64),
+        rows=rows,
+        supported=np.array([supported for _, supported, _ in stops], bool),
+        now=np.array([is_right(row, answer, checker) for *_, answer in stops], bool),
+    )
+
+
+def read_states(reader: StateReader, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    """The states behind the texts of a growing thinking, as far as they fit into the reader's context."""
+    states: list[NDArray[np.float32]] = []
+    with suppress(NoVerdictError):
+        for i in range(0, len(texts), _GROUP):
+            states.append(reader.read(question, texts[i : i + _GROUP])[0])
+    return np.concatenate(states) if states else np.zeros((0, reader.width), np.float32)
