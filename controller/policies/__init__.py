@@ -22,22 +22,22 @@ from ..types import ForwardModifier
 from .base import BOUND, Policy
 
 _BUILT_IN = {
-    "auto_exit": "auto_exit:AutoExit",
+    "auto_exit": "readiness:AutoExit",
     "budget": "exits:BudgetForcing",
     "certaindex": "exits:Certaindex",
     "concisehint": "hint:ConciseHint",
     "convergence": "exits:Convergence",
     "deer": "exits:Deer",
     "eat": "exits:EntropyStop",
-    "escalate": "readiness:Escalate",
+    "escalate": "speculative:Escalate",
     "hint": "hint:BrevityHint",
     "readiness": "readiness:Readiness",
-    "reconsider": "readiness:Reconsider",
+    "reconsider": "speculative:Reconsider",
     "repetition": "exits:Repetition",
     "sirius": "speculative:Sirius",
     "speculative": "speculative:SpeculativeThinking",
     "specreason": "speculative:SpecReason",
-    "text_readiness": "auto_exit:TextReadiness",
+    "text_readiness": "readiness:TextReadiness",
     "trimr": "trimr:TrimR",
 }
 _BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

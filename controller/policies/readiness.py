@@ -4,29 +4,35 @@ Free evidence first (entropies and the hidden state at the end of a thought), a 
 consistency of trials as in Dynasor) only where that is undecided. The threshold comes with a certificate that bounds
 the harm it can do (`probes.risk_control`).
 
-What the probe says can do more than end the thinking: `Escalate` hands it to a larger model, `Reconsider` continues it.
+`TextReadiness` does the same for any model by text alone, and `AutoExit` takes the best of both that there is.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import OptionError
+from ...errors import CapabilityError
 from ...probes.drift import LENGTHS, DriftMonitor, DriftState, Region
 from ...probes.io import StoredRule
 from ...probes.rule import GrowingFeatures, RuleState, ThoughtReading
-from ..probe_registry import load_stop_rule
-from ..text.answers import extract_stated_answer
+from ...probes.text_probe import TEXT, TextProbe, combine
+from ..probe_registry import ProbeError, load_stop_rule, load_text_probe
+from ..text.answers import Finality, extract_stated_answer
+from ..text.evidence import Claim
 from ..text.thoughts import ThinkingState, Thought
 from ..types import BindContext, Capability, Signals
-from .base import BOUND, Close, Delegate, Inject, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
+from ..verification import AnswerFinal, VerdictFuture, get_verdict
+from .base import BOUND, Action, AskVerifier, Close, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
+from .exits import Convergence
 
+_POLL_TOKENS = 8
 Row = NDArray[np.float32]
 
 
@@ -208,66 +214,92 @@ def _explain(score: float, hopeless: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Escalate(StopRulePolicy):
-    """Hand the thinking to the helper where an answer is probably wrong and thinking on repairs nothing.
+class TextReadiness(Convergence):
+    """Close at the first value called the answer whose score reaches the certified threshold of a text probe.
 
-    A cascade that decides by what the thinking shows, not by the question: where the probe would end the thinking
-    because all is lost, or the model itself stops and is probably wrong.
+    The probe is learned from recorded outputs of any model (`tersely calibrate LOGS`). Where it also reads hidden
+    states, a small reader that reads along gives the score, as the session's verifier; without its verdict, and on
+    questions that the probe does not know, the rule of `Convergence` decides.
     """
 
-    name: ClassVar[str] = "escalate"
-    requires: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.KV_ROLLBACK, Capability.HELPER}
-    )
-    min_right: float = 0.5
-    """The helper takes over below this probability of being right; the higher, the more goes to it."""
-    tokens: int = 1024
-    restart: bool = True
-    """The helper thinks from the question on, under its own control; otherwise it continues from there, after `prefix`,
-    and may believe what it reads."""
-    prefix: str = "Wait,"
+    name: ClassVar[str] = "text_readiness"
+    probes: str | None = None
+    probe: TextProbe | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
-    def __post_init__(self) -> None:
-        if not 0 < self.min_right <= 1:
-            raise OptionError(f"min_right is {self.min_right}; accepted: a probability above 0 and up to 1")
+    @property
+    def provenance(self) -> frozenset[str]:
+        return frozenset() if self.probe is None else self.probe.learned_from
 
-    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
-        state, tracker, right, score = RuleState(rule.rule), FeatureTracker(), 1.0, 0.0
-        while True:
-            yield Wait(at=view.tokens + 1, boundary="thought", or_close=True)
-            if not view.closing and tracker.update(view.thinking):
-                score = state.score_free(tracker.features, view.state(rule.layer))
-                right = score - state.hopeless
-            stops = view.closing or (rule.threshold is not None and score >= rule.threshold)
-            if right < self.min_right and stops:
-                reason = f"the answer is probably wrong ({right:.4f} right), thinking on repairs nothing ({score:.4f})"
-                prefix = "" if self.restart else self.prefix
-                yield Delegate(self.tokens, reason, prefix=prefix, restart=self.restart)
-                return
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError where there is no text probe, CapabilityError without its reader."""
+        probe = self.probe or load_text_probe(self.probes or context.probes)
+        if probe.reads_states and context.engine is None and not context.trials:
+            raise CapabilityError(
+                f"the text probe reads hidden states of {probe.base['name']}; let it read along (--reader MODEL)",
+                code="missing_reader",
+            )
+        return replace(self, probe=probe)
+
+    def watch(self, view: PolicyView) -> Watching:
+        if self.probe is None:
+            raise unbound_error(self)
+        if (difference := self.probe.known.find_difference(view.question)) is not None:
+            yield Note(
+                f"this question is unlike those that the text probe knows ({difference}), so it is not certified for "
+                "it, and convergence decides"
+            )
+            yield from Convergence(self.agree, self.stride, self.growth).watch(view)
+        elif self.probe.certificate.threshold is not None:
+            yield from Convergence.watch(self, view)
+
+    @property
+    def reads_all(self) -> bool:
+        return self.probe is not None and self.probe.reads_states
+
+    def judge(self, view: PolicyView, claim: Claim, finality: Finality) -> Generator[Action, Any, str | None]:
+        probe, called = self.probe, finality is Finality.ANSWERS
+        assert probe is not None and probe.certificate.threshold is not None
+        features, support = claim.features(view.tokens, finality), self.find_support(claim) if called else None
+        if probe.reads_states:
+            asked = AnswerFinal(view.question, view.thinking.text, features, probe)
+            future: VerdictFuture = yield AskVerifier(asked)
+            while not future.done():
+                yield Wait(at=view.tokens + _POLL_TOKENS, boundary="token")
+            probability = get_verdict(future) or 0.0
+        else:
+            probability = float(probe.probabilities([features])[0])
+        if combine(probability, support is not None) < probe.certificate.threshold:
+            return None
+        return f"the answer {claim.answer} is final ({probability:.3f} sure{f', {support} it' if support else ''})"
 
 
 @dataclass(frozen=True, slots=True)
-class Reconsider(StopRulePolicy):
-    """Continue the thinking where the readiness probe is not sure enough that it is complete.
+class AutoExit(Policy):
+    """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
 
-    Budget forcing (s1, arXiv 2501.19393) appends "Wait" without a reason; here a probe gives one.
+    Between them comes `TextReadiness`, where the folder has a text probe. `Convergence` also decides about questions
+    that the probe does not know. The trace names the one that acts.
     """
 
-    name: ClassVar[str] = "reconsider"
-    requires: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
-    )
-    threshold: float = 0.6  # thinking continues below this score
-    limit: int = 2  # how often at most
-    cue: str = "Wait,"
+    name: ClassVar[str] = "auto_exit"
+    probes: str | None = None
+    agree: int = 2  # independent derivations that end the thinking without a probe
 
-    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
-        tracker = FeatureTracker()
-        for _ in range(self.limit):
-            yield Wait(boundary="close")
-            while not tracker.update(view.thinking) or view.tokens >= view.budget.thinking // 2:
-                yield Wait(boundary="close")
-            score = RuleState(rule.rule).score_free(tracker.features, view.state(rule.layer))
-            if score >= self.threshold:
-                continue
-            yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError for a missing folder, ArtifactError for another model's probe."""
+        probes = self.probes or context.probes
+        rule: Policy = Convergence(self.agree)
+        if probes is not None and (Path(probes) / TEXT).is_dir():
+            rule = TextReadiness(self.agree, probes=probes).bind(context)
+        if context.engine is None:
+            return rule
+        try:
+            return Readiness(probes, fallback=rule).bind(context)
+        except (ProbeError, CapabilityError):
+            if probes is not None and not any(Path(probes).glob("*/probe.json")):
+                raise
+            return rule
+
+    def watch(self, view: PolicyView) -> Watching:
+        """Refuse: `bind` returns the policy that acts."""
+        raise unbound_error(self)

@@ -7,6 +7,8 @@ after too much reflection it looks for the step that went wrong.
 `Sirius` (arXiv 2409.03856): every few tokens the larger model rewrites from the first token on that it finds too
 unlikely. `SpecReason` (arXiv 2504.07891): thought by thought, where its grade is too low. As long as the larger model
 agrees, both need a prefill of it and none of its decoding.
+
+`Escalate` hands over what a readiness probe holds for lost, and `Reconsider` lets the model itself think on.
 """
 
 from __future__ import annotations
@@ -16,9 +18,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...errors import OptionError
+from ...probes.io import StoredRule
+from ...probes.rule import RuleState
 from ..types import Capability
 from ..verification import ReviewCriterion
-from .base import Delegate, Policy, PolicyView, ReviewDraft, Wait, Watching
+from .base import Delegate, Inject, Policy, PolicyView, ReviewDraft, Wait, Watching
+from .readiness import FeatureTracker, StopRulePolicy
 
 AFFIRMING = ("yeah", "yes", "final answer", "confident")
 REFLECTING = ("wait", "alternatively", "hold on", "another")
@@ -145,3 +151,69 @@ class SpecReason(Policy):
             criterion = ReviewCriterion(self.min_grade, "grade")
             yield ReviewDraft(self.tokens, "graded", view.tokens - graded, criterion, one_thought=True)
             graded = view.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Escalate(StopRulePolicy):
+    """Hand the thinking to the helper where an answer is probably wrong and thinking on repairs nothing.
+
+    A cascade that decides by what the thinking shows, not by the question: where the probe would end the thinking
+    because all is lost, or the model itself stops and is probably wrong.
+    """
+
+    name: ClassVar[str] = "escalate"
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.KV_ROLLBACK, Capability.HELPER}
+    )
+    min_right: float = 0.5
+    """The helper takes over below this probability of being right; the higher, the more goes to it."""
+    tokens: int = 1024
+    restart: bool = True
+    """The helper thinks from the question on, under its own control; otherwise it continues from there, after `prefix`,
+    and may believe what it reads."""
+    prefix: str = "Wait,"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_right <= 1:
+            raise OptionError(f"min_right is {self.min_right}; accepted: a probability above 0 and up to 1")
+
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        state, tracker, right, score = RuleState(rule.rule), FeatureTracker(), 1.0, 0.0
+        while True:
+            yield Wait(at=view.tokens + 1, boundary="thought", or_close=True)
+            if not view.closing and tracker.update(view.thinking):
+                score = state.score_free(tracker.features, view.state(rule.layer))
+                right = score - state.hopeless
+            stops = view.closing or (rule.threshold is not None and score >= rule.threshold)
+            if right < self.min_right and stops:
+                reason = f"the answer is probably wrong ({right:.4f} right), thinking on repairs nothing ({score:.4f})"
+                prefix = "" if self.restart else self.prefix
+                yield Delegate(self.tokens, reason, prefix=prefix, restart=self.restart)
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Reconsider(StopRulePolicy):
+    """Continue the thinking where the readiness probe is not sure enough that it is complete.
+
+    Budget forcing (s1, arXiv 2501.19393) appends "Wait" without a reason; here a probe gives one.
+    """
+
+    name: ClassVar[str] = "reconsider"
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
+    )
+    threshold: float = 0.6  # thinking continues below this score
+    limit: int = 2  # how often at most
+    cue: str = "Wait,"
+
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        tracker = FeatureTracker()
+        for _ in range(self.limit):
+            yield Wait(boundary="close")
+            while not tracker.update(view.thinking) or view.tokens >= view.budget.thinking // 2:
+                yield Wait(boundary="close")
+            score = RuleState(rule.rule).score_free(tracker.features, view.state(rule.layer))
+            if score >= self.threshold:
+                continue
+            yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")

@@ -13,9 +13,8 @@ import tersely
 from tersely.controller.budgets import TIERS
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies import get_presets, make_policy
-from tersely.controller.policies.auto_exit import AutoExit
 from tersely.controller.policies.exits import Convergence
-from tersely.controller.policies.readiness import Readiness
+from tersely.controller.policies.readiness import AutoExit, Readiness
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import find_markers

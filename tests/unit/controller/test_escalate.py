@@ -16,7 +16,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.controller.helpers import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies, make_policy
-from tersely.controller.policies.readiness import Escalate
+from tersely.controller.policies.speculative import Escalate
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import SamplingParams

@@ -20,7 +20,8 @@ from tersely.controller import probe_registry as probing
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
-from tersely.controller.policies.readiness import Readiness, Reconsider
+from tersely.controller.policies.readiness import Readiness
+from tersely.controller.policies.speculative import Reconsider
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult

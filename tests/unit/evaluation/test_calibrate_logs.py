@@ -12,8 +12,8 @@ import pytest
 from tersely import generate
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.policies.auto_exit import AutoExit, TextReadiness
 from tersely.controller.policies.exits import Convergence
+from tersely.controller.policies.readiness import AutoExit, TextReadiness
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.reader import StateReader
 from tersely.controller.types import BindContext
