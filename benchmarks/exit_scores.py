@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.reader import StateReader
 from tersely.controller.text.answers import Finality
 from tersely.controller.text.evidence import Claim
-from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.evaluation.calibrate import read_states
 from tersely.probes.stats import binomial_upper_bound
 
 Scores = NDArray[np.float64]
-QUESTION = "\n\nIs {answer} the final answer to the question, yes or no? Answer:"
 PARTS = 32  # principal components of a state
 
 
@@ -112,14 +112,6 @@ def count_first(rows: Sequence[Row], stops: Stops, columns: Mapping[str, Stops])
     return {"prevented": f"{len(wrong) - sum(wrong)} of {len(wrong)}", "kept": f"{sum(right)} of {len(right)}"}
 
 
-def describe(one: Candidate) -> list[float]:
-    """Features of a candidate: what speaks for the claim, and nothing of its value or the task."""
-    claim = one.claim
-    counts = (claim.derivations, claim.confirmed, claim.answered, claim.agreeing, claim.insisting, claim.at + 1)
-    levels = [float(one.finality is level) for level in Finality]
-    return [*np.log1p(counts), *levels, float(claim.contested), np.log(one.tokens), float(claim.answered == 0)]
-
-
 class Learner:
     """All candidates as columns, so that models can be fitted and thresholds tried fast."""
 
@@ -128,11 +120,9 @@ class Learner:
         self.owner = np.repeat(np.arange(len(rows)), [len(row.candidates) for row in rows])
         candidates = [one for row in rows for one in row.candidates]
         self.candidates = candidates
-        text = np.array([describe(one) for one in candidates])
+        text = np.array([one.claim.features(one.tokens, one.finality) for one in candidates])
         states = np.concatenate([row.states for row in rows if row.candidates]).astype(np.float32)
-        half = states.shape[1] // 2
-        read = [states[:, :half], states[:, half:]]
-        self.features = {"text": [text]} | ({"states": read, "both": [text, *read]} if half else {})
+        self.features = {"text": [text]} | ({"states": [states], "both": [text, states]} if states.shape[1] else {})
         self.right = np.array([one.right for one in candidates])
         self.number = np.array([rows[i].number for i in self.owner.tolist()])
         self.weights = 1 / np.bincount(self.owner)[self.owner]
@@ -198,41 +188,18 @@ class Learner:
 
 
 class Companion:
-    """A small model that reads along; keeps the states of what it has read in a folder, if there is one.
-
-    At a candidate these are two states at two thirds of its depth: of the last token, and of the last token of a
-    question about the answer, which is dropped afterwards.
-    """
+    """A small model that reads along; keeps the states of what it has read in a folder, if there is one."""
 
     def __init__(self, model: str, folder: Path | None) -> None:
-        from tersely.controller.engines.transformers.engine import load_engine
+        self.reader, self.folder = StateReader(load_engine(model, grouped=True)), folder
 
-        self.engine, self.folder = load_engine(model, grouped=True), folder
-        self.layer = self.engine.model.config.get_text_config(decoder=True).num_hidden_layers * 2 // 3
-
-    def read(self, name: str, question: str, texts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float16]:
-        """The states [answers, 2 * width] behind each text, which is the thinking so far, with the answer in it."""
+    def read(self, name: str, question: str, texts: Sequence[str]) -> NDArray[np.float16]:
+        """The states [texts, width] behind each text of a growing thinking."""
         file = None if self.folder is None else self.folder / f"{name}.npy"
-        if file is not None and file.exists() and len(kept := np.load(file)) == len(answers):
+        if file is not None and file.exists() and len(kept := np.load(file)) == len(texts):
             return kept  # type: ignore[no-any-return]
-        states = np.array([*self._read(question, texts, answers)], np.float16)
+        states = read_states(self.reader, question, texts).astype(np.float16)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, states)
         return states
-
-    def _read(self, question: str, texts: Sequence[str], answers: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        from tersely.controller.engines.transformers.hooks import HiddenStates
-        from tersely.controller.engines.transformers.model_runner import PrefixCache
-
-        codec, cache = get_adapter(self.engine.tokenizer), PrefixCache(self.engine.model)
-        start = self.engine.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-        )
-        with closing(HiddenStates(self.engine.model, {self.layer})) as states:
-            for text, answer in zip(texts, answers, strict=True):
-                both = []
-                for asked in ("", QUESTION.format(answer=answer[:40])):
-                    cache.read([*start, *codec.encode("<think>\n"), *codec.encode(text), *codec.encode(asked)])
-                    both.append(states.read(self.layer, 0))
-                yield np.concatenate(both)

@@ -103,8 +103,8 @@ def read_along(
         return replace(row, candidates=[], states=row.states[:0])
     ids = codec.encode(output.thinking)
     texts = [codec.decode(ids[: one.tokens]) for one in candidates]
-    states = reader.read(name, output.question, texts, [one.claim.answer for one in candidates])
-    return replace(row, candidates=candidates, states=states)
+    states = reader.read(name, output.question, texts)
+    return replace(row, candidates=candidates[: len(states)], states=states)
 
 
 # -- the parts of the rule ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tersely.controller.text.answers import Finality
 from tersely.controller.text.evidence import Claim
@@ -29,21 +30,19 @@ def scores() -> Any:
 
 
 def test_states_are_those_of_each_text_by_itself_and_are_kept(scores: Any, tmp_path: Path) -> None:
-    reader = scores.Companion("tersely-tiny-small", tmp_path)
-    question, texts, answers = "What is 17 * 23?", ["17 * 20 = 340.", "17 * 20 = 340. So it is 391."], ["340", "391"]
-    states = reader.read("set-0", question, texts, answers)
-    tokenizer = reader.engine.tokenizer
-    start = tokenizer.apply_chat_template(
+    companion = scores.Companion("tersely-tiny-small", tmp_path)
+    question, texts = "What is 17 * 23?", ["17 * 20 = 340.", "17 * 20 = 340. So it is 391."]
+    states = companion.read("set-0", question, texts)
+    engine, layer = companion.reader.engine, companion.reader.layer
+    start = engine.tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
     )
-    encode = get_adapter(tokenizer).encode
-    for got, text, answer in zip(states, texts, answers, strict=True):
-        thinking = [*start, *encode("<think>\n"), *encode(text)]
-        asked = [*thinking, *encode(scores.QUESTION.format(answer=answer))]
-        want = [reader.engine.hidden_states([ids], 2)[0] for ids in (thinking, asked)]
-        np.testing.assert_allclose(got, np.concatenate(want), rtol=0.01, atol=0.01)
-    reader.engine.close()
-    np.testing.assert_array_equal(reader.read("set-0", question, texts, answers), states)
+    encode, norm = get_adapter(engine.tokenizer).encode, engine.model.get_decoder().norm
+    for got, text in zip(states, texts, strict=True):
+        (want,) = engine.hidden_states([[*start, *encode("<think>\n"), *encode(text)]], layer)
+        np.testing.assert_allclose(got, norm(torch.as_tensor(want)).detach(), rtol=0.01, atol=0.01)
+    engine.close()
+    np.testing.assert_array_equal(companion.read("set-0", question, texts), states)
 
 
 def test_extra_rows_are_learnt_from_and_not_counted(scores: Any) -> None:
