@@ -110,9 +110,11 @@ def calibrate_on_logs(options: CalibrateOptions, settings: run.CalibrationSettin
     sets = options.load()
     reader = None if options.reader is None else load_reader(options.reader)
     thinking = read_logs(sets, load_tokenizer(options.tokenizer), reader)
+    left_out = sum((one.left_out for one in sets), Counter[str]())
+    left_out["another output of the same question"] = sum(len(one.rows) for one in sets) - len(thinking)
     about = {} if reader is None else reader.describe()
     probe, report = fit_text_probe(thinking, settings.alpha, settings.delta, settings.seed, **about)
-    report["left_out"] = dict(sum((one.left_out for one in sets), Counter[str]()))
+    report["left_out"] = dict(+left_out)
     save_text_probe(probe, options.out / TEXT, {"logs": [one.name for one in sets], "seed": settings.seed}, report)
     return report
 

@@ -48,9 +48,9 @@ def fit_text_probe(
     for name, part in parts.items():
         if len(part) < MIN_QUESTIONS // 2 or not sum(len(one.stops) for one in part):
             raise OptionError(
-                f"{len(data)} outputs leave {len(part)} for part {name!r}, of which "
+                f"outputs of {len(data)} questions leave {len(part)} for part {name!r}, of which "
                 f"{sum(len(one.stops) > 0 for one in part)} call a value the answer; accepted: {MIN_QUESTIONS // 2} "
-                f"outputs or more; to certify {alpha:g} at delta {delta:g}, give about "
+                f"or more; to certify {alpha:g} at delta {delta:g}, give about "
                 f"{3.2 * needed_questions(alpha, delta):.0f} outputs in all, of different questions",
                 code="too_few_questions",
             )
