@@ -101,8 +101,9 @@ def _report(
     test, certificate = outcomes["test"], probe.certificate
     threshold = certificate.threshold
     harm, saved = risk_curve(test, [2.0 if threshold is None else threshold, RULE])
+    pool = score([*parts["calibrate"], *parts["test"]], probe.network)
     exceeded, efficiency = resample_calibrations(
-        outcomes["calibrate"], certificate.alpha, certificate.delta, grid, n=outcomes["calibrate"].n
+        pool, certificate.alpha, certificate.delta, grid, n=outcomes["calibrate"].n
     )
     return {
         "model": probe.base["name"],
