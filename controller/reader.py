@@ -41,19 +41,20 @@ class StateReader:
         decoder.config, decoder.layers = config, decoder.layers[: self.layer]
         self.width: int = config.hidden_size
         self._decoder, self._codec = decoder, get_adapter(engine.tokenizer)
-        self._caches: OrderedDict[str, PrefixCache] = OrderedDict()
+        self._caches: OrderedDict[tuple[str, int], PrefixCache] = OrderedDict()
 
     def describe(self) -> dict[str, Any]:
         """What a text probe keeps of its reader."""
         return {"base": {"name": self.engine.name, "fingerprint": self.engine.fingerprint()}, "layer": self.layer}
 
-    def read(self, question: str, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+    def read(self, question: str, texts: Sequence[str], sequence: int = 0) -> tuple[NDArray[np.float32], int]:
         """The states at the ends of a growing thinking's texts, [texts, width], and how many tokens were read.
 
         Raises NoVerdictError where they do not fit into the reader's context.
         """
-        cache = self._caches.pop(question, None) or PrefixCache(self._model, self._decoder)
-        self._caches[question] = cache
+        key = question, sequence
+        cache = self._caches.pop(key, None) or PrefixCache(self._model, self._decoder)
+        self._caches[key] = cache
         if len(self._caches) > _CACHES:
             self._caches.popitem(last=False)
         start, ids = self._encode_prompt(question), self._codec.encode(texts[-1])
@@ -78,7 +79,7 @@ class StateReader:
         base = asked.probe.base
         if base["fingerprint"] != self.engine.fingerprint():
             raise NoVerdictError(f"the text probe reads states of {base['name']}, and this is {self.engine.name!r}")
-        states, read = self.read(asked.question, [asked.thinking])
+        states, read = self.read(asked.question, [asked.thinking], asked.sequence)
         row = np.concatenate([np.array(asked.features, np.float32), states[0]])
         return float(asked.probe.probabilities([row])[0]), read
 

@@ -38,6 +38,7 @@ class AnswerFinal:
     thinking: str
     features: tuple[float, ...]  # of the text, see `probes.text_probe`
     probe: TextProbe
+    sequence: int = 0  # tells sequences of one question apart, so that each is read once
 
 
 Question = AnswerStated | AnswersEqual | AnswerFinal

@@ -217,11 +217,11 @@ class EndpointVerifier(EndpointCaller):
 
     def submit(self, question: Question) -> VerdictFuture:
         future = VerdictFuture()
-        self._start(self._answer(format_question(question), future), future)
+        self._start(self._answer(question, future), future)
         return future
 
-    async def _answer(self, text: str, future: VerdictFuture) -> float | Exception:
-        reply = await self._ask(text)
+    async def _answer(self, question: Question, future: VerdictFuture) -> float | Exception:
+        reply = await self._ask(format_question(question))
         future.tokens = int((reply.get("usage") or {}).get("prompt_tokens") or 0)
         return read_verdict(reply, self.min_probability)
 
