@@ -24,6 +24,7 @@ from .run import (
     FIRST_CORRECT,
     ReplayArm,
     ReplayedRow,
+    check_reader,
     cut_at_equal_tokens,
     leave_out_learned,
     make_replay_arms,
@@ -83,6 +84,8 @@ def replay(options: ReplayOptions) -> None:
     budget = Budget("normal", options.thinking_budget or UNLIMITED)
     codec, sets = load_tokenizer(options.tokenizer), [leave_out_learned(one, arms) for one in options.load()]
     loaded: ModelReader | None = None if reader is None else ModelReader(reader)
+    if loaded is not None:
+        check_reader(arms, loaded)
     with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
         found = []
         for one in sets:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...controller.budgets import Budget
 from ...controller.policies import find_entry_points, make_policies, resolve_policy
 from ...controller.policies.base import Policy, Trial, TrialAnswer
+from ...controller.policies.readiness import TextReadiness
 from ...controller.replay import bind_for_replay, replay
 from ...controller.text.answers import extract_answer, extract_stated_answer, find_statements
 from ...controller.text.markers import Markers
@@ -101,6 +102,18 @@ def make_replay_arms(
     arms = [ReplayArm(name, make_policies(name)) for name in presets]
     arms += [ReplayArm(spec, (resolve_policy(spec),)) for spec in policies]
     return [ReplayArm(arm.name, bind_for_replay(arm.policies, trials, probes)) for arm in arms]
+
+
+def check_reader(arms: Sequence[ReplayArm], reader: ModelReader) -> None:
+    """Raise CapabilityError where a text probe reads the hidden states of another model."""
+    probes = [one.probe for arm in arms for one in arm.policies if isinstance(one, TextReadiness)]
+    for base in [probe.base for probe in probes if probe is not None and probe.reads_states]:
+        if reader.verifier is None or reader.engine.fingerprint() != base["fingerprint"]:
+            raise CapabilityError(
+                f"the text probe reads hidden states of {base['name']}, which --reader {reader.name} does not show; "
+                f"accepted: --reader {base['name']}",
+                code="wrong_reader",
+            )
 
 
 def leave_out_learned(one: RecordedSet, arms: Sequence[ReplayArm]) -> RecordedSet:
