@@ -104,7 +104,8 @@ def read_along(
     ids = codec.encode(output.thinking)
     texts = [codec.decode(ids[: one.tokens]) for one in candidates]
     states = reader.read(name, output.question, texts)
-    return replace(row, candidates=candidates[: len(states)], states=states)
+    read = np.flatnonzero(np.isfinite(states).all(axis=1))
+    return replace(row, candidates=[candidates[i] for i in read], states=states[read])
 
 
 # -- the parts of the rule ---------------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ..controller.budgets import UNLIMITED, Budget
 from ..controller.policies.base import Action, PolicyView
 from ..controller.policies.exits import Convergence
+from ..controller.policies.readiness import wait_for_reader
 from ..controller.replay import replay
 from ..controller.text.answers import Finality, extract_answer
 from ..controller.text.evidence import Claim
@@ -29,7 +29,7 @@ from ..probes.calibrate import run
 from ..probes.calibrate.data import split_questions
 from ..probes.calibrate.text import RecordedThinking, fit_text_probe
 from ..probes.fingerprint import question_hash
-from ..probes.text_probe import TEXT, save_text_probe
+from ..probes.text_probe import TEXT, TEXT_FEATURES, save_text_probe
 from .cli_utils import Json, show_progress, takes
 from .replay.formats import RecordedOutput
 from .replay.logs import LogOptions, RecordedSet
@@ -93,6 +93,7 @@ def calibrate(options: CalibrateOptions) -> None:
             f"{folders[0]} is a folder among {len(options.logs)} paths; accepted: one folder, or files of logs"
         )
     else:
+        _refuse(options, _OF_LOGS, f"for files of recorded outputs, and {folders[0]} is a folder")
         if options.curve is not None:
             run.check_picture(options.curve)
         parts = split_questions(folders[0], options.calibrate, options.test)
@@ -103,15 +104,34 @@ def calibrate(options: CalibrateOptions) -> None:
     typer.echo(json.dumps(to_json("report", report, nonfinite=True)) if options.as_json else text)
 
 
+_OF_COLLECTIONS = ("calibrate", "test", "margin", "layer", "labels", "curve")
+_OF_LOGS = ("tokenizer", "limit", "question_field", "thinking_field", "answer_field", "gold_field", "reader")
+
+
+def _refuse(options: CalibrateOptions, names: Sequence[str], why: str) -> None:
+    """Raise OptionError if one of these options was given."""
+    defaults = {one.name: one.default for one in fields(options)}
+    if given := [name for name in names if getattr(options, name) != defaults[name]]:
+        raise OptionError(f"--{given[0].replace('_', '-')} is {why}; leave it out")
+
+
 def calibrate_on_logs(options: CalibrateOptions, settings: run.CalibrationSettings) -> dict[str, Any]:
     """Fit, certify and save a text probe; returns the report in JSON form."""
-    if given := [name for name in ("calibrate", "test", "layer", "curve") if getattr(options, name) is not None]:
-        raise OptionError(f"--{given[0]} is for a collection, and {options.logs[0]} is a file; leave it out")
+    _refuse(options, _OF_COLLECTIONS, f"for a collection, and {options.logs[0]} is a file")
     sets = options.load()
+    if not any(row.question for one in sets for row in one.rows):
+        raise OptionError(
+            "no output has its question, by which a text probe knows what it is certified for; give logs with "
+            "questions, or name their field (--question-field)",
+            code="no_questions",
+        )
     reader = None if options.reader is None else load_reader(options.reader)
     thinking = read_logs(sets, load_tokenizer(options.tokenizer), reader)
     left_out = sum((one.left_out for one in sets), Counter[str]())
-    left_out["another output of the same question"] = sum(len(one.rows) for one in sets) - len(thinking)
+    left_out["no question"] = sum(not row.question for one in sets for row in one.rows)
+    left_out["another output of the same question"] = (
+        sum(len(one.rows) for one in sets) - len(thinking) - left_out["no question"]
+    )
     about = {} if reader is None else reader.describe()
     probe, report = fit_text_probe(thinking, settings.alpha, settings.delta, settings.seed, **about)
     report["left_out"] = dict(+left_out)
@@ -129,7 +149,7 @@ def load_reader(model: str) -> StateReader:
 
 def read_logs(sets: Sequence[RecordedSet], tokenizer: Any, reader: StateReader | None) -> list[RecordedThinking]:
     """The values that recorded outputs state; one output for each question, the first."""
-    rows = {question_hash(row.question or row.thinking): row for one in sets for row in reversed(one.rows)}
+    rows = {question_hash(row.question): row for one in reversed(sets) for row in reversed(one.rows) if row.question}
     with AnswerChecker() as checker, show_progress(len(rows)) as advance:
         found = []
         for row in rows.values():
@@ -147,44 +167,56 @@ class _Listener(Convergence):
 
     name: ClassVar[str] = "listener"
     reads_all: bool = False
-    found: list[tuple[int, bool, str]] = field(default_factory=list)
+    found: list[tuple[int, int, bool, str]] = field(default_factory=list)
     rows: list[tuple[float, ...]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
 
     def judge(self, view: PolicyView, claim: Claim, finality: Finality) -> Generator[Action, Any, str | None]:
-        yield from ()
+        tokens, features = view.tokens, claim.features(view.tokens, finality)
         supported = finality is Finality.ANSWERS and self.find_support(claim) is not None
-        self.found.append((view.tokens, supported, claim.answer))
-        self.rows.append(claim.features(view.tokens, finality))
-        self.texts.append(view.thinking.text)
+        if self.reads_all:
+            yield wait_for_reader(view)
+        self.found.append((tokens, view.tokens, supported, claim.answer))
+        self.rows.append(features)
         return None
 
 
 def follow(row: RecordedOutput, tokenizer: Any, checker: AnswerChecker, reader: StateReader | None) -> RecordedThinking:
     """Read one recorded output."""
-    ids, listener = get_adapter(tokenizer).encode(row.thinking), _Listener(reads_all=reader is not None)
+    codec, listener = get_adapter(tokenizer), _Listener(reads_all=reader is not None)
+    ids = codec.encode(row.thinking)
     replay(ids, (listener,), tokenizer, MARKERS, Budget("normal", UNLIMITED), prompt=row.question)
-    stops = [stop for stop in listener.found if stop[0] < len(ids)]
-    rows = np.array(listener.rows[: len(stops)], np.float32)
+    stops = [stop for stop in listener.found if stop[1] < len(ids)]
+    rows = np.array(listener.rows[: len(stops)], np.float32).reshape(-1, len(TEXT_FEATURES))
     if reader is not None:
-        states = read_states(reader, row.question, listener.texts[: len(stops)])
-        stops, rows = stops[: len(states)], np.hstack([rows[: len(states)], states])
+        states = read_states(reader, row.question, [codec.decode(ids[:tokens]) for tokens, *_ in stops])
+        # Live, only what the rule supports ends a thinking that the reader cannot read.
+        judged = np.isfinite(states).all(axis=1) | np.array([supported for *_, supported, _ in stops], bool)
+        rows = np.hstack([rows, states])[judged]
+        stops = [stop for stop, kept in zip(stops, judged, strict=True) if kept]
     return RecordedThinking(
         question=row.question,
-        hash=question_hash(row.question or row.thinking),
+        hash=question_hash(row.question),
         tokens=max(1, len(ids)),
         right=row.gold is None or is_right(row, extract_answer(row.answer, row.question), checker),
-        stops=np.array([tokens for tokens, *_ in stops], np.int64),
+        stops=np.array([end for _, end, *_ in stops], np.int64),
         rows=rows,
-        supported=np.array([supported for _, supported, _ in stops], bool),
+        supported=np.array([supported for *_, supported, _ in stops], bool),
         now=np.array([is_right(row, answer, checker) for *_, answer in stops], bool),
+        late=np.array([end - tokens for tokens, end, *_ in stops], np.int64),
     )
 
 
 def read_states(reader: StateReader, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
-    """The states behind the texts of a growing thinking, as far as they fit into the reader's context."""
-    states: list[NDArray[np.float32]] = []
-    with suppress(NoVerdictError):
-        for i in range(0, len(texts), _GROUP):
-            states.append(reader.read(question, texts[i : i + _GROUP])[0])
-    return np.concatenate(states) if states else np.zeros((0, reader.width), np.float32)
+    """The states behind the texts of a growing thinking, NaN where they do not fit into the reader's context."""
+    states = np.full((len(texts), reader.width), np.nan, np.float32)
+    at, group = 0, _GROUP
+    while at < len(texts):
+        try:
+            states[at : at + group] = reader.read(question, texts[at : at + group])[0]
+        except NoVerdictError:
+            if group == 1:
+                break
+            group = 1  # the first ones may fit
+        else:
+            at += group
+    return states

@@ -32,7 +32,7 @@ from ..verification import AnswerFinal, VerdictFuture, get_verdict
 from .base import BOUND, Action, AskVerifier, Close, Note, Policy, PolicyView, Trial, Wait, Watching, unbound_error
 from .exits import Convergence
 
-_POLL_TOKENS = 8
+_RULE = Convergence()  # whose support text probes are calibrated with
 Row = NDArray[np.float32]
 
 
@@ -175,6 +175,11 @@ class Readiness(StopRulePolicy):
         threshold = rule.threshold if self.threshold is None else self.threshold
         return replace(self, threshold=threshold, rule=rule, drift=BatchDriftTracker(rule.region))
 
+    @property
+    def provenance(self) -> frozenset[str]:
+        learned = frozenset() if self.rule is None else self.rule.learned_from
+        return learned if self.fallback is None else learned | self.fallback.provenance
+
     def end_batch(self) -> str | None:
         return None if self.drift is None else self.drift.end_batch()
 
@@ -213,13 +218,19 @@ def _explain(score: float, hopeless: float) -> str:
     return f"ready: thinking on adds nothing ({score:.4f})"
 
 
+def wait_for_reader(view: PolicyView) -> Wait:
+    """The end of a sentence by which a reader's verdict may be there."""
+    return Wait(at=view.tokens + 8, boundary="sentence", deadline=view.tokens + 40)
+
+
 @dataclass(frozen=True, slots=True)
 class TextReadiness(Convergence):
     """Close at the first value called the answer whose score reaches the certified threshold of a text probe.
 
     The probe is learned from recorded outputs of any model (`tersely calibrate LOGS`). Where it also reads hidden
-    states, a small reader that reads along gives the score, as the session's verifier; without its verdict, and on
-    questions that the probe does not know, the rule of `Convergence` decides.
+    states, a small reader that reads along gives the score, as the session's verifier; without its verdict, only what
+    the rule of `Convergence` supports can close, if the threshold is as lenient as that. The rule also decides, with
+    `agree`, about questions that the probe does not know.
     """
 
     name: ClassVar[str] = "text_readiness"
@@ -259,18 +270,22 @@ class TextReadiness(Convergence):
     def judge(self, view: PolicyView, claim: Claim, finality: Finality) -> Generator[Action, Any, str | None]:
         probe, called = self.probe, finality is Finality.ANSWERS
         assert probe is not None and probe.certificate.threshold is not None
-        features, support = claim.features(view.tokens, finality), self.find_support(claim) if called else None
+        features, support = claim.features(view.tokens, finality), _RULE.find_support(claim) if called else None
+        probability: float | None
         if probe.reads_states:
-            asked = AnswerFinal(view.question, view.thinking.text, features, probe)
+            asked = AnswerFinal(view.question, view.thinking.text, features, probe, id(view))
             future: VerdictFuture = yield AskVerifier(asked)
             while not future.done():
-                yield Wait(at=view.tokens + _POLL_TOKENS, boundary="token")
-            probability = get_verdict(future) or 0.0
+                yield wait_for_reader(view)
+            probability = get_verdict(future)
         else:
             probability = float(probe.probabilities([features])[0])
-        if combine(probability, support is not None) < probe.certificate.threshold:
+        if probability is None and support is None:
             return None
-        return f"the answer {claim.answer} is final ({probability:.3f} sure{f', {support} it' if support else ''})"
+        if combine(probability or 0.0, support is not None) < probe.certificate.threshold:
+            return None
+        sure = "no verdict" if probability is None else f"{probability:.3f} sure"
+        return f"the answer {claim.answer} is final ({sure}{f', {support} it' if support else ''})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,16 +303,14 @@ class AutoExit(Policy):
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`; raises ProbeError for a missing folder, ArtifactError for another model's probe."""
         probes = self.probes or context.probes
+        if probes is not None and not any(Path(probes).glob("*/probe.json")):
+            raise ProbeError(f"{probes} has no probes; accepted: a folder of `tersely calibrate`")
         rule: Policy = Convergence(self.agree)
-        if probes is not None and (Path(probes) / TEXT).is_dir():
+        if probes is not None and (context.engine is None or (Path(probes) / TEXT).is_dir()):
             rule = TextReadiness(self.agree, probes=probes).bind(context)
-        if context.engine is None:
-            return rule
         try:
             return Readiness(probes, fallback=rule).bind(context)
         except (ProbeError, CapabilityError):
-            if probes is not None and not any(Path(probes).glob("*/probe.json")):
-                raise
             return rule
 
     def watch(self, view: PolicyView) -> Watching:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ class RecordedThinking:
     tokens: int  # of the thinking
     right: bool  # whether its answer is right
     stops: NDArray[np.int64]  # tokens up to which it would have gone
-    rows: NDArray[np.float32]  # [values, inputs]
+    rows: NDArray[np.float32]  # [values, inputs], NaN for states that the reader could not read
     supported: NDArray[np.bool_]  # whether the rule of `convergence` would stop there
     now: NDArray[np.bool_]  # whether the value is right
+    late: NDArray[np.int64]  # how many of those tokens are written before a reader's verdict
 
 
 def fit_text_probe(
@@ -72,7 +73,9 @@ def score(data: Sequence[RecordedThinking], network: Network) -> Outcomes:
     owner = np.repeat(np.arange(len(data)), np.diff(offsets))
     now, right = _join(data, "now"), np.array([one.right for one in data])
     saved = tokens[owner] - _join(data, "stops")
-    return Outcomes(offsets, combine(network.proba(rows)[:, 1], supported), right[owner] & ~now, saved, tokens)
+    probabilities, read = np.zeros(len(rows)), np.isfinite(rows).all(axis=1)
+    probabilities[read] = network.proba(rows[read])[:, 1]
+    return Outcomes(offsets, combine(probabilities, supported), right[owner] & ~now, saved, tokens)
 
 
 def _join(data: Sequence[RecordedThinking], name: str) -> NDArray[Any]:
@@ -84,6 +87,8 @@ def _fit(data: Sequence[RecordedThinking], seed: int) -> Network:
     """A network that tells right values from wrong ones; where there are only right ones, all are alike."""
     owner = np.repeat(np.arange(len(data)), [len(one.stops) for one in data])
     rows, now = _join(data, "rows"), _join(data, "now")
+    read = np.isfinite(rows).all(axis=1)
+    owner, rows, now = owner[read], rows[read], now[read]
     if now.all():
         d = rows.shape[1]
         arrays = (np.zeros(d), np.zeros(d), np.zeros((d, 1)), [0], np.zeros((1, 2)), [-9, 9], 1, [0, 0])
@@ -100,7 +105,8 @@ def _report(
 ) -> dict[str, Any]:
     test, certificate = outcomes["test"], probe.certificate
     threshold = certificate.threshold
-    harm, saved = risk_curve(test, [2.0 if threshold is None else threshold, RULE])
+    harm, saved = risk_curve(test, [2.0 if threshold is None else threshold])
+    rule_harm, rule_saved = risk_curve(replace(test, saved=test.saved + _join(parts["test"], "late")), [RULE])
     pool = score([*parts["calibrate"], *parts["test"]], probe.network)
     exceeded, efficiency = resample_calibrations(
         pool, certificate.alpha, certificate.delta, grid, n=outcomes["calibrate"].n
@@ -111,7 +117,7 @@ def _report(
         "values": len(test.score),
         "quality": asdict(measure_quality(~test.harm, test.score)),
         "probe": {"threshold": threshold, "harm": float(harm[0]), "saved": float(saved[0])},
-        "convergence": {"harm": float(harm[1]), "saved": float(saved[1])},
+        "convergence": {"harm": float(rule_harm[0]), "saved": float(rule_saved[0])},
         "oracle": oracle_threshold(test, certificate.alpha)[2],
         "resampled": {"exceeded": exceeded, "efficiency": efficiency},
         "certificate": str(certificate),

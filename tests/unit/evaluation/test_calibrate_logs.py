@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +14,38 @@ import pytest
 
 from tersely import generate
 from tersely.cli.app import main
+from tersely.controller.budgets import UNLIMITED, Budget
 from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.policies.base import Policy
 from tersely.controller.policies.exits import Convergence
-from tersely.controller.policies.readiness import AutoExit, TextReadiness
+from tersely.controller.policies.readiness import AutoExit, Readiness, TextReadiness
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.reader import StateReader
+from tersely.controller.replay import replay
+from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.types import BindContext
-from tersely.controller.verification import AnswerFinal, RuleVerifier
-from tersely.controller.verifiers import LLMVerifier
+from tersely.controller.verification import AnswerFinal, NoVerdictError, RuleVerifier
+from tersely.controller.verifiers import EndpointVerifier, LLMVerifier
 from tersely.errors import CapabilityError
+from tersely.evaluation.calibrate import follow, read_logs
+from tersely.evaluation.replay.formats import RecordedOutput
+from tersely.evaluation.replay.logs import RecordedSet
+from tersely.evaluation.replay.reader import PieceTokenizer
+from tersely.evaluation.replay.run import MARKERS
+from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.probes.artifact import ArtifactError
-from tersely.probes.text_probe import TEXT, TEXT_FEATURES, TextProbe, combine, load_text_probe
+from tersely.probes.calibrate.text import score
+from tersely.probes.network import Network
+from tersely.probes.text_probe import RULE, TEXT, TEXT_FEATURES, TextProbe, combine, load_text_probe
 
 from ...support.commands import refused
 from .test_replay import thinking
 
 NAMES = ("Lea", "Kai", "Ted", "Mia", "Ian", "Zoe", "Max", "Eva")
 READER = "tersely-tiny-small"
+
+
+OTHER_READER = "tersely-tiny-large"
 
 
 def write_log(path: Path, n: int, *first: str) -> Path:
@@ -44,6 +62,10 @@ def write_log(path: Path, n: int, *first: str) -> Path:
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
     assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def read_report(probes: Path) -> Any:
+    return json.loads((probes / TEXT / "probe.json").read_text())["metrics"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +88,7 @@ def test_the_first_answer_ends_the_thinking_where_it_is_always_right(
     (ruled,) = run_json(capsys, "replay", log, "--no-baselines")["sets"]
     (found,) = run_json(capsys, "replay", log, "--probes", probes, "--no-baselines")["sets"]
     assert found["thinking_saved"] > ruled["thinking_saved"] + 0.1
+    assert found["thinking_saved"] == pytest.approx(read_report(probes)["probe"]["saved"]), "as it was calibrated"
     assert found["lost"] == 0
     assert found["n"] == 200 - len(probe.learned_from), "what it learned from is no test"
     assert all("text_readiness" in reason for reason in found["stops"])
@@ -94,9 +117,16 @@ def test_what_balanced_takes(lenient: tuple[Path, Path], tmp_path: Path) -> None
     assert isinstance(bound, TextReadiness)
     assert bound.bind(recorded) == bound
     assert bound.provenance == load_text_probe(lenient[1] / TEXT).learned_from
+    assert Readiness(fallback=bound).provenance == bound.provenance
     assert AutoExit().bind(recorded) == Convergence(2)
-    with pytest.raises(ProbeError):
-        TextReadiness(probes=str(tmp_path)).bind(recorded)
+    (tmp_path / "readiness").mkdir()
+    (tmp_path / "readiness" / "probe.json").write_text("{}")
+    for without in (str(tmp_path), str(tmp_path / "nowhere"), None):
+        with pytest.raises(ProbeError):
+            TextReadiness(probes=without).bind(recorded)
+        if without is not None:
+            with pytest.raises(ProbeError):
+                AutoExit(probes=without).bind(recorded)
     with pytest.raises(TypeError):
         next(iter(TextReadiness().watch(None)))  # type: ignore[arg-type]
 
@@ -107,22 +137,34 @@ def test_scores_put_what_the_rule_supports_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    ("arguments", "words"),
     [
-        (("{log}", "--layer", "3"), "invalid_option"),
-        (("{log}", "--curve", "curve.png"), "invalid_option"),
-        (("{log}", "{folder}"), "invalid_option"),
-        (("{few}",), "too_few_questions"),
-        (("{log}", "--reader", "no/such/model"), "unknown_model"),
+        (("{log}", "--layer", "3"), "--layer"),
+        (("{log}", "--labels", "diffadapt"), "--labels"),
+        (("{log}", "--curve", "curve.png"), "--curve"),
+        (("{log}", "{folder}"), "is a folder"),
+        (("{folder}", "--question-field", "asked"), "--question-field"),
+        (("{folder}", "--reader", READER), "--reader"),
+        (("{few}",), "accepted: 20 or more"),
+        (("{silent}",), "no output has its question"),
+        (("{log}", "--reader", "no/such/model"), "no/such/model"),
     ],
 )
 def test_what_is_refused(
-    lenient: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Any, code: str
+    lenient: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Any, words: str
 ) -> None:
-    few = write_log(tmp_path / "few.jsonl", 30, "12 12")
-    given = [one.format(log=lenient[0], few=few, folder=tmp_path) for one in arguments]
-    refused(capsys, "calibrate", *given, "--out", tmp_path / "out")
+    few, silent = write_log(tmp_path / "few.jsonl", 30, "12 12"), tmp_path / "silent.jsonl"
+    silent.write_text(lenient[0].read_text().replace('"problem"', '"other"'))
+    given = [one.format(log=lenient[0], few=few, silent=silent, folder=tmp_path) for one in arguments]
+    assert words in refused(capsys, "calibrate", *given, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_of_several_outputs_of_a_question_the_first_counts() -> None:
+    first, again = (RecordedOutput("1", "How many?", thinking(*["12"] * n), "12", "12") for n in (1, 2))
+    sets = [RecordedSet("a", [first, again], Counter()), RecordedSet("b", [again], Counter())]
+    (found,) = read_logs(sets, PieceTokenizer(), None)
+    assert len(found.stops) == 1
 
 
 def test_a_damaged_probe_is_refused(lenient: tuple[Path, Path], tmp_path: Path) -> None:
@@ -154,7 +196,10 @@ def test_a_reader_reads_along_in_replays(read: tuple[Path, Path], capsys: pytest
     refused(capsys, "replay", log, "--probes", probes)
     with pytest.raises(CapabilityError):
         AutoExit(probes=str(probes)).bind(BindContext(None))
+    assert main(["replay", str(log), "--probes", str(probes), "--reader", OTHER_READER]) == 2
+    assert f"accepted: --reader {READER}" in capsys.readouterr().err
     (found,) = run_json(capsys, "replay", log, "--probes", probes, "--reader", READER, "--no-baselines")["sets"]
+    assert found["thinking_saved"] == pytest.approx(read_report(probes)["probe"]["saved"]), "as it was calibrated"
     assert any("text_readiness" in reason for reason in found["stops"])
 
 
@@ -170,6 +215,68 @@ def test_states_are_the_same_at_once_and_one_by_one() -> None:
     assert at_once.shape == (3, len(whole))
 
 
+def test_sequences_of_one_question_are_read_once_each() -> None:
+    reader, text = StateReader(load_engine(READER)), "I have 3 shells. Then I find 4. So it is 7. "
+    one, other = ["Then I find 4. " * n for n in (3, 6)], [text * n for n in (3, 6)]
+    both = [
+        reader.read("How many?", [texts[i]], number)[1] for i in (0, 1) for number, texts in enumerate((one, other))
+    ]
+    alone = [StateReader(reader.engine).read("How many?", [texts[1]])[1] for texts in (one, other)]
+    assert sum(both) <= sum(alone) + 4
+
+
+class Short:
+    """A reader of four states, whose context ends with the third value of a thinking."""
+
+    width = 4
+
+    def read(self, question: str, texts: Sequence[str]) -> tuple[Any, int]:
+        if texts[-1].count("So the answer is") > 3:
+            raise NoVerdictError("too long")
+        return np.ones((len(texts), self.width), np.float32), 0
+
+
+@pytest.mark.parametrize("said", ["12 12 12 9 12 12", ""])
+def test_beyond_the_readers_context_only_the_rule_counts(said: str) -> None:
+    output = RecordedOutput("1", "How many?", thinking(*said.split()), "12", "12")
+    with AnswerChecker() as checker:
+        found = follow(output, PieceTokenizer(), checker, Short())  # type: ignore[arg-type]
+    read = np.isfinite(found.rows).all(axis=1)
+    assert found.rows.shape == (len(found.stops), len(TEXT_FEATURES) + Short.width)
+    assert read.sum() == min(3, len(said.split()))
+    assert found.supported[~read].all()
+    if said:
+        shapes = (13, 13, (13, 1), 1, (1, 2), 2, (), 2)
+        network = Network(*(np.ones(shape, np.float32) for shape in shapes))
+        np.testing.assert_array_equal(score([found], network).score[~read], RULE)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+def test_without_a_verdict_nothing_ends_that_the_rule_does_not_end(read: tuple[Path, Path], threshold: float) -> None:
+    probe = load_text_probe(read[1] / TEXT)
+    probe = replace(probe, certificate=replace(probe.certificate, threshold=threshold))
+    question = "How many of the 33 shells does Lea still have after day 1?"
+    tokenizer = PieceTokenizer()
+    ids = get_adapter(tokenizer).encode(thinking("9", "12", "12", "12"))
+
+    def stop(policy: Policy) -> list[int]:
+        made = replay(
+            ids,
+            (policy,),
+            tokenizer,
+            MARKERS,
+            Budget("normal", UNLIMITED),
+            prompt=question,
+            until_close=True,
+            answer_trial=lambda *_: None,  # type: ignore[arg-type,return-value]
+        )
+        return [one.position for one in made if one.action == "close"]
+
+    (ruled,) = stop(Convergence())
+    assert stop(TextReadiness(probe=probe)) == ([ruled] if threshold < RULE else [])
+    assert stop(TextReadiness(agree=1, probe=probe)) == stop(TextReadiness(probe=probe)), "as it was certified"
+
+
 def test_only_the_probes_own_reader_gives_verdicts(read: tuple[Path, Path]) -> None:
     probe = load_text_probe(read[1] / TEXT)
     asked = AnswerFinal("How many?", "So 7.", (0.0,) * len(TEXT_FEATURES), probe)
@@ -179,6 +286,9 @@ def test_only_the_probes_own_reader_gives_verdicts(read: tuple[Path, Path]) -> N
     verifier.close()
     assert verifier.submit(asked).exception(60) is not None
     assert RuleVerifier().submit(asked).exception(60) is not None
+    server = EndpointVerifier("http://127.0.0.1:9/v1", "model")
+    assert isinstance(server.submit(asked).exception(60), NoVerdictError)
+    server.close()
     other = TextProbe(probe.network, probe.certificate, probe.known, base={"name": "other", "fingerprint": "0" * 64})
     wrong = LLMVerifier(engine, timeout=None)
     assert wrong.submit(AnswerFinal("How many?", "So 7.", asked.features, other)).exception(60) is not None
