@@ -57,14 +57,17 @@ class StateReader:
         self._caches[key] = cache
         if len(self._caches) > _CACHES:
             self._caches.popitem(last=False)
-        start, ids = self._encode_prompt(question), self._codec.encode(texts[-1])
-        ends = [len(start) + count_common(self._codec.encode(text), ids) for text in texts[:-1]]
+        start, ids = self._encode_prompt(question), self._encode(texts[-1])
+        ends = [len(start) + count_common(self._encode(text), ids) for text in texts[:-1]]
         ids = (*start, *ids)
         if (context := self.engine.context_length) is not None and len(ids) > context:
             raise NoVerdictError(f"the thinking is longer than the reader's context of {context} tokens")
         first = min([*ends, len(ids)]) - 1
         states, read = cache.read(ids, len(ids) - first)
         return states[[end - 1 - first for end in (*ends, len(ids))]].float().cpu().numpy(), read
+
+    def _encode(self, thinking: str) -> Sequence[int]:
+        return self._codec.encode(thinking.lstrip())  # logs often lack the white space that it begins with
 
     def _encode_prompt(self, question: str) -> Sequence[int]:
         tokenizer = self.engine.tokenizer

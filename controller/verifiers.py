@@ -77,7 +77,7 @@ class LLMVerifier:
         return future
 
     def _submit_reading(self, question: AnswerFinal) -> VerdictFuture:
-        future = VerdictFuture()
+        future, closed = VerdictFuture(), NoVerdictError("the verifier was closed")
 
         def judge() -> None:
             try:
@@ -89,9 +89,9 @@ class LLMVerifier:
                 settle(future, error)
 
         try:
-            self._pool.submit(judge)
+            self._pool.submit(judge).add_done_callback(lambda _: settle(future, closed))  # unless it is settled
         except RuntimeError:
-            settle(future, NoVerdictError("the verifier was closed"))
+            settle(future, closed)
         return future
 
     def close(self) -> None:

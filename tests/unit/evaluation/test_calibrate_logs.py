@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,8 @@ def test_states_are_the_same_at_once_and_one_by_one() -> None:
     assert sum(read for _, read in one_by_one) <= tokens + 2 * len(texts), "what was read is not read again"
     whole = engine.hidden_states([engine.tokenizer("x")["input_ids"]], 1)[0]
     assert at_once.shape == (3, len(whole))
+    (stripped, _), (plain, _) = reader.read("How many?", [f"\n{texts[-1]}"]), one_by_one[-1]
+    np.testing.assert_allclose(stripped, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_sequences_of_one_question_are_read_once_each() -> None:
@@ -286,6 +289,13 @@ def test_only_the_probes_own_reader_gives_verdicts(read: tuple[Path, Path]) -> N
     verifier.close()
     assert verifier.submit(asked).exception(60) is not None
     assert RuleVerifier().submit(asked).exception(60) is not None
+    blocked, release = LLMVerifier(engine, timeout=None), Event()
+    blocked._pool.submit(release.wait)
+    future, closing = blocked.submit(asked), Thread(target=blocked.close)
+    closing.start()
+    assert isinstance(future.exception(20), NoVerdictError)
+    release.set()
+    closing.join()
     server = EndpointVerifier("http://127.0.0.1:9/v1", "model")
     assert isinstance(server.submit(asked).exception(60), NoVerdictError)
     server.close()
