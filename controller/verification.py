@@ -7,10 +7,12 @@ import time
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ..probes.text_probe import TextProbe
 from .text.answers import answers_equal, extract_stated_answer
+
+if TYPE_CHECKING:
+    from ..probes.text_probe import TextProbe
 
 
 @dataclass(frozen=True, slots=True)
