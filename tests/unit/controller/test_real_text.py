@@ -115,6 +115,10 @@ def test_the_end_of_a_text_is_read_by_what_is_asked(text: str, question: str, an
     assert extract_stated_answer(text, question) == answer
 
 
+def test_a_phrase_keeps_its_articles() -> None:
+    assert extract_stated_answer("So the answer is under the mat.", "Where is the key?") == "under the mat"
+
+
 @pytest.mark.parametrize(
     "text",
     [
