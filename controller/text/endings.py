@@ -80,7 +80,7 @@ def find_candidates(text: str, asked: Asked, stated: Stated | None = None) -> It
     decides = asked.truth or asked.alternatives
     passed, clean, dismissed = 0, False, False
     seen: set[str | None] = set()
-    for start, end in [*split_sentences(text)][: -_SENTENCES - 1 : -1]:
+    for start, end in _drop_lists([*split_sentences(text)], text, asked)[: -_SENTENCES - 1 : -1]:
         sentence = text[start:end].strip()
         asks = sentence.endswith(("?", "？", "...", "…"))
         if (not asks and not asked.truth and _CLOSERS.fullmatch(sentence)) or (dismissed and asks):
@@ -110,6 +110,14 @@ def find_candidates(text: str, asked: Asked, stated: Stated | None = None) -> It
             later.add("later conflict")
     if stated is not None and stated[0] not in seen:
         yield stated[0], frozenset({common, f"stated {stated[1]}", *later})
+
+
+def _drop_lists(sentences: list[tuple[int, int]], text: str, asked: Asked) -> list[tuple[int, int]]:
+    """The sentences without those that repeat the question's choices one after another."""
+    labels = [asked.listed_in(text[start:end]) for start, end in sentences] if asked.options else []
+    around = zip([None, *labels], [*labels[1:], None], strict=False)
+    repeated = [bool(label and any(two)) for label, two in zip(labels, around, strict=False)]
+    return [one for one, drops in zip(sentences, repeated, strict=True) if not drops] if labels else sentences
 
 
 def _count(found: set[str], asked: Asked, clean: bool) -> set[str]:

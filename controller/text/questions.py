@@ -23,6 +23,7 @@ _DENIED_BEHIND = re.compile(
     r"(?:(?:is|are|was|seems?|looks?)(?: \w+ly)? (?:not|out|false|wrong|incorrect|invalid)\b|(?:is|are|was)n['’]t\b)",
     re.I,
 )
+_LISTED = re.compile(r"\W*([A-Za-z]|\d)[.):]\W*(\S.*)", re.S)
 _OWNED = re.compile(r"\b(?:an?|the) ([a-z]{3,}) of ([a-z]{3,})\b")
 _WORD = re.compile(r"[a-z]{3,}")
 _NUMERIC = re.compile(rf"(?:{either('numeric')})", re.I)
@@ -189,6 +190,14 @@ class Asked:
     def label(self, letter: str) -> str | None:
         """The label that a letter or digit is, in the question's own case."""
         return next((one for one in (letter, letter.upper(), letter.lower()) if one in self.options), None)
+
+    def listed_in(self, sentence: str) -> str | None:
+        """The label of the choice that a line only repeats, as the question lists it; None for any other line."""
+        listed = _LISTED.match(sentence)
+        label = self.label(listed[1]) if listed else None
+        if listed is None or label is None or _fold(normalize_answer(listed[2])) != self.options[label]:
+            return None
+        return label
 
     def label_of_text_in(self, lower: str, shortest: int = 4) -> str | None:
         """The label of the one choice whose text, of so many letters or more, a sentence repeats."""

@@ -119,6 +119,12 @@ def test_a_phrase_keeps_its_articles() -> None:
     assert extract_stated_answer("So the answer is under the mat.", "Where is the key?") == "under the mat"
 
 
+def test_choices_that_are_listed_again_are_not_the_answer() -> None:
+    options = "1. Ann is Bob's niece.\n2. Ann is Bob's aunt.\n3. Ann is Bob's child."
+    text = "So Ann is Bob's aunt.\n\nThe options:\n" + options
+    assert extract_stated_answer(text, "What is Ann to Bob?\n" + options) == "2"
+
+
 @pytest.mark.parametrize(
     "text",
     [
