@@ -50,6 +50,7 @@ class Language:
         plans: what shows that a sentence is not the last step.
         checks: how a sentence begins that checks an answer, or what shows that it did.
         closers: words of a sentence that ends a text and says nothing.
+        replies: how a sentence begins that plans the wording of the reply.
         asides: clauses behind a value that speak of another one.
         denials: what denies the value of its clause.
         gives: how somebody says what they will answer.
@@ -96,6 +97,7 @@ class Language:
     plans: Patterns = ()
     checks: Patterns = ()
     closers: Patterns = ()
+    replies: Patterns = ()
     asides: Patterns = ()
     denials: Patterns = ()
     gives: Patterns = ()
@@ -227,6 +229,9 @@ ENGLISH = Language(
         r"when|where|"
         r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|"
         r"there\b|"
+        r"(?:(?:very|both|more|as|short|clear|accurate|brief|concise|direct|simple) (?:and |but |or |yet )?)*"
+        r"(?:clear|concise|accurate|precise|brief|short|simple|direct|helpful|polite|informative|complete)"
+        r"(?=\W*$| (?:and|but|yet|enough|in|to|for)\b|[,.;:])|"
         r"because|since|indeed|definitely|either|one of|just|good|valid|reasonable|being|found|close|between|less|"
         r"more|greater|smaller|larger|at (?:least|most)|always|never|inside|within|required|needed|an answer|they|we\b|"
         r"i\b|you|he\b|she\b|let|wait|so\b|but\b|and\b|or\b|with\b|from\b|for\b|of\b|by\b|on\b|has\b|have\b|is\b|"
@@ -361,6 +366,17 @@ ENGLISH = Language(
         r"that'?s|that|this|is|it|it'?s|i'?m|i|am|think|believe|seems?|looks?|same|result|all|the|answer|final|"
         r"pretty|quite|fairly|very|confident|certain|our|my|solution|and|"
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)",
+    ),
+    replies=(
+        r"(?:\w+,? ){0,2}(?:(?:i|we)(?:'ll|’ll| will| should| can| could|(?: just)? (?:need|want) to)|let me|let's|"
+        r"no need to|make sure (?:to|i)|ready to)"
+        r" (?:(?:just|also|simply|now|then|directly|be|try to|aim to|still) )*"
+        r"(?:answer|respond|reply|provide|phrase|format|formulate|mention|explain|acknowledge|clarify|keep|be|"
+        r"overcomplicate|elaborate|generate|stick to|write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
+        r"(?:keep (?:it|the|this)|(?:the )?user|they (?:just|probably|likely|might|may|only|want|didn)|"
+        r"(?:my|the|this) (?:final )?(?:response|reply|explanation|tone)|this (?:answer|covers|captures)|"
+        r"(?:my|the) answer (?:should|must|will|needs to|has to) (?:just |also |simply )?be (?:very |both )?"
+        r"(?:clear|concise|accurate|precise|brief|short|simple|direct|helpful|polite|informative))\b",
     ),
     asides=(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"

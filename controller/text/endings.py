@@ -33,6 +33,10 @@ _DONE = re.compile(
     r"\byield\w+|\bresult\w* in|\bequals?|\bis|=|→|\bget|\bobtain)\s[^=;]{0,80}$"
 )
 _CLOSERS = re.compile(rf"(?<!\W)\W*+(?:(?:{either('closers')})[\s,.!;—，。！-]*+)+\W*", re.I)
+_REPLIES = re.compile(
+    rf"(?!.*(?:\d|[\"“”`*=]|\w (?-i:[A-Z])|answer (?:is|as|with|:)))\W*(?:{either('replies')})(?=.* \w)", re.I
+)
+"""A sentence about the reply that names no value."""
 _ASIDES = re.compile(rf"(?:{either('asides')})", re.I)
 _DENIALS = re.compile(rf"(?:{either('denials')})", re.I)
 _RESULT = re.compile(rf"(?:{either('results')})", re.I)
@@ -83,7 +87,8 @@ def find_candidates(text: str, asked: Asked, stated: Stated | None = None) -> It
     for start, end in _drop_lists([*split_sentences(text)], text, asked)[: -_SENTENCES - 1 : -1]:
         sentence = text[start:end].strip()
         asks = sentence.endswith(("?", "？", "...", "…"))
-        if (not asks and not asked.truth and _CLOSERS.fullmatch(sentence)) or (dismissed and asks):
+        idle = _REPLIES.match(sentence) or (not asked.truth and _CLOSERS.fullmatch(sentence))
+        if (idle and not asks) or (dismissed and asks):
             later.add("later closer")
             dismissed = False
             continue

@@ -115,6 +115,21 @@ def test_the_end_of_a_text_is_read_by_what_is_asked(text: str, question: str, an
     assert extract_stated_answer(text, question) == answer
 
 
+CAPITAL = "What is the capital of Norway?"
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        ("It is Oslo. The answer should be short and precise.", CAPITAL, "Oslo"),
+        ("It is Oslo. I'll keep the tone friendly. The user wants no details.", CAPITAL, "Oslo"),
+        ("So that is $50. Next, I'll add the tax.", "What is the final price?", None),
+    ],
+)
+def test_words_about_the_reply_are_not_the_answer(text: str, question: str, answer: str | None) -> None:
+    assert extract_stated_answer(text, question) == answer
+
+
 def test_a_phrase_keeps_its_articles() -> None:
     assert extract_stated_answer("So the answer is under the mat.", "Where is the key?") == "under the mat"
 
