@@ -149,6 +149,7 @@ _SETTLED = re.compile(
 _EXAMPLE = re.compile(r"\b(?:for (?:example|instance)|e\.g\.|if the answer|your (?:final )?answer (?:in|as))\b", _FLAGS)
 _TAGGED = re.compile(r"<(answer|ANSWER|Answer)>\s*([^<>]{1,200}?)\s*(?:</\1|$)")
 _NUMBER = re.compile(NUMBER)
+_VARIABLE = re.compile(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,60}(?<!:))\*\*(?!:)")
 _NUMBER_OR_FRACTION = re.compile(rf"\\[dt]?frac\{{[^{{}}]{{1,40}}\}}\{{[^{{}}]{{1,40}}\}}|{NUMBER}")
 _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
@@ -222,7 +223,8 @@ def _conclusion(sentence: str, lower: str, turn: int, asked: Asked) -> tuple[str
     if turn and "=" not in sentence and (value := read_value(sentence, 0, asked)):
         return value, finality
     equation = max(sentence.rfind("="), sentence.rfind("≈"))
-    if equation >= 0 and not asked.equation and (value := read_value(sentence, equation + 1, asked)):
+    value = read_value(sentence, equation + 1, asked) if equation >= 0 and not asked.equation else None
+    if value and not (asked.counts and _VARIABLE.search(value)):
         return value, finality
     for cue in (_STATES, _COPULA):
         if value := _read_last(cue.finditer(lower), sentence, asked):
@@ -236,8 +238,18 @@ def _conclusion(sentence: str, lower: str, turn: int, asked: Asked) -> tuple[str
 
 
 def _read_last(cues: Iterable[re.Match[str]], sentence: str, asked: Asked) -> str | None:
-    """The value behind the last of the cues that have one."""
-    return next(filter(None, (read_value(sentence, cue.end(), asked) for cue in reversed([*cues]))), None)
+    """The value behind the last of the cues that have one, rather one that the question does not give."""
+    values = [value for cue in reversed([*cues]) if (value := read_value(sentence, cue.end(), asked))]
+    return next((value for value in values if value not in asked.numbers), values[0] if values else None)
+
+
+def _read_name(sentence: str, asked: Asked) -> str | None:
+    """The name behind the verb of what the question asks for: "the capital of Norway is Oslo"."""
+    for cue in asked.names.finditer(sentence) if asked.names is not None else ():
+        name = _NAME.match(sentence, cue.end())
+        if name and name[1] not in asked.text:
+            return name[1]
+    return None
 
 
 def _value_before(sentence: str, lower: str) -> str | None:

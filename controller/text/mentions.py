@@ -291,6 +291,7 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
         return counted
     formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
     formulas = [next(filter(None, match)) for match in formulas]
+    formulas = [one for one in formulas if not (asked.counts and _UNKNOWN.search(one))]
     if asked.equation and formulas and "=" in formulas[-1]:
         return str(formulas[-1]).rstrip(" .,")
     values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
@@ -313,7 +314,7 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
 def _has_unknown(value: str, asked: Asked) -> bool:
     """Whether a value holds a variable although a number is asked for in words."""
     variable = (asked.numeric or asked.date) and _UNKNOWN.search(value)
-    return bool(variable and not _UNKNOWN.search(asked.text))
+    return bool(variable and (asked.counts or not _UNKNOWN.search(asked.text)))
 
 
 def _read_at(sentence: str, at: int, asked: Asked) -> str | None:

@@ -107,6 +107,11 @@ class Asked:
         """Whether a person, a place or another thing with a name is asked for."""
         return _PROPER.search(self.text) is not None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it asks how many there are of something, which no variable can be."""
+        return bool(self.thing) or "number of" in self.text
+
     def about(self, word: str) -> bool:
         """Whether a word is one that the question asks about, or says nothing by itself."""
         return stem(word) in self.words or word in _GENERIC

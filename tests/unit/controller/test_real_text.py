@@ -141,6 +141,17 @@ def test_choices_that_are_listed_again_are_not_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        ("The curve $y = 2x - k$ has 7 x-intercepts.", "Find the number of $x$-intercepts of the curve.", "7"),
+        ("So the six pens cost 90 at a price of 15.", "A pen costs 15. How much do six pens cost?", "90"),
+    ],
+)
+def test_a_variable_is_no_count_and_a_given_number_rarely_a_result(text: str, question: str, answer: str) -> None:
+    assert extract_stated_answer(text, question) == answer
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "The answer is between 12 and 15.",
