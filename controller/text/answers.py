@@ -110,7 +110,7 @@ def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement
 
 def ends_in_answer(text: str, asked: Asked) -> bool:
     """Whether the last statement of a text calls its value the answer; far quicker than to find all of them."""
-    if not (asked.options or "\\boxed" in text or "</" in text):
+    if not (asked.options or asked.compared or "\\boxed" in text or "</" in text):
         lower = text.lower()
         if not any(map(lower.__contains__, _SIGNALS)) or not any(map(lower.__contains__, _FINALS)):
             return False
@@ -152,6 +152,10 @@ _NUMBER = re.compile(NUMBER)
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,60}(?<!:))\*\*(?!:)")
 _NUMBER_OR_FRACTION = re.compile(rf"\\[dt]?frac\{{[^{{}}]{{1,40}}\}}\{{[^{{}}]{{1,40}}\}}|{NUMBER}")
+_NAME = re.compile(
+    r"[\s*:\"“]*(?:(?:indeed|actually|definitely|clearly|in fact|still|simply|also|the|in) )*[*\"“]*"
+    r"([A-Z][\w’'.-]*\w(?: (?:of |de |the )?[A-Z][\w’'-]*\w){0,3})"
+)
 _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
 
 
@@ -172,8 +176,14 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
         if asked.options and (settled := _SETTLED.match(sentence)) and (label := asked.label(settled[1])):
             found = label
         elif asked.options:
-            found = asked.label_of_text_in(lower) if _CONCLUDES.search(lower) else None
-            finality = Finality.HEDGED
+            if _CONCLUDES.search(lower):
+                found, finality = asked.letter_in(sentence), Finality.ASKED
+                if found is None:
+                    found, finality = asked.label_of_text_in(lower), Finality.HEDGED
+        elif chosen := asked.chosen_in(sentence):
+            found, finality = chosen, Finality.ANSWERS if _CONCLUDES.search(lower) else Finality.ASKED
+        elif asked.proper and (name := _read_name(sentence, asked)):
+            found, finality = name, Finality.ASKED
         elif not asked.truth and (asked.numeric or not asked.wants_words) and _SYMBOL.search(sentence):
             found, finality = _conclusion(sentence, lower, turn, asked)
     if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or is_supposed(lower, turn):

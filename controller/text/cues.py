@@ -173,6 +173,7 @@ ENGLISH = Language(
     concludes=(
         r"\b(?:so|thus|therefore|hence|consequently|finally|overall"
         r"|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
+        r"putting (?:it|this|that|everything)(?: all)? together|"
         r"that is|this gives|that gives|accordingly|in summary|(?:confident|certain|sure) (?:that|in)|i think|"
         r"i believe|i get|it (?:looks|seems) like|seems that|conclude that|confirms? that|we get)\b",
     ),

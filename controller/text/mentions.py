@@ -44,7 +44,7 @@ _CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
 _JOINED_LABEL = re.compile(r"\)? (?:and|or) (?:option )?\(?[A-Z\d]\b(?!\.\d)")
 _JOINED_TO = re.compile(r"\b[A-Z\d]\)? (?:and|or) (?:option )?$")
-_ARTICLE_A = re.compile(r" (?:(?!is (?:right|correct))[a-z]|\d+-)")
+_ARTICLE_A = re.compile(r" (?:(?!is (?:right|correct)|(?:seems|looks|appears|fits|must be)\b)[a-z]|\d+-)")
 _LEADS = re.compile(
     r"(?:\bso|\bhence|\bthus|\bit's|\bthat's|\b(?:it|that) is|\bleaves|\bleft with|\bchoice|\boption|\banswer|"
     r"\bletter is|\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|选|\*\*)[\s,:*]*\(?$|^\W*$",
@@ -94,6 +94,11 @@ _LOWER = re.compile(
 )
 _THE = re.compile(r"\b(?:is|was|it's|be) the ([a-z]+)(?=[.,;]|$)")
 _WORDS = (_NAMED, _ACTING, _PREPOSED, _LOWER, _THE, re.compile(rf"({_NAME})"), re.compile(r"\b([a-z]+)[\"”]?\W*$"))
+_SAME = re.compile(
+    r"\b(?:equal|neither|the same(?=\W*$| (?:size|age|height|amount)\b)|both(?= (?:are|were|have|cost|weigh)\b))\b",
+    re.I,
+)
+_BEHIND_THAN = re.compile(r" than |(?<=[\w)]) ?> ?(?=[\w(])")
 _INEQUALITY = re.compile(
     r"(?:[-−]?[\d./]+ ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?)?\b[a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+"
     r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
@@ -166,7 +171,7 @@ def read_others(sentence: str, asked: Asked) -> Iterator[str]:
 def _read_part(sentence: str, asked: Asked) -> str | None:
     if asked.options:
         return _read_label(sentence, asked)
-    if asked.alternatives and (value := _read_alternative(sentence, asked)):
+    if asked.alternatives and ((value := _read_alternative(sentence, asked)) or not asked.truth):
         return value
     if asked.truth:
         return read_truth(sentence)
@@ -224,21 +229,10 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
 
 def _read_alternative(sentence: str, asked: Asked) -> str | None:
     """The one of the question's alternatives that a sentence names last."""
-    lower = sentence.lower().partition(" than ")[0]
-    if same := re.search(r"\b(?:the same|equal|neither|both)\b", lower):
+    sentence = _BEHIND_THAN.split(sentence)[0]
+    if same := _SAME.search(sentence):
         return same[0]
-    at = {one: _find_last(one.lower(), lower) for one in (_ARTICLE.sub("", one) for one in asked.alternatives)}
-    best = max(at, key=lambda one: (at[one], len(one)))
-    if at[best] < 0:
-        return None
-    return re.match(r"\w+", sentence[at[best] :])[0] if best.isalpha() and best.isascii() else best  # type: ignore[index]
-
-
-def _find_last(word: str, text: str) -> int:
-    """Where a word, perhaps with another ending, begins last; -1 for nowhere."""
-    start = r"\b" if word[:1].isascii() and word[:1].isalnum() else ""
-    stem = word[:-1] if word.isascii() and word.isalpha() and len(word) > 4 else word
-    return max((match.start() for match in re.finditer(start + re.escape(stem), text)), default=-1)
+    return asked.alternative_in(sentence)
 
 
 def _read_series(sentence: str, asked: Asked) -> str | None:
@@ -331,6 +325,8 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
         return str(code[-1])
     quoted = [next(filter(None, match)).strip() for match in _QUOTED.findall(sentence)]
     if quoted := [one for one in quoted if len(quoted) == 1 or one not in asked.text]:
+        if len(quoted[-1].split()) > 4 and quoted[-1] != sentence:
+            return _read_words(quoted[-1].rstrip("."), asked, stale_too=stale_too)
         return _ARTICLE.sub("", quoted[-1])
     for match in reversed(list(GIVES.finditer(sentence))):
         if named := re.compile(rf"(?:the )?({_NAME})").match(sentence, match.end()):

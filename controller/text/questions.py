@@ -15,7 +15,8 @@ _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _NAMED = re.compile(
     r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)|"
-    r"\b([A-Z]|\d)\)?\*{0,2} (?:is|must be|seems|looks)(?: indeed| clearly)? (?:correct|right)\b",
+    r"\b([A-Z]|\d)\)?\*{0,2} (?:is|must be|seems|looks|appears)(?: indeed| clearly)? "
+    r"(?:to be )?(?:correct|right|(?:the )?best|(?:the )?most likely|to fit best)\b",
     re.I,
 )
 _DENIED_BEHIND = re.compile(
@@ -52,6 +53,7 @@ class Asked:
         inequality: whether the solutions of an inequality are asked for.
         point: whether a point or a vector is asked for.
         alternatives: the words that the question chooses between.
+        compared: one of them with what the question asks behind it ("8.5 is larger").
         unit: the unit of time or length that "how many" asks for.
         text: the sentence that asks.
         measures: which measures it asks for ("area").
@@ -85,6 +87,7 @@ class Asked:
     point: bool = False
     output: bool = False
     alternatives: tuple[str, ...] = ()
+    compared: re.Pattern[str] | None = None
     unit: str = ""
     text: str = ""
     measures: frozenset[str] = frozenset()
@@ -156,7 +159,7 @@ class Asked:
         part = _PART.match(lower)
         if part and self.text and not _same_part(part[1], part[2], self.text.lower()):
             yield "part"
-        degrees = frozenset(_DEGREE.findall(lower))
+        degrees = _degrees_in(lower)
         if degrees and self.degrees and not degrees & self.degrees:
             yield "degree"
         units = {stem(unit) for unit in _UNIT.findall(lower)}
@@ -182,6 +185,22 @@ class Asked:
             yield "qualified"
         elif self.qualifiers:
             yield "unqualified"
+
+    def chosen_in(self, sentence: str) -> str | None:
+        """The one of the question's alternatives of which a sentence says what the question asks."""
+        found = self.compared.search(sentence) if self.compared else None
+        if found is None or _NEGATED.search(found[0]):
+            return None
+        return next((one for one in self.alternatives if one.lower() == found[1].lower()), None)
+
+    def alternative_in(self, text: str) -> str | None:
+        """The one of the question's alternatives that a text names last, with its ending."""
+        at = {one: _find_last(one.lower(), text.lower()) for one in self.alternatives}
+        best = max(at, key=lambda one: (at[one], len(one)), default="")
+        if at.get(best, -1) < 0:
+            return None
+        word = re.split(r"\W", text[at[best] :], maxsplit=1)[0]
+        return word if best.isascii() and word.lower().startswith(best.lower()) else best
 
     def letter_in(self, sentence: str) -> str | None:
         """The label that a sentence names last and does not deny; "B is not" denies nothing where that is asked for."""
@@ -237,6 +256,8 @@ def read_question(question: str) -> Asked:
     persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
+    alternatives = tuple(_ARTICLE.sub("", one.strip(" $")) for one in either_or.groups() if one) if either_or else ()
+    degrees = _degrees_in(last.lower())
     percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None
     weekday = _WEEKDAYS.search(last) is not None
     equation = "equation of" in last or "equation for" in last
@@ -265,11 +286,12 @@ def read_question(question: str) -> Asked:
         inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
-        alternatives=tuple(one.strip(" $") for one in either_or.groups() if one) if either_or else (),
+        alternatives=alternatives,
+        compared=_comparison(alternatives, degrees),
         unit=thing if _UNIT.fullmatch(f"1 {things}") else "",
         scopes=frozenset(_SCOPE.findall(question.lower())),
         variables=_find_unasked(last),
-        degrees=frozenset(_DEGREE.findall(last.lower())),
+        degrees=degrees,
         rates=frozenset(_RATE.findall(last.lower())),
         weekday=weekday,
         percent=percent,
@@ -302,6 +324,26 @@ def _fold(text: str) -> str:
     return _OWNED.sub(r"\2's \1", text.lower().replace("’", "'"))
 
 
+def _find_last(word: str, text: str) -> int:
+    """Where a word, perhaps with another ending, begins last; -1 for nowhere."""
+    start = r"\b" if word[:1].isascii() and word[:1].isalnum() else ""
+    stem = word[:-1] if word.isascii() and word.isalpha() and len(word) > 4 else word
+    return max((match.start() for match in re.finditer(start + re.escape(stem), text)), default=-1)
+
+
+def _comparison(alternatives: Sequence[str], degrees: frozenset[str]) -> re.Pattern[str] | None:
+    """How a sentence says which of two is the larger, the older or the like."""
+    if not alternatives or not degrees:
+        return None
+    same = "|".join(sorted(degrees)).replace("larg", "larg|bigg|great|more")
+    more = r"|\s?>\s?\d" if "larg" in degrees else ""
+    return re.compile(
+        rf"(?<![\w.])({'|'.join(map(re.escape, alternatives))})(?![\w]|\.\d)\W*"
+        rf"(?:(?:(?:is|was|are|were)\b|['’]s\b)(?: \w+){{0,2}}\W+(?:{same})(?:er|est)?\b{more})",
+        re.I,
+    )
+
+
 def _find_unasked(asking: str) -> frozenset[str]:
     """The variables that a question mentions and does not ask for."""
     if _SOLVES.search(asking):
@@ -322,6 +364,10 @@ def _same_part(part: str, noun: str, text: str) -> bool:
 def _measures_in(lower: str) -> frozenset[str]:
     same = {"price": "cost", "average": "mean"}
     return frozenset(same.get(found, stem(found)) for found in _MEASURE.findall(lower))
+
+
+def _degrees_in(lower: str) -> frozenset[str]:
+    return frozenset("larg" if found in ("bigg", "great") else found for found in _DEGREE.findall(lower))
 
 
 def _is_open(question: str) -> bool:
@@ -366,6 +412,7 @@ _DEGREE = re.compile(
     r"\b(short|long|tall|small|larg|bigg|young|old|cheap|high|low|fast|slow|near|light|heavi|few|lat|earli|wid|narrow|"
     r"thick|thin|great|less|more|least|most|middle|half|first|second|third|next|last)(?:er|est)?\b"
 )
+_ARTICLE = re.compile(r"^(?i:the|an?) ")
 _PERCENT = re.compile(r"%|\bpercent", re.I)
 _PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
 _WEEKDAYS = re.compile(rf"(?:{either('weekdays')})", re.I)
@@ -427,7 +474,9 @@ _UNPRICED = re.compile(
     r"^(?!.*(?:\$|dollar|cent|€|£)).*\d ?(?:lit[er]+s?|gallons?|km|miles?|hours?|kg|pounds?)\b", re.I
 )
 _MEASURE = re.compile(rf"(?:{either('measures')})")
-_CHOOSES = re.compile(rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?is\b[^,:]*[,:][^,:?]* or ", re.I)
+_CHOOSES = re.compile(
+    rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?(?:is|was|are|were)\b[^,:]*[,:][^,:?]* or ", re.I
+)
 _ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
 _DATE = re.compile(rf"(?:{either('dates')})", re.I)
 _TRUTH = re.compile(rf"(?:{either('truth')})", re.I)

@@ -104,6 +104,10 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     if asked.truth and (said := _TRUTH.match(words)):
         return said[0]
+    if asked.alternatives and (named := asked.alternative_in(words)):
+        return named
+    if asked.names is not None and (named_at := asked.names.search(words)) and named_at.end() < len(words):
+        words = words[named_at.end() :].strip()
     name = _NAME.match(words) if not asked.numeric else None
     if name and name[0].strip() in asked.text:
         words = re.sub(

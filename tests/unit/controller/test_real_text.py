@@ -115,7 +115,46 @@ def test_the_end_of_a_text_is_read_by_what_is_asked(text: str, question: str, an
     assert extract_stated_answer(text, question) == answer
 
 
-CAPITAL = "What is the capital of Norway?"
+LARGER, CAPITAL = "Which is larger, 8.5 or 8.12?", "What is the capital of Norway?"
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        ("Tenths decide, so 8.5 is bigger than 8.12. I think that much is clear.", LARGER, "8.5"),
+        ("So mathematically, 8.5 > 8.12.", LARGER, "8.5"),
+        ("So 8.5 is larger. It is the same as 8.50.", LARGER, "8.5"),
+        ("Tom Hale was taller. I have checked both.", "Who was taller then, Anna Berg or Tom Hale?", "Tom Hale"),
+        ("So the answer is cycling.", "Should I walk or cycle to the lake?", "cycle"),
+        ("The capital of Norway is Oslo. It has a harbour, and ferries to Kiel leave from there.", CAPITAL, "Oslo"),
+        ('So my final response is: "The capital of Norway is Oslo."', CAPITAL, "Oslo"),
+        (
+            'A short reply: "Peru lies on the continent of South America."',
+            "Which continent is Peru on?",
+            "South America",
+        ),
+        ("Putting it all together, A seems the best.", "Which one?\nA. iron\nB. zinc", "A"),
+    ],
+)
+def test_a_sentence_may_answer_in_the_words_of_the_question(text: str, question: str, answer: str) -> None:
+    assert extract_stated_answer(text, question) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "finality"),
+    [
+        ("Tenths decide, so 8.5 is larger.", Finality.ANSWERS),
+        ("So 8.5 > 8.12.", Finality.ANSWERS),
+        ("8.5 is larger.", Finality.ASKED),
+        ("So 8.5 is smaller.", None),
+        ("So 8.12 is not larger.", None),
+        ("So is 8.12 larger?", None),
+    ],
+)
+def test_the_words_of_a_question_call_an_alternative_the_answer(text: str, finality: Finality | None) -> None:
+    found = [one.finality for one in find_statements(text, LARGER) if one.finality >= Finality.ASKED]
+    assert found == [finality] * (finality is not None)
+    assert (AnswerEvidence(LARGER).find_answer(text) is not None) is (finality is Finality.ANSWERS)
 
 
 @pytest.mark.parametrize(
