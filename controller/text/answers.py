@@ -200,7 +200,8 @@ def _answer(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finali
     for cue in _ANSWER.finditer(lower):
         if cue["subject"] and not asked.means(cue["subject"], cue[0]):
             continue
-        if value := read_value(sentence, cue.end(), asked, phrases=True, many=cue[0].endswith("are")):
+        value = read_value(sentence, cue.end(), asked, phrases=True, many=cue[0].endswith("are"))
+        if value and not (cue["corrects"] and value.islower() and not asked.alternatives):
             found, finality = value, Finality.HEDGED if cue["corrects"] else Finality.ANSWERS
             if asked.numeric and cue[0].startswith("solution"):
                 finality = Finality.ASKED
@@ -236,12 +237,13 @@ def _conclusion(sentence: str, lower: str, turn: int, asked: Asked) -> tuple[str
     value = read_value(sentence, equation + 1, asked) if equation >= 0 and not asked.equation else None
     if value and not (asked.counts and _VARIABLE.search(value)):
         return value, finality
+    numbers = _NUMBER.findall(sentence)
+    fresh = [number for number in numbers if number.replace(",", "") not in asked.numbers]
     for cue in (_STATES, _COPULA):
         if value := _read_last(cue.finditer(lower), sentence, asked):
-            return value, finality
+            return (fresh[-1] if fresh and value in asked.numbers else value), finality
     if (stop := max(sentence.rfind("\\("), sentence.rfind(" $"))) >= 0 and (value := read_value(sentence, stop, asked)):
         return value, finality
-    numbers = _NUMBER.findall(sentence)
     if asked.many and turn:
         return ", ".join(numbers) or None, finality
     return (numbers[-1] if numbers else None), finality

@@ -231,8 +231,8 @@ ENGLISH = Language(
         r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|"
         r"there\b|"
         r"(?:(?:very|both|more|as|short|clear|accurate|brief|concise|direct|simple) (?:and |but |or |yet )?)*"
-        r"(?:clear|concise|accurate|precise|brief|short|simple|direct|helpful|polite|informative|complete)"
-        r"(?=\W*$| (?:and|but|yet|enough|in|to|for)\b|[,.;:])|"
+        r"(?:clear|concise|accurate|precise|brief|short|simple|direct|helpful|polite|informative|complete|"
+        r"best|appropriate|sufficient|ideal)(?=\W*$| (?:and|but|yet|enough|in|to|for)\b|[,.;:])|"
         r"because|since|indeed|definitely|either|one of|just|good|valid|reasonable|being|found|close|between|less|"
         r"more|greater|smaller|larger|at (?:least|most)|always|never|inside|within|required|needed|an answer|they|we\b|"
         r"i\b|you|he\b|she\b|let|wait|so\b|but\b|and\b|or\b|with\b|from\b|for\b|of\b|by\b|on\b|has\b|have\b|is\b|"
@@ -373,7 +373,7 @@ ENGLISH = Language(
         r"no need to|make sure (?:to|i)|ready to)"
         r" (?:(?:just|also|simply|now|then|directly|be|try to|aim to|still) )*"
         r"(?:answer|respond|reply|provide|phrase|format|formulate|mention|explain|acknowledge|clarify|keep|be|"
-        r"overcomplicate|elaborate|generate|stick to|write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
+        r"overcomplicate|elaborate|generate|stick to|lead with|write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
         r"(?:keep (?:it|the|this)|(?:the )?user|they (?:just|probably|likely|might|may|only|want|didn)|"
         r"(?:my|the|this) (?:final )?(?:response|reply|explanation|tone)|this (?:answer|covers|captures)|"
         r"(?:my|the) answer (?:should|must|will|needs to|has to) (?:just |also |simply )?be (?:very |both )?"

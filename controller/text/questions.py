@@ -189,7 +189,7 @@ class Asked:
     def chosen_in(self, sentence: str) -> str | None:
         """The one of the question's alternatives of which a sentence says what the question asks."""
         found = self.compared.search(sentence) if self.compared else None
-        if found is None or _NEGATED.search(found[0]):
+        if found is None or _NEGATED.search(found[0]) or _BELIEVED.search(sentence[: found.start()]):
             return None
         return next((one for one in self.alternatives if one.lower() == found[1].lower()), None)
 
@@ -413,6 +413,11 @@ _DEGREE = re.compile(
     r"thick|thin|great|less|more|least|most|middle|half|first|second|third|next|last)(?:er|est)?\b"
 )
 _ARTICLE = re.compile(r"^(?i:the|an?) ")
+_BELIEVED = re.compile(
+    r"\b(?:(?:some|many|most)(?:one| people)?|people|might|may|could|(?<!i )think(?:ing)?|at first|mis(?:take|read|conc)\w*|"
+    r"confus\w*|intuit\w*)\b",
+    re.I,
+)
 _PERCENT = re.compile(r"%|\bpercent", re.I)
 _PERCENTS = re.compile(rf"(?:{either('percents')})", re.I)
 _WEEKDAYS = re.compile(rf"(?:{either('weekdays')})", re.I)

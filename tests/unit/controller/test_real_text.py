@@ -149,6 +149,7 @@ def test_a_sentence_may_answer_in_the_words_of_the_question(text: str, question:
         ("So 8.5 is smaller.", None),
         ("So 8.12 is not larger.", None),
         ("So is 8.12 larger?", None),
+        ("So some people find that 8.12 is larger.", None),
     ],
 )
 def test_the_words_of_a_question_call_an_alternative_the_answer(text: str, finality: Finality | None) -> None:
@@ -162,6 +163,8 @@ def test_the_words_of_a_question_call_an_alternative_the_answer(text: str, final
     [
         ("It is Oslo. The answer should be short and precise.", CAPITAL, "Oslo"),
         ("It is Oslo. I'll keep the tone friendly. The user wants no details.", CAPITAL, "Oslo"),
+        ("The answer is Oslo. Is a map needed? No, that's silly.", CAPITAL, "Oslo"),
+        ("The answer is Oslo. For a chat, a brief answer is best.", CAPITAL, "Oslo"),
         ("So that is $50. Next, I'll add the tax.", "What is the final price?", None),
     ],
 )
@@ -184,6 +187,7 @@ def test_choices_that_are_listed_again_are_not_the_answer() -> None:
     [
         ("The curve $y = 2x - k$ has 7 x-intercepts.", "Find the number of $x$-intercepts of the curve.", "7"),
         ("So the six pens cost 90 at a price of 15.", "A pen costs 15. How much do six pens cost?", "90"),
+        ("So it covers 45 yards in 3 minutes at a pace of 15.", "Its pace is 15. How far is it in 3 minutes?", "45"),
     ],
 )
 def test_a_variable_is_no_count_and_a_given_number_rarely_a_result(text: str, question: str, answer: str) -> None:
