@@ -56,6 +56,8 @@ def extract_stated_answer(text: str, question: str = "") -> str | None:
     stated, final = find_last_statement(text, asked)
     if question and not final:
         value = read_ending(text, asked, stated)
+        if stated and stated[1] == "asked" and asked.names_one and (not value or value.islower()):
+            value = stated[0]
         return asked.resolve(value) if value else None
     return None if stated is None else stated[0]
 
@@ -153,8 +155,8 @@ _VARIABLE = re.compile(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,60}(?<!:))\*\*(?!:)")
 _NUMBER_OR_FRACTION = re.compile(rf"\\[dt]?frac\{{[^{{}}]{{1,40}}\}}\{{[^{{}}]{{1,40}}\}}|{NUMBER}")
 _NAME = re.compile(
-    r"[\s*:\"“]*(?:(?:indeed|actually|definitely|clearly|in fact|still|simply|also|the|in) )*[*\"“]*"
-    r"([A-Z][\w’'.-]*\w(?: (?:of |de |the )?[A-Z][\w’'-]*\w){0,3})"
+    r"[\s*:\"“]*(?:(?:indeed|actually|definitely|clearly|in fact|still|simply|also|located|found|the|in|on) )*[*\"“]*"
+    r"([A-Z](?:[\w.-]|['’](?!s\b))*\w(?: (?:of |de |the )?[A-Z](?:[\w-]|['’](?!s\b))*\w){0,3})(?!['’]s)"
 )
 _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
 
@@ -182,7 +184,7 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
                     found, finality = asked.label_of_text_in(lower), Finality.HEDGED
         elif chosen := asked.chosen_in(sentence):
             found, finality = chosen, Finality.ANSWERS if _CONCLUDES.search(lower) else Finality.ASKED
-        elif asked.proper and (name := _read_name(sentence, asked)):
+        elif asked.names_one and (name := _read_name(sentence, asked)):
             found, finality = name, Finality.ASKED
         elif not asked.truth and (asked.numeric or not asked.wants_words) and _SYMBOL.search(sentence):
             found, finality = _conclusion(sentence, lower, turn, asked)

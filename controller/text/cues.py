@@ -373,7 +373,8 @@ ENGLISH = Language(
         r"no need to|make sure (?:to|i)|ready to)"
         r" (?:(?:just|also|simply|now|then|directly|be|try to|aim to|still) )*"
         r"(?:answer|respond|reply|provide|phrase|format|formulate|mention|explain|acknowledge|clarify|keep|be|"
-        r"overcomplicate|elaborate|generate|stick to|lead with|write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
+        r"overcomplicate|elaborate|generate|stick to|lead with|"
+        r"write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
         r"(?:keep (?:it|the|this)|(?:the )?user|they (?:just|probably|likely|might|may|only|want|didn)|"
         r"(?:my|the|this) (?:final )?(?:response|reply|explanation|tone)|this (?:answer|covers|captures)|"
         r"(?:my|the) answer (?:should|must|will|needs to|has to) (?:just |also |simply )?be (?:very |both )?"

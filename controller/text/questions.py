@@ -111,6 +111,11 @@ class Asked:
         return _PROPER.search(self.text) is not None
 
     @property
+    def names_one(self) -> bool:
+        """Whether the answer is a name or one of its alternatives, which needs no further step once it is stated."""
+        return bool(self.alternatives) or (self.proper and not self.numeric)
+
+    @property
     def counts(self) -> bool:
         """Whether it asks how many there are of something, which no variable can be."""
         return bool(self.thing) or "number of" in self.text
@@ -414,8 +419,8 @@ _DEGREE = re.compile(
 )
 _ARTICLE = re.compile(r"^(?i:the|an?) ")
 _BELIEVED = re.compile(
-    r"\b(?:(?:some|many|most)(?:one| people)?|people|might|may|could|(?<!i )think(?:ing)?|at first|mis(?:take|read|conc)\w*|"
-    r"confus\w*|intuit\w*)\b",
+    r"\b(?:(?:some|many|most)(?:one| people)?|people|might|may|could|(?<!i )think(?:ing)?|at first|"
+    r"mis(?:take|read|conc)\w*|confus\w*|intuit\w*)\b",
     re.I,
 )
 _PERCENT = re.compile(r"%|\bpercent", re.I)

@@ -163,6 +163,7 @@ def test_the_words_of_a_question_call_an_alternative_the_answer(text: str, final
     [
         ("It is Oslo. The answer should be short and precise.", CAPITAL, "Oslo"),
         ("It is Oslo. I'll keep the tone friendly. The user wants no details.", CAPITAL, "Oslo"),
+        ("The capital is Oslo. A plain reply seems enough, so nobody has to search for what matters.", CAPITAL, "Oslo"),
         ("The answer is Oslo. Is a map needed? No, that's silly.", CAPITAL, "Oslo"),
         ("The answer is Oslo. For a chat, a brief answer is best.", CAPITAL, "Oslo"),
         ("So that is $50. Next, I'll add the tax.", "What is the final price?", None),
