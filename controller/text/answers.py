@@ -240,10 +240,10 @@ def _conclusion(sentence: str, lower: str, turn: int, asked: Asked) -> tuple[str
     if value and not (asked.counts and _VARIABLE.search(value)):
         return value, finality
     numbers = _NUMBER.findall(sentence)
-    fresh = [number for number in numbers if number.replace(",", "") not in asked.numbers]
     for cue in (_STATES, _COPULA):
         if value := _read_last(cue.finditer(lower), sentence, asked):
-            return (fresh[-1] if fresh and value in asked.numbers else value), finality
+            fresh = [one for one in numbers if one not in asked.numbers] if value in asked.numbers else []
+            return (fresh[-1] if fresh else value), finality
     if (stop := max(sentence.rfind("\\("), sentence.rfind(" $"))) >= 0 and (value := read_value(sentence, stop, asked)):
         return value, finality
     if asked.many and turn:
@@ -253,8 +253,13 @@ def _conclusion(sentence: str, lower: str, turn: int, asked: Asked) -> tuple[str
 
 def _read_last(cues: Iterable[re.Match[str]], sentence: str, asked: Asked) -> str | None:
     """The value behind the last of the cues that have one, rather one that the question does not give."""
-    values = [value for cue in reversed([*cues]) if (value := read_value(sentence, cue.end(), asked))]
-    return next((value for value in values if value not in asked.numbers), values[0] if values else None)
+    given = None
+    for cue in reversed([*cues]):
+        value = read_value(sentence, cue.end(), asked)
+        if value and value not in asked.numbers:
+            return value
+        given = given or value
+    return given
 
 
 def _read_name(sentence: str, asked: Asked) -> str | None:

@@ -113,7 +113,7 @@ class Asked:
     @property
     def names_one(self) -> bool:
         """Whether the answer is a name or one of its alternatives, which needs no further step once it is stated."""
-        return bool(self.alternatives) or (self.proper and not self.numeric)
+        return bool(self.alternatives) or (not self.numeric and self.proper)
 
     @property
     def counts(self) -> bool:
