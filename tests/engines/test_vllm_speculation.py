@@ -37,9 +37,9 @@ ENGINE: dict[str, Any] = {
     "model": MODEL, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 4,
     "max_num_batched_tokens": 512, "enforce_eager": True, "seed": 0,
 }  # fmt: skip
-QUESTIONS = load("tiny", "test", 20, 5)
-PROBLEMS = {name: QUESTIONS[19 if name in ("off", "trimr") else 12].problem for name in ARMS}
-"""One of short thinking for each arm, in which its policies act, as interpreted kernels are slow."""
+QUESTIONS = load("tiny", "test", 40, 6)
+PROBLEMS = {name: QUESTIONS[number].problem for name, number in zip(ARMS, (0, 36, 13, 7, 0, 12), strict=True)}
+"""The shortest answer of each arm in which its policies act, as interpreted kernels are slow."""
 NGRAM = {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 2, "num_speculative_tokens": 3}
 MODEL_DRAFTS = {
     "method": "draft_model", "model": str(get_model_path("tersely-tiny-small")), "num_speculative_tokens": 3,

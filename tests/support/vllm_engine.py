@@ -49,14 +49,20 @@ def quick_start() -> Iterator[None]:
 @contextmanager
 def forked_engines() -> Iterator[None]:
     """Within it, an engine's process is a copy of this one, as on GPUs; on CPUs vLLM would import all anew in it."""
+
+    def copying() -> Any:
+        gc.freeze()  # the copy collects garbage several times
+        return multiprocessing.get_context("fork")
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn, and Python 3.12 where a process has several threads
         utils = import_module("vllm.v1.engine.utils")
-        with mock.patch.object(utils, "get_mp_context", return_value=multiprocessing.get_context("fork")):
+        with mock.patch.object(utils, "get_mp_context", copying):
             yield
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000)  # imports make a million objects, of which none is garbage
     del sys.argv[0]
     with forked_engines():
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

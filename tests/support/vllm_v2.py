@@ -9,6 +9,7 @@ what the engine answered, as JSON: by arm, tokens and decisions.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -62,6 +63,7 @@ def answer(arms: dict[str, Any], messages: list[Any], options: dict[str, Any]) -
 
     import tersely
 
+    gc.freeze()  # vLLM collects garbage seven times
     ahead, check = options.pop("async_scheduling", False), CpuPlatform.check_and_update_config
 
     def keep_ahead(platform: Any, config: Any) -> None:
