@@ -18,6 +18,8 @@ from tersely.controller.engines import EngineWrapper
 from tersely.controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from tersely.models import get_model_path
 
+from ..support.forked import fork_command
+
 QUESTION = "Mia has 4 shells. Mia finds 3 more shells. Mia gives away 2 shells. How many shells does Mia have now?"
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
 """Leaves 36 tokens of thinking, less than the embedded model ever uses."""
@@ -179,9 +181,10 @@ def _process(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_and_a_closed_pipe_end_quietly(cli: Cli) -> None:
+@pytest.mark.parametrize("start", [fork_command, pytest.param(_process, marks=pytest.mark.attack)])
+def test_ctrl_c_and_a_closed_pipe_end_quietly(cli: Cli, start: Callable[..., subprocess.Popen[str]]) -> None:
     # The reader that leaves is that of a command that starts quickly.
-    with _process("run", QUESTION, "--preset", "off") as stopped, _process("tasks") as unread:
+    with start("run", QUESTION, "--preset", "off") as stopped, _process("tasks") as unread:
         assert stopped.stdout is not None
         assert unread.stdout is not None
         assert unread.stderr is not None

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from typing import Any
+
+from tersely.cli.app import main
 
 
 def fork(work: Callable[..., Any], *args: Any, **options: Any) -> ForkProcess:
@@ -16,3 +22,21 @@ def fork(work: Callable[..., Any], *args: Any, **options: Any) -> ForkProcess:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns where there are several threads
         process.start()
     return process
+
+
+def fork_command(*arguments: str) -> subprocess.Popen[str]:
+    """Start `tersely` in a copy of this process, which has imported what it needs; its output goes to pipes."""
+
+    def run() -> None:
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # one of these is what `Popen` reads until the program has begun
+        sys.stdout, sys.stderr = (open(file, "w", encoding="utf-8", closefd=False) for file in (1, 2))  # noqa: SIM115
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = main(arguments)
+        sys.stderr.flush()
+        os._exit(code)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(
+            ["tersely"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", preexec_fn=run
+        )
