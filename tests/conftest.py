@@ -194,7 +194,7 @@ def our_vllm_server(
         folder = tmp_path_factory.mktemp("vllm")
         (folder / "team").write_text("of-the-team")
         (folder / "server.toml").write_text(SERVER_CONFIG)
-        flags = ("--config", str(folder / "server.toml"), "--verifier", judge[1], "--trials", "self", "--drain", "5")
+        flags = ("--config", str(folder / "server.toml"), "--verifier", judge[1], "--trials", "self", "--drain", "2")
         more = ("--max-num-batched-tokens", "1024")
         return vllm_server("tersely-tiny-small", folder, *flags, *more, forked_engine=True)
 

@@ -376,7 +376,7 @@ def test_arms_with_a_helper_and_a_verifier(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_command_runs_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    options: dict[str, Any] = {"limit": 4, "batch_size": 4, "max_new_tokens": 200, "out": out}
+    options: dict[str, Any] = {"limit": 4, "batch_size": 4, "max_new_tokens": 150, "out": out}
     with pytest.raises(typer.Exit) as ended:
         bench(model=EMBEDDED, arms="full,balanced", as_json=True, **options)
     result = json.loads(capsys.readouterr().out)

@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {
     "optimiser": {"lora": LORA, "learning_rate": 1e-3},
 }
 OWN: dict[str, dict[str, Any]] = {
-    "adaptthink": {"adaptthink": {"reference_samples": 2, "no_think_tokens": 24, "brevity": 0.2}},
+    "adaptthink": {"adaptthink": {"reference_samples": 1, "no_think_tokens": 24, "brevity": 0.2}},
     "apo": {"apo": {"forced": 1}, "rollouts": {"max_new_tokens": 120}, "optimiser": {"autocast": True}},
     "ser": {"ser": {"adherence": 0.1, "kl": 0.01}},
     "vsrm": {"vsrm": {"answers": 2, "floor": 0, "spacing": 20}},
@@ -60,7 +60,7 @@ def test_a_few_steps_of_an_adapter(name: str, tmp_path: Path) -> None:
     weights = load_file(out / "adapter" / "adapter_model.safetensors")
     assert any(bool(w.abs().max() > 0) for key, w in weights.items() if "lora_B" in key)
     ask = "Kai has 9 shells. Kai finds 3 shells. Count the shells."
-    made = tersely.generate(str(out / MODEL), prompts=ask, effort="easy", max_new_tokens=80)
+    made = tersely.generate(str(out / MODEL), prompts=ask, effort="easy", max_new_tokens=16, answer_reserve=8)
     assert made.text
     assert any("s/step" in line and "left" in line for line in said)
 

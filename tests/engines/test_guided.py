@@ -63,7 +63,7 @@ def test_rules_without_a_reward_model_of_the_model_are_refused(engine: Transform
 def test_a_reward_model_is_trained(engine: TransformersEngine, tmp_path: Path) -> None:
     out = tmp_path / "prm"
     command = ["train", "prm", engine.name, str(out), "--limit", "20", "--places", "1", "--width", "1"]
-    assert main([*command, "--batch-size", "60", "--max-new-tokens", "300"]) == 0
+    assert main([*command, "--batch-size", "60", "--max-new-tokens", "240"]) == 0
     probe = load_reward_model(out, engine).probe
     assert set(probe.classes) == {"ready", "hopeful", "hopeless"}
     assert 0 < probe.metrics["share"] < 1 and len(probe.learned_from) < 20, "some questions are held out"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vllm
 
-PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
+PROBLEMS = [question.problem for question in load("tiny", "test", 3, 5)]
 GREEDY = GenerationOptions(max_new_tokens=160, sampling=SamplingParams(temperature=0.0))
 
 

@@ -15,7 +15,7 @@ from tersely.models import NAMES, get_model_path
 if TYPE_CHECKING:
     from vllm import LLM
 
-PROMPTS, NEW_TOKENS = 6, 160
+PROMPTS, NEW_TOKENS = 3, 160
 
 pytestmark = pytest.mark.vllm
 

@@ -162,7 +162,7 @@ def test_other_questions_and_models_are_refused(change: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_a_run_ends_with_a_comparison(tmp_path: Path) -> None:
     out, own = tmp_path / "out", {"held_out": 4, "shortcut_steps": 2, "thresholds": [0.0, 0.9]}
-    train("system15", out, model="tersely-tiny-small", system15=own, rollouts={"prompts": 4, "max_new_tokens": 160})
+    train("system15", out, model="tersely-tiny-small", system15=own, rollouts={"prompts": 4, "max_new_tokens": 110})
     found = json.loads((out / RESULT).read_text("utf-8"))
     assert found["latent thoughts: 3"]["layers_per_thought"] == 4
     assert found["3, exits above 0"]["layers_per_thought"] == 0, "every router says more than nothing"

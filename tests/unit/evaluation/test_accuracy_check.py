@@ -31,13 +31,13 @@ def command(out: Path, *arguments: object) -> int:
 
 @pytest.mark.slow
 def test_questions_are_asked_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(tmp_path / "a", "--tasks", "tiny", "--limit", 8, "--max-new-tokens", 96) == 0
+    assert command(tmp_path / "a", "--tasks", "tiny", "--limit", 4, "--max-new-tokens", 96) == 0
     report, shown = json.loads((tmp_path / "a" / REPORT).read_text()), capsys.readouterr().out
     task, change = report["task"], report["task"]["change"]
-    assert (task["name"], task["questions"], task["tokens"]) == ("tiny", 8, 96)
+    assert (task["name"], task["questions"], task["tokens"]) == ("tiny", 4, 96)
     assert task["right"]["before"] > 0 and change[0] == task["right"]["after"] - task["right"]["before"]
     assert change[1] <= change[0] <= change[2]
-    assert f"accuracy    {task['right']['before']:.1%} -> " in shown and "on 8 questions of tiny" in shown
+    assert f"accuracy    {task['right']['before']:.1%} -> " in shown and "on 4 questions of tiny" in shown
     assert 0 < report["divergence"] < 0.1 and f"divergence  {report['divergence']:.4f} nats" in shown
 
 

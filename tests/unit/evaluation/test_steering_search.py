@@ -163,7 +163,7 @@ def command(out: Path, model: str = "tersely-tiny-small", **options: Any) -> lis
         "search_questions": 10,
         "validation_questions": 10,
         "layers": "2",
-        "max_new_tokens": 120,
+        "max_new_tokens": 80,
         **options,
     }
     words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
 from tersely.controller.policies import get_presets, list_policies, resolve_modifier
 from tersely.errors import OptionError
+
+from ...support.forked import fork
 
 HIDDEN = """
 import importlib.abc, sys, warnings
@@ -42,8 +43,14 @@ assert main(["--help"]) == 0
 
 @pytest.mark.slow
 def test_the_core_works_without_add_ons() -> None:
-    done = subprocess.run([sys.executable, "-c", HIDDEN + USE], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    def import_anew() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tersely"]:
+            del sys.modules[name]
+        exec(HIDDEN + USE, {})
+
+    process = fork(import_anew)
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_add_ons_are_found_by_name() -> None:

@@ -170,7 +170,9 @@ def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (folder / FILE).exists()
     set_head_weights(engine.model, heads, {"accuracy": 1})
     assert torch.equal(engine.model.get_output_embeddings().weight, heads["accuracy"])
-    assert tersely.generate(str(folder), prompts="Kai has 9 shells. Count the shells.", max_new_tokens=80).text
+    assert tersely.generate(
+        str(folder), prompts="Kai has 9 shells. Count the shells.", max_new_tokens=16, answer_reserve=8
+    ).text
     capsys.readouterr()
     for arguments, complaint in (
         ([str(out / MODEL), str(folder), "--weight", "brevity=2"], str(folder)),
