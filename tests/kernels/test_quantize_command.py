@@ -41,6 +41,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model with the first of its four layers, where it matters little what is quantized."""
+    folder = tmp_path_factory.mktemp("shallow") / "model"
+    load(SMALL, num_hidden_layers=1, layer_types=["full_attention"]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(SMALL).save_pretrained(folder)
+    return folder
+
+
 def load(folder: Path | str, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
 
@@ -98,35 +107,35 @@ def test_older_formats_are_loaded_with_int4_keys(checkpoint: Path, tmp_path: Pat
             load(tmp_path / "old")
 
 
-def test_report_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_formats(shallow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calib = tmp_path / "text.jsonl"
     calib.write_text("\n".join(json.dumps({"problem": f"Kai has {n} shells. Kai drops {n}."}) for n in range(60)))
-    run(SMALL, tmp_path / "a", "--calib", calib, *ROWS, "--head", "keep", "--smooth")
+    run(shallow, tmp_path / "a", "--calib", calib, *ROWS, "--head", "keep", "--smooth")
     shown = capsys.readouterr().out
     assert f"tokens of {calib}" in shown
     assert f"saved to {tmp_path / 'a'}" in shown
-    run(SMALL, tmp_path / "b", "--calib", calib, *ROWS, "--head", "keep", "--smooth", "--json")
+    run(shallow, tmp_path / "b", "--calib", calib, *ROWS, "--head", "keep", "--smooth", "--json")
     report = json.loads(capsys.readouterr().out)
     assert (report["head"], report["smooth"]) == ("keep", True)
     assert report == json.loads((tmp_path / "b" / REPORT).read_text())
     assert f"{report['perplexity']['after']:.4g}" in shown
 
 
-def test_calibration_on_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibration_on_answers(shallow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked, few = tmp_path / "asked.jsonl", tmp_path / "few.jsonl"
     names = ("problem", "question")
     lines = [json.dumps({names[n % 2]: f"Kai has {n} shells. Count the shells.", "answer": str(n)}) for n in range(20)]
     asked.write_text("\n".join(lines))
     few.write_text(lines[0])
-    run(SMALL, tmp_path / "a", "--questions", asked, *ROWS, "--head", "keep")
+    run(shallow, tmp_path / "a", "--questions", asked, *ROWS, "--head", "keep")
     assert f"tokens of its own answers to {asked}" in capsys.readouterr().out
     with refused(OptionError, "too_little_text"):
-        run(SMALL, tmp_path / "b", "--questions", few, "--rows", "8", "--length", "512")
+        run(shallow, tmp_path / "b", "--questions", few, "--rows", "8", "--length", "512")
     with refused(OptionError, "conflicting_options"):
-        run(SMALL, tmp_path / "c", "--questions", few, "--calib", few)
+        run(shallow, tmp_path / "c", "--questions", few, "--calib", few)
     few.write_text(json.dumps({"text": "Kai?"}))
     with refused(OptionError):
-        run(SMALL, tmp_path / "d", "--questions", few)
+        run(shallow, tmp_path / "d", "--questions", few)
     assert not list(tmp_path.glob("[bcd]*")), "nor what it was begun with"
 
 
@@ -155,25 +164,28 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[st
     monkeypatch.undo()
 
 
-def test_killed_runs_are_resumed(tmp_path: Path, checkpoint: Path, counted: Callable[[int], list[str]]) -> None:
-    out = tmp_path / "out"
-    first = counted(10)
+def test_killed_runs_are_resumed(tmp_path: Path, shallow: Path, counted: Callable[[int], list[str]]) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    run(shallow, whole, *ROWS, "--group-size", "64")
+    first = counted(3)
     with pytest.raises(Killed):
-        run(SMALL, out, *ROWS, "--group-size", "64")
+        run(shallow, out, *ROWS, "--group-size", "64")
     assert not out.exists()
     with refused(CheckpointLogError, "checkpoint_mismatch"):
-        run(SMALL, out, *ROWS, "--group-size", "32")
+        run(shallow, out, *ROWS, "--group-size", "32")
     second = counted(100)
-    run(SMALL, out, *ROWS, "--group-size", "64")
-    assert len(first) == 10
-    assert len(second) == 19
+    run(shallow, out, *ROWS, "--group-size", "64")
+    assert len(first) == 3
+    assert len(second) == 5
     assert not set(first) & set(second)
     for file in ("model.safetensors", "config.json", REPORT):
-        assert (out / file).read_bytes() == (checkpoint / file).read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def test_a_folder_that_was_filled_in_the_meantime_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_was_filled_in_the_meantime_is_kept(
+    shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, real = tmp_path / "out", module_of_model._quantize_layer
 
     def quantized(*given: Any) -> Any:
@@ -183,15 +195,15 @@ def test_a_folder_that_was_filled_in_the_meantime_is_kept(tmp_path: Path, monkey
 
     monkeypatch.setattr(module_of_model, "_quantize_layer", quantized)
     with refused(OptionError):
-        run(SMALL, out, *ROWS, "--group-size", "64")
+        run(shallow, out, *ROWS, "--group-size", "64")
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("mine", "precious")]
     assert any((tmp_path / "out.layers").iterdir()), "a later run resumes"
 
 
-def test_a_full_disk_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_checkpoint(shallow: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with files_no_longer_than(200_000), refused(WriteError):
-        run(SMALL, out, *ROWS, "--group-size", "64")
+        run(shallow, out, *ROWS, "--group-size", "64")
     assert not out.exists()
 
 
