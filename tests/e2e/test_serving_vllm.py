@@ -95,7 +95,7 @@ def test_off_and_shadow_change_nothing(http: httpx.Client) -> None:
 
 def test_trial_answers_are_requests_of_the_server_to_itself(server: VllmServer, http: httpx.Client) -> None:
     """Greedy trials on the prefix cache; the thinking ends where they agree, and "off" is what it was."""
-    long = PROBLEMS[3]
+    long = PROBLEMS[7]
     plain = answered(http, problem=long, tersely={"preset": "off"})
     done, hits = (server.metric(name) for name in ("vllm:request_success_total{", "vllm:prefix_cache_hits_total{"))
     reply = answered(http, problem=long, tersely={"preset": "certaindex"})
@@ -136,7 +136,7 @@ def thinking(reply: dict[str, Any]) -> int:
 
 
 def test_efforts_and_budgets_are_kept(http: httpx.Client) -> None:
-    long = PROBLEMS[3]
+    long = PROBLEMS[7]
     assert thinking(answered(http, problem=long, reasoning_effort="none")) == 0
     assert answered(http, problem=long, reasoning_effort="none")["choices"][0]["message"]["content"]
     for fields in (
@@ -171,19 +171,19 @@ def test_openai_streams(client: Any) -> None:
 
 def test_each_sample_has_its_own_decisions(client: Any) -> None:
     reply = client.chat.completions.create(
-        model=NAME, messages=body(PROBLEMS[3])["messages"], n=8, temperature=1.0, max_tokens=400, extra_body=SHORT
+        model=NAME, messages=body(PROBLEMS[7])["messages"], n=8, temperature=1.0, max_tokens=400, extra_body=SHORT
     )
     assert len({choice.message.reasoning for choice in reply.choices}) > 1
     assert all(choice.tersely["decisions"][0]["policy"] == "budget" for choice in reply.choices)
 
 
 def test_responses_and_messages(client: Any, http: httpx.Client) -> None:
-    reply = client.responses.create(model=NAME, input=PROBLEMS[3], reasoning={"effort": "low"}, temperature=0)
+    reply = client.responses.create(model=NAME, input=PROBLEMS[7], reasoning={"effort": "low"}, temperature=0)
     assert "boxed" in reply.output_text
     assert reply.tersely["tier"] == "easy"
-    events = list(client.responses.create(model=NAME, input=PROBLEMS[3], temperature=0, stream=True))
+    events = list(client.responses.create(model=NAME, input=PROBLEMS[7], temperature=0, stream=True))
     assert events[-1].response.tersely["tier"] == "normal"
-    asked = {"model": NAME, "max_tokens": 400, "messages": body(PROBLEMS[3])["messages"], **SHORT}
+    asked = {"model": NAME, "max_tokens": 400, "messages": body(PROBLEMS[7])["messages"], **SHORT}
     response = http.post("/v1/messages", json=asked)
     assert response.status_code == 200, response.text
     assert response.json()["tersely"]["decisions"][0]["policy"] == "budget"
@@ -191,7 +191,7 @@ def test_responses_and_messages(client: Any, http: httpx.Client) -> None:
 
 
 def test_completions_are_controlled_on_request(http: httpx.Client) -> None:
-    prompt = f"<|im_start|>user\n{PROBLEMS[3]}\n/normal<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    prompt = f"<|im_start|>user\n{PROBLEMS[7]}\n/normal<|im_end|>\n<|im_start|>assistant\n<think>\n"
     asked: dict[str, Any] = {"model": NAME, "prompt": prompt, "max_tokens": 200, "temperature": 0}
     plain = http.post("/v1/completions", json=asked).json()["choices"][0]
     short = http.post("/v1/completions", json=asked | SHORT)
