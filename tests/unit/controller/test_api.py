@@ -22,7 +22,9 @@ from tersely.models import get_model_path
 from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer
 
-QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
+QUESTION = "Set a to 5 + 4. Set k to 5 + 5. What is a?"
+LONGER = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
+"""One at which control acts."""
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +114,14 @@ def test_custom_generate_in_generate_and_pipeline() -> None:
     folder = get_model_path("tersely-tiny-small")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    messages = [{"role": "user", "content": QUESTION}]
+    messages = [{"role": "user", "content": LONGER}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     policies = ["budget", "convergence"]  # which need no more than tokens
     control = tersely.custom_generate(tokenizer, policies=policies, max_new_tokens=256)
     ids = model.generate(**inputs, max_new_tokens=256, do_sample=False, custom_generate=control)
     text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     expected = tersely.generate(
-        model, QUESTION, tokenizer=tokenizer, policies=policies, temperature=0, max_new_tokens=256
+        model, LONGER, tokenizer=tokenizer, policies=policies, temperature=0, max_new_tokens=256
     )
     assert text == expected.text and expected.trace
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)

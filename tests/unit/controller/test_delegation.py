@@ -22,8 +22,8 @@ from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability, SamplingParams
 from tersely.errors import CapabilityError
 
-SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
-OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
+SHELLS = "Tom has 3 shells. Tom finds 4 shells. How many shells does Tom have now?"
+OTHER = "Set a to 6 + 4. What is a?"
 MOST = 400
 
 
@@ -184,7 +184,9 @@ def test_shadow_delegates_nothing(engine: TransformersEngine, plain: GenerationR
 
 
 def test_a_long_text_is_cut_to_leave_room_for_closing(engine: TransformersEngine) -> None:
-    (done,) = run(engine, writes("7 + 7 = 14. " * 200), make_policy("budget"), acts(Delegate(900, "much")))
+    prompts = (SHELLS.replace("4", "48"),)
+    policies = (make_policy("budget"), acts(Delegate(900, "much")))
+    (done,) = run(engine, writes("7 + 7 = 14. " * 200), *policies, prompts=prompts)
     assert done.usage.thinking + done.usage.answer <= MOST
     assert done.answer
 
