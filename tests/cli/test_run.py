@@ -20,7 +20,7 @@ from tersely.models import get_model_path
 
 from ..support.forked import fork_command
 
-QUESTION = "Mia has 4 shells. Mia finds 3 more shells. Mia gives away 2 shells. How many shells does Mia have now?"
+QUESTION = "Mia has 4 shells. Mia finds 3 shells. How many shells does Mia have now?"
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
 """Leaves 36 tokens of thinking, less than the embedded model ever uses."""
 

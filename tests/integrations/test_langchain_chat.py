@@ -25,7 +25,7 @@ from tersely.errors import OptionError, PromptError
 from ..support.text_engine import TextEngine
 
 MODEL = "tersely-tiny-small"
-QUESTION = "Compute (5 + 4) - 6."
+QUESTION = "Compute 3 + 6."
 HELD = 20
 OTHERS = ["Compute 3 + 4.", "Compute (2 + 3) - 4.", "Compute 9 - 2."]
 

@@ -27,7 +27,7 @@ from ...support.commands import refused
 from ...support.disk import files_no_longer_than
 
 NASTY = "</script><script>alert(1)</script><!-- <script> --> & <!--DATA--> \\u003c \u2028 'é' \"😀\" {{x}}"
-QUESTION = "Mia has 4 shells. Mia finds 3 more shells. Mia gives away 2 shells. How many shells does Mia have now?"
+QUESTION = "Mia has 4 shells. Mia finds 3 shells. How many shells does Mia have now?"
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
 
 needs_model = pytest.mark.skipif(

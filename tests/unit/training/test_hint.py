@@ -28,7 +28,7 @@ from ...support.trainings import train
 
 BASE = "tersely-tiny-small"
 WORDS = "[Be concise.]\n\n"
-PROBLEM = "Kai has 9 shells. Kai finds 31 shells. Kai makes 3 times the shells. Count the shells."
+PROBLEM = "Kai has 9 shells. Kai finds 31 shells. Count the shells."
 OWN: dict[str, Any] = {
     "hint": {"samples": 4, "keep": 2, "strength": 0.5},
     "data": {"efforts": ["easy"]},
