@@ -57,7 +57,7 @@ def test_diffadapt_takes_the_likeliest_class_and_not_the_cheapest_tier(
 
 
 def test_diffadapt_is_labelled_by_ten_samples_under_each_of_its_strategies(tmp_path: Path) -> None:
-    """Within the caps: of 112 tokens 64 are the answer's, and easy has 0.4 and hard half of the rest."""
+    """Within the caps: of 90 tokens 64 are the answer's, and easy has 0.4 and hard half of the rest."""
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"id": "1", "problem": QUESTION, "answer": "7"}), encoding="utf-8")
     words = [
@@ -68,7 +68,7 @@ def test_diffadapt_is_labelled_by_ten_samples_under_each_of_its_strategies(tmp_p
         "--tasks",
         str(task),
         "--max-new-tokens",
-        "112",
+        "90",
     ]
     assert main([*words, "--out", str(tmp_path / "data")]) == 0
     records = read_records(tmp_path / "data")
@@ -76,7 +76,7 @@ def test_diffadapt_is_labelled_by_ten_samples_under_each_of_its_strategies(tmp_p
     tiers, thinking = records["rollouts.tier"], records["rollouts.thinking"]
     assert np.bincount(tiers).tolist() == [10, 10, 10]
     caps = [int(thinking[tiers == tier].max()) for tier in range(3)]
-    assert (caps[0] <= 19, caps[2] <= 24) == (True, True) and caps[1] > 24
+    assert (caps[0] <= 10, caps[2] <= 13) == (True, True) and caps[1] > 13
 
 
 @pytest.mark.parametrize(
