@@ -32,7 +32,8 @@ def fork_command(*arguments: str) -> subprocess.Popen[str]:
         sys.stdout, sys.stderr = (open(file, "w", encoding="utf-8", closefd=False) for file in (1, 2))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main(arguments)
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(code)
 
     with warnings.catch_warnings():
