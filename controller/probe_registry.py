@@ -60,7 +60,7 @@ def load_text_probe(folder: str | None) -> TextProbe:
     """The text probe of a folder of `tersely calibrate`; raises ProbeError if there is none."""
     path = None if folder is None else Path(folder) / TEXT
     if path is None or not path.is_dir():
-        found = "there is no folder of probes" if folder is None else f"{folder} has no text probe"
+        found = "no folder of probes was given" if folder is None else f"{folder} has no text probe"
         raise ProbeError(f"{found}; make one with `tersely calibrate LOGS --out DIR`, and pass its folder (probes)")
     return read_text_probe(path)
 
