@@ -164,7 +164,8 @@ def _read_plan(path: Path) -> dict[str, Any]:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordsError(
-            f"{path} cannot be read: {error}; give a folder of `tersely collect`", code="no_collection"
+            f"{path} cannot be read: {error}; give a folder of `tersely collect`, or log files by name",
+            code="no_collection",
         ) from None
     if not isinstance(plan, dict) or plan.get("version") != VERSION or "layers" not in plan:
         raise RecordsError(

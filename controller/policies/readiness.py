@@ -254,7 +254,8 @@ class TextReadiness(Convergence):
     def watch(self, view: PolicyView) -> Watching:
         if self.probe is None:
             raise unbound_error(self)
-        if (difference := self.probe.known.find_difference(view.question)) is not None:
+        difference = self.probe.known.find_difference(view.question) if view.question.strip() else "it is not known"
+        if difference is not None:
             yield Note(
                 f"this question is unlike those that the text probe knows ({difference}), so it is not certified for "
                 "it, and convergence decides"

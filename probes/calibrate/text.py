@@ -84,14 +84,14 @@ def _join(data: Sequence[RecordedThinking], name: str) -> NDArray[Any]:
 
 
 def _fit(data: Sequence[RecordedThinking], seed: int) -> Network:
-    """A network that tells right values from wrong ones; where there are only right ones, all are alike."""
+    """A network that tells right values from wrong ones; where all are right, or none is, they are alike."""
     owner = np.repeat(np.arange(len(data)), [len(one.stops) for one in data])
     rows, now = _join(data, "rows"), _join(data, "now")
     read = np.isfinite(rows).all(axis=1)
     owner, rows, now = owner[read], rows[read], now[read]
-    if now.all():
-        d = rows.shape[1]
-        arrays = (np.zeros(d), np.zeros(d), np.zeros((d, 1)), [0], np.zeros((1, 2)), [-9, 9], 1, [0, 0])
+    if now.all() or not now.any():
+        d, sign = rows.shape[1], 1 if now.all() else -1
+        arrays = (np.zeros(d), np.zeros(d), np.zeros((d, 1)), [0], np.zeros((1, 2)), [-9 * sign, 9 * sign], 1, [0, 0])
         return Network(*(np.asarray(array, np.float32) for array in arrays))
     examples = Examples(rows, now, owner)
     return ProbeClassifier(random_state=seed).fit(examples.rows, examples.labels, groups=owner).to_network()

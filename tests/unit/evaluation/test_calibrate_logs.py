@@ -106,6 +106,22 @@ def test_the_exit_is_stricter_than_the_rule_where_that_loses_answers(
     assert found["lost"] <= 0.05
 
 
+def test_a_log_of_wrong_outputs_can_be_learned_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write_log(tmp_path / "log.jsonl", 200, "9 9 9 9")
+    log.write_text(log.read_text().replace("\\boxed{12}", "\\boxed{9}"))
+    report = run_json(capsys, "calibrate", log, "--out", tmp_path / "probes", "--alpha", "0.05")
+    assert report["probe"]["harm"] == 0
+    assert report["probe"]["saved"] > 0.5, "where the answer stays wrong, stopping does no harm"
+
+
+@pytest.mark.parametrize("question", ["", "How many of the 33 shells does Lea still have after day 3?"])
+def test_without_its_text_a_question_is_left_to_the_rule(lenient: tuple[Path, Path], question: str) -> None:
+    bound, tokenizer = AutoExit(probes=str(lenient[1])).bind(BindContext(None)), PieceTokenizer()
+    ids = tokenizer(thinking("12", "12", "12"))["input_ids"]
+    found = replay(ids, (bound,), tokenizer, MARKERS, Budget("normal", UNLIMITED), prompt=question)
+    assert ("not certified" in found[0].reason) == (question == "")
+
+
 def test_other_questions_are_left_to_the_rule(lenient: tuple[Path, Path]) -> None:
     probe = load_text_probe(lenient[1] / TEXT)
     assert probe.known.find_difference("Which theorem of measure theory was proved by Radon and Nikodym?")
