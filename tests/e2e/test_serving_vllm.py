@@ -95,7 +95,7 @@ def test_off_and_shadow_change_nothing(http: httpx.Client) -> None:
 
 def test_trial_answers_are_requests_of_the_server_to_itself(server: VllmServer, http: httpx.Client) -> None:
     """Greedy trials on the prefix cache; the thinking ends where they agree, and "off" is what it was."""
-    long = PROBLEMS[7]
+    long = PROBLEMS[3]
     plain = answered(http, problem=long, tersely={"preset": "off"})
     done, hits = (server.metric(name) for name in ("vllm:request_success_total{", "vllm:prefix_cache_hits_total{"))
     reply = answered(http, problem=long, tersely={"preset": "certaindex"})
