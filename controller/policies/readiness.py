@@ -261,7 +261,9 @@ class TextReadiness(Convergence):
                 "it, and convergence decides"
             )
             yield from Convergence(self.agree, self.stride, self.growth).watch(view)
-        elif self.probe.certificate.threshold is not None:
+        elif self.probe.certificate.threshold is None:
+            yield Note(f"the text probe {self.probe.certificate}")
+        else:
             yield from Convergence.watch(self, view)
 
     @property

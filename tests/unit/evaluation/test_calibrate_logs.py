@@ -106,6 +106,16 @@ def test_the_exit_is_stricter_than_the_rule_where_that_loses_answers(
     assert found["lost"] <= 0.05
 
 
+def test_where_nothing_is_certified_the_trace_says_so(lenient: tuple[Path, Path], tmp_path: Path) -> None:
+    assert main(["calibrate", str(lenient[0]), "--out", str(tmp_path), "--alpha", "0.01"]) == 0
+    bound, tokenizer = AutoExit(probes=str(tmp_path)).bind(BindContext(None)), PieceTokenizer()
+    ids = tokenizer(thinking("12", "12", "12"))["input_ids"]
+    question = "How many of the 33 shells does Lea still have after day 3?"
+    (found,) = replay(ids, (bound,), tokenizer, MARKERS, Budget("normal", UNLIMITED), prompt=question)
+    assert found.action == "note"
+    assert "never stops" in found.reason
+
+
 def test_a_log_of_wrong_outputs_can_be_learned_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = write_log(tmp_path / "log.jsonl", 200, "9 9 9 9")
     log.write_text(log.read_text().replace("\\boxed{12}", "\\boxed{9}"))
