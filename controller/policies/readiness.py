@@ -242,7 +242,7 @@ class TextReadiness(Convergence):
         return frozenset() if self.probe is None else self.probe.learned_from
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError where there is no text probe, CapabilityError without its reader."""
+        """See `Policy.bind`; raises ProbeError for a missing text probe, CapabilityError without its reader."""
         probe = self.probe or load_text_probe(self.probes or context.probes)
         if probe.reads_states and context.engine is None and not context.trials:
             raise CapabilityError(

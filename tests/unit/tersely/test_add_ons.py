@@ -43,12 +43,12 @@ assert main(["--help"]) == 0
 
 @pytest.mark.slow
 def test_the_core_works_without_add_ons() -> None:
-    def import_anew() -> None:
+    def import_again() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "tersely"]:
             del sys.modules[name]
         exec(HIDDEN + USE, {})
 
-    process = fork(import_anew)
+    process = fork(import_again)
     process.join()
     assert process.exitcode == 0
 
