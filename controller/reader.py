@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CapabilityError
-from .engines.transformers.model_runner import PrefixCache
 from .text.tokenizer_adapter import count_common, get_adapter
 from .verification import AnswerFinal, NoVerdictError
+
+if TYPE_CHECKING:
+    from .engines.transformers.model_runner import PrefixCache
 
 _CACHES = 8  # sequences that are read at the same time without reading any of them again
 
@@ -52,6 +54,8 @@ class StateReader:
 
         Raises NoVerdictError where they do not fit into the reader's context.
         """
+        from .engines.transformers.model_runner import PrefixCache  # which imports transformers
+
         key = question, sequence
         cache = self._caches.pop(key, None) or PrefixCache(self._model, self._decoder)
         self._caches[key] = cache
