@@ -292,7 +292,7 @@ class PrefixCache:
         self.model = model if decoder is None else decoder
         self._has_head = decoder is None
         self._can_crop = can_be_ragged(model)
-        self._can_limit = decoder is not None or "logits_to_keep" in signature(model.forward).parameters
+        self._can_limit = "logits_to_keep" in signature(self.model.forward).parameters
         self._ids: list[int] = []
         self._cache: DynamicCache | None = None
 
@@ -308,7 +308,7 @@ class PrefixCache:
         elif common < len(self._ids):
             cache.crop(common - len(self._ids))  # a negative count, which is relative to the cache's length
         inputs = {**as_cache(self.model, cache), "use_cache": True}
-        one_pass = self._can_limit and len(ids) - common <= _PREFILL
+        one_pass = (self._can_limit or not self._has_head) and len(ids) - common <= _PREFILL
         last = common if one_pass else len(ids) - keep
         for start in range(common, last, _PREFILL):
             self._run(ids[start : min(start + _PREFILL, last)], inputs, 1)
@@ -317,7 +317,7 @@ class PrefixCache:
         return found, len(ids) - common
 
     def _run(self, ids: Sequence[int], inputs: dict[str, Any], keep: int) -> Tensor:
-        last = {"logits_to_keep": keep} if self._can_limit and self._has_head else {}
+        last = {"logits_to_keep": keep} if self._can_limit else {}
         fed = torch.tensor([list(ids)], device=self.model.device)
         output = self.model(fed, **inputs, **last)
         found: Tensor = output.logits if self._has_head else output.last_hidden_state
