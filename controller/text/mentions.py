@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from .cues import either
-from .questions import Asked
+from .questions import ARTICLE, Asked
 from .sentences import DENIED
 from .value_reader import read_value
 from .values import NUMBER_WORDS, read_number_words, scan_expression
@@ -77,7 +77,6 @@ _QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1
 _CODE = re.compile(
     r"\[(?:[^\[\]]|\[[^\[\]]{0,80}\]){1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?"
 )
-_ARTICLE = re.compile(r"^(?i:the|an?) ")
 _ACTING = re.compile(
     rf"\b({_NAME})(?=\s+(?:is|was|has|had|owns|must|sits|wrote|painted|won|discovered|composed|flows|[a-z]+ed it)\b)"
 )
@@ -327,7 +326,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
     if quoted := [one for one in quoted if len(quoted) == 1 or one not in asked.text]:
         if len(quoted[-1].split()) > 4 and quoted[-1] != sentence:
             return _read_words(quoted[-1].rstrip("."), asked, stale_too=stale_too)
-        return _ARTICLE.sub("", quoted[-1])
+        return ARTICLE.sub("", quoted[-1])
     for match in reversed(list(GIVES.finditer(sentence))):
         if named := re.compile(rf"(?:the )?({_NAME})").match(sentence, match.end()):
             return named[1].rstrip(".")
@@ -369,7 +368,7 @@ def _clean(words: str) -> str | None:
     number, end = read_number_words(words, 0)
     if number is not None and words.islower() and words != "one" and words.count(" ", end) < 2:
         return str(number)
-    words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", _ARTICLE.sub("", words)).rstrip("."))
+    words = _CHINESE_VERB.sub("", re.sub(r"^(?:is|are|was|prints?|outputs?) ", "", ARTICLE.sub("", words)).rstrip("."))
     words = _LEADING.sub("", re.sub(r"['’]s$", "", words))
     stop = not words or words.split()[0] in _STOP_WORDS or re.search(r"['’](?:s|re|ve|m|ll|d)$", words.split()[0])
     return None if stop or re.match(rf"{_MONTH} \d", words) else words

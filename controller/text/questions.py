@@ -261,7 +261,7 @@ def read_question(question: str) -> Asked:
     persons = frozenset(_PERSON.findall(last)) - _NO_PERSONS
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
-    alternatives = tuple(_ARTICLE.sub("", one.strip(" $")) for one in either_or.groups() if one) if either_or else ()
+    alternatives = tuple(ARTICLE.sub("", one.strip(" $")) for one in either_or.groups() if one) if either_or else ()
     degrees = _degrees_in(last.lower())
     percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None
     weekday = _WEEKDAYS.search(last) is not None
@@ -417,7 +417,7 @@ _DEGREE = re.compile(
     r"\b(short|long|tall|small|larg|bigg|young|old|cheap|high|low|fast|slow|near|light|heavi|few|lat|earli|wid|narrow|"
     r"thick|thin|great|less|more|least|most|middle|half|first|second|third|next|last)(?:er|est)?\b"
 )
-_ARTICLE = re.compile(r"^(?i:the|an?) ")
+ARTICLE = re.compile(r"^(?i:the|an?) ")
 _BELIEVED = re.compile(
     r"\b(?:(?:some|many|most)(?:one| people)?|people|might|may|could|(?<!i )think(?:ing)?|at first|"
     r"mis(?:take|read|conc)\w*|confus\w*|intuit\w*)\b",
