@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import CapabilityError, TerselyError
 from ..probes import io as probe_io
 from ..probes.artifact import Artifact, ArtifactError, StoredValue, load
-from ..probes.io import MODE, find_pretrained
-from ..probes.text_probe import TEXT, TextProbe
-from ..probes.text_probe import load_text_probe as read_text_probe
+from ..probes.io import MODE, TEXT, TextProbe, find_pretrained
 from .types import BindContext, Capability, ModelHandle
 
 if TYPE_CHECKING:
@@ -58,11 +56,9 @@ def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool 
 
 def load_text_probe(folder: str | None) -> TextProbe:
     """The text probe of a folder of `tersely calibrate`; raises ProbeError if there is none."""
-    path = None if folder is None else Path(folder) / TEXT
-    if path is None or not path.is_dir():
-        found = "no folder of probes was given" if folder is None else f"{folder} has no text probe"
-        raise ProbeError(f"{found}; make one with `tersely calibrate LOGS --out DIR`, and pass its folder (probes)")
-    return read_text_probe(path)
+    if folder is None:
+        raise ProbeError("no folder of probes was given; make one with `tersely calibrate LOGS --out DIR`")
+    return probe_io.load_text_probe(_find_in(folder, TEXT))
 
 
 def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> Artifact:
@@ -80,6 +76,10 @@ def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | Non
     if folder is None:
         fingerprint = engine.fingerprint()
         return None if fingerprint is None else find_pretrained(fingerprint, kind)
+    return _find_in(folder, kind)
+
+
+def _find_in(folder: str, kind: str) -> Path:
     path = Path(folder) / kind
     if not path.is_dir():
         raise ProbeError(f"{folder} has no {kind} probe; accepted: a folder that `tersely calibrate` wrote")

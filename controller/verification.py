@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from .text.answers import answers_equal, extract_stated_answer
 
 if TYPE_CHECKING:
-    from ..probes.text_probe import TextProbe
+    from ..probes.io import TextProbe
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class AnswerFinal:
 
     question: str
     thinking: str
-    features: tuple[float, ...]  # of the text, see `probes.text_probe`
+    features: tuple[float, ...]  # of the text, see `probes.rule.TEXT_FEATURES`
     probe: TextProbe
     sequence: int = 0  # tells sequences of one question apart, so that each is read once
 

@@ -29,7 +29,8 @@ from ..probes.calibrate import run
 from ..probes.calibrate.data import split_questions
 from ..probes.calibrate.text import RecordedThinking, fit_text_probe
 from ..probes.fingerprint import question_hash
-from ..probes.text_probe import TEXT, TEXT_FEATURES, save_text_probe
+from ..probes.io import TEXT, save_text_probe
+from ..probes.rule import TEXT_FEATURES
 from .cli_utils import Json, show_progress, takes
 from .replay.formats import RecordedOutput
 from .replay.logs import LogOptions, RecordedSet

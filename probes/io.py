@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from .artifact import ABOUT, KINDS, NUMBERS, Artifact, ArtifactError, load, require_fingerprint, save
 from .drift import KnownQuestions, Region
 from .network import ArrayRecord, Network
 from .risk_control import Certificate
-from .rule import FEATURES, TRIAL_FEATURES, Evidence, StopRule
+from .rule import FEATURES, TEXT_FEATURES, TRIAL_FEATURES, Evidence, StopRule
 from .tier_selector import TierProbe, TierTable
 
-DIFFICULTY, READINESS, MODE, _ = KINDS
+DIFFICULTY, READINESS, MODE, TEXT = KINDS
+ANY_MODEL: Mapping[str, str] = {"name": "any model", "fingerprint": ""}
 _PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -156,6 +158,56 @@ def _make_stored_rule(artifact: Artifact, trials: bool | None) -> StoredRule:
     certificate = certificates["trials" if trials else "free"]
     region, known = Region(**_select_arrays(artifact, "region.")), _read_known(artifact)
     return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, artifact.learned_from, known)
+
+
+@dataclass(frozen=True, slots=True)
+class TextProbe:
+    """Scores values that the thinking states, for any model, or by the states of the reader that `base` names."""
+
+    network: Network  # of text features, and of states; the second output is the probability that a value is final
+    certificate: Certificate
+    known: KnownQuestions
+    learned_from: frozenset[str] = frozenset()
+    base: Mapping[str, str] = field(default_factory=lambda: ANY_MODEL)
+    layer: int = 0  # of the reader's hidden states
+
+    @property
+    def reads_states(self) -> bool:
+        return self.network.inputs > len(TEXT_FEATURES)
+
+    def probabilities(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """How probably each value is final, [n]; rows: features and states, [n, inputs]."""
+        return self.network.proba(rows)[:, 1].astype(np.float64)
+
+
+def save_text_probe(probe: TextProbe, folder: Path, provenance: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Write a text probe; raises WriteError."""
+    save(
+        Artifact(
+            kind=TEXT,
+            network=probe.network,
+            classes=("other", "final"),
+            layer=probe.layer,
+            features=TEXT_FEATURES,
+            base=probe.base,
+            provenance={**provenance, "learned_from": sorted(probe.learned_from)},
+            metrics=metrics,
+            certificates=[asdict(probe.certificate)],
+            arrays=_name_arrays(known=probe.known),
+        ),
+        folder,
+    )
+
+
+def load_text_probe(folder: Path) -> TextProbe:
+    """Read a text probe; raises ArtifactError."""
+    artifact = load(folder, kind=TEXT)
+    if artifact.features != TEXT_FEATURES:
+        raise ArtifactError(f"{folder} reads other features than this version of tersely computes; calibrate again")
+    with _refuse_other_contents(folder):
+        (certificate,) = map(Certificate.from_dict, artifact.certificates)
+        known = KnownQuestions(**_select_arrays(artifact, "known."))
+        return TextProbe(artifact.network, certificate, known, artifact.learned_from, artifact.base, artifact.layer)
 
 
 @contextmanager

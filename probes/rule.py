@@ -1,4 +1,4 @@
-"""When to stop thinking: the features of thoughts, and the rule that scores them.
+"""When to stop thinking: the features of thoughts and of stated values, and the rules that score them.
 
 Evidence is taken in order of its cost, in the same way live and on recorded data.
 """
@@ -176,3 +176,27 @@ class RuleState:
         score, hopeless = evidence.scores(row[None])
         self.hopeless = float(hopeless[0])
         return float(score[0])
+
+
+TEXT_FEATURES = (
+    "log derivations",
+    "log confirmations",
+    "log statements that call it the answer",
+    "log statements in a row",
+    "log statements about the goal in a row",
+    "log reconsiderations",
+    "log tokens",
+    "contested",
+    "finality",
+)
+"""What speaks for a value that the thinking has stated."""
+RULE = 0.5
+
+
+def combine(probability: ArrayLike, supported: ArrayLike) -> NDArray[np.float64]:
+    """Scores by which all values that the rule of `convergence` supports come before all others: from `RULE` on.
+
+    So one threshold is stricter than the rule, the rule itself, or more lenient.
+    """
+    p = np.asarray(probability, np.float64)
+    return np.where(supported, (1 + p) / 2, 0.499 * p)

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from ...errors import CapabilityError
 from ...probes.drift import LENGTHS, DriftMonitor, DriftState, Region
-from ...probes.io import StoredRule
-from ...probes.rule import GrowingFeatures, RuleState, ThoughtReading
-from ...probes.text_probe import TEXT, TextProbe, combine
+from ...probes.io import TEXT, StoredRule, TextProbe
+from ...probes.rule import GrowingFeatures, RuleState, ThoughtReading, combine
 from ..probe_registry import ProbeError, load_stop_rule, load_text_probe
 from ..text.answers import Finality, extract_stated_answer
 from ..text.evidence import Claim

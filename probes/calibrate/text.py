@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from ...errors import OptionError
 from ..drift import KnownQuestions
 from ..estimator import Examples, ProbeClassifier
+from ..io import ANY_MODEL, TextProbe
 from ..network import Network
 from ..risk_control import Outcomes, certify, needed_questions, oracle_threshold, resample_calibrations, risk_curve
+from ..rule import RULE, combine
 from ..stats import measure_quality
-from ..text_probe import ANY_MODEL, RULE, TextProbe, combine
 from .data import MIN_QUESTIONS, get_part
 
 GRID = 200

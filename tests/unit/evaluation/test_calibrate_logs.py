@@ -36,8 +36,9 @@ from tersely.evaluation.replay.run import MARKERS
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.calibrate.text import score
+from tersely.probes.io import TEXT, TextProbe, load_text_probe
 from tersely.probes.network import Network
-from tersely.probes.text_probe import RULE, TEXT, TEXT_FEATURES, TextProbe, combine, load_text_probe
+from tersely.probes.rule import RULE, TEXT_FEATURES, combine
 
 from ...support.commands import refused
 from .test_replay import thinking
