@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -271,6 +273,11 @@ def test_a_cancelled_question_is_not_read(make_verifier: Callable[..., LLMVerifi
     assert first.exception(timeout=20) is None
     assert verifier.submit(VAGUE).exception(timeout=20) is None
     assert late.tokens == 0
+
+
+def test_a_verifier_at_an_endpoint_imports_no_model_library() -> None:
+    code = "import sys, tersely.controller.verifiers; sys.exit('transformers.generation.utils' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_clone_sharing_weights_shares_weights_but_not_hooks(engine: TransformersEngine) -> None:
