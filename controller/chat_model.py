@@ -28,6 +28,7 @@ from .text.loops import LoopDetector
 from .text.markers import Markers
 from .text.reasoning_parser import ReasoningParser, TextDelta
 from .trace import Decision, GenerationResult, Usage
+from .types import FinishReason
 
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 """Fields for the most tokens of a reply; servers of some models refuse the older one."""
@@ -43,6 +44,7 @@ _KNOWN_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 """Efforts that many servers refuse -> the nearest that all of them know."""
 _ATTEMPTS, _DELAY = 3, 0.2
 _MOST = 1 << 31
+_FINISHES: Mapping[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
 """Tokens of a reply without a limit."""
 _WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]|\n")
 
@@ -259,6 +261,7 @@ class ChatModel:
         delta = choice.get("delta") or choice.get("message") or {}
         try:
             thinking, content = _read_content(delta.get("content") or "")
+            content += delta.get("refusal") or ""
             thinking = delta.get("reasoning_content") or delta.get("reasoning") or thinking
             row.finish = str(choice.get("finish_reason") or row.finish)
             for call in delta.get("tool_calls") or ():
@@ -303,7 +306,7 @@ class ChatModel:
             text=parser.thinking + parser.answer,
             thinking=parser.thinking,
             answer=parser.answer,
-            finish_reason="length" if row.finish == "length" else "stop",
+            finish_reason=_FINISHES.get(row.finish, "stop"),
             tier=tier,
             usage=Usage(row.usage.get("prompt_tokens") or 0, thinking, max(0, written - thinking)),
             trace=(*notes, *row.decisions),

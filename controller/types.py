@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 State: TypeAlias = "NDArray[np.float32]"  # a hidden state, [width]; numpy is not imported for its name
 
-FinishReason = Literal["stop", "length", "stopped"]
-"""Why a sequence ended: the model ended it, it was full, or its watcher ended it."""
+FinishReason = Literal["stop", "length", "stopped", "content_filter"]
+"""Why a sequence ended: the model ended it, it was full, its watcher ended it, or a server withheld the rest."""
 
 Prompt = str | Sequence[Mapping[str, Any]]  # a text, or messages with `role` and `content`
 

@@ -32,9 +32,10 @@ class RowFinished:
     @property
     def finish_reason(self) -> str:
         """The finish reason in OpenAI's words; how the thinking ended is in the trace."""
-        if self.tool_calls:
-            return "tool_calls"
-        return "length" if self.result.finish_reason == "length" else "stop"
+        reason = self.result.finish_reason
+        if reason in ("length", "content_filter"):
+            return reason
+        return "tool_calls" if self.tool_calls else "stop"
 
 
 Event = TextDeltaEvent | RowFinished

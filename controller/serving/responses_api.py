@@ -14,6 +14,8 @@ from .errors import RequestError
 from .replies import Event, RowFinished, control_metadata, sse_event
 from .settings import ResolvedRequest
 
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
 
 @dataclass
 class _OutputItem:
@@ -122,7 +124,7 @@ class ResponsesReply:
         items += [item.to_json(status) for item in self._items[-1:]]
         return {
             **self._frame(status),
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "incomplete_details": None if status == "completed" else {"reason": _INCOMPLETE[row.finish_reason]},
             "output": [*items, *_call_items(row)],
             "usage": {
                 "input_tokens": usage.prompt,
@@ -156,7 +158,7 @@ class ResponsesReply:
 
 
 def _status(row: RowFinished) -> str:
-    return "incomplete" if row.finish_reason == "length" else "completed"
+    return "incomplete" if row.finish_reason in _INCOMPLETE else "completed"
 
 
 def _call_items(row: RowFinished) -> list[dict[str, Any]]:

@@ -162,6 +162,19 @@ def test_tool_calls_of_a_chat_endpoint_come_back() -> None:
         assert choice["message"]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
 
 
+@pytest.mark.parametrize(("finish", "why"), [("content_filter", "content_filter"), ("length", "max_output_tokens")])
+def test_a_reply_that_a_chat_endpoint_cuts_or_refuses_says_so(finish: str, why: str) -> None:
+    call = {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"a"'}}]}
+    with (
+        ChatServer([call, {"refusal": "I cannot help."}], finish=finish).serve() as upstream,
+        gateway({"url": upstream.url}) as server,
+    ):
+        choice = ask(server)["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("I cannot help.", finish)
+        reply = server.http.post("/v1/responses", json={"model": "talker", "input": "Help!"}).json()
+        assert (reply["status"], reply["incomplete_details"]) == ("incomplete", {"reason": why})
+
+
 def test_what_a_chat_endpoint_cannot_keep_is_refused_at_the_start() -> None:
     with ChatServer(SAID).serve() as upstream:
         for rules in (
