@@ -138,7 +138,8 @@ def open_session(
 ) -> Session:
     """A session on what the caller calls a model; see `generate`."""
     session = Session(resolve_engine(model, tokenizer), resolve_markers(markers), think_prompt)
-    session.verifier, session.helper = resolve_verifier(verifier), resolve_helper(helper)
+    own = isinstance(verifier, str | os.PathLike) and verifier == model  # whose weights are then shared
+    session.verifier, session.helper = resolve_verifier(session.engine if own else verifier), resolve_helper(helper)
     return session
 
 
@@ -168,7 +169,7 @@ def resolve_verifier(verifier: Any, rules: bool = True) -> Verifier | None:
     from .verifiers import EndpointVerifier, LLMVerifier
 
     served = isinstance(verifier, str) and verifier.startswith(("http://", "https://"))
-    asked = EndpointVerifier(verifier) if served else LLMVerifier(resolve_engine(verifier))
+    asked = EndpointVerifier(verifier) if served else LLMVerifier(resolve_engine(verifier, reads=True))
     return RuleVerifier(asked) if rules else asked
 
 
@@ -181,12 +182,15 @@ def resolve_helper(helper: Any) -> Helper | None:
     return EngineHelper(Session(resolve_engine(helper)))
 
 
-def resolve_engine(model: Any, tokenizer: Any = None) -> Engine:
-    """An engine for what the caller calls a model; models loaded by name are cached."""
+def resolve_engine(model: Any, tokenizer: Any = None, *, reads: bool = False) -> Engine:
+    """An engine for what the caller calls a model; models loaded by name are cached.
+
+    With `reads`, one that reads much and writes little gets the dtype in which it reads fastest.
+    """
     if hasattr(model, "capabilities"):
         return cast(Engine, model)
     if isinstance(model, (str, os.PathLike)):
-        return _load_cached(os.fspath(model))
+        return _load_cached(os.fspath(model), reads)
     if not hasattr(model, "generate"):
         raise OptionError(
             f"model is a {type(model).__name__}; accepted: a name or folder, a transformers model with its tokenizer, "
@@ -201,10 +205,10 @@ def resolve_engine(model: Any, tokenizer: Any = None) -> Engine:
 
 
 @lru_cache(maxsize=2)
-def _load_cached(name: str) -> Engine:
-    from .engines.transformers.engine import load_engine
+def _load_cached(name: str, reads: bool) -> Engine:
+    from .engines.transformers.engine import load_engine, reading_dtype
 
-    return load_engine(name)
+    return load_engine(name, reading_dtype() if reads else "auto")
 
 
 class CustomGenerate:

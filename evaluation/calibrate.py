@@ -142,10 +142,10 @@ def calibrate_on_logs(options: CalibrateOptions, settings: run.CalibrationSettin
 
 def load_reader(model: str) -> StateReader:
     """The reader for --reader; raises ModelError, or CapabilityError for what shows no hidden states."""
-    from ..controller.engines.transformers.engine import load_engine
+    from ..controller.engines.transformers.engine import load_engine, reading_dtype
     from ..controller.reader import StateReader
 
-    return StateReader(load_engine(model, grouped=True))
+    return StateReader(load_engine(model, reading_dtype(), grouped=True))
 
 
 def read_logs(sets: Sequence[RecordedSet], tokenizer: Any, reader: StateReader | None) -> list[RecordedThinking]:

@@ -146,11 +146,11 @@ def _load(model: str) -> tuple[Engine, PrefixCache | None]:
         from ...controller.engines.openai.completions import connect
 
         return connect(model), None  # the server has a prefix cache of its own
-    from ...controller.engines.transformers.engine import load_engine
+    from ...controller.engines.transformers.engine import load_engine, reading_dtype
     from ...controller.engines.transformers.model_runner import PrefixCache
 
     try:
-        engine = load_engine(model, grouped=True)
+        engine = load_engine(model, reading_dtype(), grouped=True)
     except ModelError as error:
         raise ModelError(f"--reader: {error}, or the URL of a server, http://host:port/v1", code=error.code) from None
     return engine, PrefixCache(engine.model) if Capability.KV_ROLLBACK in engine.capabilities else None

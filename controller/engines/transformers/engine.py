@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from inspect import signature
@@ -186,3 +187,13 @@ def load_engine(
     if grouped:
         use_grouped(weights)
     return TransformersEngine(weights, tokenizer, name=name)
+
+
+def reading_dtype() -> str:
+    """The dtype in which a model reads fastest: float32 on a CPU without instructions for bfloat16, else as saved.
+
+    Such a CPU reads a prompt in bfloat16 a fourth as fast. It decodes as fast, with half of the memory.
+    """
+    cpu: Any = torch.cpu
+    slow = not (torch.cuda.is_available() or cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    return "float32" if slow and platform.machine() == "x86_64" else "auto"

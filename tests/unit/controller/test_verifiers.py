@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from tersely.controller.api import open_session
 from tersely.controller.budgets import Budget
+from tersely.controller.engines.transformers import engine as transformers_engine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import AskVerifier, Close, Policy, PolicyView, Wait, Watching
 from tersely.controller.reader import clone_sharing_weights
@@ -311,3 +314,23 @@ def test_unfit_engines_are_refused() -> None:
         with pytest.raises(CapabilityError) as error:
             LLMVerifier(engine)
         assert error.value.code == code
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "auto"), (False, "float32")])
+def test_a_verifier_is_loaded_in_the_dtype_that_reads_fastest(
+    native: bool, dtype: str, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, str]] = []
+
+    def load(name: str, dtype: str) -> TransformersEngine:
+        loaded.append((name, dtype))
+        return engine
+
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(transformers_engine, "load_engine", load)
+    model, verifier = f"the {dtype} model", f"the {dtype} verifier"
+    open_session(model, verifier=verifier)
+    open_session(model, verifier=model)  # whose weights are shared
+    assert loaded == [(model, "auto"), (verifier, dtype)]
