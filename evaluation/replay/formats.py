@@ -1,7 +1,7 @@
 """Recorded outputs in the forms that servers, gateways and evaluations log, told apart by their content.
 
-OpenAI chat completions, completions and Responses, Anthropic messages, Ollama's replies, conversations, each alone or
-with its request, tersely's own records, and flat rows.
+OpenAI chat completions, completions and Responses, Anthropic messages, Ollama's and Bedrock's replies, runs of
+LangSmith, conversations, each alone or with its request, samples of lm-eval, tersely's own records, and flat rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from ..trace_record import TraceRecord
 _WRAPPERS = ("standard_logging_object", "payload")
 _REQUESTS = ("request", "request_body", "input", "inputs", "kwargs")
 _RESPONSES = ("response", "response_body", "output", "outputs")
-_CUT = ("length", "max_tokens", "max_output_tokens", "incomplete")
-_ENDS = ("finish_reason", "done_reason", "stop_reason", "status")
+_CUT = ("length", "max_tokens", "max_output_tokens", "incomplete", "MAX_TOKENS")
+_ENDS = ("finish_reason", "done_reason", "stop_reason", "status", "stopReason", "finishReason")
+_OF_CHOICES = ("message", "finish_reason", "finishReason")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _REASONING_BLOCKS = ("thinking_blocks", "reasoning_details")
 _WRITTEN = (
@@ -54,13 +55,14 @@ class Fields:
 
 @dataclass(frozen=True, slots=True)
 class RecordedOutput:
-    """What a model wrote on one question; `gold` is the right answer if the log knows it."""
+    """What a model wrote on one question; `gold` is the right answer if the log knows it, or one of several."""
 
     id: str
     question: str
     thinking: str
     answer: str
     gold: str | None = None
+    other_golds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,22 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
         raise RowError("controlled already, and recorded without its uncontrolled run")
     flat = fields.thinking != Fields().thinking
     replies = _read_flat(row, fields) if flat else _read_response(response) or _read_flat(row, fields)
-    question = _find_text(row, fields.question) or _read_question(request)
-    gold = _find_text(row, fields.gold)
+    document = row.get("doc")  # of lm-eval
+    question = _find_text(document if isinstance(document, dict) else row, fields.question) or _read_question(request)
+    golds = tuple(map(_clean, _find_texts(row, fields.gold)))
     own = row.get("id") or row.get("custom_id") or response.get("id") or name
     outputs, reason = [], ""
     for number, reply in enumerate(replies):
-        if reply.cut or row.get("truncated") is True:
+        if reply.cut or row.get("truncated") is True or _was_cut(row):
             reason = "truncated"
         elif not reply.thinking.strip():
             reason = "no thinking"
-        elif gold is None and not reply.answer.strip():
+        elif not golds and not reply.answer.strip():
             reason = "no answer"
         else:
             row_id = _clean(f"{own}.{number}" if number else str(own))
             texts = _clean(question), _clean(reply.thinking), _clean(reply.answer)
-            outputs.append(RecordedOutput(row_id, *texts, None if gold is None else _clean(gold)))
+            outputs.append(RecordedOutput(row_id, *texts, golds[0] if golds else None, golds[1:]))
     if not outputs:
         raise RowError(reason)
     return outputs
@@ -134,13 +137,27 @@ def _parse_json(value: Any) -> Any:
 
 
 def _find_text(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of these fields that is a text or a number."""
+    found = (_find_texts(row, [name], lists=False) for name in names)
+    return next((texts[0] for texts in found if texts), None)
+
+
+def _find_texts(row: Mapping[str, Any], names: Iterable[str], lists: bool = True) -> list[str]:
+    """The texts of the first of these fields that has one, or a list of them."""
     for name in names:
         value: Any = row
         for key in name.split(".") if name not in row else [name]:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
-            return str(value)
-    return None
+        values = value if lists and isinstance(value, list) else [value]
+        texts = [str(one) for one in values if isinstance(one, str | int | float) and not isinstance(one, bool)]
+        if len(texts) == len(values) and any(text.strip() for text in texts):
+            return [text for text in texts if text.strip()]
+    return []
+
+
+def _was_cut(ended: Mapping[str, Any]) -> bool:
+    """Whether a reply ended at a limit, by the object that has the reason of its end."""
+    return any(ended.get(name) in _CUT for name in _ENDS)
 
 
 def _read_flat(row: Mapping[str, Any], fields: Fields) -> list[_Reply]:
@@ -155,11 +172,19 @@ def _read_response(response: Mapping[str, Any]) -> list[_Reply]:
     """The replies of a response in a known form; none at all for another form."""
     if response.keys() >= {"version", "segments", "usage"}:
         return [_read_trace(response)]
-    if choices := _list_objects(response.get("choices") or response.get("outputs"), "message", "finish_reason"):
+    found = (_list_objects(response.get(key), *_OF_CHOICES) for key in ("choices", "outputs", "candidates"))
+    if choices := next(filter(None, found), None):
         if "delta" in choices[0]:
             raise RowError("a piece of a stream")
-        return [_read_message(choice.get("message", choice), choice) for choice in choices]
-    if output := _list_objects(response.get("output"), "type"):
+        content = "content" if "candidates" in response else "message"
+        return [_read_message(choice.get(content, choice), choice) for choice in choices]
+    if generations := _list_objects(_flatten(response.get("generations")), "message"):
+        return [_read_message(_unwrap(one["message"]), _object(one.get("generation_info"))) for one in generations]
+    if samples := _flatten(response.get("resps")):
+        return [_make_reply("", text, response) for text in samples if isinstance(text, str)]
+    if isinstance(output := response.get("output"), dict):
+        return _read_response({**output, "stopReason": response.get("stopReason")})
+    if output := _list_objects(output, "type"):
         return [_read_message({"content": output}, response)]
     if isinstance(message := response.get("message"), dict):
         return [_read_message(message, response)]
@@ -172,6 +197,24 @@ def _read_response(response: Mapping[str, Any]) -> list[_Reply]:
     return []
 
 
+def _flatten(value: Any) -> list[Any]:
+    """A list, or a list of lists, as one list; empty if it is anything else."""
+    lists = value if isinstance(value, list) else []
+    return [one for part in lists for one in (part if isinstance(part, list) else [part])]
+
+
+def _unwrap(message: Any) -> Any:
+    """A message of LangChain, serialized or not, with its fields at the top."""
+    if not isinstance(message, dict):
+        return message
+    fields = _object(message.get("kwargs", message.get("data", message)))
+    return {**_object(fields.get("additional_kwargs")), **fields}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _list_objects(value: Any, *keys: str) -> list[dict[str, Any]]:
     """A list of objects that all have one of these keys; empty if it is anything else."""
     fits = isinstance(value, list) and all(isinstance(one, dict) and not one.keys().isdisjoint(keys) for one in value)
@@ -181,7 +224,7 @@ def _list_objects(value: Any, *keys: str) -> list[dict[str, Any]]:
 def _read_message(message: Any, ended: Mapping[str, Any]) -> _Reply:
     if not isinstance(message, dict):
         raise RowError("unknown format")
-    content = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), "")
+    content = next((message[key] for key in ("content", "value", "text", "parts") if message.get(key) is not None), "")
     thinking, answer = _read_blocks(content)
     for name in _REASONING_BLOCKS:  # first, as they tell whether a text of `_REASONING` is only a summary
         thinking = _read_blocks(message.get(name) or "")[0] or thinking
@@ -197,8 +240,13 @@ def _read_blocks(content: Any) -> tuple[str, str]:
         return "\n\n".join(filter(None, (one for one, _ in pairs))), "".join(other for _, other in pairs)
     if not isinstance(content, dict):
         return "", ""
+    if isinstance(block := content.get("reasoningContent"), dict):  # of Bedrock
+        content = {
+            "type": "reasoning" if "reasoningText" in block else "redacted",
+            **_object(block.get("reasoningText")),
+        }
     kind, text = str(content.get("type", "thinking" if "thinking" in content else "text")), content.get("text")
-    hidden = any(word in kind for word in ("redacted", "encrypted", "summary"))
+    hidden = any(word in kind for word in ("redacted", "encrypted", "summary")) or content.get("thought") is True
     if hidden or (content.get("summary") and not content.get("content")):
         raise RowError("only a summary of the thinking, or an encrypted one")
     if "thinking" in kind or "reasoning" in kind:
@@ -211,7 +259,7 @@ def _read_blocks(content: Any) -> tuple[str, str]:
 def _make_reply(thinking: str, answer: str, ended: Mapping[str, Any]) -> _Reply:
     """The reply, with thinking between markers taken out of its text; `ended` has the reason of its end."""
     thinking = thinking.strip()
-    cut = any(ended.get(name) in _CUT for name in _ENDS)
+    cut = _was_cut(ended)
     for opening, closing in (*KNOWN, *(pair for pair in _WRITTEN if answer.lstrip().startswith(pair[0]))):
         thinking = thinking.removeprefix(opening).removesuffix(closing)
         if closing in answer:
@@ -235,7 +283,7 @@ def _read_trace(response: Mapping[str, Any]) -> _Reply:
 
 
 def _role(message: Mapping[str, Any]) -> str:
-    role = str(message.get("role") or message.get("from"))
+    role = str(message.get("role") or message.get("from") or message.get("type"))
     return "user" if role == "human" else role
 
 
@@ -244,7 +292,8 @@ def _read_question(request: Mapping[str, Any]) -> str:
     for key in ("messages", "conversations", "input", "prompt"):
         value = request.get(key)
         if isinstance(messages := _parse_json(value), list):
-            asked = [message for message in messages if isinstance(message, dict) and _role(message) == "user"]
+            known = [_unwrap(message) for message in _flatten(messages)]
+            asked = [message for message in known if isinstance(message, dict) and _role(message) == "user"]
             value = asked[-1].get("content", asked[-1].get("value")) if asked else value
         if value and (text := "".join(_read_input(value))):
             return text

@@ -210,12 +210,13 @@ def ask_reader(outcomes: Sequence[Sequence[ReplayedRow]], reader: ModelReader) -
 
 def is_right(row: RecordedOutput, answer: str, checker: AnswerChecker) -> bool:
     """Whether an answer is the gold one, or the recorded one where there is none; choices may be labels or texts."""
-    gold = extract_answer(row.answer, row.question) if row.gold is None else row.gold.rpartition("####")[2].strip()
-    if checker.check(gold, answer).equal:
+    golds = [extract_answer(row.answer, row.question)]
+    if row.gold is not None:
+        golds = [gold.rpartition("####")[2].strip() for gold in (row.gold, *row.other_golds)]
+    if any(checker.check(gold, answer).equal for gold in golds):
         return True
     asked = read_question(row.question)
-    label = asked.resolve(gold)
-    return label in asked.options and label == asked.resolve(answer)
+    return any((label := asked.resolve(gold)) in asked.options and label == asked.resolve(answer) for gold in golds)
 
 
 def grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[ReplayedRow]:

@@ -12,6 +12,8 @@ import pytest
 from tersely.controller.trace import Decision, Usage
 from tersely.evaluation.replay.formats import Fields, RecordedOutput, RowError, read_row
 from tersely.evaluation.replay.logs import LogError, RecordedSet, load_set
+from tersely.evaluation.replay.run import is_right
+from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.trace_record import RunView, SegmentView, TraceRecord
 
 from ...support.refusals import refused
@@ -27,6 +29,34 @@ CLAUDE = [
 ]
 REASONING = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Two and two. So 4."}]}
 SAID = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "It is 4."}]}
+
+CONVERSE = {
+    "output": {
+        "message": {
+            "role": "assistant",
+            "content": [
+                {"reasoningContent": {"reasoningText": {"text": "Two and two. So 4.", "signature": "x"}}},
+                {"text": "It is 4."},
+            ],
+        }
+    },
+    "stopReason": "end_turn",
+}
+
+
+def langchain(kind: str, **fields: Any) -> dict[str, Any]:
+    kwargs = {"type": "human" if kind == "HumanMessage" else "ai", **fields}
+    return {"lc": 1, "type": "constructor", "id": ["langchain", "schema", "messages", kind], "kwargs": kwargs}
+
+
+THOUGHT = langchain("AIMessage", content="It is 4.", additional_kwargs={"reasoning_content": "Two and two. So 4."})
+
+
+def langsmith(finish: str) -> dict[str, Any]:
+    done = {"text": "It is 4.", "generation_info": {"finish_reason": finish}, "message": THOUGHT}
+    asked = {"messages": [[langchain("HumanMessage", content="2 + 2?")]]}
+    return {"inputs": asked, "outputs": {"generations": [[done]]}}
+
 
 CONTROLLED = "controlled already, and recorded without its uncontrolled run"
 HIDDEN = "only a summary of the thinking, or an encrypted one"
@@ -94,6 +124,9 @@ def record(*, acted: bool = False, plain: bool = False) -> dict[str, Any]:
             {"input": [{"role": "user", "content": [{"type": "input_text", "text": "2 + 2?"}]}]},
             {"output": [REASONING, SAID]},
         ),
+        langsmith("stop"),
+        pair({"messages": [{"role": "user", "content": [{"text": "2 + 2?"}]}]}, CONVERSE),
+        {"doc": {"question": "2 + 2?"}, "target": "4", "arguments": {}, "resps": [[TAGGED]], "filtered_resps": ["4"]},
         record(),
         record(acted=True, plain=True),
         record(acted=True, plain=False) | {"decisions": []},
@@ -150,6 +183,13 @@ def test_each_choice_is_an_output() -> None:
             {"thinking": "So 4.", "answer": "4", "decisions": [{"action": "close", "acted": True}]},
             CONTROLLED,
         ),
+        (CONVERSE | {"stopReason": "max_tokens"}, "truncated"),
+        (pair({}, CONVERSE | {"stopReason": "max_tokens"}), "truncated"),
+        ({"candidates": [{"content": {"parts": [{"text": "s", "thought": True}]}, "finishReason": "STOP"}]}, HIDDEN),
+        ({"candidates": [{"content": {"parts": [{"text": "4"}]}, "finishReason": "MAX_TOKENS"}]}, "truncated"),
+        (langsmith("length"), "truncated"),
+        ({"generations": [[{"message": 3, "generation_info": 3}]]}, "unknown format"),
+        ({"content": [{"reasoningContent": {"reasoningText": 3}}], "role": "assistant"}, "no thinking"),
         (record() | {"version": 9}, "an invalid record of tersely, or one of another version"),
     ],
 )  # fmt: skip
@@ -157,6 +197,15 @@ def test_rows_are_left_out_with_a_reason(row: object, reason: str) -> None:
     with pytest.raises(RowError) as caught:
         read_row(row, Fields(), "1")
     assert str(caught.value) == reason
+
+
+def test_there_may_be_several_right_answers() -> None:
+    row = {"problem": "Who?", "thinking": "So Ann.", "answer_text": "Ann", "gold": ["Ann Lee", "Ann"]}
+    (output,) = read_row(row, Fields(), "1")
+    with AnswerChecker() as checker:
+        assert [is_right(output, answer, checker) for answer in ("Ann", "Ann Lee", "Lee")] == [True, True, False]
+    (output,) = read_row({**row, "gold": [{"text": "Ann"}], "target": 7}, Fields(), "1")
+    assert (output.gold, output.other_golds) == ("7", ())
 
 
 def test_fields_may_be_named_and_nested() -> None:
