@@ -14,105 +14,55 @@ Patterns = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """Cues of one language.
+    """Cues of one language."""
 
-    Attributes:
-        answers: what stands before an answer; the group `subject` must be what the question asks for.
-        corrects: what stands before a value that corrects the one before it, which may be on the way.
-        behind: what stands behind one ("... is the answer").
-        headings: a line after which the answer stands on the next one.
-        concludes: how a sentence draws a conclusion.
-        turns: where, within a sentence, its conclusion begins.
-        states: what stands before a value that follows from something, anywhere in a sentence.
-        copulas: verbs before the value of a concluding sentence.
-        fillers: words between a cue and the value.
-        hedges: words that make an answer a guess.
-        supposed: words that make a sentence a supposition, a question or an instruction.
-        negations: words that deny the value behind a cue.
-        no_phrases: beginnings of what is not an answer in words.
-        reflections: how a thought begins that reflects on those before, as plain words.
-        reconsiders: what shows, anywhere in a text, that what was derived is looked at once more.
-        deliberates: how a sentence begins that goes on thinking, as no answer does.
-        confirms: what shows that a result was found to be right.
-        signals: words without which a sentence that holds no number states nothing.
-        finals: words without one of which nothing matches `answers` or `behind`.
-        turn_signals: texts without which no conclusion begins within a sentence.
-        equals: verbs between what the question asks for and its value.
-        form_only: sentences of a question that ask for a form only.
-        form: words that show that a phrase is about the form of the answer.
-        asks: how a sentence asks without a question mark.
-        numeric: what asks for a number.
-        counted: how a number of things is asked for; the group is the thing.
-        many: what asks for several values.
-        truth: how a question for yes or no begins.
-        wants_words: how a question asks for a name or words.
-        open: how a question asks for a text, a program or a proof, which no short value answers.
-        plans: what shows that a sentence is not the last step.
-        checks: how a sentence begins that checks an answer, or what shows that it did.
-        closers: words of a sentence that ends a text and says nothing.
-        replies: how a sentence begins that plans the wording of the reply.
-        asides: clauses behind a value that speak of another one.
-        denials: what denies the value of its clause.
-        gives: how somebody says what they will answer.
-        measures: nouns of what can be measured, of which a question asks for some.
-        alternatives: what a question chooses between, in two groups.
-        dates: how a question asks for a date or a time.
-        percents: how a question asks for a percentage.
-        chances: how a question asks for a probability.
-        weekdays: how a question asks for a day of the week.
-        scopes: words that limit a statement to a part, a step or a case.
-        qualifiers: words of a question that one step does not answer.
-        results: what shows that a value was arrived at.
-        common: words of a question that say nothing about what the question asks for, without a final s.
-    """
-
-    answers: Patterns = ()
-    corrects: Patterns = ()
-    behind: Patterns = ()
-    headings: Patterns = ()
-    concludes: Patterns = ()
-    turns: Patterns = ()
-    states: Patterns = ()
-    copulas: Patterns = ()
-    fillers: Patterns = ()
-    hedges: Patterns = ()
-    supposed: Patterns = ()
-    negations: Patterns = ()
-    no_phrases: Patterns = ()
-    reflections: Patterns = ()
-    reconsiders: Patterns = ()
-    deliberates: Patterns = ()
-    confirms: Patterns = ()
-    signals: Patterns = ()
-    finals: Patterns = ()
-    turn_signals: Patterns = ()
-    equals: Patterns = ()
-    form_only: Patterns = ()
-    form: Patterns = ()
-    asks: Patterns = ()
-    numeric: Patterns = ()
-    counted: Patterns = ()
-    many: Patterns = ()
-    truth: Patterns = ()
-    plans: Patterns = ()
-    checks: Patterns = ()
-    closers: Patterns = ()
-    replies: Patterns = ()
-    asides: Patterns = ()
-    denials: Patterns = ()
-    gives: Patterns = ()
-    measures: Patterns = ()
-    alternatives: Patterns = ()
-    dates: Patterns = ()
-    percents: Patterns = ()
-    chances: Patterns = ()
-    weekdays: Patterns = ()
-    scopes: Patterns = ()
-    qualifiers: Patterns = ()
-    results: Patterns = ()
-    wants_words: Patterns = ()
-    open: Patterns = ()
-    common: Patterns = ()
+    answers: Patterns = ()  # what stands before an answer; the group `subject` must be what the question asks for
+    corrects: Patterns = ()  # what stands before a value that corrects the one before it, which may be on the way
+    behind: Patterns = ()  # what stands behind one ("... is the answer")
+    headings: Patterns = ()  # a line after which the answer stands on the next one
+    concludes: Patterns = ()  # how a sentence draws a conclusion
+    turns: Patterns = ()  # where, within a sentence, its conclusion begins
+    states: Patterns = ()  # what stands before a value that follows from something, anywhere in a sentence
+    copulas: Patterns = ()  # verbs before the value of a concluding sentence
+    fillers: Patterns = ()  # words between a cue and the value
+    hedges: Patterns = ()  # words that make an answer a guess
+    supposed: Patterns = ()  # words that make a sentence a supposition, a question or an instruction
+    negations: Patterns = ()  # words that deny the value behind a cue
+    no_phrases: Patterns = ()  # beginnings of what is not an answer in words
+    reflections: Patterns = ()  # how a thought begins that reflects on those before, as plain words
+    reconsiders: Patterns = ()  # what shows, anywhere in a text, that what was derived is looked at once more
+    deliberates: Patterns = ()  # how a sentence begins that goes on thinking, as no answer does
+    confirms: Patterns = ()  # what shows that a result was found to be right
+    signals: Patterns = ()  # words without which a sentence that holds no number states nothing
+    finals: Patterns = ()  # words without one of which nothing matches `answers` or `behind`
+    turn_signals: Patterns = ()  # texts without which no conclusion begins within a sentence
+    equals: Patterns = ()  # verbs between what the question asks for and its value
+    form_only: Patterns = ()  # sentences of a question that ask for a form only
+    form: Patterns = ()  # words that show that a phrase is about the form of the answer
+    asks: Patterns = ()  # how a sentence asks without a question mark
+    numeric: Patterns = ()  # what asks for a number
+    counted: Patterns = ()  # how a number of things is asked for; the group is the thing
+    many: Patterns = ()  # what asks for several values
+    truth: Patterns = ()  # how a question for yes or no begins
+    plans: Patterns = ()  # what shows that a sentence is not the last step
+    checks: Patterns = ()  # how a sentence begins that checks an answer, or what shows that it did
+    closers: Patterns = ()  # words of a sentence that ends a text and says nothing
+    replies: Patterns = ()  # how a sentence begins that plans the wording of the reply
+    asides: Patterns = ()  # clauses behind a value that speak of another one
+    denials: Patterns = ()  # what denies the value of its clause
+    gives: Patterns = ()  # how somebody says what they will answer
+    measures: Patterns = ()  # nouns of what can be measured, of which a question asks for some
+    alternatives: Patterns = ()  # what a question chooses between, in two groups
+    dates: Patterns = ()  # how a question asks for a date or a time
+    percents: Patterns = ()  # how a question asks for a percentage
+    chances: Patterns = ()  # how a question asks for a probability
+    weekdays: Patterns = ()  # how a question asks for a day of the week
+    scopes: Patterns = ()  # words that limit a statement to a part, a step or a case
+    qualifiers: Patterns = ()  # words of a question that one step does not answer
+    results: Patterns = ()  # what shows that a value was arrived at
+    wants_words: Patterns = ()  # how a question asks for a name or words
+    open: Patterns = ()  # how a question asks for a text, a program or a proof, which no short value answers
+    common: Patterns = ()  # words of a question that say nothing about what the question asks for, without a final s
 
 
 _BE = r"(?:is|are|was|'s|be|becomes?|equals?|remains?|comes? out (?:to|as)|turns? out to be|seems to be|has to be)"

@@ -17,25 +17,18 @@ _CONFIRMS = re.compile(either("confirms"))
 
 @dataclass(slots=True)
 class Claim:
-    """One answer with what speaks for it.
-
-    Attributes:
-        derivations: how often the model arrived at it. A statement counts if the model reconsidered since the one
-            before it; a restatement does not.
-        confirmed: how often the model has said that something is right or fits, since it was first stated.
-        answered: how many statements call it the answer.
-        agreeing: how many statements in a row say the same, up to the last one.
-        insisting: the same, where intermediate results do not count, only statements about the goal of the question.
-        contested: whether any other value has been called the answer.
-    """
+    """One answer with what speaks for it."""
 
     answer: str
+    # how often the model arrived at it. A statement counts if the model reconsidered since the one before it; a
+    # restatement does not
     derivations: int = 0
-    confirmed: int = 0
-    answered: int = 0
-    agreeing: int = 0
+    confirmed: int = 0  # how often the model has said that something is right or fits, since it was first stated
+    answered: int = 0  # how many statements call it the answer
+    agreeing: int = 0  # how many statements in a row say the same, up to the last one
+    # the same, where intermediate results do not count, only statements about the goal of the question
     insisting: int = 0
-    contested: bool = False
+    contested: bool = False  # whether any other value has been called the answer
     at: int = -1  # how often the model had reconsidered when it was stated last
     since: int = 0  # how often it had confirmed anything when it was stated first
 

@@ -35,75 +35,40 @@ COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a question asks for.
+    """What a question asks for."""
 
-    Attributes:
-        words: the content words of the sentence that asks.
-        options: the text of each labelled choice, by its label.
-        numeric: whether a number is asked for.
-        names: what the question asks for by name, with the verb behind it.
-        thing: what "how many" asks for, without a final s.
-        counted: a number of those things.
-        many: whether several values are asked for.
-        equation: whether an equation is asked for.
-        truth: whether yes or no, or true or false, is asked for.
-        wants_words: whether a name or words are asked for.
-        date: whether a date or a time is asked for.
-        output: whether what a program prints or a string is asked for.
-        inequality: whether the solutions of an inequality are asked for.
-        point: whether a point or a vector is asked for.
-        alternatives: the words that the question chooses between.
-        compared: one of them with what the question asks behind it ("8.5 is larger").
-        unit: the unit of time or length that "how many" asks for.
-        text: the sentence that asks.
-        measures: which measures it asks for ("area").
-        others: names that the question mentions but does not ask about.
-        scopes: the parts, steps and cases that it mentions.
-        variables: those that it mentions and does not ask for.
-        rates: the units of time or number of "per month" and "each day" in it.
-        degrees: its adjectives that compare, without their endings.
-        weekday: whether a day of the week is asked for.
-        percent: whether a percentage is asked for.
-        chance: whether a probability is asked for.
-        negated: whether it asks for what is not.
-        qualifiers: its words that one step does not answer ("total", "left").
-        formal: whether it holds formulas.
-        numbers: those that it gives, without commas.
-        open: whether no single value can be the answer: a text is asked for, or several things are.
-    """
-
-    words: frozenset[str] = frozenset()
-    options: Mapping[str, str] = field(default_factory=dict)
-    numeric: bool = False
-    names: re.Pattern[str] | None = None
-    thing: str = ""
-    counted: re.Pattern[str] | None = None
-    many: bool = False
-    equation: bool = False
-    truth: bool = False
-    wants_words: bool = False
-    date: bool = False
-    inequality: bool = False
-    point: bool = False
-    output: bool = False
-    alternatives: tuple[str, ...] = ()
-    compared: re.Pattern[str] | None = None
-    unit: str = ""
-    text: str = ""
-    measures: frozenset[str] = frozenset()
-    others: frozenset[str] = frozenset()
-    scopes: frozenset[str] = frozenset()
-    variables: frozenset[str] = frozenset()
-    rates: frozenset[str] = frozenset()
-    degrees: frozenset[str] = frozenset()
-    weekday: bool = False
-    percent: bool = False
-    chance: bool = False
-    negated: bool = False
-    qualifiers: frozenset[str] = frozenset()
-    formal: bool = False
-    numbers: frozenset[str] = frozenset()
-    open: bool = False
+    words: frozenset[str] = frozenset()  # the content words of the sentence that asks
+    options: Mapping[str, str] = field(default_factory=dict)  # the text of each labelled choice, by its label
+    numeric: bool = False  # whether a number is asked for
+    names: re.Pattern[str] | None = None  # what the question asks for by name, with the verb behind it
+    thing: str = ""  # what "how many" asks for, without a final s
+    counted: re.Pattern[str] | None = None  # a number of those things
+    many: bool = False  # whether several values are asked for
+    equation: bool = False  # whether an equation is asked for
+    truth: bool = False  # whether yes or no, or true or false, is asked for
+    wants_words: bool = False  # whether a name or words are asked for
+    date: bool = False  # whether a date or a time is asked for
+    inequality: bool = False  # whether the solutions of an inequality are asked for
+    point: bool = False  # whether a point or a vector is asked for
+    output: bool = False  # whether what a program prints or a string is asked for
+    alternatives: tuple[str, ...] = ()  # the words that the question chooses between
+    compared: re.Pattern[str] | None = None  # one of them with what the question asks behind it ("8.5 is larger")
+    unit: str = ""  # the unit of time or length that "how many" asks for
+    text: str = ""  # the sentence that asks
+    measures: frozenset[str] = frozenset()  # which measures it asks for ("area")
+    others: frozenset[str] = frozenset()  # names that the question mentions but does not ask about
+    scopes: frozenset[str] = frozenset()  # the parts, steps and cases that it mentions
+    variables: frozenset[str] = frozenset()  # those that it mentions and does not ask for
+    rates: frozenset[str] = frozenset()  # the units of time or number of "per month" and "each day" in it
+    degrees: frozenset[str] = frozenset()  # its adjectives that compare, without their endings
+    weekday: bool = False  # whether a day of the week is asked for
+    percent: bool = False  # whether a percentage is asked for
+    chance: bool = False  # whether a probability is asked for
+    negated: bool = False  # whether it asks for what is not
+    qualifiers: frozenset[str] = frozenset()  # its words that one step does not answer ("total", "left")
+    formal: bool = False  # whether it holds formulas
+    numbers: frozenset[str] = frozenset()  # those that it gives, without commas
+    open: bool = False  # whether no single value can be the answer: a text is asked for, or several things are
 
     @property
     def proper(self) -> bool:
