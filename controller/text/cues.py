@@ -86,9 +86,10 @@ ENGLISH = Language(
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
         r"\b(?:answer|solution) (?=[-$\\(]?\d|\\[(b])",
         r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply )?(?:answer|output|report|"
-        r"reply)\b(?: with)?:?(?=\s*[-$\\(]*\d)",
+        r"reply)\b(?: with)?:?(?=\s*[-$\\(\"“*]*\d)",
         r"\bfinal\s*:",
         r"\banswer of\b",
+        r"\b(?:determined|found|reached|got|have) the answer,(?= \w+(?: \w+)?,)",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
         rf"{_MODAL}{_BE}\b",
         r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
@@ -115,7 +116,7 @@ ENGLISH = Language(
     behind=(
         rf"\s{_MODAL}(?:is|be|seems|are)\s+(?:indeed |definitely |in fact |probably |likely )?"
         r"(?:the |our |my )?(?:final |correct |right |best |only |most )*(?:answer|solution|choice|option)\b"
-        r"(?! is| to)",
+        r"(?! is| to| \(?[a-j]\b)",
         r"\sit is\W*$",
         r"(?:\)|\.)?\s+(?:as|for) (?:the|my|our) (?:final )?answer\b",
     ),
@@ -153,7 +154,8 @@ ENGLISH = Language(
     ),
     hedges=(
         r"\b(?:if|maybe|perhaps|might|could|possibly|not (?:\w+ )?(?:sure|certain|confident)|i guess|"
-        r"i wonder|seems? (?:like|that)|suggests?|expected)\b",
+        r"i wonder|seems? (?:like|that)|suggests?|expected|in (?:that|which) (?:version|case,? the answer would)|"
+        r"(?:is|seems|looks) (?:also |very |quite |more |a )*(?:possible|plausible|candidate))\b",
     ),
     supposed=(
         r"^\W*(?:if|suppose|assume|assuming|let's say|imagine|whether|unless|when|what if|say)\b",
@@ -227,7 +229,8 @@ ENGLISH = Language(
         r"(?: equal to)?|\bof(?= [-$]?[\d.,]*\d\W*$)",
     ),
     form_only=(
-        r"\b(?:express|give|write|enter|enclose|round|leave|end|put|submit|provide) (?:your|the|all|his|her|each)\b",
+        r"\b(?:express|give|write|enter|enclose|round|leave|end|put|submit|provide) (?:your|the|all|his|her|each)\b|"
+        r"\b(?:give|select|choose|provide|reply|respond) [^.?=]{1,40}\banswers?\b",
     ),
     form=(
         r"\b(?:question|line|format|required|tag|follow|followed|user|options|text|correct|answer|explanation|"
@@ -256,7 +259,8 @@ ENGLISH = Language(
     ),
     truth=(
         r"^\W*(?:is|are|do|does|did|can|could|will|would|was|were|has|have|should|must)\b|\btrue or false\b|"
-        r"\byes or no\b|\byes/no\b",
+        r"\byes or no\b|\byes/no\b|, right\?|"
+        r", (?:can|could|do|does|did|is|are|will|would) (?:we|i|it|you|they|there|that|this|he|she|the)\b",
     ),
     open=(
         r"(?:^|[.!?:;,]\s+|\b(?:please|and|then|you|also) )(?:explain|describe|discuss|summari[sz]e|translate|suggest|"
@@ -323,19 +327,25 @@ ENGLISH = Language(
         r"no need to|make sure (?:to|i)|ready to)"
         r" (?:(?:just|also|simply|now|then|directly|be|try to|aim to|still) )*"
         r"(?:answer|respond|reply|provide|phrase|format|formulate|mention|explain|acknowledge|clarify|keep|be|"
-        r"overcomplicate|elaborate|generate|stick to|lead with|"
+        r"overcomplicate|elaborate|generate|stick to|lead with|show|include|note|point out|highlight|address|"
+        r"emphasi[sz]e|present|share|craft|deliver|convey|communicate|draft|finali[sz]e|structure|"
         r"write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
+        r"(?:now |so )?(?:i(?:'m|’m| am|'ve|’ve| have)|my) (?:\w+ )*?(?:satisfied|ready|confident|goal|focus|aim|"
+        r"format+ing|formulating|crafting|preparing|presenting|framing|finalizing|drafting|considering|completed|"
+        r"finished|double-checked)\b",
         r"(?:keep (?:it|the|this)|(?:the )?user|they (?:just|probably|likely|might|may|only|want|didn)|"
         r"(?:my|the|this) (?:final )?(?:response|reply|explanation|tone)|this (?:answer|covers|captures)|"
+        r"[^.]*\b(?:the user|overcomplicat\w+|concise\w*|to the point|tone|wording|keep it (?:simple|brief|short))\b|"
         r"(?:my|the) answer (?:should|must|will|needs to|has to) (?:just |also |simply )?be (?:very |both )?"
         r"(?:clear|concise|accurate|precise|brief|short|simple|direct|helpful|polite|informative))\b",
     ),
     asides=(
         r"(?<=[\w)$*]),? (?:while|whereas|rather than|instead of|as opposed to|not to be confused|compared (?:to|with)|"
-        r"even though|although|(?<!and )since|(?<!and )because|unlike|but not|and not|"
+        r"even though|although|(?<!and )since|(?<!and )because|"
+        r"to account for|due to|owing to|unlike|but not|and not|"
         r"which (?:is|was) (?:how|not|about|roughly|also)|"
         r"just like|excluding|as (?:\d|it|she|he|they)|as a check)\b.*?(?=;|,? (?:so|hence|thus|therefore|but)\b|$)",
-        r",? and (?:since|because) [^,]*, |,? (?:of course|obviously|for sure|definitely)\b|"
+        r",? and (?:since|because) [^,]*(?=, )|,? (?:of course|obviously|for sure|definitely)\b|"
         r",? (?:attained|achieved|reached) (?:at|when|for)\b[^,;]*",
         r",? (?:which (?:checks|works|fits)|such as|including)\b.*",
         r", (?:up|down) (?:by |from )?[^,;]*",
@@ -346,7 +356,8 @@ ENGLISH = Language(
         r"\b(?:can't|cannot|can not|couldn't|wouldn't|won't|isn't|aren't|doesn't|don't|didn't|does not|"
         r"is not|are not|it's not|that's not|wasn't|was not|"
         r"not (?:even|divisible|asked|enough)|is (?:ruled )?out|is excluded|rules out|is wrong|"
-        r"too (?:small|large|big|high|low)|is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|"
+        r"too (?:small|large|big|high|low)|less (?:ideal|likely|suitable|relevant|appropriate|accurate|comprehensive)|"
+        r"is only (?:part|half)|ruled out|excluded|eliminated|discarded|fails?|"
         r"is (?:one|an?|another) (?:solution|root|factor|possibility)|"
         r"don't need|(?:is|comes) (?:only )?(?:second|third)|"
         r"(?:cycles?|repeats?) (?:with|every)|in the beginning|at first|initially|"
@@ -480,6 +491,10 @@ OTHERS = Language(  # German, French, Spanish, Italian and Portuguese: numbers a
     supposed=(rf"\b(?:wenn|falls|si|se) (?:die|la|a) {_ANSWER_WORD}\b",),
     signals=_ANSWER_WORDS,
     finals=_ANSWER_WORDS,
+    concludes=(
+        r"\b(?:daher|somit|folglich|insgesamt|also (?:gibt|ist|sind|hat|haben|lautet)|donc|por lo tanto|quindi)\b",
+    ),
+    numeric=(r"\b(?:wie ?viele?|combien|cu[aá]nt[oa]s?|quant[ie]|quantos)\b",),
 )
 
 LANGUAGES = (ENGLISH, CHINESE, OTHERS)
