@@ -56,7 +56,7 @@ def extract_stated_answer(text: str, question: str = "") -> str | None:
     stated, final = find_last_statement(text, asked)
     if question and not final:
         value = read_ending(text, asked, stated)
-        if stated and stated[1] == "asked" and asked.names_one and (not value or value.islower()):
+        if stated and asked.names_one and (not value or value.islower()):
             value = stated[0]
         return asked.resolve(value) if value else None
     return None if stated is None else stated[0]

@@ -34,7 +34,8 @@ _DONE = re.compile(
 )
 _CLOSERS = re.compile(rf"(?<!\W)\W*+(?:(?:{either('closers')})[\s,.!;—，。！-]*+)+\W*", re.I)
 _REPLIES = re.compile(
-    rf"(?!.*(?:\d|[\"“”`*=]|\w (?-i:[A-Z])|answer (?:is|as|with|:)))\W*(?:{either('replies')})(?=.* \w)", re.I
+    rf"(?!.*(?:\d|[\"“”`*=]|\w (?-i:[A-Z])|answer (?:is|as|with (?:yes|no)|:)))\W*(?:{either('replies')})(?=.* \w)",
+    re.I,
 )
 """A sentence about the reply that names no value."""
 _ASIDES = re.compile(rf"(?:{either('asides')})", re.I)
@@ -51,6 +52,13 @@ _DISMISSES = re.compile(r"\W*(?:no|nope|yes|yep|yeah|right|that doesn't matter|n
 _CHINESE_COMMA = re.compile(r"(?<=[\u4e00-\u9fff]),|,(?=[\u4e00-\u9fff])")
 _CHINESE_ASIDE = re.compile(r"\((?=[\u4e00-\u9fff])([^()]*)\)")
 _WORD = re.compile(r"[a-z]{3,}")
+_ITEM = re.compile(r"[\s*>(-]*(?:option )?\(?([A-Za-z]|\d)(?:[.):]|\*\*:?)\W*\S|\W*option ([A-Z]|\d) ", re.I)
+_GOES_ON = re.compile(r"\s*(?:[-*]|This|It )")
+_VERDICT = re.compile(
+    r"\b(?:incorrect|wrong|false|too \w+|not|fails?)\b|n['’]t\b|[✗❌]|"
+    r"(?P<right>\b(?:correct|matches|fits|right answer|what we want|aligns|closest|very close)\b|[✓✅])",
+    re.I,
+)
 _AGAINST = re.compile(
     r"(?:of (?!(?:un)?qualified)|plain|conflict|denied|aside|introduced|no(?:un)?\Z|asks|however|left (?:term|other)|"
     r"later (?:colon|plans|so|asks)|(?:plans|checks|supposed) \d+\Z|verifies)"
@@ -118,11 +126,24 @@ def find_candidates(text: str, asked: Asked, stated: Stated | None = None) -> It
 
 
 def _drop_lists(sentences: list[tuple[int, int]], text: str, asked: Asked) -> list[tuple[int, int]]:
-    """The sentences without those that repeat the question's choices one after another."""
-    labels = [asked.listed_in(text[start:end]) for start, end in sentences] if asked.options else []
-    around = zip([None, *labels], [*labels[1:], None], strict=False)
-    repeated = [bool(label and any(two)) for label, two in zip(labels, around, strict=False)]
-    return [one for one, drops in zip(sentences, repeated, strict=True) if not drops] if labels else sentences
+    """The sentences without those that go through the choices one by one, but for one that is found right."""
+    heads = [_ITEM.match(text, start, end) for start, end in sentences] if asked.options else []
+    labels = [asked.label(head[1] or head[2]) if head else None for head in heads]
+    if len({*labels} - {None}) < 2:
+        return sentences
+    kept: list[tuple[int, int]] = []
+    item: int | None = None  # where the choice begins that a sentence is about
+    for label, (start, end) in zip(labels, sentences, strict=True):
+        if label:
+            item = start
+        elif not _GOES_ON.match(text, start, end):
+            item = None
+        verdict = _VERDICT.search(text, start, end)
+        if item is None:
+            kept.append((start, end))
+        elif verdict and verdict["right"]:
+            kept.append((item, end))
+    return kept
 
 
 def _count(found: set[str], asked: Asked, clean: bool) -> set[str]:
@@ -170,9 +191,11 @@ def _mark_later(marks: set[str], values: bool, fair: bool) -> Iterator[str]:
 def _read_sentence(sentence: str, asked: Asked) -> Iterator[tuple[str, set[str]]]:
     """The values of a sentence: of what it asserts, then of what it denies, adds or says of something else."""
     if asked.truth and not asked.alternatives:
-        if value := read_truth(sentence):
+        if value := read_truth(sentence) or asked.holds_in(_ASIDES.sub("", sentence)):
             yield value, {"main"}
         return
+    if asked.parts is not None and (label := asked.label_of_parts_in(sentence.lower())):
+        yield label, {"main"}
     asides = [(match[0], {"aside"}) for match in _ASIDES.finditer(sentence)]
     kept, dropped = _split_clauses(_ASIDES.sub("", sentence).rstrip("。"), asked)
     seen: set[str] = set()
@@ -261,6 +284,8 @@ def _name_left_side(name: str, asked: Asked) -> str:
 _BIAS = -2.0
 _LEAST = 0.15
 """Log-odds above which a value is read."""
+_TOLD = {"stated asked", "stated hedged"}
+"""Marks of a value that is read where nothing else is and nothing speaks against it."""
 _WEIGHTS = {
     "against 0": 0.8, "against 1": -0.2, "against 2": -1.1, "against 3": -1.2, "agrees asked": 2.6,
     "agrees concludes": 1.3, "agrees hedged": 0.7, "aside": -0.9, "asked noun": 0.5, "asks": -0.3, "begins": 0.5,
@@ -299,6 +324,6 @@ def read_ending(text: str, asked: Asked, stated: Stated | None = None) -> str | 
         odds = _BIAS + sum(_WEIGHTS.get(mark, 0.0) for mark in marks)
         if odds > least:
             best, least = value, odds
-        elif best is None and "stated asked" in marks and not any(map(_AGAINST.match, marks)):
+        elif best is None and not marks.isdisjoint(_TOLD) and not any(map(_AGAINST.match, marks)):
             best = value
     return best

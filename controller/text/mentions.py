@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 
 from .cues import either
-from .questions import ARTICLE, Asked
+from .questions import AFFIRMED, ARTICLE, Asked
 from .sentences import DENIED
 from .value_reader import read_value
-from .values import NUMBER_WORDS, read_number_words, scan_expression
+from .values import NUMBER_WORDS, normalize_answer, read_number_words, scan_expression
 
 GIVES = re.compile(rf"(?:{either('gives')})", re.I)
 _NUMBER_WORDS = re.compile(
@@ -35,6 +35,8 @@ _TURN = re.compile(
     re.I,
 )
 _TRUTH = re.compile(
+    r"(?P<no>(?:\bnot|n['’]t|\bcannot) (?:\w+ly )?(?:be )?(?:true|follow|conclude|valid|correct|imply|guarantee|"
+    r"necessarily|possible|mean (?:that )?the)\w*|\binvalid\b|\bfallacy\b)|"
     r"\b(yes|no(?! (?!(?:it|they|s?he|this|that|you|we|i|there|because|since|as|and|but|for|when|if|in|by)\b)[a-z])|"
     r"true|false)\b|((?:回答|答案)[是为：:]?[\"“]是|是的|否|对的|错的|正确|错误|不(?:是|能|会|对|可以)(?=\W*$)|"
     r"(?:所以|因此|故)(?:它|这)?不|(?:所以|因此)(?:它|这)?(?:是|能|会|对|可以))",
@@ -44,10 +46,13 @@ _CHINESE_NO = "否错不"
 _LABEL = re.compile(r"\(?(?<![A-Za-z0-9])([A-Za-z]|\d)(?![A-Za-z0-9])\)?(?!['’=^_+/\d]|\*\w|\.\d)")
 _JOINED_LABEL = re.compile(r"\)? (?:and|or) (?:option )?\(?[A-Z\d]\b(?!\.\d)")
 _JOINED_TO = re.compile(r"\b[A-Z\d]\)? (?:and|or) (?:option )?$")
-_ARTICLE_A = re.compile(r" (?:(?!is (?:right|correct)|(?:seems|looks|appears|fits|must be)\b)[a-z]|\d+-)")
+_ARTICLE_A = re.compile(
+    r" (?:(?!(?:is|was|and|or|as|must|would|could|seems|looks|appears|fits|matches|has)\b)[a-z]|\d+-)"
+)
 _LEADS = re.compile(
     r"(?:\bso|\bhence|\bthus|\bit's|\bthat's|\b(?:it|that) is|\bleaves|\bleft with|\bchoice|\boption|\banswer|"
-    r"\bletter is|\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|选|\*\*)[\s,:*]*\(?$|^\W*$",
+    r"\bletter is|\bpick|\bas|→|=>|\bto|\bbe|\bmaking|i\.e\.|\bsay|\bnumber|\bwith|"
+    r"\btowards?|选|\*\*)[\s,:*]*\(?$|^\W*$",
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(
@@ -86,6 +91,7 @@ _NAMED = re.compile(
     rf"^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
 )
 _PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
+_PLACE = re.compile(r"\b(?:under|below|beneath|behind|above|beside|next to|on) (?:the|an?|his|her|their) [a-z]+")
 _LOWER = re.compile(
     r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|facing|makes?|means|for|were|gives?|prints?|outputs?|"
     r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*|=\s*)(?:now |facing |usually |simply |just |called )?"
@@ -109,8 +115,8 @@ _STARTS = re.compile(
     r"(?<!\d )[a-z](?=\^|[²³]| [-+] \d))"
 )
 _EQUALS = re.compile(
-    r"(?:\b(?:(?i:(?:al)?together|totall?ing|being|it's|it is|that's)|is|be|equals|at|returns|(?:gives|leaves|giving|"
-    r"leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
+    r"(?:\b(?:(?i:(?:al)?together|total(?:s|l?ing)?(?: of)?|being|it's|it is|that's)|is|be|equals|at|returns|"
+    r"(?:gives|leaves|giving|leaving|yields|yielding|makes|making|to get|we get)(?: me| us)?(?: with)?)\s+|"
     r"(?:=>|(?<![<>!])=(?!>)|≈|→|->|\\implies)[\s*`$]*|: (?=[-−$€£]?[\d(][^:=]*$)|(?:为|等于)\s?)"
 )
 _STOP_WORDS = frozenset(
@@ -119,7 +125,8 @@ _STOP_WORDS = frozenset(
     "Answer Output Answering Because Since When Where Which What Who With Good Great Right Done Final Given "
     "Close one answer it correct that what easy simple right true found "
     "obvious not also still known already Simple Easy Nothing Maybe Perhaps Adding Although Unlike Sure Fine Simply "
-    "Alright Nice Perfect Correct Yep Nope Actually".split()
+    "Alright Nice Perfect Correct Yep Yeah Nope Phew Oh Ah Actually "
+    "Just Still Stick Keep Make Add Use Finally Overall Solid Must Need Should".split()
 )
 _LEADING = re.compile(r"^(?:Since|Because|As|If|When|But|And|So|Then|Thus|Hence) (?=[A-Z])")
 _CHINESE = re.compile(
@@ -207,7 +214,10 @@ def _spell_large(match: re.Match[str]) -> str:
 def read_truth(sentence: str) -> str | None:
     """The yes or no, or true or false, that a sentence says last."""
     found = list(_TRUTH.finditer(sentence))
-    return (found[-1][1] or ("No" if re.search(f"[{_CHINESE_NO}]", found[-1][2]) else "Yes")) if found else None
+    if not found:
+        return None
+    last = found[-1]
+    return last[2] or ("No" if last["no"] or re.search(f"[{_CHINESE_NO}]", last[3]) else "Yes")
 
 
 def _read_label(sentence: str, asked: Asked) -> str | None:
@@ -219,15 +229,22 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
         joined = _JOINED_LABEL.match(after) or _JOINED_TO.search(before)
         if label is None or joined or DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
             continue
+        if asked.negated and AFFIRMED.match(after.lstrip(")* ")):
+            continue
         if _LEADS.search(before) or _CHOSEN.match(after) or match[0].startswith("("):
             found.append(label)
     if found:
         return found[-1]
-    return asked.label_of_text_in(re.sub(r"[-*]", " ", sentence.lower()), shortest=3)
+    if label := asked.label_of_text_in(re.sub(r"[*$]|(?<= )- ", " ", sentence.lower()), shortest=3):
+        return label
+    number = _read_number(sentence, asked)
+    return asked.label_of(normalize_answer(number).lower()) if number else None
 
 
 def _read_alternative(sentence: str, asked: Asked) -> str | None:
     """The one of the question's alternatives that a sentence names last."""
+    if asked.claim is not None and len(asked.alternatives) == 2 and (first := asked.holds_in(sentence)):
+        return asked.alternatives[first == "No"]
     sentence = _BEHIND_THAN.split(sentence)[0]
     if same := _SAME.search(sentence):
         return same[0]
@@ -322,6 +339,8 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
     """Code, a quoted or bold text, a name that the question does not mention, or the word that ends a clause."""
     if code := _CODE.findall(sentence):
         return str(code[-1])
+    if "where" in asked.text.lower() and (places := _PLACE.findall(sentence)):
+        return str(places[-1])
     quoted = [next(filter(None, match)).strip() for match in _QUOTED.findall(sentence)]
     if quoted := [one for one in quoted if len(quoted) == 1 or one not in asked.text]:
         if len(quoted[-1].split()) > 4 and quoted[-1] != sentence:

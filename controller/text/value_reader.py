@@ -104,6 +104,8 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     if asked.truth and (said := _TRUTH.match(words)):
         return said[0]
+    if asked.truth and asked.claim is not None and not asked.alternatives:
+        return asked.holds_in(words)
     if asked.alternatives and (named := asked.alternative_in(words)):
         return named
     if asked.names is not None and (named_at := asked.names.search(words)) and named_at.end() < len(words):

@@ -89,7 +89,7 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
         ("A 25-year-old needs B: zinc.", "Which one?\nA. iron\nB. zinc", "B"),
         ("<answer>The answer is **12**.</answer>", "", "12"),
         ("The answer is no because 7 divides it.", "Is 91 a prime number?", "no"),
-        ("97 is a prime number: no prime up to 9 divides it.", "Is 97 a prime number?", None),
+        ("97 is a prime number: no prime up to 9 divides it.", "Is 97 a prime number?", "Yes"),
         ("Cleo is the tallest.", "Who is the tallest: Ann, Ben or Cleo?", "Cleo"),
         ("v = 120 km / 2 h = 60 km/h", "What is the speed of the train in km/h?", "60"),
         ("Die Antwort lautet daher 12.", "", "12"),
@@ -266,10 +266,62 @@ NOT_ONE = "Which is not a metal?\nA. iron\nB. chlorine"
         ("So option B is out.", "What is the least common multiple?\nA. 12\nB. 24", None),
         ("So option B is out.", "True or false?\nA. It is true.\nB. It is false.", None),
         ("The answer is the child of Ann.", "Who?\nA. the child of Ann\nB. Bob", "A"),
+        ("So option A is correct, as it conducts.", NOT_ONE, None),
     ],
 )
 def test_a_choice_that_is_denied_is_not_the_answer(text: str, question: str, label: str | None) -> None:
     assert extract_stated_answer(text, question) == label
+
+
+FAMILY = (
+    "What is Ann to Bob?\n1. Ann is Bob's great grandparent.\n2. Ann is Bob's grandparent.\n3. Ann is Bob's sibling."
+)
+MORALS = "Which is wrong?\nA. Wrong, Wrong\nB. Wrong, Not wrong\nC. Not wrong, Wrong\nD. Not wrong, Not wrong"
+PRICES = "(a) How much?\nThe options are:\nA: $8.00\nB: 24 cm\nC: 1/4\nD: 0.3"
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "label"),
+    [
+        ("They share a parent, so Bob and Ann are siblings.", FAMILY, "3"),
+        ("Therefore, Ann is Bob's great-grandparent.", FAMILY, "1"),
+        ("So Ann is the grandparent of Bob.", FAMILY, "2"),
+        ("So Bob is Ann's grandparent.", FAMILY, None),
+        ("Therefore, Cleo is Dan's grandparent.", FAMILY, None),
+        ("So 1 is wrong, and 2 isn't as clearly wrong.", MORALS, "B"),
+        ("So both are not wrong.", MORALS, "D"),
+        ("So the first is wrong.", MORALS, None),
+        ("Therefore, it costs 8 dollars.", PRICES, "A"),
+        ("So the probability is 0.25.", PRICES, "C"),
+        ("So it is 25.", PRICES, None),
+        ("A: $8.00 - Incorrect\nB: 24 - Correct\nC: 1/4 - Incorrect\nD: 0.3 - Incorrect", PRICES, "B"),
+        ("A: $8.00 - too high\nD: 0.3 - too low", PRICES, None),
+        ("The price is 0.3. So D. Checking the rest:\nA: $8.00 does not fit.\nB: 24 does not.", PRICES, "D"),
+    ],
+)
+def test_a_choice_is_known_by_what_it_says(text: str, question: str, label: str | None) -> None:
+    assert extract_stated_answer(text, question) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        ("So the Rhine is longer than the Seine.", "Is the Rhine longer than the Seine?", "Yes"),
+        ("So the Seine is longer than the Rhine.", "Is the Rhine longer than the Seine?", "No"),
+        ("So the Rhine is not shorter than the Seine.", "Is the Rhine longer than the Seine?", "Yes"),
+        ("Therefore, a zebra can run faster than a lion.", "Can a lion run faster than a zebra?", "No"),
+        ("Sputnik flew in 1957, so it was launched before Luna 1.", "Was Luna 1 launched after Sputnik?", "Yes"),
+        ("So Luna 1 was not launched before Sputnik; it was after.", "Was Luna 1 launched before Sputnik?", "No"),
+        ("Iron is less dense than gold.", "Answer yes or no. Is gold denser than iron? Give a short answer.", "Yes"),
+        ("So Eve Low was older than Sir Tom Fox.", "Who was older, Tom Fox or Eve Low?", "Eve Low"),
+        ("So a whale is no fish.", "Is a whale a fish?", "No"),
+        ("The premises do not overlap, so that does not follow.", "If all A are B, can we conclude that?", "No"),
+        ("He should look under the bed.", "Where should he look for the cat?", "under the bed"),
+        ("Also gibt es 2 davon.", "Wie viele h hat das Wort?", "2"),
+    ],
+)
+def test_what_is_said_of_the_question_answers_it(text: str, question: str, answer: str | None) -> None:
+    assert extract_stated_answer(text, question) == answer
 
 
 def test_a_choice_that_is_not_is_the_answer_to_what_is_not() -> None:
