@@ -112,7 +112,7 @@ def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement
 
 def ends_in_answer(text: str, asked: Asked) -> bool:
     """Whether the last statement of a text calls its value the answer; far quicker than to find all of them."""
-    if not (asked.options or asked.compared or "\\boxed" in text or "</" in text):
+    if not (asked.choices or asked.compared or "\\boxed" in text or "</" in text):
         lower = text.lower()
         if not any(map(lower.__contains__, _SIGNALS)) or not any(map(lower.__contains__, _FINALS)):
             return False
@@ -175,13 +175,13 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
     if any(map(lower.__contains__, _SIGNALS)):
         found, finality = _answer(sentence, lower, asked)
     if found is None:
-        if asked.options and (settled := _SETTLED.match(sentence)) and (label := asked.label(settled[1])):
+        if asked.choices and (settled := _SETTLED.match(sentence)) and (label := asked.choices.label(settled[1])):
             found = label
-        elif asked.options:
+        elif asked.choices:
             if _CONCLUDES.search(lower):
-                found, finality = asked.letter_in(sentence), Finality.ASKED
+                found, finality = asked.choices.letter_in(sentence), Finality.ASKED
                 if found is None:
-                    found, finality = asked.label_of_text_in(lower), Finality.HEDGED
+                    found, finality = asked.choices.label_of_text_in(lower), Finality.HEDGED
         elif chosen := asked.chosen_in(sentence):
             found, finality = chosen, Finality.ANSWERS if _CONCLUDES.search(lower) else Finality.ASKED
         elif asked.names_one and (name := _read_name(sentence, asked)):
@@ -209,8 +209,8 @@ def _answer(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Finali
                 finality = Finality.ASKED
     if found is None:
         found = _value_before(sentence, lower)
-    if asked.options and (found is None or found not in asked.options):
-        letter = asked.letter_in(sentence)
+    if asked.choices and (found is None or found not in asked.choices):
+        letter = asked.choices.letter_in(sentence)
         if letter and (found or _CONCLUDES.search(lower) or "correct" in lower):
             return letter, Finality.ANSWERS
     return found, finality

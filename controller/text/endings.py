@@ -11,15 +11,16 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from .choices import COMMON, stem
 from .cues import LANGUAGES, either
 from .mentions import read_mention, read_others, read_truth
-from .questions import COMMON, Asked, stem
+from .questions import Asked
 from .sentences import find_turn, split_sentences
 
 Candidate = tuple[str, frozenset[str]]
 Stated = tuple[str, str, int]  # an answer, its finality, and how far before the end of the text its sentence begins
 _REACH, _SENTENCES, _OTHERS = 1_200, 6, 8
-_KINDS = ("options", "truth", "alternatives", "date", "weekday", "many", "point", "equation", "output", "wants_words",
+_KINDS = ("choices", "truth", "alternatives", "date", "weekday", "many", "point", "equation", "output", "wants_words",
           "numeric", "formal")  # fmt: skip
 _CUES = [
     (kind, f"{kind} {number}", re.compile(pattern))
@@ -127,8 +128,8 @@ def find_candidates(text: str, asked: Asked, stated: Stated | None = None) -> It
 
 def _drop_lists(sentences: list[tuple[int, int]], text: str, asked: Asked) -> list[tuple[int, int]]:
     """The sentences without those that go through the choices one by one, but for one that is found right."""
-    heads = [_ITEM.match(text, start, end) for start, end in sentences] if asked.options else []
-    labels = [asked.label(head[1] or head[2]) if head else None for head in heads]
+    heads = [_ITEM.match(text, start, end) for start, end in sentences] if asked.choices else []
+    labels = [asked.choices.label(head[1] or head[2]) if head else None for head in heads]
     if len({*labels} - {None}) < 2:
         return sentences
     kept: list[tuple[int, int]] = []
@@ -194,7 +195,7 @@ def _read_sentence(sentence: str, asked: Asked) -> Iterator[tuple[str, set[str]]
         if value := read_truth(sentence) or asked.holds_in(_ASIDES.sub("", sentence)):
             yield value, {"main"}
         return
-    if asked.parts is not None and (label := asked.label_of_parts_in(sentence.lower())):
+    if asked.choices and (label := asked.choices.label_of_parts_in(sentence.lower())):
         yield label, {"main"}
     asides = [(match[0], {"aside"}) for match in _ASIDES.finditer(sentence)]
     kept, dropped = _split_clauses(_ASIDES.sub("", sentence).rstrip("。"), asked)
@@ -293,8 +294,8 @@ _WEIGHTS = {
     "conflict no money": -5.0, "conflict part": -0.7, "conflict person": -1.7, "conflict unit": -0.7,
     "conflict variable": -6.1, "contains": -0.5, "denied": -1.5, "derived": 0.6, "differs": -1.6, "digits": -0.7,
     "ends": 0.9, "equals": 0.4, "first clean": 2.0, "given": -0.9, "given word": 0.9, "however": 0.4,
-    "introduced": 0.4, "kind alternatives": 1.1, "kind date": -0.7, "kind equation": 0.2, "kind formal": -0.2,
-    "kind many": -0.9, "kind numeric": -0.4, "kind options": 0.5, "kind other": -0.6, "kind point": -1.0,
+    "introduced": 0.4, "kind alternatives": 1.1, "kind choices": 0.5, "kind date": -0.7, "kind equation": 0.2,
+    "kind formal": -0.2, "kind many": -0.9, "kind numeric": -0.4, "kind other": -0.6, "kind point": -1.0,
     "kind truth": 0.9, "kind wants_words": -0.1, "kind weekday": 0.3, "last number": 0.2, "later against": -0.2,
     "later asks": 1.3, "later checks": 0.8, "later closer": 0.1, "later colon": 0.3, "later conflict": -0.4,
     "later however": 0.3, "later plans": -5.5, "later so": 0.6, "later value": 1.0, "later words": -0.2,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .choices import AFFIRMED
 from .cues import either
-from .questions import AFFIRMED, ARTICLE, Asked
+from .questions import ARTICLE, Asked
 from .sentences import DENIED
 from .value_reader import read_value
 from .values import NUMBER_WORDS, normalize_answer, read_number_words, scan_expression
@@ -139,7 +140,7 @@ def read_mention(sentence: str, asked: Asked) -> str | None:
     """The value that is called the answer, that behind the last turn of a sentence, else anywhere in it."""
     if asked.numeric:
         sentence = _SPELLED.sub(_spell_large, sentence)
-    if not asked.options and not asked.truth:
+    if not asked.choices and not asked.truth:
         for match in GIVES.finditer(sentence):
             starts = re.match(r"[-−$\\(]?(?:\d|\\|[a-z]?[(√π])", sentence[match.end() :])
             if starts and (value := _read_at(sentence, match.end(), asked)):
@@ -156,7 +157,7 @@ def read_mention(sentence: str, asked: Asked) -> str | None:
 def read_others(sentence: str, asked: Asked) -> Iterator[str]:
     """Every value of a sentence that may be meant, from the last one on, where numbers or words are asked for."""
     if (
-        asked.options
+        asked.choices
         or asked.truth
         or asked.alternatives
         or asked.weekday
@@ -175,7 +176,7 @@ def read_others(sentence: str, asked: Asked) -> Iterator[str]:
 
 
 def _read_part(sentence: str, asked: Asked) -> str | None:
-    if asked.options:
+    if asked.choices:
         return _read_label(sentence, asked)
     if asked.alternatives and ((value := _read_alternative(sentence, asked)) or not asked.truth):
         return value
@@ -224,7 +225,11 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
     """The one choice that a sentence settles on."""
     found = []
     for match in _LABEL.finditer(sentence):
-        label = asked.label(match[1]) if match[1].isupper() or match[1].isdigit() or match[1] in asked.options else None
+        label = (
+            asked.choices.label(match[1])
+            if match[1].isupper() or match[1].isdigit() or match[1] in asked.choices
+            else None
+        )
         before, after = sentence[: match.start()], sentence[match.end() :]
         joined = _JOINED_LABEL.match(after) or _JOINED_TO.search(before)
         if label is None or joined or DENIED.search(before) or (match[1] == "A" and _ARTICLE_A.match(after)):
@@ -235,15 +240,15 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
             found.append(label)
     if found:
         return found[-1]
-    if label := asked.label_of_text_in(re.sub(r"[*$]|(?<= )- ", " ", sentence.lower()), shortest=3):
+    if label := asked.choices.label_of_text_in(re.sub(r"[*$]|(?<= )- ", " ", sentence.lower()), shortest=3):
         return label
     number = _read_number(sentence, asked)
-    return asked.label_of(normalize_answer(number).lower()) if number else None
+    return asked.choices.label_of(normalize_answer(number).lower()) if number else None
 
 
 def _read_alternative(sentence: str, asked: Asked) -> str | None:
     """The one of the question's alternatives that a sentence names last."""
-    if asked.claim is not None and len(asked.alternatives) == 2 and (first := asked.holds_in(sentence)):
+    if asked.comparison is not None and len(asked.alternatives) == 2 and (first := asked.holds_in(sentence)):
         return asked.alternatives[first == "No"]
     sentence = _BEHIND_THAN.split(sentence)[0]
     if same := _SAME.search(sentence):

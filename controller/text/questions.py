@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
-from .cues import LANGUAGES, either
-from .sentences import DENIED, split_sentences
+from .choices import COMMON, NO_CHOICES, NOT, Choices, Comparison, find_choices, read_comparison, stem
+from .cues import either
+from .sentences import split_sentences
 from .values import SCALE, normalize_answer, parse_value
 
-_OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
-_INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
-_NAMED = re.compile(
-    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)|"
-    r"\b([A-Z]|\d)\)?\*{0,2} (?:is|must be|seems|looks|appears)(?: indeed| clearly)? "
-    r"(?:to be )?(?:correct|right|(?:the )?best|(?:the )?most likely|to fit best)\b",
-    re.I,
-)
-_DENIED_BEHIND = re.compile(
-    r"(?:,? (?:and|or|nor) (?:option )?\(?[A-Z\d]\b\)?)?(?: \w+ly)? ?"
-    r"(?:(?:is|are|was|seems?|looks?)(?: \w+ly)? (?:not|out|false|wrong|incorrect|invalid)\b|(?:is|are|was)n['’]t\b)",
-    re.I,
-)
-AFFIRMED = re.compile(r"\b(?:is|are|both)(?: \w+ly)? (?:correct|right|true)\b", re.I)
-_OWNED = re.compile(r"\b(?:an?|the) ((?:great )?[a-z]{3,}) of ([a-z]{3,})\b")
-_HYPHEN = re.compile(r"(?<=[a-z])-(?=[a-z]{3})")
-_COPULAS = frozenset("is are was were a an of to".split())
-_NOT_SO = re.compile(r"(?: not\b|n't\b)(?: (?!and\b|but\b)\w+){0,3} (?=wrong\b|true\b|correct\b|false\b)")
 _WORD = re.compile(r"[a-z]{3,}")
 _NUMERIC = re.compile(rf"(?:{either('numeric')})", re.I)
 _ASKS = re.compile(rf"(?:{either('asks')})", re.I)
 _NEGATED = re.compile(r"\bnot\b|n['’]t\b|\b(?:except|incorrect|(?<!true or )false)\b", re.I)
-COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +23,7 @@ class Asked:
     """What a question asks for."""
 
     words: frozenset[str] = frozenset()  # the content words of the sentence that asks
-    options: Mapping[str, str] = field(default_factory=dict)  # the text of each labelled choice, by its label
-    contents: re.Pattern[str] = re.compile(
-        "(?!)"
-    )  # how a sentence says each of them without its label, in groups "_A", "_B"
-    parts: re.Pattern[str] | None = None  # what the choices say of one thing after another ("true, false")
+    choices: Choices = NO_CHOICES
     numeric: bool = False  # whether a number is asked for
     names: re.Pattern[str] | None = None  # what the question asks for by name, with the verb behind it
     thing: str = ""  # what "how many" asks for, without a final s
@@ -54,8 +31,7 @@ class Asked:
     many: bool = False  # whether several values are asked for
     equation: bool = False  # whether an equation is asked for
     truth: bool = False  # whether yes or no, or true or false, is asked for
-    # the words of the two of which it asks whether one is more, or less, of something; whether it is more
-    claim: tuple[frozenset[str], frozenset[str], bool] | None = None
+    comparison: Comparison | None = None
     wants_words: bool = False  # whether a name or words are asked for
     date: bool = False  # whether a date or a time is asked for
     inequality: bool = False  # whether the solutions of an inequality are asked for
@@ -170,23 +146,12 @@ class Asked:
 
     def holds_in(self, sentence: str) -> str | None:
         """Yes or No, where a sentence says what the question asks, or compares the two that it compares."""
-        if self.claim is None:
-            for clause in reversed(re.split(r"[:;,—]\s", sentence)):
-                common = self.words.intersection(map(stem, _WORD.findall(clause.lower())))
-                if len(common) >= max(2, 0.6 * len(self.words)):
-                    return None if _WHETHER.search(sentence) else "No" if _NOT.search(clause) else "Yes"
-            return None
-        first, second, more = self.claim
-        at = [(match.start(), match[0].lower()) for match in _TOKEN.finditer(sentence)]
-        degrees = [*_MORE_OR_LESS.finditer(sentence)]
-        for degree in [*(d for d in degrees if _THAN.match(sentence, d.end())), *reversed(degrees)]:
-            one, other = (
-                max((place for place, word in at if word in words and place < degree.start()), default=-1)
-                for words in (first, second)
-            )
-            if one != other:
-                denied = _NOT.search(sentence, max(one, other), degree.start()) is not None
-                return "Yes" if (one > other) ^ denied ^ (_is_more(degree) != more) else "No"
+        if self.comparison is not None:
+            return self.comparison.holds_in(sentence)
+        for clause in reversed(re.split(r"[:;,—]\s", sentence)):
+            common = self.words.intersection(map(stem, _WORD.findall(clause.lower())))
+            if len(common) >= max(2, 0.6 * len(self.words)):
+                return None if _WHETHER.search(sentence) else "No" if NOT.search(clause) else "Yes"
         return None
 
     def chosen_in(self, sentence: str) -> str | None:
@@ -205,65 +170,19 @@ class Asked:
         word = re.split(r"\W", text[at[best] :], maxsplit=1)[0]
         return word if best.isascii() and word.lower().startswith(best.lower()) else best
 
-    def letter_in(self, sentence: str) -> str | None:
-        """The label that a sentence names last and does not deny; "B is not" denies nothing where that is asked for."""
-        named = None
-        for found in _NAMED.finditer(sentence):
-            if DENIED.search(sentence[: found.start()]):
-                continue
-            denied = _DENIED_BEHIND.match(sentence, found.end()) is not None
-            affirmed = AFFIRMED.search(sentence, found.start()) is not None
-            if (label := self.label(found[1] or found[2])) and (denied or not affirmed if self.negated else not denied):
-                named = label
-        return named
-
-    def label(self, letter: str) -> str | None:
-        """The label that a letter or digit is, in the question's own case."""
-        return next((one for one in (letter, letter.upper(), letter.lower()) if one in self.options), None)
-
-    def label_of(self, folded: str) -> str | None:
-        """The label of the one choice whose text is, or equals, a value."""
-        same = [label for label, text in self.options.items() if text == folded]
-        number = None if same or any(map(str.isdigit, self.options)) else _read_amount(folded)
-        if number is not None:
-            same = [label for label, text in self.options.items() if _read_amount(text) == number]
-        return same[0] if len(same) == 1 else None
-
-    def label_of_text_in(self, lower: str, shortest: int = 4) -> str | None:
-        """The label of the one choice that a sentence repeats, of those whose text has so many letters or more."""
-        if label := self.label_of_parts_in(lower):
-            return label
-        found = {(match.lastgroup or "")[1:] for match in self.contents.finditer(_fold(lower))}
-        labels = [label for label in found if len(self.options[label]) >= shortest]
-        return labels[0] if len(labels) == 1 else None
-
-    def label_of_parts_in(self, lower: str) -> str | None:
-        """The label of "true, false" for a sentence that says so of one thing after another, or of both."""
-        found = self.parts.findall(_NOT_SO.sub(" not ", lower)) if self.parts is not None else []
-        if len(found) == 1 and re.search(r"\bboth\b", lower):
-            found *= 2
-        return self.label_of(", ".join(found))
-
     def resolve(self, value: str) -> str | None:
         """A value as an answer: of a choice its label; None for what cannot be one."""
         scale = _SCALE.search(value)
         if scale and re.search(rf"\b(?:in|how many) {scale[0].strip()}", self.text, re.I):
             value = value.replace(scale[0], "")
         answer = normalize_answer(value)
-        if not self.options or answer in self.options:
-            return answer
-        folded = _fold(answer)
-        if label := self.label_of(folded):
-            return label
-        head = re.match(r"\(?([A-Za-z]|\d)[.):]?(?:\s|$)", answer)
-        return self.label(head[1]) if head else None
+        return self.choices.label_of_answer(answer) if self.choices else answer
 
 
 @lru_cache(maxsize=256)
 def read_question(question: str) -> Asked:
     """What a question asks for; of a long prompt its end counts."""
     question = question[-8_000:]
-    options = _find_options(question)
     sentences = [question[start:end] for start, end in split_sentences(question)]
     asking = [s for s in sentences if ("?" in s or "？" in s or _ASKS.search(s)) and not _FORM_ONLY.search(s)]
     last = asking[-1] if asking else sentences[-1] if sentences else ""
@@ -280,8 +199,8 @@ def read_question(question: str) -> Asked:
     wants_words = not numeric and _WANTS_WORDS.search(last) is not None
     numeric = not equation and (numeric or (bool(measures) and not wants_words))
     negated = _NEGATED.search(last) is not None
-    if options:
-        return Asked(frozenset(words), options, _find_contents(options), _find_parts(options), negated=negated)
+    if choices := find_choices(question, negated):
+        return Asked(frozenset(words), choices, negated=negated)
     counted = _COUNTED.search(last)
     things = next(filter(None, counted.groups()), "").lower() if counted else ""
     thing = stem(things)
@@ -296,7 +215,7 @@ def read_question(question: str) -> Asked:
         many=not thing and _MANY.search(last) is not None and not re.search("inequality|interval|larger|smaller", last),
         equation=equation,
         truth=_TRUTH.search(last) is not None,
-        claim=_read_claim(last, alternatives),
+        comparison=read_comparison(last, alternatives),
         wants_words=wants_words,
         output=_OUTPUT.search(question[-300:]) is not None and _LITERAL.search(question) is not None,
         inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
@@ -323,69 +242,6 @@ def read_question(question: str) -> Asked:
     )
 
 
-def _find_options(question: str) -> Mapping[str, str]:
-    """The choices of a question by their labels, which count from A or 1."""
-    for pattern in (_OPTION, _INLINE_OPTION):
-        found = pattern.findall(question)
-        labels = "".join(label for label, _ in found)
-        first = max(labels.upper().rfind("A"), labels.rfind("1"), 0)  # the parts of a question may have labels too
-        found, labels = found[first:], labels[first:]
-        if len(found) > 1 and (
-            "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(labels.upper()) or "123456789".startswith(labels)
-        ):
-            return {label: _fold(normalize_answer(text)) for label, text in found}
-    return {}
-
-
-def _fold(text: str) -> str:
-    """A text in small letters and without hyphens, in which "a child of Ann" is "ann's child"."""
-    return _OWNED.sub(r"\2's \1", _HYPHEN.sub(" ", text.lower().replace("’", "'")))
-
-
-def _read_amount(text: str) -> Fraction | None:
-    """The number that a choice gives, whatever its unit."""
-    found = _AMOUNT.fullmatch(text.strip("$ "))
-    return parse_value(found[1].replace("–", "-").replace("$", "")) if found else None
-
-
-def _find_contents(options: Mapping[str, str]) -> re.Pattern[str]:
-    """How a sentence says a choice: with its text, or with the names that all begin with and what sets it apart.
-
-    Of texts within others the longest counts.
-    """
-    texts = [text.split() for text in options.values()]
-    shared = 0
-    while all(len(words) > shared + 1 for words in texts) and len({words[shared] for words in texts}) == 1:
-        shared += 1
-    names = [re.escape(name.removesuffix("'s")) for name in texts[0][:shared] if stem(name) not in COMMON | _COPULAS]
-    few = r"(?:'s)?\W+(?:\w+\W+){0,2}?"
-    subject = r"\b" + r"\b[^.;]{0,60}?\b".join(names) + few if names else ""
-    if len(names) == 2:
-        subject = rf"(?:{subject}|\b{names[1]} and {names[0]}{few}|\b(?:they are|them)\W+(?:\w+\W+)?)"
-    cores = sorted(
-        ((_spell_core(words[shared:]), label) for label, words in zip(options, texts, strict=True)),
-        key=lambda core: -len(core[0]),
-    )
-    groups = "|".join(f"(?P<_{label}>{core})" for core, label in cores)
-    return re.compile(rf"{subject}(?<![\w.,-])(?:{groups})(?![\w-]|[.,]\d)")
-
-
-def _spell_core(words: Sequence[str]) -> str:
-    core = re.escape(" ".join(words))
-    one, _, other = " ".join(words).partition(" or ")
-    short = other and not {" "} & {*one, *other}
-    return (rf"(?:{core}|{re.escape(one)}|{re.escape(other)})" if short else core) + "s?"
-
-
-def _find_parts(options: Mapping[str, str]) -> re.Pattern[str] | None:
-    """The few parts of which all choices have as many; None for other choices."""
-    rows = [text.split(", ") for text in options.values()]
-    parts = {part for row in rows for part in row}
-    if len({len(row) for row in rows}) != 1 or len(rows[0]) not in (2, 3) or len(parts) > 4 or "" in parts:
-        return None
-    return re.compile(rf"(?<!\w)(?<!not )(?:{'|'.join(map(re.escape, sorted(parts, key=len, reverse=True)))})(?!\w)")
-
-
 def _find_last(word: str, text: str) -> int:
     """Where a word, perhaps with another ending, begins last; -1 for nowhere."""
     start = r"\b" if word[:1].isascii() and word[:1].isalnum() else ""
@@ -404,28 +260,6 @@ def _comparison(alternatives: Sequence[str], degrees: frozenset[str]) -> re.Patt
         rf"(?:(?:(?:is|was|are|were)\b|['’]s\b)(?: \w+){{0,2}}\W+(?:{same})(?:er|est)?\b{more})",
         re.I,
     )
-
-
-def _read_claim(asking: str, alternatives: Sequence[str]) -> tuple[frozenset[str], frozenset[str], bool] | None:
-    """What a question such as "Is Rome older than Paris?" or "Which is older, Rome or Paris?" compares."""
-    if len(alternatives) == 2:
-        found, parts = _MORE_OR_LESS.search(asking), alternatives
-    else:
-        found = _CLAIMS.search(asking)
-        parts = (found["one"], found["other"]) if found else ()
-    if found is None:
-        return None
-    one, other = ([word for word in _TOKEN.findall(part) if word.lower() not in _NO_NAMES] for part in parts)
-    if len(one) > 1 and _VERB.fullmatch(one[-1]):
-        one.pop()
-    first, second = ({word.lower() for word in words} for words in (one, other))
-    if first <= second or second <= first:
-        return None
-    return frozenset(first - second), frozenset(second - first), _is_more(found)
-
-
-def _is_more(degree: re.Match[str]) -> bool:
-    return (degree["turn"] or "").lower() not in ("less", "fewer") and degree["more"] is not None
 
 
 def _find_unasked(asking: str) -> frozenset[str]:
@@ -478,6 +312,7 @@ def _name_pattern(asking: str, words: Sequence[str]) -> re.Pattern[str] | None:
 
 NUMBER = r"[-+−]?[$€£¥]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?(?:%|" + SCALE + ")?"
 _SCALE = re.compile(SCALE)
+_WHETHER = re.compile(r"\b(?:whether|if|question|asks?|asking|might|may|could|would)\b|\?", re.I)
 _COUNTED = re.compile(rf"(?:{either('counted')})", re.I)
 _MANY = re.compile(rf"(?:{either('many')})", re.I)
 _WANTS_WORDS = re.compile(rf"(?:{either('wants_words')})", re.I)
@@ -519,24 +354,6 @@ _WANTED = re.compile(
     r"[$(\\]*([A-Za-z])(?![A-Za-z(]|\s*[-+*/^=])",
     re.I,
 )
-_DEGREES = (
-    r"(?:(?P<turn>less|fewer|more) )?(?:(?P<more>(?:long|tall|larg|bigg|old|high|fast|quick|heavi|lat|wid|deep|thick|"
-    r"great|dens|strong|hott|warm|hard|bright|rich)er|dense|expensive|after|more)|"
-    r"(?:short|small|young|low|slow|light|earli|narrow|shallow|thin|weak|cold|soft|poor|cheap)er|before|less|fewer)\b"
-)
-_MORE_OR_LESS = re.compile(rf"\b{_DEGREES}", re.I)
-_CLAIMS = re.compile(
-    r"^\W*(?:is|are|was|were|can|could|do|does|did|will|would|has|have)\s+(?P<one>.+?)\s+"
-    rf"{_DEGREES}(?:[^?]{{0,40}}?\bthan|(?<=before)|(?<=after))\s+(?P<other>.+?)\?",
-    re.I | re.S,
-)
-_WHETHER = re.compile(r"\b(?:whether|if|question|asks?|asking|might|may|could|would)\b|\?", re.I)
-_THAN = re.compile(r"(?: \w+){0,2} than\b|(?:(?<=before)|(?<=after)) \w")
-_AMOUNT = re.compile(r"([-–−]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?)(?:[^\d=+*/(]*(?:\^?\{?\d\}?)?\$?)")
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W_]{2,}(?:[-'’.]\w+)*|\d")
-_VERB = re.compile(r"[a-z]+ed|run|travel|go|move|fly|live|last|weigh|cost|have")
-_NO_NAMES = frozenset("the an of in on to and it is was as".split())
-_NOT = re.compile(r"\b(?:not|never|no|neither|cannot|unlikely)\b|n['’]t\b", re.I)
 _RATIO_OF_UNITS = re.compile(r"\b[a-zA-Z]{1,3}/(?:s|h|hr|min|L|mol|m|kg|K)(?![A-Za-z])")
 _GENERIC = frozenset("result total value answer sum number amount rest one whole it median".split())
 _PERSON = re.compile(
@@ -593,8 +410,3 @@ _SUBJECT = re.compile(
 )
 _EXPRESSION = re.compile(r"(?:\$|\\\()([^$]{1,80}?)(?:\$|\\\))")
 _FORM_ONLY = re.compile(rf"(?:{either('form_only')})", re.I)
-
-
-def stem(word: str) -> str:
-    """A word without the s of its plural."""
-    return word[:-1] if word.endswith("s") and len(word) > 3 else word

@@ -104,7 +104,7 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     if asked.truth and (said := _TRUTH.match(words)):
         return said[0]
-    if asked.truth and asked.claim is not None and not asked.alternatives:
+    if asked.truth and asked.comparison is not None and not asked.alternatives:
         return asked.holds_in(words)
     if asked.alternatives and (named := asked.alternative_in(words)):
         return named

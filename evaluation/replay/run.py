@@ -216,7 +216,7 @@ def is_right(row: RecordedOutput, answer: str, checker: AnswerChecker) -> bool:
     if any(checker.check(gold, answer).equal for gold in golds):
         return True
     asked = read_question(row.question)
-    return any((label := asked.resolve(gold)) in asked.options and label == asked.resolve(answer) for gold in golds)
+    return any((label := asked.resolve(gold)) in asked.choices and label == asked.resolve(answer) for gold in golds)
 
 
 def grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[ReplayedRow]:

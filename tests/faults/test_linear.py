@@ -80,7 +80,7 @@ UNITS = [
 MODULES = (
     "controller.text.answers controller.text.endings controller.text.reasoning_parser "
     "controller.text.value_reader controller.engines.openai.events probes.drift controller.text.evidence "
-    "controller.text.mentions controller.text.questions controller.text.regions "
+    "controller.text.choices controller.text.mentions controller.text.questions controller.text.regions "
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
@@ -108,7 +108,6 @@ BOUNDED = {
     ("answers", "_SETTLED"): "sentences of at most 1,000 letters",
     ("answers", "_NAME"): "sentences of at most 1,000 letters",
     ("endings", "_REPLIES"): "only matched at the beginning of a sentence, among the last 1,200 letters",
-    ("questions", "_LISTED"): "only matched at the beginning of a sentence, among the last 1,200 letters",
     ("value_reader", "_NEGATED"): "sentences of at most 1,000 letters",
     ("value_reader", "_JOINED"): "only matched at the end of a value",
     ("value_reader", "_NAME"): "only matched at the beginning of a phrase",
@@ -119,7 +118,7 @@ BOUNDED = {
     ("values", "_PLAIN_FRACTION"): "only a whole answer",
     ("values", "_QUANTITY"): "only a whole answer",
     ("values", "_ASSIGNMENT"): "only a whole answer",
-    ("questions", "_INLINE_OPTION"): "the last 8,000 letters of a question",
+    ("choices", "_INLINE_OPTION"): "the last 8,000 letters of a question",
 }
 """Patterns that would be slow on a long text, and why they never see one; the functions below are tested with it."""
 
