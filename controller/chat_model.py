@@ -43,9 +43,8 @@ BUDGET_FIELDS: Mapping[str, tuple[str, ...]] = {
 _KNOWN_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 """Efforts that many servers refuse -> the nearest that all of them know."""
 _ATTEMPTS, _DELAY = 3, 0.2
-_MOST = 1 << 31
+_MOST = 1 << 31  # tokens of a reply without a limit
 _FINISHES: Mapping[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
-"""Tokens of a reply without a limit."""
 _WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]|\n")
 
 

@@ -38,26 +38,19 @@ from .trials import AnswerTrial, AskTrial, TrialManager
 from .types import KEEP, Directive, Prompt, Signals, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
-MAX_FORCED_CLOSES = 3
-"""Most closings of one sequence; a model that thinks on after them is left alone."""
-FINAL_HEADER = "**Final answer**\n\n"
-"""What leads into an answer after a second forced close."""
-MAX_ACTIONS = 128
-"""Most actions per sequence, so that policies that undo each other come to an end."""
+MAX_FORCED_CLOSES = 3  # most closings of one sequence; a model that thinks on after them is left alone
+FINAL_HEADER = "**Final answer**\n\n"  # what leads into an answer after a second forced close
+MAX_ACTIONS = 128  # most actions per sequence, so that policies that undo each other come to an end
 
 
 class ControllerState(Enum):
     """Where a sequence is."""
 
-    BEFORE = "before"
-    """The model has not opened its thinking."""
+    BEFORE = "before"  # the model has not opened its thinking
     THINKING = "thinking"
-    TRIAL = "trial"
-    """A trial answer is decoded; its tokens are dropped at its end."""
-    WAITING = "waiting"
-    """The sequence is suspended until its helper has answered."""
-    ANSWER = "answer"
-    """No policy acts any more."""
+    TRIAL = "trial"  # a trial answer is decoded; its tokens are dropped at its end
+    WAITING = "waiting"  # the sequence is suspended until its helper has answered
+    ANSWER = "answer"  # no policy acts any more
 
 
 _THINKING = ControllerState.THINKING  # which is looked up for each token

@@ -30,8 +30,7 @@ class HelperRequest:
     one_thought: bool = False  # write no further than to the end of a thought
     reply: bool = False  # do not think at all, but reply to the prompt
     whole: bool = False  # write all of the thinking, under the helper's own control
-    draft: str = ""
-    """Text that stands already and is to be reviewed; the result begins with what is kept of it."""
+    draft: str = ""  # text that stands already and is to be reviewed; the result begins with what is kept of it
     criterion: ReviewCriterion | None = None  # when the draft is kept; None where there is none
     prefix_key: PrefixKey | None = None
     """Identifies the growing text, so that what the helper has read of it is not read again."""

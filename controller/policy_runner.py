@@ -26,8 +26,7 @@ from .policies.base import (
     Watching,
 )
 
-MAX_SIDE_EFFECTS = 64
-"""Most notes and questions of a policy between two waits, or it might never come to an end."""
+MAX_SIDE_EFFECTS = 64  # most notes and questions of a policy between two waits, or it might never come to an end
 
 _SENTENCE = BOUNDARY_RANK["sentence"]
 

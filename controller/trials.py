@@ -163,10 +163,8 @@ class TrialManager:
         ask: AskTrial | None = None,
     ) -> None:
         self.codec, self.markers, self.budget, self.thinking = codec, markers, budget, thinking
-        self.set_aside: tuple[int, ...] = ()
-        """The latest tokens of the thinking, before which the trial was asked."""
-        self.failed = False
-        """Whether a trial in another request had no reply; no more are asked then."""
+        self.set_aside: tuple[int, ...] = ()  # the latest tokens of the thinking, before which the trial was asked
+        self.failed = False  # whether a trial in another request had no reply; no more are asked then
         self._answer, self._ask = answer, ask
         self._decoder: TrialDecoder | None = None
         self._tasks: Sequence[PolicyTask] = ()

@@ -31,8 +31,7 @@ from .runner import batch_seed, batches
 from .tasks.equality import AnswerChecker
 from .tasks.questions import Question, hash_question, load_all
 
-DIFFADAPT_ROLLOUTS = 10
-"""Samples of a question by which DiffAdapt (arXiv 2510.19669) labels it."""
+DIFFADAPT_ROLLOUTS = 10  # samples of a question by which DiffAdapt (arXiv 2510.19669) labels it
 
 
 @dataclass(frozen=True, slots=True)

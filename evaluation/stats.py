@@ -188,8 +188,7 @@ def reliability(confidences: Sequence[float], correct: Sequence[bool]) -> dict[s
 # A curve is the best accuracy up to a number of tokens: linear in the logarithm of tokens between points and flat
 # beyond them, because a user can always choose the cheaper point that was as good.
 
-Point = tuple[float, float]
-"""(mean tokens of a generation, accuracy)."""
+Point = tuple[float, float]  # (mean tokens of a generation, accuracy)
 
 
 def common_range(*families: Sequence[Point]) -> tuple[float, float] | None:

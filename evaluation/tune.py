@@ -35,8 +35,7 @@ from .tasks.equality import AnswerChecker
 from .tasks.questions import Question, load_pools
 
 FINALISTS = 3
-FIRST_ROUND = 32
-"""Questions of the first round."""
+FIRST_ROUND = 32  # questions of the first round
 
 _AGREE_TWICE = {"convergence": {"agree": 2}}
 _AGREE_THRICE = {"convergence": {"agree": 3}}
@@ -112,8 +111,7 @@ def read_space(path: Path) -> list[Candidate]:
 
 Ask = Callable[[str, Candidate | None, int, int], ArmRecords]
 """`ask(part, candidate, start, stop)` answers these questions of a part; None is the uncontrolled model."""
-Cost = Callable[[ArmRecords], Array]
-"""The cost of each question, [questions]."""
+Cost = Callable[[ArmRecords], Array]  # the cost of each question, [questions]
 
 
 @dataclass(frozen=True, slots=True)

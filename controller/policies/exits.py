@@ -212,8 +212,7 @@ class Deer(TrialPolicy):
     threshold: float = 0.95
     most: int = 10  # most trials of a sequence
     cues: Sequence[str] = ("Wait",)
-    prompt: TrialPrompt | None = DEER_PROMPT
-    """None asks as `Trial` does by default, behind the end of the thinking."""
+    prompt: TrialPrompt | None = DEER_PROMPT  # None asks as `Trial` does by default, behind the end of the thinking
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cues", tuple(self.cues))

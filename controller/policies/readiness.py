@@ -163,8 +163,7 @@ class Readiness(StopRulePolicy):
     """Whether to ask for trial answers where free evidence is undecided; None does what saved more on the calibration
     split."""
     threshold: float | None = None  # used in place of the certified one
-    fallback: Policy | None = field(default=None, metadata=BOUND)
-    """What acts on questions that the probe does not know."""
+    fallback: Policy | None = field(default=None, metadata=BOUND)  # what acts on questions that the probe does not know
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:

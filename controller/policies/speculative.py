@@ -123,8 +123,7 @@ class Sirius(Policy):
     min_probability: float = 0.1
     """Rewrite from the first token on that the helper gives less. The authors' value is 0.1."""
     temperature: float = 0.6  # the helper's, at which the authors' code compares probabilities
-    tokens: int = 1
-    """How many it then writes, the first in place of the rejected one. The authors' value is 1."""
+    tokens: int = 1  # how many it then writes, the first in place of the rejected one. The authors' value is 1.
 
     def watch(self, view: PolicyView) -> Watching:
         checked = 0

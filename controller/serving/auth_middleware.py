@@ -23,11 +23,9 @@ from .body_limits import BodyLimits, BodyTooLarge, check_shape, estimate_memory,
 from .errors import CLIENT_LEFT, RequestError
 from .metrics import Metrics
 
-OPEN_PATHS = ("/health", "/ready", "/ping")
-"""What needs no key: whether the server is up."""
+OPEN_PATHS = ("/health", "/ready", "/ping")  # what needs no key: whether the server is up
 METRICS = "/metrics"
-_LONGEST_PATH = 200
-"""Characters of a path in the log."""
+_LONGEST_PATH = 200  # characters of a path in the log
 _METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 LOG_FORMATS = ("text", "json", "off")
 REQUEST_ID = "x-request-id"

@@ -14,24 +14,18 @@ from starlette.types import Message, Receive
 from ..text.markers import KNOWN
 from .errors import RequestError
 
-MAX_VALUES = 20_000
-"""Most values of a JSON body: thousands of messages, but no list that takes seconds to check."""
+MAX_VALUES = 20_000  # most values of a JSON body: thousands of messages, but no list that takes seconds to check
 MAX_DEPTH = 64
-_VALUE_BYTES = 400
-"""Memory that a parsed value may take."""
+_VALUE_BYTES = 400  # memory that a parsed value may take
 _COPIES = 3  # as bytes, parsed and in the messages
 RATE = 16 << 20
 """Bytes of memory of large bodies that are begun in a second, of which checking and parsing takes a small part."""
-_SMALL = 256 << 10
-"""Bytes of memory of a body that need not wait."""
+_SMALL = 256 << 10  # bytes of memory of a body that need not wait
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _QUOTES = 8 * MAX_VALUES
-_GROWTH = 4
-"""Characters for each token of the limit that are counted first; then as many times more."""
-_CUT = 8
-"""Tokens that a text may have more because it is cut."""
-_ARGUMENTS = ("arguments", "input")
-"""Fields with the arguments of a call, a text or an object of which all is rendered."""
+_GROWTH = 4  # characters for each token of the limit that are counted first; then as many times more
+_CUT = 8  # tokens that a text may have more because it is cut
+_ARGUMENTS = ("arguments", "input")  # fields with the arguments of a call, a text or an object of which all is rendered
 _TEXTS = ("content", "text", "output", "tool_calls", "function", *_ARGUMENTS)
 """Fields of messages and items that every chat template renders; not names, ids and thinking."""
 

@@ -36,12 +36,9 @@ from .settings import (
 from .worker import RequestWorker
 
 T = TypeVar("T")
-CONTROL = "x-tersely-control"
-"""A header of replies: what control the model can be under, see `ModelInfo.control`."""
-_GREEDY = 1e-5
-"""Below this temperature the likeliest token is taken: dividing by it would not give finite numbers."""
-_SEED_RANGE = 1 << 63
-"""Seeds are taken modulo this, since random generators accept no larger ones."""
+CONTROL = "x-tersely-control"  # a header of replies: what control the model can be under, see `ModelInfo.control`
+_GREEDY = 1e-5  # below this temperature the likeliest token is taken: dividing by it would not give finite numbers
+_SEED_RANGE = 1 << 63  # seeds are taken modulo this, since random generators accept no larger ones
 
 
 class CompletionService:

@@ -8,16 +8,12 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-HEADER_SECONDS = 20.0
-"""For the headers of a request to arrive, from the connection or from their first byte on."""
-READ_SECONDS = 60.0
-"""For a client to take some of what is sent to it, once its buffers are full."""
+HEADER_SECONDS = 20.0  # for the headers of a request to arrive, from the connection or from their first byte on
+READ_SECONDS = 60.0  # for a client to take some of what is sent to it, once its buffers are full
 MAX_CHUNKS = 10_000
 """Chunks of one request's body, each of which costs the event loop as much time as a kilobyte in one piece."""
-GRACE = 5
-"""Seconds for clients to read the rest of their responses once the server ends."""
-MOST = 1024
-"""Connections at once; fewer where the process may open fewer files."""
+GRACE = 5  # seconds for clients to read the rest of their responses once the server ends
+MOST = 1024  # connections at once; fewer where the process may open fewer files
 _OTHER_FILES = 64
 _CHUNK = re.compile(rb"\r\n[0-9A-Fa-f]{1,20}[ \t]*(?:;[^\r\n]*)?\r\n")
 """What begins a chunk; text of JSON has no line like it, but for a number alone in a list."""

@@ -17,10 +17,8 @@ from ..options import option_field
 from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
 
-_METADATA = 16_384
-"""Characters of a request's metadata, which is kept and repeated in replies."""
-_FIELDS = 100
-"""Most fields of a body, far more than are known."""
+_METADATA = 16_384  # characters of a request's metadata, which is kept and repeated in replies
+_FIELDS = 100  # most fields of a body, far more than are known
 EXAMPLE = "What is 17 times 3?"  # shown in the API description; clients and tools try it first
 
 
@@ -71,8 +69,7 @@ Policies = Annotated[list[PolicyName], Field(fail_fast=True, max_length=32), Aft
 JsonObject = dict[str, Any]
 JsonObjects = Annotated[list[JsonObject], Field(fail_fast=True)]
 Metadata = Annotated[JsonObject, Field(max_length=16), AfterValidator(_check_size)]
-Label = Annotated[str, Field(max_length=512)]
-"""A text that changes nothing."""
+Label = Annotated[str, Field(max_length=512)]  # a text that changes nothing
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Stops = Annotated[
     Annotated[Stop, Tag("a text")] | Annotated[list[Stop], Field(fail_fast=True, max_length=4), Tag("a list")],
@@ -82,8 +79,7 @@ Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0, le=1 << 31)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
-Zero = Annotated[float, Field(ge=0, le=0)]
-"""A penalty: accepted as long as it changes nothing."""
+Zero = Annotated[float, Field(ge=0, le=0)]  # a penalty: accepted as long as it changes nothing
 Never = Annotated[bool, AfterValidator(_check_false), Field(json_schema_extra={"const": False})]
 """A feature that can only be declined. `Literal[False]` would also accept the number 0."""
 

@@ -32,10 +32,8 @@ _TIERS = ("easy", "normal", "hard")
 EFFORT_NAMES = (*OPENAI_NAMES, "auto", *_TIERS)
 MIN_THINKING = 32
 """With fewer thinking tokens the model does not think at all, since closing the thinking takes about a dozen."""
-METRICS_ACCESS = ("key", "open", "off")
-"""Who may read /metrics: clients with the key, everybody, or no client."""
-LOCAL = ("127.0.0.1", "localhost", "::1")
-"""Names of a server that only this machine can reach."""
+METRICS_ACCESS = ("key", "open", "off")  # who may read /metrics: clients with the key, everybody, or no client
+LOCAL = ("127.0.0.1", "localhost", "::1")  # names of a server that only this machine can reach
 
 
 @dataclass(frozen=True, slots=True)

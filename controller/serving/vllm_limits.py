@@ -16,16 +16,12 @@ from urllib.parse import unquote
 from .body_limits import check_shape
 from .errors import RequestError
 
-MAX_ITEMS = 10_000
-"""Sum of all counts of items and properties in the schemas of a request."""
-MAX_SAMPLES = 128
-"""Most samples of a request, as in OpenAI's API."""
+MAX_ITEMS = 10_000  # sum of all counts of items and properties in the schemas of a request
+MAX_SAMPLES = 128  # most samples of a request, as in OpenAI's API
 _FIELDS = ("structured_outputs", "response_format", "tools", "text", "output_config", "output_format")
-_TEXTS = ("json", "structural_tag")
-"""Fields with a schema that may be JSON in a text."""
+_TEXTS = ("json", "structural_tag")  # fields with a schema that may be JSON in a text
 _MOST = 1e18  # so that sums can be shown
-_SCHEMAS = ("json", "json_schema", "schema", "parameters", "input_schema")
-"""Fields with a schema."""
+_SCHEMAS = ("json", "json_schema", "schema", "parameters", "input_schema")  # fields with a schema
 _APPLICATORS = ("allOf", "anyOf", "oneOf")
 _RULE = re.compile(r"^[^\S\n]*([\w-]+)\s*::=", re.MULTILINE)
 _COUNTS = ("minItems", "maxItems", "minContains", "maxContains", "minProperties", "maxProperties")

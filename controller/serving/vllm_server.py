@@ -54,8 +54,7 @@ COUNT_TOKENS = "/v1/messages/count_tokens"
 UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", COUNT_TOKENS)
 """What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
 _EVENT_END = b"\n\n"
-_LONGER = 4
-"""How many times as long as other prompts one may be that vLLM only counts, or truncates."""
+_LONGER = 4  # how many times as long as other prompts one may be that vLLM only counts, or truncates
 Trace = tuple[Decision, ...]
 
 

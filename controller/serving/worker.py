@@ -30,8 +30,7 @@ from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
 
 _log = logging.getLogger(__name__)
-_SHORT = 8_000
-"""Characters of a request's text that take less time than handing it to a thread and back."""
+_SHORT = 8_000  # characters of a request's text that take less time than handing it to a thread and back
 A = TypeVar("A")
 T = TypeVar("T")
 
@@ -59,8 +58,7 @@ class ServedRow(BatchRow):
             number,
         )
         self.pending, self.number, self.metrics = pending, number, metrics
-        self.has_fallback = False
-        """Whether somebody else answers, should this fail before anything was sent."""
+        self.has_fallback = False  # whether somebody else answers, should this fail before anything was sent
         self.sent = self.failed = self._finished = False
 
     def observe(self, token: int, step: StepInfo | None = None) -> Directive:

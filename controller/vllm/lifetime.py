@@ -14,10 +14,8 @@ from types import FrameType
 
 from .trace_channel import PLACE
 
-SERVED = "TERSELY_SERVE"
-"""The variable by which the processes of `tersely serve --engine vllm` know that they are."""
-_EVERY = 1.0
-"""Seconds between two looks."""
+SERVED = "TERSELY_SERVE"  # the variable by which the processes of `tersely serve --engine vllm` know that they are
+_EVERY = 1.0  # seconds between two looks
 
 
 def end_with_parent() -> None:

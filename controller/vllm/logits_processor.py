@@ -31,13 +31,10 @@ from .token_history import TokenHistory
 from .trace_channel import request_tag, send_trace
 from .worker_context import WorkerContext
 
-_PARKED = 256
-"""Most requests that left the batch and may come back; they look like those that ended."""
+_PARKED = 256  # most requests that left the batch and may come back; they look like those that ended
 
-_IN_FLIGHT = 8
-"""Most steps whose tokens vLLM drops of a request that it preempts: those that were under way."""
-_UNSEEN = 8
-"""Steps after which the tokens of a row that was in none of them are fetched no more."""
+_IN_FLIGHT = 8  # most steps whose tokens vLLM drops of a request that it preempts: those that were under way
+_UNSEEN = 8  # steps after which the tokens of a row that was in none of them are fetched no more
 
 install_tap()
 

@@ -24,10 +24,8 @@ from .trace_channel import send_trace
 _WIDTH, _SPREAD = 128, 32
 """Most tokens of a row that wait to be read: fewer by up to the second, so that not all rows read in the same step."""
 _KINDS = 1 << 20
-_UNLIMITED = 2 * NEVER
-"""The patience of a slot without a row, more than that of any row."""
-SIGNALS, STATES = 1, 2
-"""What a row wants to know of a step."""
+_UNLIMITED = 2 * NEVER  # the patience of a slot without a row, more than that of any row
+SIGNALS, STATES = 1, 2  # what a row wants to know of a step
 
 
 def _width(slots: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,10 +21,8 @@ from .request_controller import LOUD
 from .row_table import SIGNALS, STATES, RowTable, make_signals
 from .token_history import to_device, to_host
 
-_CERTAIN = 1e9
-"""The logit of a forced token; what a grammar has forbidden stays forbidden."""
-_kept: list[Tensor] = []
-"""What the logits layer was given last: hidden states [rows, width]."""
+_CERTAIN = 1e9  # the logit of a forced token; what a grammar has forbidden stays forbidden
+_kept: list[Tensor] = []  # what the logits layer was given last: hidden states [rows, width]
 _NO_PLACES = np.zeros(0, dtype=np.int64)
 _NO_SWAPS = _NO_PLACES, torch.zeros(0, dtype=torch.bool)
 _ROOM = 1

@@ -30,12 +30,10 @@ PLACE = "TERSELY_TRACES"
 """The variable that names the folder of sockets; each process that wants traces has one there, named in its tags."""
 _NAME = re.compile(r"\d+-\d+")
 _NUMBERS = count()
-_MOST = 65_536
-"""Requests whose traces are kept until they are taken."""
+_MOST = 65_536  # requests whose traces are kept until they are taken
 _PATIENCE = 0.1
 """Seconds that a worker waits where the queue of the socket is full: Linux lets ten datagrams wait by default."""
-_REST = 1.0
-"""Seconds after such a wait in which no row of the worker waits."""
+_REST = 1.0  # seconds after such a wait in which no row of the worker waits
 
 
 def request_tag(extra_args: Mapping[str, Any] | None) -> str:

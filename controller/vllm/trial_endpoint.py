@@ -20,8 +20,7 @@ from ..types import KEEP
 from ..verifiers import EndpointCaller
 from .request_control import KEY, RequestControl
 
-SELF = "self"
-"""Instead of a URL, for `tersely serve`: the server itself."""
+SELF = "self"  # instead of a URL, for `tersely serve`: the server itself
 SELF_KEY = "TERSELY_SELF_KEY"
 """The variable with a server's URL and the key by which it knows the trials of its own requests."""
 _TIMEOUT, _STREAMS = 30.0, 64

@@ -25,8 +25,7 @@ from .request_control import KEY, RequestControl, parse_control, read_control
 from .request_controller import LOUD, RequestController, classify
 from .trial_endpoint import TrialEndpoint, failed_trial, find_self_key, require_trials
 
-_BOUND = 256
-"""Policies, with their settings, that are kept bound to the model."""
+_BOUND = 256  # policies, with their settings, that are kept bound to the model
 DRIVERS: dict[str, RequestController] = {}
 """Controllers of requests to an engine in this process, by the `driver` of their control."""
 

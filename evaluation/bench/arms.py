@@ -215,8 +215,7 @@ def check_unseen(learned: Iterable[Policy | ForwardModifier | TierProbe], questi
 
 # -- running them ------------------------------------------------------------------------------------------------------
 
-Advance = Callable[[str, int], None]
-"""Called as `advance(description, rows)` after each batch."""
+Advance = Callable[[str, int], None]  # called as `advance(description, rows)` after each batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,7 @@ from ..stats import Array, Interval, paired_bootstrap
 from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow, compare_markers, format_markers
 
-MIN_QUESTIONS = 10
-"""Fewer questions decide nothing: if their tokens happen to agree, the interval has no width."""
+MIN_QUESTIONS = 10  # fewer questions decide nothing: if their tokens happen to agree, the interval has no width
 GOOD = "non-inferior and saving"
 INFERIOR = "inferior"
 WASTEFUL = "not saving"

@@ -23,17 +23,12 @@ from .arms import CONFIDENCE, EQUAL, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm,
 from .records import ArmRecords, BenchRow, to_row
 from .truncation import Recording, TrialPoint, Truncation, TruncationBaseline
 
-NEVER = 2.0
-"""A confidence that no trial answer reaches."""
-CURVE = 8
-"""Budgets on the fixed-budget curve."""
-MAX_TRIALS = 12
-"""Trial answers of one generation, at thoughts evenly spread over it."""
+NEVER = 2.0  # a confidence that no trial answer reaches
+CURVE = 8  # budgets on the fixed-budget curve
+MAX_TRIALS = 12  # trial answers of one generation, at thoughts evenly spread over it
 GREEDY = SamplingParams(temperature=0.0)
-TRIALS = "trial answers"
-"""The description that `advance` gets while trial answers are sampled."""
-_TOLERANCE = 0.02
-"""Relative distance from the target cost above which an arm's setting says so."""
+TRIALS = "trial answers"  # the description that `advance` gets while trial answers are sampled
+_TOLERANCE = 0.02  # relative distance from the target cost above which an arm's setting says so
 _TRIAL_WORK, TRUNCATION_WORK = 0.3, 0.1
 """Time of one generation's trial answers, and of truncating it once, relative to the generation itself."""
 

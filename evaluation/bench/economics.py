@@ -134,10 +134,8 @@ def load_cost_model(
     return costs, notes
 
 
-SURE = 0.95
-"""A trial answer of at least this confidence passes, where its confidence is taken for a verifier."""
-PENALTIES = (1, 4)
-"""What a wrong answer that passes costs, where a right one earns 1."""
+SURE = 0.95  # a trial answer of at least this confidence passes, where its confidence is taken for a verifier
+PENALTIES = (1, 4)  # what a wrong answer that passes costs, where a right one earns 1
 _ARM = ("gain", "gain_ci", "essentialness", "essentialness_ci", "ideal_seconds", "ideal_usd")
 
 

@@ -166,8 +166,7 @@ class ArmRecords:
     engine_tokens: int | None = None
     setting: str = ""
     truncated: bool = False
-    timings: Sequence[Timing] = ()
-    """Of generations that ran alone, in batches of one."""
+    timings: Sequence[Timing] = ()  # of generations that ran alone, in batches of one
 
     def column(self, name: str) -> Array:
         """One field as an array [questions, rollouts]."""

@@ -26,10 +26,8 @@ from .flops import STORAGE
 
 _COSTS = 3  # fitted costs, and thus the fewest timings
 _TIMING_FORM = '{"prompt": ..., "output": ..., "seconds": ...} with an optional "cached"'
-SAMPLE_LAYERS = (2, 6)
-"""Layers of the two copies of a model that are timed."""
-SAMPLE_TOKENS = (4, 20)
-"""Tokens of the two generations whose difference is the time of the steps between them."""
+SAMPLE_LAYERS = (2, 6)  # layers of the two copies of a model that are timed
+SAMPLE_TOKENS = (4, 20)  # tokens of the two generations whose difference is the time of the steps between them
 _REPEATS = 5
 _FIRST_ID = 100  # the ids below may include special tokens
 

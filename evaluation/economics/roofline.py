@@ -23,8 +23,7 @@ from ..cli_utils import Json, format_table, takes
 from .flops import STORAGE, ModelShape, get_storage, load_shape, prefill_flops, token_flops
 from .latency import fit_runtime, predict_step, read_timings
 
-MEASURE = "measure"
-"""The device name that stands for this machine."""
+MEASURE = "measure"  # the device name that stands for this machine
 _REPEATS = 7
 _MAX_READ, _MIN_READ = 512e6, 1e6  # bytes; below the minimum, the overhead of the call dominates
 

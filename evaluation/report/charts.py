@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SOFTWARE = "tersely report"
-"""What our PNG files name as the software that wrote them."""
+_SOFTWARE = "tersely report"  # what our PNG files name as the software that wrote them
 _MARKERS = "os^Dv<>pPX*h"
 _DRAWING_ORDER: Mapping[Role, int] = {"judged": 3, "baseline": 2, "other": 1, "cut": 0}
 

@@ -79,8 +79,7 @@ class ReportArm(ExactModel):
     accuracy: Share
     accuracy_ci: tuple[Share, Share]
     tokens: TokenMeans
-    overhead: dict[str, Mean]
-    """Mean unweighted tokens of a generation by kind of overhead."""
+    overhead: dict[str, Mean]  # mean unweighted tokens of a generation by kind of overhead
     forced: Mean = 0.0
     prompt: Mean = 0.0
     delta_accuracy: float | None = None
@@ -130,8 +129,7 @@ class CostFrontier(ExactModel):
     usd: Mean
     usd_ci: Pair
     expert_usd: Mean | None = None
-    unsolved: Count
-    """Questions that no arm solves; they are left out."""
+    unsolved: Count  # questions that no arm solves; they are left out
     cheapest: dict[str, Share]
 
 

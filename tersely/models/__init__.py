@@ -120,8 +120,7 @@ def list_end_tokens(tokenizer: Any, configured: int | Sequence[int] | None) -> t
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
-CACHE_NAMES = ("cache", "past_key_values")
-"""The keyword of the cache in newer and older transformers."""
+CACHE_NAMES = ("cache", "past_key_values")  # the keyword of the cache in newer and older transformers
 
 
 def find_cache(values: Any) -> tuple[str | None, Any]:

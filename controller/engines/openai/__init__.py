@@ -17,8 +17,7 @@ from ...types import TOP, Completion, SamplingParams, Signals
 T = TypeVar("T")
 _MAX_TOKENS = 256
 """Tokens of the text that is tokenized again with each piece; beyond that it restarts after the returned ids."""
-_MAX_HELD = 16
-"""Most tokens held back for the end of their word: some scripts, and some tokenizers, do not end words."""
+_MAX_HELD = 16  # most tokens held back for the end of their word: some scripts, and some tokenizers, do not end words
 
 
 @dataclass(frozen=True, slots=True)

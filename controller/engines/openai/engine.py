@@ -23,8 +23,7 @@ from . import Chunk, CompletionBackend, ServerLostError, StreamError, run_togeth
 
 _T = TypeVar("_T")
 _CLOSE_TIMEOUT = 5.0  # seconds that streams have to end
-_TRIAL_LIMIT = 64
-"""Tokens that are requested at a time during a trial; its watcher mostly ends it long before."""
+_TRIAL_LIMIT = 64  # tokens that are requested at a time during a trial; its watcher mostly ends it long before
 _GREEDY = SamplingParams(temperature=0.0)
 _RETRY_DELAY = 0.2  # seconds before the first retry, doubled for each further one
 

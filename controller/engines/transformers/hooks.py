@@ -23,8 +23,7 @@ class DecodeStep:
     logits: Tensor  # [slots, vocabulary], the model's own
     tokens: Tensor  # [slots], sampled or queued
     signals: Sequence[Signals | None] | None = None  # by slot, set by a hook
-    state_reader: Callable[[int], Callable[[int], State]] | None = None
-    """By slot, reads a hidden layer; set by a hook."""
+    state_reader: Callable[[int], Callable[[int], State]] | None = None  # by slot, reads a hidden layer; set by a hook
     sampled: Sequence[int] = ()
     edits: Mapping[int, CacheEdit] = field(default_factory=dict)  # by slot, what watchers asked for
     hidden_slots: frozenset[int] = frozenset()
