@@ -134,8 +134,6 @@ class Controller:
         """Whether nothing is left to follow."""
         return self.state is ControllerState.ANSWER and self._answer is None
 
-    # -- transitions
-
     def skip(self, tokens: Sequence[int], signals: Sequence[Signals | None] = ()) -> None:
         """Take sampled tokens within `patience`: the same as observing each, and cheaper."""
         self.position += len(tokens)
@@ -376,8 +374,6 @@ class Controller:
         """Thinking tokens left after reserving the closing."""
         return self.budget.thinking - len(self.thinking) - self.view.closing_cost
 
-    # -- carrying out
-
     def _execute(self, proposal: Proposal) -> Directive:
         action, policy = proposal.action, proposal.task.policy.name
         if isinstance(action, (Inject, Close)):
@@ -437,8 +433,6 @@ class Controller:
         directive = self._run_policies(reply.tasks, reply.answer, may_try=False)
         self.trials.set_aside = ()  # a trial that wrote nothing leaves the thinking as it is
         return directive
-
-    # -- the trace
 
     def _on_side_effect(self, policy: str, effect: SideEffect) -> Any:
         """Handle a policy's note, question or exception."""

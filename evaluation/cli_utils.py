@@ -111,9 +111,6 @@ def announce_resume(checkpoints: CheckpointLog) -> Iterator[None]:
         raise
 
 
-# -- HTML pages ------------------------------------------------------------------------------------------------------
-
-
 _FOLDER = Path(__file__).parent / "pages"
 _HEAD_BYTES = 2048
 

@@ -181,9 +181,6 @@ def _split_pieces(
     yield from ((mark, thinking) for _, mark in marks)
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 def view(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file written by `tersely run --trace`.")],
     out: Annotated[

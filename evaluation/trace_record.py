@@ -155,8 +155,6 @@ def _decode_pieces(ids: Sequence[int], wanted: str, codec: TokenizerAdapter) -> 
     return texts
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-
 _HINT = "accepted: one record per line, as written by `tersely run PROMPT --trace FILE`"
 
 

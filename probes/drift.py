@@ -175,8 +175,6 @@ class DriftMonitor:
         self._logs = np.logaddexp(self._logs, share) + np.log(self._exponents) + (self._exponents - 1) * math.log(p)
 
 
-# -- questions of another kind -----------------------------------------------------------------------------------------
-
 FALSE_ALARM = 0.01
 _WORD = re.compile(r"[^\W\d_]+")  # digits and signs are in any question
 LENGTHS = ("it is shorter", "it is longer")  # differences of a question whose words are known

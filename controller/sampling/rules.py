@@ -104,8 +104,6 @@ class VoteState:
     def judge(self, sample: int, prompt: Prompt, result: GenerationResult) -> None:
         """Look at the result of a finished sample."""
 
-    # -- the count
-
     def weight(self, sample: int) -> float:
         """The weight of a sample's vote, at most 1 where the vote is settled early."""
         return 1.0

@@ -135,9 +135,6 @@ def select_trajectories(
     ]
 
 
-# -- comparison --------------------------------------------------------------------------------------------------------
-
-
 _MEANS = ("read", "thinking", "calls", "failed_calls", "duplicates", "seconds")
 
 
@@ -211,8 +208,6 @@ def _columns(episodes: Sequence[Episode]) -> tuple[list[float], list[float]]:
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
-
-# -- text --------------------------------------------------------------------------------------------------------------
 
 _HEADER = "arm|solved % [95% CI]|Δ points|written|per solved|saved % [95% CI]|read|steps|dup %|ISR|ISE".split("|")
 

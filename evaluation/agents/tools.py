@@ -104,8 +104,6 @@ def _firm(name: str, town: str, towns: list[str], people: Iterator[str], rng: Ra
     return pages
 
 
-# -- tools -------------------------------------------------------------------------------------------------------------
-
 _MAX_RESULTS = 20
 _MAX_CHARACTERS, _MAX_VALUE = 200, 10**15
 _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {

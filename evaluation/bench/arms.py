@@ -213,8 +213,6 @@ def check_unseen(learned: Iterable[Policy | ForwardModifier | TierProbe], questi
             )
 
 
-# -- running them ------------------------------------------------------------------------------------------------------
-
 Advance = Callable[[str, int], None]  # called as `advance(description, rows)` after each batch
 
 

@@ -173,8 +173,6 @@ def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> 
     return groups
 
 
-# -- the terminal ------------------------------------------------------------------------------------------------------
-
 _GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
 _COSTS = ("arm", *KINDS, "iso-saved", "cut %", "no ans %", "seconds")
 _ECONOMICS = {

@@ -105,8 +105,6 @@ class Counterfactual:
         budgets = truncation.curve_budgets(self.recordings, CURVE)
         return [(b, self._truncate(f"budget {b}", self._at_budget(b), "")) for b in budgets]
 
-    # -- rules -------------------------------------------------------------------------------------------------------
-
     def _at_budget(self, budget: int) -> Choice:
         return lambda recording, _: (self._truncator.truncate_to_budget(recording, budget), 0)
 
@@ -149,8 +147,6 @@ class Counterfactual:
         if abs(difference) <= _TOLERANCE:
             return records
         return replace(records, setting=f"{records.setting}; {difference:+.0%} tokens against its target")
-
-    # -- pieces of work ----------------------------------------------------------------------------------------------
 
     def _load_batch(self, rollout: int, number: int, indices: Sequence[int]) -> _Batch:
         bench = self.bench

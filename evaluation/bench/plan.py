@@ -195,9 +195,6 @@ def _load_splits(options: BenchOptions) -> dict[str, Sequence[Question]]:
     return splits
 
 
-# -- origin ------------------------------------------------------------------------------------------------------------
-
-
 def hash_files(model: str) -> str:
     """A hash of a model's files, local or in the hub's cache; the model's name if there are none yet."""
     from huggingface_hub import try_to_load_from_cache

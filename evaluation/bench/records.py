@@ -183,9 +183,6 @@ class ArmRecords:
         return float(self.column(name).mean())
 
 
-# -- markers -----------------------------------------------------------------------------------------------------------
-
-
 def count_markers(thinking: str) -> dict[str, int]:
     """The number of `words` of a thinking, and of its markers by kind."""
     found = {kind: len(pattern.findall(thinking)) for kind, pattern in MARKERS.items()}

@@ -92,9 +92,6 @@ def e3(accuracy: float, tokens: float) -> float:
     return (100 * accuracy) ** 2 / tokens
 
 
-# -- the frontier ------------------------------------------------------------------------------------------------------
-
-
 HUMAN = "human expert"
 
 

@@ -107,8 +107,6 @@ def build_options(task: str, model: ModelArguments, arguments: TaskArguments) ->
     )
 
 
-# -- usage -------------------------------------------------------------------------------------------------------------
-
 KINDS: Mapping[str, str] = {
     "prompt": "prompt",
     "thinking": "thinking",

@@ -90,9 +90,6 @@ def shorten_label(name: str, length: int = 32) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-# -- tables of arms ----------------------------------------------------------------------------------------------------
-
-
 class Column(NamedTuple):
     """A column of a table of arms: its heading with a note, and the field that it shows (a path as tokens.total).
 
@@ -171,9 +168,6 @@ def _get_weight(result: BenchmarkResult, kind: str) -> float:
 def select_filled(columns: Sequence[Column], result: BenchmarkResult) -> list[Column]:
     """Leave out the columns that are empty for all arms."""
     return [column for column in columns if any(map(column.cell, result.arms))]
-
-
-# -- CSV ---------------------------------------------------------------------------------------------------------------
 
 
 def arms_csv(results: NamedResults) -> str:

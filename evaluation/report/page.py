@@ -52,9 +52,6 @@ def draw_pictures(result: BenchmarkResult) -> dict[str, dict[str, str]]:
     }
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 def report(
     results: Annotated[
         list[Path], typer.Argument(metavar="RESULT...", help="Result files written by `tersely bench --out`.")

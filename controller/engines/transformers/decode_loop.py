@@ -100,8 +100,6 @@ class DecodeLoop:
         for hook in self.hooks:
             hook.finish()
 
-    # -- sample
-
     def _sample(self, logits: Tensor) -> tuple[DecodeStep, Sequence[bool] | None]:
         """Sample a token per slot; return the step, and per slot whether a stopping criterion is met."""
         greedy = [s.slot for s in self.live if s.trial and not s.trial_sampled]
@@ -120,8 +118,6 @@ class DecodeLoop:
         for hook in self.hooks:
             hook.after_sample(step)
         return step, stops
-
-    # -- observe
 
     def _observe(self, step: DecodeStep, stops: Sequence[bool] | None) -> tuple[dict[int, CacheEdit], bool]:
         """Show each sequence its token; return the edits by slot, and whether a sequence has ended."""
@@ -166,8 +162,6 @@ class DecodeLoop:
                 sequence.notify(sequence.completion())
         return any(sequence.finish is not None for sequence in waiting)
 
-    # -- apply
-
     def _retire(self, step: DecodeStep, edits: dict[int, CacheEdit]) -> dict[int, CacheEdit]:
         """Stop sampling for ended sequences, or take them out of the batch; return the edits by their new slots."""
         if self.shrinks and len(self.live) <= _SHRINK_BELOW * len(self.sequences):
@@ -191,8 +185,6 @@ class DecodeLoop:
             sequence.slot = slot
         step.tokens, step.sampled = step.tokens[keep], [step.sampled[slot] for slot in slots]
         return {new: edits[old] for new, old in enumerate(slots) if old in edits}
-
-    # -- forward
 
     def _forward(self, step: DecodeStep, edits: dict[int, CacheEdit]) -> Tensor:
         """Feed the sampled tokens, with the edits applied; return the logits after them."""
