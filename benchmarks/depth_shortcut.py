@@ -31,7 +31,7 @@ from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
-from tersely.probes.research.shortcut import KIND, Shortcut
+from tersely.probes.research.learned import Shortcut
 
 _DRAW = random.Random(0)
 
@@ -138,7 +138,7 @@ def timed(
 def measure(model: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """All arms of one model."""
     engine = load_engine(model)
-    shortcut = Shortcut.load(Path(folder) / KIND, engine.fingerprint(), model)
+    shortcut = Shortcut.load(Path(folder) / Shortcut.kind, engine.fingerprint(), model)
     modifier = DepthShortcut(shortcut=shortcut, threshold=options.threshold).bind(BindContext(engine))
     questions = load("tiny", "test", options.limit, options.seed)
     check_unseen([modifier], questions)

@@ -24,10 +24,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from .auth_middleware import Access, AuthMiddleware
-from .body_limits import BodyLimits
 from .completion_service import CompletionService
-from .connections import GRACE, GuardedProtocol
 from .errors import RequestError, from_validation_error, unknown_model
+from .limits import GRACE, BodyLimits, GuardedProtocol
 from .metrics import CONTENT_TYPE, Metrics
 from .replies import ChatReply
 from .responses_api import ResponsesReply

@@ -19,8 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .body_limits import BodyLimits, BodyTooLarge, check_shape, estimate_memory, replay
 from .errors import CLIENT_LEFT, RequestError
+from .limits import BodyLimits, BodyTooLarge, check_shape, estimate_memory, replay
 from .metrics import Metrics
 
 OPEN_PATHS = ("/health", "/ready", "/ping")  # what needs no key: whether the server is up

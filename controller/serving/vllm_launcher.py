@@ -25,12 +25,11 @@ from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
 from ..vllm.engine import PROCESSOR
 from ..vllm.engine_options import OPTIONS, check_endpoints, load_tokenizer, refuse_speculation
-from ..vllm.lifetime import LIFETIME
+from ..vllm.processes import LIFETIME, PLACE
 from ..vllm.request_control import KEY
-from ..vllm.trace_channel import PLACE
 from ..vllm.trial_endpoint import SELF, SELF_KEY
 from .auth_middleware import hash_key
-from .connections import GuardedProtocol
+from .limits import GuardedProtocol
 from .settings import LOCAL, base_url, bind_socket, exposure_warning
 from .vllm_server import SETTINGS_VARIABLE, ControlMiddleware, load_settings
 

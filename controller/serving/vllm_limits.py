@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from .body_limits import check_shape
 from .errors import RequestError
+from .limits import check_shape
 
 MAX_ITEMS = 10_000  # sum of all counts of items and properties in the schemas of a request
 MAX_SAMPLES = 128  # most samples of a request, as in OpenAI's API

@@ -26,14 +26,13 @@ from ..text.markers import find_markers
 from ..text.sanitizer import RENDERED, SpecialTokenSanitizer, sanitize_body
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine_options import load_tokenizer
-from ..vllm.lifetime import LIFETIME, SERVED
+from ..vllm.processes import LIFETIME, SERVED, TraceStore
 from ..vllm.request_control import KEY
-from ..vllm.trace_channel import TraceStore
 from ..vllm.trial_endpoint import require_trials
 from .auth_middleware import METRICS, Access, AuthMiddleware, get_route, hash_key
-from .body_limits import BodyLimits, PromptLimit, replay
 from .config import Rules
 from .errors import CLIENT_LEFT, RequestError
+from .limits import BodyLimits, PromptLimit, replay
 from .metrics import Metrics
 from .rules import LiveConfig, check_names
 from .settings import UNBILLED, Billing, ServerLimits

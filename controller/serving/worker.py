@@ -22,8 +22,8 @@ from ..text.sanitizer import get_sanitizer, sanitize_messages
 from ..text.tool_calls import OPEN
 from ..trace import Decision
 from ..types import KEEP, Completion, Directive, StepInfo
-from .body_limits import PromptLimit
 from .errors import RequestError
+from .limits import PromptLimit
 from .metrics import Metrics
 from .replies import PendingResponse, RowFinished, split_tool_calls
 from .rules import RequestRules

@@ -18,8 +18,8 @@ from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
 from .engine_options import check_endpoints, load_tokenizer, refuse_speculation
+from .processes import TraceStore, request_tag
 from .request_control import KEY, RequestControl, make_control
-from .trace_channel import TraceStore, request_tag
 from .trial_endpoint import require_trials
 
 

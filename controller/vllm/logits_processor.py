@@ -24,11 +24,11 @@ from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..trace import Decision
 from .engine_options import check_speculation
+from .processes import request_tag, send_trace
 from .request_control import parse_control
 from .row_table import ControlledRow, RowTable
 from .step import DraftStep, apply_step, install_tap
 from .token_history import TokenHistory
-from .trace_channel import request_tag, send_trace
 from .worker_context import WorkerContext
 
 _PARKED = 256  # most requests that left the batch and may come back; they look like those that ended

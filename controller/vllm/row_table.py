@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ..policies.base import NEVER
 from ..types import Signals, StepInfo
+from .processes import send_trace
 from .request_controller import FENCE, LINE, LOUD, PARAGRAPH, QUIET, UNKNOWN, RequestController
-from .trace_channel import send_trace
 
 _WIDTH, _SPREAD = 128, 32
 """Most tokens of a row that wait to be read: fewer by up to the second, so that not all rows read in the same step."""
@@ -55,7 +55,7 @@ class StepReadings(Protocol):
 
 @dataclass(slots=True)
 class ControlledRow:
-    """A request under control, with its output so far; tag and copy identify its trace, see `trace_channel`."""
+    """A request under control, with its output so far; tag and copy identify its trace, see `processes`."""
 
     controller: RequestController
     output: list[int]

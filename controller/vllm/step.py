@@ -16,7 +16,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..types import State, StepInfo
-from .lifetime import end_with_parent
+from .processes import end_with_parent
 from .request_controller import LOUD
 from .row_table import SIGNALS, STATES, RowTable, make_signals
 from .token_history import to_device, to_host

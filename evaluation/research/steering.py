@@ -18,7 +18,7 @@ from ...controller.types import SamplingParams
 from ...errors import OptionError, check_known
 from ...io import CheckpointLog, make_folder, render_text
 from ...probes.artifact import save
-from ...probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
+from ...probes.research.learned import MIN_PAIRS, PLACES, Direction, extract
 from .. import cli_utils as cli
 from ..bench.arms import Bench, check_disjoint
 from ..runner import SessionRunner
@@ -133,7 +133,7 @@ def find_direction(options: SteerOptions) -> dict[str, Any]:
         provenance={**identity, "learned_from": hashes},
         metrics={**direction.metrics, **{name: report[name] for name in ("sampled", "search", "chosen", "proof")}},
     )
-    save(annotated, options.out / KIND)
+    save(annotated, options.out / Direction.kind)
     checkpoints.remove()
     return report
 

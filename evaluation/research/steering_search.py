@@ -13,7 +13,7 @@ from ...controller.engines.transformers.research.steering import Steer
 from ...controller.options import GenerationOptions
 from ...controller.text.thoughts import ThinkingState
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
-from ...probes.research.steering import Direction, Pair
+from ...probes.research.learned import Direction, Pair
 from ..bench.arms import Arm, Bench, run_arm, run_batch
 from ..bench.compare import summarize
 

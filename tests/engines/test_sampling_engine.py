@@ -18,7 +18,7 @@ from tersely.controller.engines.transformers.research.steering import Steer, Ste
 from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo
 from tersely.kernels.attention import SharedPrefixLayer
 from tersely.models import find_cache
-from tersely.probes.research.steering import Direction
+from tersely.probes.research.learned import Direction
 
 from ..support.models import letters, random_model
 

@@ -13,7 +13,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence
 from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import OptionError
-from tersely.probes.research.steering import Direction
+from tersely.probes.research.learned import Direction
 
 from ..support.models import letters, random_model
 from ..support.refusals import refused

@@ -16,10 +16,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving import body_limits
+from tersely.controller.serving import limits as body_limits
 from tersely.controller.serving.auth_middleware import Access, AuthMiddleware
-from tersely.controller.serving.body_limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape, estimate_memory
 from tersely.controller.serving.errors import RequestError
+from tersely.controller.serving.limits import MAX_VALUES, BodyLimits, BodyTooLarge, check_shape, estimate_memory
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.responses_schemas import ResponsesRequest
 from tersely.controller.serving.rules import ServerSettings

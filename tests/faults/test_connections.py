@@ -14,8 +14,8 @@ import pytest
 import uvicorn
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving import connections
-from tersely.controller.serving.connections import GRACE, GuardedProtocol
+from tersely.controller.serving import limits as connections
+from tersely.controller.serving.limits import GRACE, GuardedProtocol
 from tersely.controller.serving.rules import ServerSettings
 
 from ..support.cpu_limit import limited

@@ -84,14 +84,14 @@ MODULES = (
     "controller.text.sanitizer controller.text.sentences controller.text.thoughts controller.text.tokenizer_adapter "
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
-    "evaluation.tasks.confinement training.methods.vsrm controller.serving.connections "
+    "evaluation.tasks.confinement training.methods.vsrm controller.serving.limits "
     "controller.serving.auth_middleware controller.serving.vllm_limits controller.chat_model controller.verifiers"
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {
     "tersely/models/__init__.py": "names of models, given by the user",
     "controller/engines/transformers/research/nowait.py": "tokens of a vocabulary",
-    "controller/vllm/trace_channel.py": "names of sockets, of this process's own making",
+    "controller/vllm/processes.py": "names of sockets, of this process's own making",
     "evaluation/bench/records.py": "outputs of models, by alternatives of fixed words",
     "evaluation/replay/formats.py": "recorded outputs, read once by their owner",
     "evaluation/replay/reader.py": "recorded outputs, read once by their owner",

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving.connections import GRACE
+from tersely.controller.serving.limits import GRACE
 
 from ..support.vllm_server import KEY, NAME, VllmServer
 

@@ -13,7 +13,7 @@ import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import ForwardModifier
-from tersely.probes.research.shortcut import Shortcut
+from tersely.probes.research.learned import Shortcut
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 9 - 4 + 2."]
 BASE = "tersely-tiny-small"

@@ -2,7 +2,7 @@
 
 The paper has no public code; equations are those of descriptions of it. A latent thought is the last state of a step,
 fed back in as the input of the next one (as in Coconut, arXiv 2412.06769). With shortcuts, each layer l has a router R
-and an adapter g, those of `probes.research.shortcut.Shortcut`, and w = R_l(h_{l-1,t}) is shared by both shortcuts.
+and an adapter g, those of `probes.research.learned.Shortcut`, and w = R_l(h_{l-1,t}) is shared by both shortcuts.
 """
 
 from __future__ import annotations

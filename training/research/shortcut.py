@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...controller.engines.transformers.research.early_exit import FAMILIES, apply_adapter, early_exit, score
 from ...probes.artifact import save
 from ...probes.fingerprint import question_hash
-from ...probes.research.shortcut import KIND, Shortcut
+from ...probes.research.learned import Shortcut
 from ..config import Optimiser, Recipe, RecipeError, Section
 from ..methods import Method
 from ..offline import SampledTrace, collect_traces
@@ -84,7 +84,7 @@ def _train(run: TrainingRun[ShortcutRecipe]) -> None:
     sampler = run.make_sampler()
     sampled = collect_traces(run, sampler, "traces", run.recipe.shortcut.samples)
     rank0_only(lambda: _train_shortcut(run, sampler, sampled))
-    run.log(f"wrote {run.folder / KIND}; use it with `tersely run --policy shortcut --probes {run.folder}`")
+    run.log(f"wrote {run.folder / Shortcut.kind}; use it with `tersely run --policy shortcut --probes {run.folder}`")
 
 
 def _train_shortcut(
@@ -114,7 +114,7 @@ def _train_shortcut(
         },
         metrics=asdict(chosen),
     )
-    save(shortcut, run.folder / KIND)
+    save(shortcut, run.folder / Shortcut.kind)
     if chosen.threshold is None:
         run.log(f"no threshold reaches an agreement of {settings.agreement:.2%}; train longer, or use a later layer")
     else:
@@ -317,4 +317,4 @@ def _most_likely(model: Any, final: Tensor) -> Tensor:
     return torch.cat([_log_probs(model, part, normed=True).argmax(-1) for part in final.split(_CHUNK)])
 
 
-METHOD = Method(recipe=ShortcutRecipe, validate=_validate, train=_train, results=(KIND,))
+METHOD = Method(recipe=ShortcutRecipe, validate=_validate, train=_train, results=(Shortcut.kind,))

@@ -29,7 +29,7 @@ from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError, save
-from tersely.probes.research.steering import Direction
+from tersely.probes.research.learned import Direction
 
 from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer

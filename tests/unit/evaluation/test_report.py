@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.evaluation.report import charts, page
-from tersely.evaluation.report.charts import draw_charts
+from tersely.evaluation.report import page
 from tersely.evaluation.report.formatting import MINUS, SPACE
-from tersely.evaluation.report.page import report_page
+from tersely.evaluation.report.page import draw_charts, report_page
 from tersely.evaluation.report.schema import BenchmarkResult, load_result
 
 from ...support.commands import refused
@@ -36,7 +35,7 @@ def result(**changes: Any) -> BenchmarkResult:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the charts out of the page, and of files all but a sign of ours: saving them takes most of the time."""
     monkeypatch.setattr(page, "draw_pictures", lambda result: {})
-    monkeypatch.setattr(charts.Chart, "to_png", lambda *_: f"PNG {charts._SOFTWARE}".encode())
+    monkeypatch.setattr(page.Chart, "to_png", lambda *_: f"PNG {page._SOFTWARE}".encode())
 
 
 def page_text(html: str) -> str:

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from tersely.evaluation.report import formatting
-from tersely.evaluation.report.charts import Chart, draw_charts
+from tersely.evaluation.report.page import Chart, draw_charts
 from tersely.evaluation.report.schema import BenchmarkResult
 
 from ...support.planted_bench import bare, planted

@@ -40,7 +40,7 @@ from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
 from tersely.io import CheckpointLog
-from tersely.probes.research.steering import MIN_PAIRS, Direction, Pair
+from tersely.probes.research.learned import MIN_PAIRS, Direction, Pair
 
 from ...support.commands import refused
 

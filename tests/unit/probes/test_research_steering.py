@@ -16,7 +16,7 @@ import torch
 from tersely.errors import OptionError
 from tersely.io import WriteError
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError, save
-from tersely.probes.research.steering import (
+from tersely.probes.research.learned import (
     MIN_PAIRS,
     Direction,
     Pair,

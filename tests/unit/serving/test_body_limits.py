@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving.body_limits import PromptLimit
 from tersely.controller.serving.errors import RequestError
+from tersely.controller.serving.limits import PromptLimit
 
 LIMIT = 100
 LONG = "hello " * 5_000

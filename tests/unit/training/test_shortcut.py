@@ -13,7 +13,7 @@ import torch
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.probes.artifact import ArtifactError, save
-from tersely.probes.research.shortcut import Shortcut
+from tersely.probes.research.learned import Shortcut
 from tersely.training.config import Optimiser, RecipeError, validate_recipe_values
 from tersely.training.offline import SampledTrace
 from tersely.training.research import shortcut as method

@@ -21,7 +21,7 @@ from torch.nn.functional import linear, silu
 
 from .....errors import CapabilityError, OptionError
 from .....models import find_cache
-from .....probes.research.shortcut import Shortcut
+from .....probes.research.learned import Shortcut
 from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier
 from ...sequence import SequenceState
@@ -47,13 +47,13 @@ def scaled(states: Tensor) -> Tensor:
 
 
 def apply_adapter(parts: Any, states: Tensor) -> Tensor:
-    """The adapter of `probes.shortcut.Shortcut`, on tensors by name."""
+    """The adapter of `probes.research.learned.Shortcut`, on tensors by name."""
     inner = silu(linear(scaled(states), parts["down"], parts["down_bias"]))
     return states + linear(inner, parts["up"], parts["up_bias"])
 
 
 def score(parts: Any, states: Tensor) -> Tensor:
-    """The gate's score for leaving, [...]: that of `probes.shortcut.Shortcut`, on tensors by name."""
+    """The gate's score for leaving, [...]: that of `probes.research.learned.Shortcut`, on tensors by name."""
     inner = silu(linear(scaled(states), parts["gate_in"], parts["gate_in_bias"]))
     found: Tensor = inner @ parts["gate_out"] + parts["gate_out_bias"]
     return found

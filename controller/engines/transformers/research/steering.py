@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .....errors import OptionError
-from .....probes.research.steering import Direction
+from .....probes.research.learned import Direction
 from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, State
 from ..hooks import ModifierHook, StepHook, find_decoder_layer

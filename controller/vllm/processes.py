@@ -1,4 +1,4 @@
-"""How decisions come back from vLLM's workers: as datagrams on a socket of the process that asked.
+"""vLLM's processes: how decisions come back from workers, as datagrams on a socket, and how all of them end.
 
 vLLM hands nothing back per request but tokens. A process that wants traces opens a `TraceStore` before vLLM starts its
 own processes, which find its folder in their environment, and gives its requests tags from it. A decision is in the
@@ -7,20 +7,25 @@ socket before the token that follows it leaves the worker, so `take` finds all o
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import select
+import shutil
+import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ..trace import Decision
@@ -167,3 +172,50 @@ class TraceStore:
         self._found.setdefault(tag, {}).setdefault(copy, {})[number] = decision
         while len(self._found) > _MOST:
             self._found.pop(next(iter(self._found)))
+
+
+SERVED = "TERSELY_SERVE"  # the variable by which the processes of `tersely serve --engine vllm` know that they are
+_EVERY = 1.0  # seconds between two looks
+
+
+def end_with_parent() -> None:
+    """Watch the parent of a process that a server has started; does nothing elsewhere."""
+    if SERVED in os.environ and multiprocessing.parent_process() is not None:
+        threading.Thread(target=_watch, args=(os.getppid(),), name="tersely-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_EVERY)
+    if (folder := os.environ.get(PLACE)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)  # what this process has on a device or in shared memory, the system takes back
+
+
+class ServerLifetime:
+    """What happened to the server in this process since it started."""
+
+    def __init__(self) -> None:
+        self._started = self._stopped = False
+
+    def start(self, reload: Callable[[], object] | None = None) -> None:
+        """Note signals as well from now on; vLLM's event loop, which gets them by another way, still acts on them.
+
+        SIGHUP calls `reload`.
+        """
+        self._started = True
+        if reload is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    @property
+    def died(self) -> bool:
+        """Whether the server, which has ended, ended without a signal: vLLM ends it only where its engine is lost."""
+        return self._started and not self._stopped
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+
+
+LIFETIME = ServerLifetime()

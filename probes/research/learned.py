@@ -1,7 +1,8 @@
-"""A direction in the hidden states along which correct thinking gets shorter.
+"""What forward modifiers learn: a direction along which right thinking gets shorter, and a shortcut through depth.
 
-Efficiency Steering (arXiv 2506.15647): it separates the shortest correct answers from the longest. The paper names no
-layer, positions or strength. Places are `tokens`, all thinking tokens, and `ends`, the ends of thoughts.
+Efficiency Steering (arXiv 2506.15647) separates the shortest right answers from the longest; the paper names no layer,
+positions or strength. After System-1.5 Reasoning (arXiv 2505.18962), but with a frozen model that thinks in words, an
+adapter lets easy tokens leave the model early, and a gate selects them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from ...errors import OptionError, TerselyError, check_known
 from ..artifact import ArtifactError, StoredValue
 from ..network import check_arrays
 
-KIND = "steering"
 PLACES = ("ends", "tokens")
 MIN_PAIRS = 20  # pairs below which a mean of differences is mostly chance
 
@@ -47,12 +47,12 @@ class Pair:
 class Direction(StoredValue):
     """Unit vectors, one a layer, that point from long thinking to short; raises ArtifactError for others."""
 
-    kinds = (KIND,)
+    kinds = ("steering",)
     format = 1
     facts = ("place", "layers", "base", "layer", "strength", "provenance", "metrics")
     noun = "direction"
     command = "tersely steer"
-    kind: ClassVar[str] = KIND
+    kind: ClassVar[str] = "steering"
     place: str  # one of `PLACES`, where it was found and is to be added
     layers: tuple[int, ...]  # hidden layers, numbered as in transformers
     vectors: Array  # [layers, width]
@@ -147,3 +147,74 @@ def _compare_states(model: Any, pair: Pair, place: str) -> tuple[Array, Array]:
     short, long = (window.mean(1).cpu().numpy() for window in windows)
     norms = [window.norm(dim=-1).mean(1).cpu().numpy() for window in windows]
     return short - long, (norms[0] + norms[1]) / 2
+
+
+_SHAPES = {
+    "down": "iw",
+    "down_bias": "i",
+    "up": "wi",
+    "up_bias": "w",
+    "gate_in": "mw",
+    "gate_in_bias": "m",
+    "gate_out": "m",
+    "gate_out_bias": "",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut(StoredValue):
+    """Maps the state h after a layer to the input of the last norm, for tokens that leave there; raises ArtifactError.
+
+    With n(h) = h over its root mean square, the adapter is h + up silu(down n(h) + down_bias) + up_bias, and the gate's
+    score, a log-odds, is gate_out silu(gate_in n(h) + gate_in_bias) + gate_out_bias; matrices are [out, in]. `layer` is
+    a hidden layer of `layers`. From the threshold on a token leaves; None if none was found at which they agree.
+    """
+
+    kinds = ("shortcut",)
+    format = 1
+    facts = ("layer", "layers", "threshold", "base", "provenance", "metrics")
+    noun = "shortcut"
+    command = "tersely train shortcut"
+    kind: ClassVar[str] = "shortcut"
+    layer: int
+    layers: int
+    arrays: Mapping[str, Array]
+    base: Mapping[str, str]
+    threshold: float | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer < self.layers:
+            raise ArtifactError(f"layer is {self.layer} of {self.layers}; accepted: 1 to {self.layers - 1}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ArtifactError(f"the threshold is {self.threshold}; accepted: a finite score, or none")
+        self._set(
+            arrays=check_arrays(self.arrays, _SHAPES, np.float32, ArtifactError),
+            threshold=None if self.threshold is None else float(self.threshold),
+        )
+
+    @property
+    def width(self) -> int:
+        return int(self.arrays["down"].shape[1])
+
+    def chosen(self, threshold: float | None = None) -> float:
+        """Return the given threshold, or the stored one; raises OptionError for NaN, or if there is neither."""
+        chosen = self.threshold if threshold is None else threshold
+        if chosen is None:
+            raise OptionError(
+                "no threshold is known at which early tokens agree with the model; give one, or run without the "
+                "shortcut"
+            )
+        if math.isnan(chosen):
+            raise OptionError("the threshold is NaN; accepted: a score, or infinity for no early exit")
+        return chosen
+
+    @property
+    def stored_arrays(self) -> Mapping[str, Array]:
+        return self.arrays
+
+    @classmethod
+    def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """See `StoredValue`."""
+        return cls(arrays=arrays, **facts)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tersely.controller.trace import Decision
-from tersely.controller.vllm import trace_channel
-from tersely.controller.vllm.trace_channel import TraceStore, send_trace
+from tersely.controller.vllm import processes
+from tersely.controller.vllm.processes import TraceStore, send_trace
 
 DECISIONS = [Decision("budget", "close", "used up", position) for position in range(30)]
 
@@ -42,12 +42,12 @@ def test_samples_of_one_prompt_are_told_apart(store: TraceStore) -> None:
 
 
 def test_a_queue_that_is_full_loses_nothing(store: TraceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace_channel, "_PATIENCE", 0.01)
+    monkeypatch.setattr(processes, "_PATIENCE", 0.01)
     monkeypatch.setattr(store, "_receive", lambda: None)  # a listener that does not get to read
     tag, other = store.tag(), store.tag()
     while send_trace(other, 0, DECISIONS) == len(DECISIONS):
         pass
-    (sender,) = (found for name, found in trace_channel._SENDERS.items() if tag.startswith(f"{name}."))
+    (sender,) = (found for name, found in processes._SENDERS.items() if tag.startswith(f"{name}."))
     assert sender.gettimeout() == 0.01
     assert send_trace(tag, 0, DECISIONS) == 0 and sender.gettimeout() == 0.0, "only one row waits"
     monkeypatch.undo()
@@ -88,7 +88,7 @@ def test_a_default_timeout_of_sockets_changes_nothing() -> None:
 
 def test_closing_waits_for_no_place_in_a_full_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     store = TraceStore()
-    monkeypatch.setattr(trace_channel, "_PATIENCE", 0.01)
+    monkeypatch.setattr(processes, "_PATIENCE", 0.01)
     monkeypatch.setattr(store, "_receive", lambda: None)
     while send_trace(store.tag(), 0, DECISIONS) == len(DECISIONS):
         pass
