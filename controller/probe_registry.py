@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 Learned = TypeVar("Learned", bound=StoredValue)
 
 
-class ProbeError(TerselyError, ValueError):
+class ProbeError(TerselyError, ValueError, code="no_probe"):
     """This model has no probe, or not the one that is needed."""
-
-    code = "no_probe"
 
 
 def load_tier_probe(engine: ModelHandle, folder: str | None) -> TierProbe | None:

@@ -158,10 +158,8 @@ def _decode_pieces(ids: Sequence[int], wanted: str, codec: TokenizerAdapter) -> 
 _HINT = "accepted: one record per line, as written by `tersely run PROMPT --trace FILE`"
 
 
-class TraceError(TerselyError, ValueError):
+class TraceError(TerselyError, ValueError, code="invalid_trace"):
     """A trace file cannot be read, or a line of it is not a record."""
-
-    code = "invalid_trace"
 
 
 def load_records(path: Path) -> list[TraceRecord]:

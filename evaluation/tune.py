@@ -87,10 +87,8 @@ def default_space(has_probes: bool) -> list[Candidate]:
     return [named_candidate(config) for config in configs]
 
 
-class SpaceError(OptionError):
+class SpaceError(OptionError, code="invalid_space"):
     """A search space cannot be used."""
-
-    code = "invalid_space"
 
 
 class _Space(FrozenModel):

@@ -29,10 +29,8 @@ NUMBERS, ABOUT = "probe.safetensors", "probe.json"
 KINDS = ("difficulty", "readiness", "mode", "text")
 
 
-class ArtifactError(TerselyError, ValueError):
+class ArtifactError(TerselyError, ValueError, code="invalid_artifact"):
     """A probe cannot be saved or loaded: not a probe, damaged, or for another model."""
-
-    code = "invalid_artifact"
 
 
 class StoredValue(ABC):

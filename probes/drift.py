@@ -24,10 +24,8 @@ RANK = 64
 MIN_ROWS = 20
 
 
-class RegionError(OptionError):
+class RegionError(OptionError, code="invalid_region"):
     """Features or stored arrays do not form a region."""
-
-    code = "invalid_region"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,10 +180,8 @@ _TESTS = 3
 _SHOWN = 3
 
 
-class KnownQuestionsError(OptionError):
+class KnownQuestionsError(OptionError, code="invalid_known_questions"):
     """Texts or stored arrays do not describe questions."""
-
-    code = "invalid_known_questions"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

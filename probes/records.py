@@ -42,10 +42,8 @@ _TEXTS = ("hash", "problem", "kind")
 _POINTERS = {"rollouts": ("question", "questions"), "boundaries": ("rollout", "rollouts")}
 
 
-class RecordsError(TerselyError, ValueError):
+class RecordsError(TerselyError, ValueError, code="invalid_records"):
     """Collected data cannot be used: missing, of another run, incomplete or damaged."""
-
-    code = "invalid_records"
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,8 @@ from ..errors import OptionError
 from .stats import binomial_upper_bound
 
 
-class CertificateError(OptionError):
+class CertificateError(OptionError, code="invalid_certificate"):
     """A certificate contradicts itself or cannot be read."""
-
-    code = "invalid_certificate"
 
 
 def check_share(name: str, value: float) -> None:

@@ -12,42 +12,35 @@ _SHOWN = 60  # characters that a message shows of a value that was not accepted
 class TerselyError(Exception):
     """Base of all errors raised on purpose; `str(error)` is one line fit for a terminal."""
 
-    code: str = "error"  # a stable, machine-readable name. Each class has one; a raise may give a more specific one.
+    code: str = "error"  # a stable, machine-readable name, of the class or more specific where it is raised
+
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        super().__init_subclass__()
+        cls.code = code or cls.code
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(message)
-        if code is not None:
-            self.code = code
+        self.code = code or self.code
 
 
-class OptionError(TerselyError, ValueError):
+class OptionError(TerselyError, ValueError, code="invalid_option"):
     """An argument or option is not accepted."""
 
-    code = "invalid_option"
 
-
-class MarkerError(TerselyError, ValueError):
+class MarkerError(TerselyError, ValueError, code="unknown_markers"):
     """The thinking markers of a model are unknown."""
 
-    code = "unknown_markers"
 
-
-class ModelError(TerselyError, OSError):
+class ModelError(TerselyError, OSError, code="model_unusable"):
     """A model cannot be found or loaded."""
 
-    code = "model_unusable"
 
-
-class PromptError(TerselyError, ValueError):
+class PromptError(TerselyError, ValueError, code="invalid_prompt"):
     """A prompt cannot be used: it is empty or too long for the context."""
 
-    code = "invalid_prompt"
 
-
-class CapabilityError(TerselyError, RuntimeError):
+class CapabilityError(TerselyError, RuntimeError, code="missing_capability"):
     """An engine cannot do what a policy or an option needs."""
-
-    code = "missing_capability"
 
 
 def shorten(value: object) -> str:

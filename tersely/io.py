@@ -170,10 +170,8 @@ def _lock(file: BinaryIO) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
-class CheckpointLogError(TerselyError, ValueError):
+class CheckpointLogError(TerselyError, ValueError, code="checkpoint_invalid"):
     """A checkpoint log cannot be resumed: it belongs to another run, or the file is not a checkpoint log."""
-
-    code = "checkpoint_invalid"
 
 
 class CheckpointLog:

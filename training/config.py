@@ -16,10 +16,8 @@ from ..validation import FrozenModel, format_error_details
 CHANGEABLE = ("out", "saving", "alarm")  # keys of a recipe that may differ when a run is resumed
 
 
-class RecipeError(TerselyError, ValueError):
+class RecipeError(TerselyError, ValueError, code="invalid_recipe"):
     """The recipe of a training run is not accepted."""
-
-    code = "invalid_recipe"
 
 
 def _check_thinking(effort: str) -> str:

@@ -39,10 +39,8 @@ _UNAVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Ca
 """What policies cannot have in rollouts."""
 
 
-class DivergedError(TerselyError, RuntimeError):
+class DivergedError(TerselyError, RuntimeError, code="training_diverged"):
     """The weights, the loss or the gradients are not finite."""
-
-    code = "training_diverged"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,10 +41,8 @@ Finish = Callable[[Any, Path], None]
 R = TypeVar("R", bound=Recipe, covariant=True)
 
 
-class CollapseError(TerselyError, RuntimeError):
+class CollapseError(TerselyError, RuntimeError, code="policy_collapsed"):
     """The policy has collapsed: it always thinks, never thinks, or thinks without content."""
-
-    code = "policy_collapsed"
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,8 @@ _EXCLUSIVE = ("preset", "policies", "tuned")
 """Fields that say which policies run: of these only one is given, and it takes the place of any from below."""
 
 
-class ConfigFileError(TerselyError, ValueError):
+class ConfigFileError(TerselyError, ValueError, code="invalid_config"):
     """A file is no configuration of a server; the message names the file, the key, and what is accepted."""
-
-    code = "invalid_config"
 
 
 class ConfigSection(FrozenModel):

@@ -17,13 +17,11 @@ _NO_FIELDS = ("body", "str", "int", "float", "bool")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
 
 
-class RequestError(TerselyError):
+class RequestError(TerselyError, code="invalid_request"):
     """A request that is not answered.
 
     `param` is the field at fault, as in `messages[0].content`; `retry_after` seconds later trying again may help.
     """
-
-    code = "invalid_request"
 
     def __init__(
         self,

@@ -115,10 +115,8 @@ _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
 }
 
 
-class ToolError(TerselyError, ValueError):
+class ToolError(TerselyError, ValueError, code="tool_failed"):
     """A tool call failed; the message is the tool's result."""
-
-    code = "tool_failed"
 
 
 def _lookup(world: World, name: str) -> str:

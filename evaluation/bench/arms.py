@@ -63,10 +63,8 @@ _SHOWN_IDS = 3
 _ROUNDING = 1e-6
 
 
-class CheckError(TerselyError, ValueError):
+class CheckError(TerselyError, ValueError, code="unfair_comparison"):
     """A comparison would be unfair."""
-
-    code = "unfair_comparison"
 
 
 @dataclass(frozen=True, slots=True)

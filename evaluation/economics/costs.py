@@ -23,10 +23,8 @@ from ..stats import LEVEL, RESAMPLES, Array, Interval, paired_bootstrap, ratio_b
 _DEFAULT_PRICES = Path(__file__).with_name("prices.json")
 
 
-class PriceError(TerselyError, ValueError):
+class PriceError(TerselyError, ValueError, code="invalid_prices"):
     """A price table cannot be used."""
-
-    code = "invalid_prices"
 
 
 class Price(FrozenModel):
@@ -95,10 +93,8 @@ def e3(accuracy: float, tokens: float) -> float:
 HUMAN = "human expert"
 
 
-class EconomicsError(TerselyError, ValueError):
+class EconomicsError(TerselyError, ValueError, code="invalid_costs"):
     """Costs that do not fit together, or an infinite cost where a finite one is needed."""
-
-    code = "invalid_costs"
 
 
 def costs_of_pass(costs: ArrayLike, passes: ArrayLike) -> Array:

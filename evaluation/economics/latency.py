@@ -34,10 +34,8 @@ _FIRST_ID = 100  # the ids below may include special tokens
 Clock = Callable[[], float]
 
 
-class TimingError(TerselyError, ValueError):
+class TimingError(TerselyError, ValueError, code="invalid_timings"):
     """Timings cannot be read, or are too few to separate the costs."""
-
-    code = "invalid_timings"
 
 
 class Timing(FrozenModel):

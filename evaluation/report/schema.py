@@ -26,10 +26,8 @@ _COMPARISON = ("delta_accuracy", "delta_accuracy_ci", "delta_total", "delta_tota
 """The fields that a judged arm must have."""
 
 
-class ResultError(TerselyError, ValueError):
+class ResultError(TerselyError, ValueError, code="invalid_result"):
     """A benchmark result cannot be read."""
-
-    code = "invalid_result"
 
 
 class QuestionSplit(ExactModel):

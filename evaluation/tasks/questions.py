@@ -38,10 +38,8 @@ _GYM_NAMES_SECONDS, GYM_DRAW_SECONDS = 10.0, 180.0
 """Time limits for the list of names, and for one batch of the slowest generators."""
 
 
-class TaskError(TerselyError, ValueError):
+class TaskError(TerselyError, ValueError, code="invalid_task"):
     """A task cannot be used: no such file, an invalid line, a repeated id, or no questions."""
-
-    code = "invalid_task"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,28 +27,20 @@ _KEPT_ENVIRONMENT = ("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "SYS
 _ENVIRONMENT = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
 
 
-class SandboxError(TerselyError, RuntimeError):
+class SandboxError(TerselyError, RuntimeError, code="sandbox_failed"):
     """A sandbox process cannot be started, or did not answer."""
 
-    code = "sandbox_failed"
 
-
-class CallError(SandboxError):
+class CallError(SandboxError, code="sandbox_call_failed"):
     """The called function raised an error."""
 
-    code = "sandbox_call_failed"
 
-
-class DeadlineError(SandboxError):
+class DeadlineError(SandboxError, code="sandbox_timeout"):
     """The call was not answered in time, and what computed it was killed."""
 
-    code = "sandbox_timeout"
 
-
-class CrashError(SandboxError):
+class CrashError(SandboxError, code="sandbox_crashed"):
     """The sandbox process ended without an answer."""
-
-    code = "sandbox_crashed"
 
 
 class Closing:

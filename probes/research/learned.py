@@ -25,10 +25,8 @@ MIN_PAIRS = 20  # pairs below which a mean of differences is mostly chance
 Array = NDArray[np.float32]
 
 
-class SteeringError(TerselyError, ValueError):
+class SteeringError(TerselyError, ValueError, code="no_direction"):
     """The answers do not show a direction."""
-
-    code = "no_direction"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,8 @@ class StreamError(Exception):
         self.retry_after, self.status = retry_after, status
 
 
-class ServerLostError(ModelError):
+class ServerLostError(ModelError, code="server_lost"):
     """A server was lost for good; `completions` has the output of all requests until then, in order."""
-
-    code = "server_lost"
 
     def __init__(self, message: str, completions: Sequence[Completion]) -> None:
         super().__init__(message)

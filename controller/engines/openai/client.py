@@ -34,10 +34,8 @@ _CLOSING = 1.0  # seconds that closing what was left open may take
 _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
 
 
-class RefusedError(ModelError):
+class RefusedError(ModelError, code="request_refused"):
     """The server refuses a request, with this HTTP status."""
-
-    code = "request_refused"
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
