@@ -25,16 +25,7 @@ from .text.markers import Markers, choose_markers
 from .text.reasoning_parser import ReasoningParser, split_reasoning, truncate_at_stop
 from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from .trace import Decision, GenerationResult, Span, Usage
-from .types import (
-    SESSION_CAPABILITIES,
-    BindContext,
-    Capability,
-    Completion,
-    Engine,
-    ForwardModifier,
-    Prompt,
-    TokenSink,
-)
+from .types import SESSION_CAPABILITIES, BindContext, Capability, Completion, Engine, ForwardModifier, Prompt, TokenSink
 from .verification import Verifier
 
 if TYPE_CHECKING:

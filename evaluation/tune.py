@@ -255,10 +255,7 @@ def tune(options: TuneOptions) -> None:
 
 
 def _check_candidates(
-    runner: SessionRunner,
-    candidates: Sequence[Candidate],
-    probes: str | None,
-    parts: Mapping[str, Sequence[Question]],
+    runner: SessionRunner, candidates: Sequence[Candidate], probes: str | None, parts: Mapping[str, Sequence[Question]]
 ) -> None:
     """Have errors appear now, not in the last round."""
     for candidate in candidates:

@@ -78,12 +78,7 @@ class Readings:
         return int(self._find_rows(place, draft)) in self._swapped
 
     def read_logits(
-        self,
-        logits: Tensor,
-        signals: NDArray[np.int64],
-        states: NDArray[np.int64],
-        index: Tensor,
-        kept: Tensor | None,
+        self, logits: Tensor, signals: NDArray[np.int64], states: NDArray[np.int64], index: Tensor, kept: Tensor | None
     ) -> None:
         """Start to copy the signals and hidden states of rows; `index` has those of signals, then those of states."""
         if len(signals):

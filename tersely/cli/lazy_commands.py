@@ -56,10 +56,7 @@ EXAMPLES = {
     "replay": ("tersely replay logs.jsonl", "tersely replay logs.jsonl --preset balanced --preset careful"),
     "serve": ("tersely serve Qwen/Qwen3-4B --engine vllm", "tersely serve tersely-tiny-small --port 8000"),
     "collect": ("tersely collect Qwen/Qwen3-4B --tasks questions.jsonl --out data/",),
-    "calibrate": (
-        "tersely calibrate data/ --out probes/ --alpha 0.02",
-        "tersely calibrate logs.jsonl --out probes/",
-    ),
+    "calibrate": ("tersely calibrate data/ --out probes/ --alpha 0.02", "tersely calibrate logs.jsonl --out probes/"),
 }
 """Examples at the end of a command's help; "" is the list of commands."""
 

@@ -226,11 +226,7 @@ def _train(run: TrainingRun[MahDpoRecipe]) -> None:
 
 
 def build_headed_trainer(
-    run: TrainingRun[MahDpoRecipe],
-    model: Any,
-    tokenizer: Any,
-    pairs: Sequence[Sequence[PreferencePair]],
-    heads: Heads,
+    run: TrainingRun[MahDpoRecipe], model: Any, tokenizer: Any, pairs: Sequence[Sequence[PreferencePair]], heads: Heads
 ) -> TokenDPOTrainer:
     """Build a DPO trainer whose loss is the mean over objectives of the mean over a micro batch's pairs of each.
 

@@ -16,14 +16,7 @@ from ....errors import CapabilityError, ModelError
 from ...text.markers import KNOWN
 from ...text.tokenizer_adapter import get_adapter
 from ...types import SamplingParams, Signals
-from . import (
-    Chunk,
-    StreamError,
-    StreamingTokenizer,
-    check_offsets,
-    load_tokenizer,
-    signals_from_logprobs,
-)
+from . import Chunk, StreamError, StreamingTokenizer, check_offsets, load_tokenizer, signals_from_logprobs
 from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
 from .engine import RemoteEngine
 from .events import read_rest
