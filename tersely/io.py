@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -260,3 +261,11 @@ def _checksum(key: str, value: Any) -> int:
 def _shorten(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def find_version(*packages: str) -> str | None:
+    """The version of the first of these packages that is installed; None if none is."""
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return None

@@ -116,3 +116,36 @@ def read_lines(path: Path, error: type[TerselyError]) -> Iterator[tuple[str, str
     """The lines of a UTF-8 file that are not blank, each after where it is from, raising `error` as `read_text`."""
     lines = read_text(path, error).removeprefix("\ufeff").split("\n")
     return ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def load_yaml(text: str, source: str, error: type[TerselyError], **codes: str) -> Any:
+    """Parse YAML; raises `error`, also for a duplicate key, of which YAML would silently keep the last.
+
+    `codes` may have those of the error for `invalid` YAML and for a `duplicate` key.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise error(f"{source} needs pyyaml; install it") from None
+
+    class UniqueKeyLoader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node: yaml.MappingNode = super().compose_mapping_node(anchor)
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines:
+                    message = f"{source} has the key {name!r} twice, on lines {lines[name]} and {line}; remove one"
+                    raise error(message, code=codes.get("duplicate"))
+                lines[name] = line
+            return node
+
+    try:
+        return yaml.load(text, UniqueKeyLoader)
+    except error:
+        raise
+    except RecursionError:
+        raise error(f"{source} is nested too deeply; accepted: a few levels", code=codes.get("invalid")) from None
+    except (yaml.YAMLError, ValueError) as failure:  # ValueError: of a number with thousands of digits
+        message = f"{source} is not valid YAML: {' '.join(str(failure).split())}"
+        raise error(message, code=codes.get("invalid")) from None

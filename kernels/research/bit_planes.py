@@ -8,9 +8,8 @@ i and j has the weight 2^(i + j). All arithmetic is in integers, so all implemen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +91,8 @@ def bit_plane_linear(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
     most = ((1 << 31) - 1) // (((1 << bits) - 1) * ((1 << weight.bits) - 1))
     if inputs > most:
         raise OptionError(f"{inputs} inputs of {bits} by {weight.bits} bits; accepted: at most {most}")
-    out = _implementation(device.type)(codes.reshape(-1, inputs), bits, weight)
+    multiply = in_c if device.type == "cpu" and library() else reference
+    out = multiply(codes.reshape(-1, inputs), bits, weight)
     return out.reshape(*codes.shape[:-1], len(weight.words))
 
 
@@ -101,12 +101,6 @@ def reference(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
     check_codes(codes, bits, BITS)
     values = 2 * codes.double() - ((1 << bits) - 1)
     return (values @ unpack(weight).double().T).to(torch.int32)
-
-
-@cache
-def _implementation(device: str) -> Callable[[Tensor, int, BitPlanes], Tensor]:
-    """The fastest implementation for a type of device."""
-    return in_c if device == "cpu" and library() else reference
 
 
 def in_c(codes: Tensor, bits: int, weight: BitPlanes, level: int | None = None) -> Tensor:

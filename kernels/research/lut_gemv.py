@@ -8,9 +8,7 @@ the weights' side). All arithmetic is in integers, so all implementations agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -88,19 +86,14 @@ def lut_linear(x: Tensor, weight: LutWeight) -> Tensor:
             f"activations are {x.dtype} {list(x.shape)} on {x.device}; accepted: int8 [..., {weight.inputs}] on "
             f"{weight.lines.device}, the device of the weights"
         )
-    out = _implementation(x.device.type)(x.reshape(-1, weight.inputs), weight)
+    multiply = in_c if x.device.type == "cpu" and library() else reference
+    out = multiply(x.reshape(-1, weight.inputs), weight)
     return out.reshape(*x.shape[:-1], weight.outputs)
 
 
 def reference(x: Tensor, weight: LutWeight) -> Tensor:
     """The definition of `lut_linear` on rows, and its implementation without C; exact in float64."""
     return (x.double() @ unpack(weight).double().T).to(torch.int32)
-
-
-@cache
-def _implementation(device: str) -> Callable[[Tensor, LutWeight], Tensor]:
-    """The fastest implementation for a type of device."""
-    return in_c if device == "cpu" and library() else reference
 
 
 def in_c(x: Tensor, weight: LutWeight, level: int | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from ..controller.text.tokenizer_adapter import count_common
 from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
+from ..io import find_version
 from . import options as o
 from .options import ModelSource, load, start_session
 
@@ -92,7 +93,7 @@ def _versions() -> Iterator[DoctorCheck]:
     wanted = [Requirement(text) for text in metadata.requires("tersely") or ()]
     for package in ("torch", "transformers"):
         rule = next((r.specifier for r in wanted if r.name == package), None)
-        version = _version(package)
+        version = find_version(package)
         remedy = f"pip install '{package}{rule or ''}'"
         if version is None:
             yield DoctorCheck(package, "fail", "not installed", remedy)
@@ -101,16 +102,8 @@ def _versions() -> Iterator[DoctorCheck]:
         else:
             yield DoctorCheck(package, "ok", version)
     for package, use in _OPTIONAL.items():
-        yield DoctorCheck(package, "ok", _version(package) or f"not installed; optional: {use}")
-
-
-def _version(package: str) -> str | None:
-    for name in (package, f"{package}-cpu"):  # as vLLM's wheels for CPUs are called
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+        version = find_version(package, f"{package}-cpu")  # as vLLM's wheels for CPUs are called
+        yield DoctorCheck(package, "ok", version or f"not installed; optional: {use}")
 
 
 def _facts(engine: Engine, kind: str) -> Iterator[DoctorCheck]:

@@ -63,7 +63,7 @@ def test_a_model_that_does_not_load_ends_the_list(capsys: pytest.CaptureFixture[
 
 def test_missing_and_foreign_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "1.0", "trl": "0.20"}
-    monkeypatch.setattr(checks, "_version", versions.get)
+    monkeypatch.setattr(checks, "find_version", lambda name, *_: versions.get(name))
     found = {check.name: check for check in checks._versions()}
     assert found["torch"].status == "warn"
     assert "pip install 'torch" in found["torch"].remedy
