@@ -118,7 +118,7 @@ def read_lines(path: Path, error: type[TerselyError]) -> Iterator[tuple[str, str
     return ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def load_yaml(text: str, source: str, error: type[TerselyError], **codes: str) -> Any:
+def load_yaml(text: str, source: str, error: type[TerselyError], **codes: str) -> object:
     """Parse YAML; raises `error`, also for a duplicate key, of which YAML would silently keep the last.
 
     `codes` may have those of the error for `invalid` YAML and for a `duplicate` key.

@@ -239,10 +239,7 @@ class TierAdherence(Reward):
 
 
 def count_thinking_tokens(ids: Sequence[int], marker: int) -> int:
-    """Thinking tokens including the closing marker, as the rollouts count them; 0 if the marker comes first.
-
-    All tokens count if the thinking is never closed. After a marker at the very start, a second one counts.
-    """
+    """Thinking tokens with the closing marker, or all without one; a marker at the very start ends nothing."""
     later = next((i for i, token in enumerate(ids) if i and token == marker), None)
     if later is not None:
         return later + 1
