@@ -6,7 +6,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ..controller.engines import EngineWrapper
 from ..controller.engines.sequence import check_max_new_tokens
@@ -106,7 +106,7 @@ class AccuracyCheck:
     max_new_tokens: int
 
     @classmethod
-    def load(cls, task: str, limit: int | None, max_new_tokens: int) -> AccuracyCheck:
+    def load(cls, task: str, limit: int | None, max_new_tokens: int) -> Self:
         """Load the first questions of a task's test split; raises TaskError."""
         return cls(task, load(task, "test", limit, 0), max_new_tokens)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -60,7 +60,7 @@ class Region(ArrayRecord):
             raise RegionError("a region needs features, scales and variances above 0, and rising distances")
 
     @classmethod
-    def fit(cls, features: ArrayLike, *, rank: int = RANK, seed: int = 0) -> Region:
+    def fit(cls, features: ArrayLike, *, rank: int = RANK, seed: int = 0) -> Self:
         """Fit a region to a random half of rows [n, d], one row a question; the other half is held out."""
         from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -205,7 +205,7 @@ class KnownQuestions(ArrayRecord):
             raise KnownQuestionsError("known questions need one length and share or more, and rising numbers")
 
     @classmethod
-    def learn(cls, texts: Iterable[str], others: Sequence[str]) -> KnownQuestions:
+    def learn(cls, texts: Iterable[str], others: Sequence[str]) -> Self:
         """Take the words of `texts`, and measure `others`, questions of the same kind."""
         words = np.unique([_hash(word) for text in texts for word in _find_words(text)])
         blank = cls(words, np.zeros(1), np.zeros(1))

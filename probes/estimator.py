@@ -42,8 +42,8 @@ class Examples:
     labels: NDArray[Any]
     questions: NDArray[Any]
 
-    def select(self, mask: NDArray[np.bool_]) -> Examples:
-        return Examples(self.rows[mask], self.labels[mask], self.questions[mask])
+    def select(self, mask: NDArray[np.bool_]) -> Self:
+        return type(self)(self.rows[mask], self.labels[mask], self.questions[mask])
 
 
 class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

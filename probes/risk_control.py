@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -97,7 +97,7 @@ class Certificate:
         return max(0, self.needed - self.n)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what `asdict` gave; raises CertificateError for anything else, and for contradictions."""
         try:
             return cls(**values)

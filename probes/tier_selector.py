@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +29,7 @@ class TierTable:
     @classmethod
     def estimate(
         cls, tiers: tuple[str, ...], classes: int, label: NDArray[np.intp], right: Floats, tokens: Floats
-    ) -> TierTable:
+    ) -> Self:
         """Estimate a table from questions of known class: label [n]; right and tokens [n, tiers].
 
         Accuracies are shrunk by half a success and half a failure; an empty class gets the tokens of all questions.

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -76,7 +76,7 @@ class Defaults(ConfigSection):
     budgets: BudgetTable | None = None  # thinking tokens by effort
 
     @model_validator(mode="after")
-    def _one_choice(self) -> Defaults:
+    def _one_choice(self) -> Self:
         given = [name for name in _EXCLUSIVE if getattr(self, name) is not None]
         if self.tuned is not None and self.effort is not None:
             given.append("effort")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -127,7 +127,7 @@ class ThinkingOptions(StrictModel):
     budget_tokens: Tokens | None = None
 
     @model_validator(mode="after")
-    def _budget_belongs_to_enabled(self) -> ThinkingOptions:
+    def _budget_belongs_to_enabled(self) -> Self:
         if (self.type == "enabled") != (self.budget_tokens is not None):
             raise ValueError("budget_tokens goes with type 'enabled', and is required there")
         return self
@@ -302,7 +302,7 @@ class ChatRequest(RequestBody):
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
-    def _limits_agree(self) -> ChatRequest:
+    def _limits_agree(self) -> Self:
         if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         return self

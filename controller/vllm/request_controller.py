@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 from ...errors import CapabilityError
 from ..controller import Controller, ControllerState
@@ -147,7 +148,7 @@ class RequestController:
 
         return StepInfo(step.signals, state)
 
-    def replay(self, before: RequestController, tokens: int) -> None:
+    def replay(self, before: Self, tokens: int) -> None:
         """Read again, for so many tokens, what the controller of this request read before it was preempted."""
         known = before._recalled
         states = {index: state for index, state in known.states.items() if index < tokens}

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from lm_eval.api.model import LM
@@ -47,7 +47,7 @@ class TerselyLM(LM):
         self._seed = torch.initial_seed()  # set by lm-eval just before
 
     @classmethod
-    def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> TerselyLM:
+    def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> Self:
         """Create a model for lm-eval; --model_args overrides --batch_size and --device."""
         defaults = {key: value for key, value in (additional_config or {}).items() if value is not None}
         return cls(**{**defaults, **arg_dict})

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -40,7 +40,7 @@ class ModelArguments(FrozenModel):
     batch_size: int = Field(default=1, ge=1)
 
     @classmethod
-    def parse(cls, arguments: Mapping[str, Any]) -> ModelArguments:
+    def parse(cls, arguments: Mapping[str, Any]) -> Self:
         """Check arguments from lm-eval; raises OptionError."""
         parsed = parse_json(cls, json.dumps(arguments, default=str), "model_args", OptionError)
         canonical_effort(parsed.effort)
@@ -63,7 +63,7 @@ class TaskArguments(FrozenModel):
     num_beams: Literal[1] = 1
 
     @classmethod
-    def parse(cls, task: str, arguments: Mapping[str, Any]) -> TaskArguments:
+    def parse(cls, task: str, arguments: Mapping[str, Any]) -> Self:
         """Check the arguments of a request; raises OptionError for those that are not supported."""
         return parse_json(cls, json.dumps(arguments, default=str), f"generation_kwargs of task {task!r}", OptionError)
 

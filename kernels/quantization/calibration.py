@@ -14,7 +14,7 @@ from math import ceil, exp
 from pathlib import Path
 from random import Random
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -227,7 +227,7 @@ class Inputs:
         if self.full:
             self.gram = self.gram.triu() + self.gram.triu(1).T
 
-    def scaled(self, scale: Tensor | None) -> Inputs:
+    def scaled(self, scale: Tensor | None) -> Self:
         """The statistics of the inputs times `scale`."""
         if scale is None:
             return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class VLLMW4A8Config(QuantizationConfig):
         return []
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> VLLMW4A8Config:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """See vLLM; raises ModelError for a checkpoint of another version, and on accelerators."""
         if not current_platform.is_cpu():
             raise ModelError(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from ....errors import OptionError, check_known
 from ....probes.artifact import Artifact, ArtifactError, load, require_fingerprint
@@ -73,7 +73,7 @@ class Guided:
                 "accepted: thoughts and most_steps of 1 or more, and a finite weight for at least one objective"
             )
 
-    def bind(self, engine: Engine) -> Guided:
+    def bind(self, engine: Engine) -> Self:
         """See `ModelRule.bind`."""
         if self.reward is None and self.probes is None:
             raise ProbeError(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ class DepthShortcut(ForwardModifier):
     def provenance(self) -> frozenset[str]:
         return frozenset() if self.shortcut is None else self.shortcut.learned_from
 
-    def bind(self, context: BindContext) -> DepthShortcut:
+    def bind(self, context: BindContext) -> Self:
         """See `ForwardModifier.bind`.
 
         Raises ProbeError without a shortcut for this model, ArtifactError for another model's, OptionError where none
@@ -166,7 +166,7 @@ class DepthShortcut(ForwardModifier):
         shortcut = load_learned(context, self.shortcut, self.probes, Shortcut, remedy)
         return replace(self, threshold=shortcut.chosen(self.threshold), shortcut=shortcut)
 
-    def attach(self, boundary: Callable[[], str | None]) -> LeavingSequence:
+    def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
         self._require_bound()
         return LeavingSequence(self, lambda: boundary() is not None)
 

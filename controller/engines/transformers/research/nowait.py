@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class NoWait(ForwardModifier):
     words: tuple[str, ...] = WORDS
     tokens: tuple[int, ...] = field(default=(), repr=False, metadata=BOUND)
 
-    def bind(self, context: BindContext) -> NoWait:
+    def bind(self, context: BindContext) -> Self:
         """Raises CapabilityError where logits cannot be changed, and where no token is one of the words."""
         engine = context.engine
         if engine is None or Capability.FORWARD_MODIFIERS not in engine.capabilities:

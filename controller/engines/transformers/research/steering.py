@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Steer(ForwardModifier):
     def provenance(self) -> frozenset[str]:
         return frozenset() if self.direction is None else self.direction.learned_from
 
-    def bind(self, context: BindContext) -> Steer:
+    def bind(self, context: BindContext) -> Self:
         """Raises ProbeError without a direction, ArtifactError for a foreign one, OptionError without a strength."""
         remedy = "find one with `tersely steer`, and pass its folder (probes)"
         direction = load_learned(context, self.direction, self.probes, Direction, remedy)
@@ -55,7 +55,7 @@ class Steer(ForwardModifier):
         where = "all thinking tokens" if direction.place == "tokens" else "the ends of thoughts"
         return "steer", f"{where} at layer {layer} with strength {strength:+g}"
 
-    def attach(self, boundary: Callable[[], str | None]) -> SteeredSequence:
+    def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
         direction, layer, strength = self._require_bound()
         everywhere = direction.place == "tokens"
 
