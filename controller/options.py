@@ -130,6 +130,13 @@ def option_field(name: str, **changes: Any) -> Any:
     return Field(**{"default": defined.default, "description": defined.description, **changes})
 
 
+def flag(text: str, *names: str, **settings: Any) -> Any:
+    """An option of a command with its help text, for `Annotated`."""
+    from typer import Option
+
+    return Option(*names, help=text, **settings)
+
+
 def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
     """Make a command of a function of one dataclass, whose fields are options with Typer's annotations."""
 

@@ -14,6 +14,7 @@ import typer
 from numpy.typing import NDArray
 
 from ..controller.budgets import UNLIMITED, Budget
+from ..controller.options import flag
 from ..controller.policies.base import Action, PolicyView
 from ..controller.policies.exits import Convergence
 from ..controller.policies.readiness import wait_for_reader
@@ -52,25 +53,19 @@ class CalibrateOptions(LogOptions):
             metavar="DATA", help="Folder of `tersely collect` or of shadow mode, or files of recorded outputs."
         ),
     ]
-    out: Annotated[Path, typer.Option(help="Output folder for the probes.")]
-    calibrate: Annotated[Path | None, typer.Option(help="Separate collection for the certificates; needs --test.")] = (
-        None
-    )
-    test: Annotated[Path | None, typer.Option(help="Separate collection for the report; needs --calibrate.")] = None
-    alpha: Annotated[float, typer.Option(help="Share of questions that stopping early may harm.")] = 0.02
-    delta: Annotated[float, typer.Option(help="Probability that more are harmed nevertheless.")] = 0.1
-    margin: Annotated[float, typer.Option(help="Accuracy that choosing tiers may cost.")] = 0.005
-    layer: Annotated[int | None, typer.Option(help="Hidden layer to read; default: the best of those collected.")] = (
-        None
-    )
-    labels: Annotated[
-        str, typer.Option(help="Labels for difficulty: tiers (cheapest sufficient one) or diffadapt.")
-    ] = "tiers"
+    out: Annotated[Path, flag("Output folder for the probes.")]
+    calibrate: Annotated[Path | None, flag("Separate collection for the certificates; needs --test.")] = None
+    test: Annotated[Path | None, flag("Separate collection for the report; needs --calibrate.")] = None
+    alpha: Annotated[float, flag("Share of questions that stopping early may harm.")] = 0.02
+    delta: Annotated[float, flag("Probability that more are harmed nevertheless.")] = 0.1
+    margin: Annotated[float, flag("Accuracy that choosing tiers may cost.")] = 0.005
+    layer: Annotated[int | None, flag("Hidden layer to read; default: the best of those collected.")] = None
+    labels: Annotated[str, flag("Labels for difficulty: tiers (cheapest sufficient one) or diffadapt.")] = "tiers"
     reader: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A small model whose hidden states a text probe also reads.")
+        str | None, flag("A small model whose hidden states a text probe also reads.", metavar="MODEL")
     ] = None
-    curve: Annotated[Path | None, typer.Option(help="Draw entropy by difficulty into a PNG or SVG file.")] = None
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0
+    curve: Annotated[Path | None, flag("Draw entropy by difficulty into a PNG or SVG file.")] = None
+    seed: Annotated[int, flag("Random seed of the training.", min=0)] = 0
     as_json: Json = False
 
 

@@ -15,6 +15,7 @@ import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..controller.options import flag
 from ..controller.options import takes as takes
 from ..errors import OptionError, check_known
 from ..io import CheckpointLog
@@ -22,20 +23,18 @@ from ..io import CheckpointLog
 T = TypeVar("T", str, int, float)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
-Tasks = Annotated[
-    str, typer.Option(help="Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer}.")
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed for drawing questions and for sampling.")]
-Probes = Annotated[str | None, typer.Option(help="Folder of `tersely calibrate`, instead of the pretrained probes.")]
-Price = Annotated[str | None, typer.Option(help="The model's price: a name in the price table.")]
-Engine = Annotated[str, typer.Option(help="Engine: transformers, or the faster vllm.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-MaxNewTokens = Annotated[int, typer.Option(min=2, help="Maximum new tokens per generation.")]
+Tasks = Annotated[str, flag("Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer}.")]
+Seed = Annotated[int, flag("Seed for drawing questions and for sampling.", min=0)]
+Probes = Annotated[str | None, flag("Folder of `tersely calibrate`, instead of the pretrained probes.")]
+Price = Annotated[str | None, flag("The model's price: a name in the price table.")]
+Engine = Annotated[str, flag("Engine: transformers, or the faster vllm.")]
+BatchSize = Annotated[int, flag("Rows decoded at a time.", min=1)]
+Json = Annotated[bool, flag("Print the result as one JSON object.", "--json")]
+MaxNewTokens = Annotated[int, flag("Maximum new tokens per generation.", min=2)]
 MarkerPair = Annotated[
-    str | None, typer.Option(metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; else found.")
+    str | None, flag("How the model opens and closes its thinking; else found.", metavar="OPEN,CLOSE")
 ]
-ThinkPrompt = Annotated[bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")]
+ThinkPrompt = Annotated[bool, flag("Prompt a model without thinking markers to think.", "--think-prompt")]
 
 
 def check_margin(margin: float | None) -> float | None:
@@ -45,9 +44,7 @@ def check_margin(margin: float | None) -> float | None:
     return margin
 
 
-Margin = Annotated[
-    float, typer.Option(callback=check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")
-]
+Margin = Annotated[float, flag("Largest acceptable accuracy loss, e.g. 0.01 for one point.", callback=check_margin)]
 
 
 def identify(options: Any, without: str) -> dict[str, Any]:

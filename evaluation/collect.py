@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from ..controller.budgets import DIFFADAPT, EFFORTS, STRATEGIES, fit_budget
-from ..controller.options import GenerationOptions, with_seed
+from ..controller.options import GenerationOptions, flag, with_seed
 from ..controller.policies import make_policy
 from ..controller.policies.record import AnswerIds, PassiveRecorder, ThoughtRecord, mean_entropy
 from ..controller.prompts import render
@@ -38,22 +38,20 @@ DIFFADAPT_ROLLOUTS = 10  # samples of a question by which DiffAdapt (arXiv 2510.
 class CollectOptions:
     """The options of `tersely collect`."""
 
-    out: Annotated[Path, typer.Option(help="Output folder; resumes, or adds questions up to a larger --limit.")]
+    out: Annotated[Path, flag("Output folder; resumes, or adds questions up to a larger --limit.")]
     model: cli.Model = "tersely-tiny-large"
     tasks: cli.Tasks = "tiny"
-    split: Annotated[str, typer.Option(help="Split to draw from: fit, calibrate or test.")] = "fit"
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum questions per task.")] = ENOUGH
+    split: Annotated[str, flag("Split to draw from: fit, calibrate or test.")] = "fit"
+    limit: Annotated[int | None, flag("Maximum questions per task.", min=1)] = ENOUGH
     seed: cli.Seed = 0
-    tiers: Annotated[
-        str | None, typer.Option(help="Efforts to sample at, comma-separated; default: none,easy,normal,hard.")
-    ] = None
+    tiers: Annotated[str | None, flag("Efforts to sample at, comma-separated; default: none,easy,normal,hard.")] = None
     strategy: Annotated[
-        str, typer.Option(help="What the efforts mean; diffadapt: its prompts, temperatures and caps, without none.")
+        str, flag("What the efforts mean; diffadapt: its prompts, temperatures and caps, without none.")
     ] = "tiers"
-    rollouts: Annotated[
-        int | None, typer.Option(min=1, help="Rollouts per question and effort; default: 1, for diffadapt 10.")
-    ] = None
-    layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1"
+    rollouts: Annotated[int | None, flag("Rollouts per question and effort; default: 1, for diffadapt 10.", min=1)] = (
+        None
+    )
+    layers: Annotated[str, flag("Hidden layers to store, comma-separated; -1 is the last.")] = "-1"
     batch_size: cli.BatchSize = 32
     max_new_tokens: cli.MaxNewTokens = 2048
     markers: cli.MarkerPair = None

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import typer
 
+from ..controller.options import flag
 from ..controller.text.answers import normalize_answer
 from ..controller.trace import Decision
 from ..errors import OptionError
@@ -184,11 +185,10 @@ def _split_pieces(
 def view(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file written by `tersely run --trace`.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="The page to write; by default next to the trace, ending in .html.", show_default=False),
+        Path | None, flag("The page to write; by default next to the trace, ending in .html.", show_default=False)
     ] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that tersely did not write.")] = False,
+    open_it: Annotated[bool, flag("Open the page in the browser.", "--open")] = False,
+    force: Annotated[bool, flag("Overwrite a file that tersely did not write.", "--force")] = False,
 ) -> None:
     """Show a trace file as one self-contained HTML page."""
     records = load_records(trace)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..controller.options import GenerationOptions, TunedConfig
+from ..controller.options import GenerationOptions, TunedConfig, flag
 from ..controller.probe_registry import ProbeError
 from ..controller.types import Capability
 from ..errors import OptionError, check_known
@@ -189,15 +189,15 @@ NOTHING_FOUND = 1
 class TuneOptions:
     """The options of `tersely tune`."""
 
-    out: Annotated[Path, typer.Option(help="Config file to write; an interrupted run resumes.")]
+    out: Annotated[Path, flag("Config file to write; an interrupted run resumes.")]
     model: cli.Model = "tersely-tiny-small"
     tasks: cli.Tasks = "tiny"
-    limit: Annotated[int, typer.Option(min=FIRST_ROUND, help="Questions to search on (split fit).")] = 256
+    limit: Annotated[int, flag("Questions to search on (split fit).", min=FIRST_ROUND)] = 256
     validation_questions: Annotated[
-        int, typer.Option(min=10, help="Held-out questions for the final comparison (split calibrate).")
+        int, flag("Held-out questions for the final comparison (split calibrate).", min=10)
     ] = 512
-    space: Annotated[Path | None, typer.Option(help="JSON file {effort, policies, strategy}, each a list.")] = None
-    objective: Annotated[str, typer.Option(help="What to minimize: tokens, or usd (with --price).")] = "tokens"
+    space: Annotated[Path | None, flag("JSON file {effort, policies, strategy}, each a list.")] = None
+    objective: Annotated[str, flag("What to minimize: tokens, or usd (with --price).")] = "tokens"
     price: cli.Price = None
     margin: cli.Margin = 0.01
     seed: cli.Seed = 0

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ...errors import CapabilityError, OptionError, check_known
 from ..api import resolve_helper, resolve_verifier
-from ..options import MAX_OUTPUT_TOKENS, as_option_error, takes
+from ..options import MAX_OUTPUT_TOKENS, as_option_error, flag, takes
 from ..text.markers import resolve_markers
 from .config import Rules, ServerConfig, Upstream
 from .settings import (
@@ -47,86 +47,67 @@ class SourceOptions:
         ),
     ] = None
     upstream: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Control a model of this server (vLLM, SGLang, llama.cpp) in place of MODEL."),
+        str | None, flag("Control a model of this server (vLLM, SGLang, llama.cpp) in place of MODEL.", metavar="URL")
     ] = None
     upstream_key: Annotated[
         str | None,
-        typer.Option(
-            envvar="TERSELY_UPSTREAM_KEY", show_envvar=True, show_default=False, help="Key for the upstream server."
-        ),
+        flag("Key for the upstream server.", envvar="TERSELY_UPSTREAM_KEY", show_envvar=True, show_default=False),
     ] = None
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Tokenizer of the upstream model: a folder or name.")
-    ] = None
+    tokenizer: Annotated[str | None, flag("Tokenizer of the upstream model: a folder or name.", metavar="NAME")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """What both servers of `tersely serve` can be given."""
 
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What clients call the model; default: its own name.")
-    ] = None
-    host: Annotated[str, typer.Option(help="Address to listen on; the default serves only this machine.")] = LOCAL[0]
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000
+    name: Annotated[str | None, flag("What clients call the model; default: its own name.", metavar="NAME")] = None
+    host: Annotated[str, flag("Address to listen on; the default serves only this machine.")] = LOCAL[0]
+    port: Annotated[int, flag("Port to listen on; 0 takes any free one.", min=0, max=65535)] = 8000
     api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TERSELY_API_KEY", show_envvar=True, show_default=False, help="Key that clients must send."
-        ),
+        str | None, flag("Key that clients must send.", envvar="TERSELY_API_KEY", show_envvar=True, show_default=False)
     ] = None
     config: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Defaults, ceilings, keys, upstreams, as in docs/GATEWAY.md (TOML or YAML); SIGHUP reloads.",
+        flag(
+            "Defaults, ceilings, keys, upstreams, as in docs/GATEWAY.md (TOML or YAML); SIGHUP reloads.", metavar="FILE"
         ),
     ] = None
     effort: Annotated[
-        str | None,
-        typer.Option(metavar="LEVEL", help="Effort of requests that name none; default: normal.", show_default=False),
+        str | None, flag("Effort of requests that name none; default: normal.", metavar="LEVEL", show_default=False)
     ] = None
     preset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Preset of requests that name none; default: balanced.", show_default=False),
+        str | None, flag("Preset of requests that name none; default: balanced.", metavar="NAME", show_default=False)
     ] = None
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", metavar="NAME", help="Replaces the preset; repeat for several.")
+        list[str] | None, flag("Replaces the preset; repeat for several.", "--policy", metavar="NAME")
     ] = None
     budget: Annotated[
-        list[str] | None,
-        typer.Option("--budget", metavar="EFFORT=TOKENS", help="Thinking tokens of an effort; repeat for several."),
+        list[str] | None, flag("Thinking tokens of an effort; repeat for several.", "--budget", metavar="EFFORT=TOKENS")
     ] = None
     max_thinking_tokens: Annotated[
-        int | None, typer.Option(min=MIN_THINKING, help="Most thinking tokens of a reply, whatever clients ask for.")
+        int | None, flag("Most thinking tokens of a reply, whatever clients ask for.", min=MIN_THINKING)
     ] = None
-    answer_reserve: Annotated[
-        int | None, typer.Option(min=1, help="Output tokens reserved for the answer; default: 64.")
-    ] = None
+    answer_reserve: Annotated[int | None, flag("Output tokens reserved for the answer; default: 64.", min=1)] = None
     shadow_share: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Share of requests answered in shadow mode, for the metrics; default: 0."),
+        float | None, flag("Share of requests answered in shadow mode, for the metrics; default: 0.", min=0.0, max=1.0)
     ] = None
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=2, help=f"Most output tokens of a reply; default: {MAX_OUTPUT_TOKENS}.")
+        int | None, flag(f"Most output tokens of a reply; default: {MAX_OUTPUT_TOKENS}.", min=2)
     ] = None
-    max_body: Annotated[int, typer.Option(min=1024, metavar="BYTES", help="Largest request body.")] = _LIMITS.body
+    max_body: Annotated[int, flag("Largest request body.", min=1024, metavar="BYTES")] = _LIMITS.body
     metrics: Annotated[
-        str, typer.Option("--metrics", metavar="WHO", help="Who may read /metrics: key, open (no key needed) or off.")
+        str, flag("Who may read /metrics: key, open (no key needed) or off.", "--metrics", metavar="WHO")
     ] = "key"
     markers: Annotated[
         str | None,
-        typer.Option(
-            "--markers", metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; default: detected."
-        ),
+        flag("How the model opens and closes its thinking; default: detected.", "--markers", metavar="OPEN,CLOSE"),
     ] = None
-    special_tokens: Annotated[
-        bool, typer.Option("--special-tokens", help="Let texts of users and tools become special tokens.")
-    ] = False
-    drain: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Time for running requests to finish after Ctrl-C.")
-    ] = 30.0
+    special_tokens: Annotated[bool, flag("Let texts of users and tools become special tokens.", "--special-tokens")] = (
+        False
+    )
+    drain: Annotated[float, flag("Time for running requests to finish after Ctrl-C.", min=0.0, metavar="SECONDS")] = (
+        30.0
+    )
 
     def check_access(self) -> None:
         """Raise OptionError for an empty key, or for who is not known."""
@@ -158,44 +139,38 @@ class GatewayOptions(ServeOptions, SourceOptions):
     """What the transformers server can be given in addition, which also serves models of other servers."""
 
     tuned: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Result of `tersely tune`; replaces effort, preset and policies."),
+        Path | None, flag("Result of `tersely tune`; replaces effort, preset and policies.", metavar="FILE")
     ] = None
     probes: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Result of `tersely calibrate`; default: the built-in probes.")
+        str | None, flag("Result of `tersely calibrate`; default: the built-in probes.", metavar="DIR")
     ] = None
     verifier: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|URL", help="Model, or a server of one, that checks answers for policies."),
+        str | None, flag("Model, or a server of one, that checks answers for policies.", metavar="NAME|URL")
     ] = None
-    helper: Annotated[str | None, typer.Option(metavar="NAME", help="Larger model that policies can delegate to.")] = (
-        None
-    )
+    helper: Annotated[str | None, flag("Larger model that policies can delegate to.", metavar="NAME")] = None
     think_prompt: Annotated[
-        bool, typer.Option("--think-prompt", help="Make a model without markers think between <think> and </think>.")
+        bool, flag("Make a model without markers think between <think> and </think>.", "--think-prompt")
     ] = False
-    no_thinking: Annotated[
-        bool, typer.Option("--no-thinking", help="Serve a model that does not think, without control.")
-    ] = False
+    no_thinking: Annotated[bool, flag("Serve a model that does not think, without control.", "--no-thinking")] = False
     grouped_attention: Annotated[
-        bool, typer.Option("--grouped-attention", help="Faster on CPUs; rounds differently from transformers.")
+        bool, flag("Faster on CPUs; rounds differently from transformers.", "--grouped-attention")
     ] = False
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help=f"Sequences decoded at once (default: {_LIMITS.batch}); with --upstream, requests that are open there "
+        flag(
+            f"Sequences decoded at once (default: {_LIMITS.batch}); with --upstream, requests that are open there "
             f"(default: {_UPSTREAM_REQUESTS}).",
+            min=1,
         ),
     ] = None
-    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait in the queue.")] = _LIMITS.waiting
+    max_waiting: Annotated[int, flag("Requests that may wait in the queue.", min=1)] = _LIMITS.waiting
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest prompt; default: what the model's context holds.")
+        int | None, flag("Longest prompt; default: what the model's context holds.", min=1)
     ] = None
-    log: Annotated[str, typer.Option(metavar="FORMAT", help="One line per request: text, json or off.")] = "text"
-    timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request, waiting included.")
-    ] = _LIMITS.timeout
+    log: Annotated[str, flag("One line per request: text, json or off.", metavar="FORMAT")] = "text"
+    timeout: Annotated[float, flag("Longest time for a request, waiting included.", min=0.1, metavar="SECONDS")] = (
+        _LIMITS.timeout
+    )
 
     def choose_upstreams(self, config: ServerConfig) -> list[Upstream]:
         """The upstream servers of a file, or of the options; raises OptionError where both have some."""
@@ -271,18 +246,14 @@ class VllmOptions(ServeOptions):
         DEFAULT_MODEL
     )
     vllm_config: Annotated[
-        str | None, typer.Option("--vllm-config", metavar="FILE", help="What `vllm serve` knows as --config.")
+        str | None, flag("What `vllm serve` knows as --config.", "--vllm-config", metavar="FILE")
     ] = None
     expose: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH", help="Another path of vLLM's to serve, without control; repeat for several."),
+        list[str] | None, flag("Another path of vLLM's to serve, without control; repeat for several.", metavar="PATH")
     ] = None
-    verifier: Annotated[
-        str | None, typer.Option(metavar="URL", help="Server of a model that checks answers for policies.")
-    ] = None
+    verifier: Annotated[str | None, flag("Server of a model that checks answers for policies.", metavar="URL")] = None
     trials: Annotated[
-        str | None,
-        typer.Option(metavar="URL|self", help="vLLM server of the same model that decodes trial answers for policies."),
+        str | None, flag("vLLM server of the same model that decodes trial answers for policies.", metavar="URL|self")
     ] = None
 
 

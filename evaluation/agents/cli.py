@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...controller.options import flag
 from ...errors import OptionError
 from ...io import CheckpointLog, check_writable, write
 from .. import cli_utils as cli
@@ -21,27 +22,23 @@ class AgentOptions:
     """The options of `tersely agents`."""
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder; with --url, its served name.")]
-    url: Annotated[str | None, typer.Option(help="Use an OpenAI-compatible endpoint.")] = None
-    arms: Annotated[str, typer.Option(help="Arms to compare, the baseline first; MODE or MODE+PRESET.")] = (
-        "always-think,agentic"
-    )
-    kinds: Annotated[str | None, typer.Option(help="Kinds of tasks, comma-separated; by default all.")] = None
-    split: Annotated[str, typer.Option(help="Split of the tasks: fit, calibrate or test.")] = "test"
-    limit: Annotated[int, typer.Option(min=1, help="Number of tasks.")] = 100
+    url: Annotated[str | None, flag("Use an OpenAI-compatible endpoint.")] = None
+    arms: Annotated[str, flag("Arms to compare, the baseline first; MODE or MODE+PRESET.")] = "always-think,agentic"
+    kinds: Annotated[str | None, flag("Kinds of tasks, comma-separated; by default all.")] = None
+    split: Annotated[str, flag("Split of the tasks: fit, calibrate or test.")] = "test"
+    limit: Annotated[int, flag("Number of tasks.", min=1)] = 100
     seed: cli.Seed = 0
-    router: Annotated[Path | None, typer.Option(help="Folder of a router; by default the pretrained one.")] = None
-    router_out: Annotated[Path | None, typer.Option(help="Folder for a router trained on these episodes.")] = None
-    preset: Annotated[str, typer.Option(help="Preset of arms that name none; not with --url.")] = "off"
+    router: Annotated[Path | None, flag("Folder of a router; by default the pretrained one.")] = None
+    router_out: Annotated[Path | None, flag("Folder for a router trained on these episodes.")] = None
+    preset: Annotated[str, flag("Preset of arms that name none; not with --url.")] = "off"
     max_new_tokens: cli.MaxNewTokens = 2048
-    steps: Annotated[int, typer.Option(min=2, help="Maximum graph steps per episode.")] = 60
+    steps: Annotated[int, flag("Maximum graph steps per episode.", min=2)] = 60
     price: cli.Price = None
-    system: Annotated[str | None, typer.Option(help="System prompt; '' for none.")] = None
-    out: Annotated[Path | None, typer.Option(help="JSON file for the report; an interrupted run resumes.")] = None
-    keep: Annotated[
-        Path | None, typer.Option(help="JSONL file for efficient trajectories, which TRL's SFT trainer reads.")
-    ] = None
-    keep_isr: Annotated[float, typer.Option(help="These have a higher ISR; the default is WebLeaper's.")] = 0.3
-    keep_ise: Annotated[float, typer.Option(help="These have a higher ISE; the default is WebLeaper's.")] = 0.1
+    system: Annotated[str | None, flag("System prompt; '' for none.")] = None
+    out: Annotated[Path | None, flag("JSON file for the report; an interrupted run resumes.")] = None
+    keep: Annotated[Path | None, flag("JSONL file for efficient trajectories, which TRL's SFT trainer reads.")] = None
+    keep_isr: Annotated[float, flag("These have a higher ISR; the default is WebLeaper's.")] = 0.3
+    keep_ise: Annotated[float, flag("These have a higher ISE; the default is WebLeaper's.")] = 0.1
     as_json: cli.Json = False
 
 

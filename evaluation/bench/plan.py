@@ -13,10 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.options import GenerationOptions, read_config
+from ...controller.options import GenerationOptions, flag, read_config
 from ...controller.policies import make_policies
 from ...controller.types import Capability
 from ...errors import OptionError, check_known
@@ -39,53 +37,44 @@ class BenchOptions:
     """The options of `tersely bench`."""
 
     model: cli.Model = "tersely-tiny-small"
-    arms: Annotated[
-        str | None, typer.Option(help="Arms: the baseline, the arm to judge, any others; by default full,balanced.")
-    ] = None
+    arms: Annotated[str | None, flag("Arms: the baseline, the arm to judge, any others; by default full,balanced.")] = (
+        None
+    )
     policy: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE:CLASS", help="Add an arm with your own policy, own.py:ClassName; repeatable."),
+        list[str] | None, flag("Add an arm with your own policy, own.py:ClassName; repeatable.", metavar="FILE:CLASS")
     ] = None
     tasks: Annotated[
-        str,
-        typer.Option(help="Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer[, id, level]}."),
+        str, flag("Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer[, id, level]}.")
     ] = TINY
-    split: Annotated[str, typer.Option(help="Split of tiny and gym tasks: fit, calibrate or test.")] = "test"
-    limit: Annotated[int | None, typer.Option(help="Maximum questions per task.")] = None
-    rollouts: Annotated[int, typer.Option(min=1, help="Generations per question and arm.")] = 1
+    split: Annotated[str, flag("Split of tiny and gym tasks: fit, calibrate or test.")] = "test"
+    limit: Annotated[int | None, flag("Maximum questions per task.")] = None
+    rollouts: Annotated[int, flag("Generations per question and arm.", min=1)] = 1
     seed: cli.Seed = 0
     margin: cli.Margin = 0.01
-    effort: Annotated[str, typer.Option(help="Effort of arms that do not set one.")] = "normal"
+    effort: Annotated[str, flag("Effort of arms that do not set one.")] = "normal"
     probes: cli.Probes = None
     max_new_tokens: cli.MaxNewTokens = 2048
     engine: cli.Engine = ENGINES[0]
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows decoded at a time; the default suits the engine.")
-    ] = None
-    helper: Annotated[str | None, typer.Option(help="Larger helper model; also runs alone as an arm.")] = None
-    verifier: Annotated[str | None, typer.Option(help="Verifier model, for trimr where rules cannot decide.")] = None
-    verifier_rules: Annotated[bool, typer.Option(help="Ask the verifier only what rules cannot decide.")] = True
+    batch_size: Annotated[int | None, flag("Rows decoded at a time; the default suits the engine.", min=1)] = None
+    helper: Annotated[str | None, flag("Larger helper model; also runs alone as an arm.")] = None
+    verifier: Annotated[str | None, flag("Verifier model, for trimr where rules cannot decide.")] = None
+    verifier_rules: Annotated[bool, flag("Ask the verifier only what rules cannot decide.")] = True
     price: cli.Price = None
-    helper_price: Annotated[str | None, typer.Option(help="The helper's price.")] = None
-    prices: Annotated[Path | None, typer.Option(help="JSON file of your own prices, added to the table.")] = None
+    helper_price: Annotated[str | None, flag("The helper's price.")] = None
+    prices: Annotated[Path | None, flag("JSON file of your own prices, added to the table.")] = None
     expert_usd: Annotated[
-        float | None, typer.Option(min=0, help="What a human expert asks for an answer, for the frontier of costs.")
+        float | None, flag("What a human expert asks for an answer, for the frontier of costs.", min=0)
     ] = None
     timings: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSONL of {prompt, output, seconds}: idealized seconds; without it, those of --batch-size 1."
-        ),
+        Path | None, flag("JSONL of {prompt, output, seconds}: idealized seconds; without it, those of --batch-size 1.")
     ] = None
-    usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the machine of these seconds.")] = None
-    config: Annotated[Path | None, typer.Option(help="Config file of `tersely tune`, for the arm `tuned`.")] = None
-    baselines: Annotated[bool, typer.Option(help="Also truncate the baseline's thinking, for comparison.")] = True
+    usd_per_hour: Annotated[float | None, flag("Price of the machine of these seconds.", min=0)] = None
+    config: Annotated[Path | None, flag("Config file of `tersely tune`, for the arm `tuned`.")] = None
+    baselines: Annotated[bool, flag("Also truncate the baseline's thinking, for comparison.")] = True
     markers: cli.MarkerPair = None
     think_prompt: cli.ThinkPrompt = False
     as_json: cli.Json = False
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file for the result with every row; an interrupted run resumes.")
-    ] = None
+    out: Annotated[Path | None, flag("JSON file for the result with every row; an interrupted run resumes.")] = None
 
     @property
     def common(self) -> GenerationOptions:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ...controller.options import flag
 from ...errors import ModelError, OptionError, check_known
 from ...io import render_text
 from ..cli_utils import Json, format_table, takes
@@ -180,21 +181,17 @@ class RooflineOptions:
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Name or folder of the model; only its config is read.")
     ] = "tersely-tiny-small"
-    device: Annotated[str, typer.Option(help="A100, H100, H200, RTX-4090, or measure for this machine.")] = MEASURE
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Dtype of the weights: {', '.join(STORAGE)}; by default as saved.")
-    ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 1
-    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 1024
-    peak_tflops: Annotated[float | None, typer.Option(help="Peak TFLOP/s of a custom device.")] = None
-    bandwidth_gbs: Annotated[float | None, typer.Option(help="Memory bandwidth of a custom device in GB/s.")] = None
-    usd_per_hour: Annotated[float | None, typer.Option(help="Price of the device; adds the lowest cost.")] = None
-    predict: Annotated[
-        bool, typer.Option("--predict", help="Predict decode-step time here from shallow copies of the model.")
-    ] = False
-    log: Annotated[
-        Path | None, typer.Option(help="JSONL with {prompt, output, seconds} per line; adds a runtime fit.")
-    ] = None
+    device: Annotated[str, flag("A100, H100, H200, RTX-4090, or measure for this machine.")] = MEASURE
+    dtype: Annotated[str | None, flag(f"Dtype of the weights: {', '.join(STORAGE)}; by default as saved.")] = None
+    batch_size: Annotated[int, flag("Sequences in a batch.", min=1)] = 1
+    context: Annotated[int, flag("Tokens of each sequence.", min=1)] = 1024
+    peak_tflops: Annotated[float | None, flag("Peak TFLOP/s of a custom device.")] = None
+    bandwidth_gbs: Annotated[float | None, flag("Memory bandwidth of a custom device in GB/s.")] = None
+    usd_per_hour: Annotated[float | None, flag("Price of the device; adds the lowest cost.")] = None
+    predict: Annotated[bool, flag("Predict decode-step time here from shallow copies of the model.", "--predict")] = (
+        False
+    )
+    log: Annotated[Path | None, flag("JSONL with {prompt, output, seconds} per line; adds a runtime fit.")] = None
     as_json: Json = False
 
     def check(self) -> None:

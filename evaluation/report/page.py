@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...controller.options import MAX_OUTPUT_TOKENS
+from ...controller.options import MAX_OUTPUT_TOKENS, flag
 from ...errors import CapabilityError
 from ...io import make_folder, write
 from ..cli_utils import render_page
@@ -264,7 +264,7 @@ def report(
     results: Annotated[
         list[Path], typer.Argument(metavar="RESULT...", help="Result files written by `tersely bench --out`.")
     ],
-    out: Annotated[Path, typer.Option(help="Output folder; created if it does not exist.")],
+    out: Annotated[Path, flag("Output folder; created if it does not exist.")],
 ) -> None:
     """Write tables, charts and one self-contained HTML page of benchmark results."""
     loaded = [(name, load_result(path)) for name, path in zip(_result_names(results), results, strict=True)]

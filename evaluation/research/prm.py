@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from ...controller.engines.transformers.engine import load_engine
-from ...controller.options import GenerationOptions
+from ...controller.options import GenerationOptions, flag
 from ...controller.sampling import SampleResult, sample_all
 from ...controller.sampling.research.guided import Forks
 from ...controller.session import Session
@@ -41,10 +41,10 @@ class PrmOptions:
     model: cli.Model
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; the probe is in its folder `readiness`.")]
     tasks: cli.Tasks = "tiny"
-    limit: Annotated[int, typer.Option(min=FEWEST, help="Questions to answer.")] = 200
-    places: Annotated[int, typer.Option(min=1, help="Ends of thoughts of each answer to fork at.")] = 4
-    width: Annotated[int, typer.Option(min=1, help="Completions from each of them.")] = 4
-    layer: Annotated[int, typer.Option(help="Hidden layer to read; -1 is the last.")] = -1
+    limit: Annotated[int, flag("Questions to answer.", min=FEWEST)] = 200
+    places: Annotated[int, flag("Ends of thoughts of each answer to fork at.", min=1)] = 4
+    width: Annotated[int, flag("Completions from each of them.", min=1)] = 4
+    layer: Annotated[int, flag("Hidden layer to read; -1 is the last.")] = -1
     seed: cli.Seed = 0
     batch_size: cli.BatchSize = 16
     max_new_tokens: cli.MaxNewTokens = 2048

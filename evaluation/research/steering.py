@@ -13,7 +13,7 @@ import typer
 
 from ...controller.budgets import canonical_effort
 from ...controller.engines.transformers.engine import load_engine
-from ...controller.options import GenerationOptions
+from ...controller.options import GenerationOptions, flag
 from ...controller.types import SamplingParams
 from ...errors import OptionError, check_known
 from ...io import CheckpointLog, make_folder, render_text
@@ -45,28 +45,18 @@ RECOMMENDED = (200, 8)  # recommended questions, and samples of each; with fewer
 class SteerOptions:
     """The options of `tersely steer`."""
 
-    out: Annotated[Path, typer.Option(help="Output folder; an interrupted run resumes.")]
+    out: Annotated[Path, flag("Output folder; an interrupted run resumes.")]
     model: cli.Model = "tersely-tiny-small"
     tasks: cli.Tasks = "tiny"
-    questions: Annotated[int, typer.Option(min=MIN_PAIRS, help="Questions to sample answers to.")] = 200
-    samples: Annotated[int, typer.Option(min=2, help="Answers sampled per question.")] = 8
-    search_questions: Annotated[int, typer.Option(min=10, help="Questions to search layer and strength on.")] = 200
-    validation_questions: Annotated[
-        int, typer.Option(min=10, help="Held-out questions to steer in both directions on.")
-    ] = 300
-    place: Annotated[
-        str, typer.Option(help="Where to read and steer: ends (of thoughts), or tokens (all of them).")
-    ] = "ends"
-    layers: Annotated[
-        str | None, typer.Option(help="Hidden layers to try, comma-separated; default: the middle third.")
-    ] = None
-    strengths: Annotated[
-        str | None, typer.Option(help="Strengths to try, comma-separated, relative to the states' norm.")
-    ] = None
-    effort: Annotated[str, typer.Option(help="Effort of all answers: easy, normal or hard.")] = "normal"
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Sampling temperature; default: the model's own.")
-    ] = None
+    questions: Annotated[int, flag("Questions to sample answers to.", min=MIN_PAIRS)] = 200
+    samples: Annotated[int, flag("Answers sampled per question.", min=2)] = 8
+    search_questions: Annotated[int, flag("Questions to search layer and strength on.", min=10)] = 200
+    validation_questions: Annotated[int, flag("Held-out questions to steer in both directions on.", min=10)] = 300
+    place: Annotated[str, flag("Where to read and steer: ends (of thoughts), or tokens (all of them).")] = "ends"
+    layers: Annotated[str | None, flag("Hidden layers to try, comma-separated; default: the middle third.")] = None
+    strengths: Annotated[str | None, flag("Strengths to try, comma-separated, relative to the states' norm.")] = None
+    effort: Annotated[str, flag("Effort of all answers: easy, normal or hard.")] = "normal"
+    temperature: Annotated[float | None, flag("Sampling temperature; default: the model's own.", min=0.0)] = None
     seed: cli.Seed = 0
     batch_size: cli.BatchSize = 64
     max_new_tokens: cli.MaxNewTokens = 2048

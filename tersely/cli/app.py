@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..controller.options import flag
 from ..errors import OptionError, TerselyError, check_known
 from .doctor import doctor
 from .lazy_commands import Command, RootGroup, format_examples, train_app
@@ -22,11 +23,11 @@ OK, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 2, 130, 141
 
 
 def tasks(
-    level: Annotated[int | None, typer.Option(help="Only this level; by default all in turn.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only this kind; by default all in turn.")] = None,
-    split: Annotated[str, typer.Option(help="Which of the disjoint splits to draw from.")] = "test",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 8,
+    level: Annotated[int | None, flag("Only this level; by default all in turn.")] = None,
+    kind: Annotated[str | None, flag("Only this kind; by default all in turn.")] = None,
+    split: Annotated[str, flag("Which of the disjoint splits to draw from.")] = "test",
+    seed: Annotated[int, flag("Seed of the draw.", min=0)] = 0,
+    count: Annotated[int, flag("How many problems.", min=1)] = 8,
     as_json: Json = False,
 ) -> None:
     """Show sample problems of the embedded tasks with their answers."""
@@ -73,7 +74,7 @@ def _print_version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, flag("Print the version and exit.", "--version", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

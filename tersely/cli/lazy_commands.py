@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..controller.options import flag
 from ..errors import OptionError, check_known
 
 ENTRY_POINTS = "tersely.commands"
@@ -184,17 +185,15 @@ def _make_serve(arguments: list[str]) -> Any:
 
 def _make_train_command(name: str, summary: str, _arguments: list[str]) -> Any:
     def command(
-        config: Annotated[Path, typer.Option(metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")],
+        config: Annotated[Path, flag("The recipe, a YAML file; see docs/TRAINING.md.", metavar="FILE")],
         changes: Annotated[
             list[str] | None,
-            typer.Option(
-                "--set", metavar="KEY=VALUE", help="Override a key, as in optimiser.steps=20; may be repeated."
-            ),
+            flag("Override a key, as in optimiser.steps=20; may be repeated.", "--set", metavar="KEY=VALUE"),
         ] = None,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Check data, template, markers, lengths and memory, and stop.")
+            bool, flag("Check data, template, markers, lengths and memory, and stop.", "--dry-run")
         ] = False,
-        resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint.")] = False,
+        resume: Annotated[bool, flag("Continue from the last good checkpoint.", "--resume")] = False,
     ) -> None:
         from ..training.run import train
 
@@ -210,11 +209,11 @@ train_app = typer.Typer(
 
 @train_app.command(cls=Command)
 def tiny(
-    size: Annotated[str, typer.Option(help="Which of the models: small, large, or agent, which calls tools.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; resumes from a checkpoint in it.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the data and the weights.")] = 0,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens; the default depends on the size.")] = None,
-    wall_minutes: Annotated[float, typer.Option(min=0.0, help="Stop with a checkpoint after this long.")] = 240.0,
+    size: Annotated[str, flag("Which of the models: small, large, or agent, which calls tools.")],
+    out: Annotated[Path, flag("Folder to write; resumes from a checkpoint in it.")],
+    seed: Annotated[int, flag("Seed of the data and the weights.", min=0)] = 0,
+    tokens: Annotated[int | None, flag("Training tokens; the default depends on the size.", min=1)] = None,
+    wall_minutes: Annotated[float, flag("Stop with a checkpoint after this long.", min=0.0)] = 240.0,
 ) -> None:
     """Train an embedded model from scratch on the embedded tasks."""
     if out.exists() and not out.is_dir():

@@ -15,7 +15,7 @@ import typer
 
 from ..controller import types
 from ..controller.engines import EngineWrapper
-from ..controller.options import option_field
+from ..controller.options import flag, option_field
 from ..controller.text.markers import resolve_markers
 from ..controller.types import Completion, Request, SamplingParams, TokenSink
 from ..errors import OptionError, check_known
@@ -35,62 +35,49 @@ def _option(flag: str, **settings: Any) -> Any:
     return typer.Option(flag, help=option_field(flag.removeprefix("--").replace("-", "_")).description, **settings)
 
 
-Model = Annotated[
-    str | None, typer.Option(metavar="NAME", help="An embedded model, a folder, or a name on the Hugging Face hub.")
-]
+Model = Annotated[str | None, flag("An embedded model, a folder, or a name on the Hugging Face hub.", metavar="NAME")]
 Markers = Annotated[
-    str | None,
-    typer.Option(metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; found by default."),
+    str | None, flag("How the model opens and closes its thinking; found by default.", metavar="OPEN,CLOSE")
 ]
 ThinkPrompt = Annotated[
-    bool, typer.Option("--think-prompt", help="Make a model without markers think between <think> and </think>.")
+    bool, flag("Make a model without markers think between <think> and </think>.", "--think-prompt")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Json = Annotated[bool, flag("Print JSON and nothing else.", "--json")]
 Effort = Annotated[str, _option("--effort", metavar="LEVEL")]
 Preset = Annotated[str, _option("--preset", metavar="NAME")]
 StrategyName = Annotated[str, _option("--strategy", metavar="NAME")]
-Config = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A file of `tersely tune` with effort, policies and strategy.")
-]
+Config = Annotated[Path | None, flag("A file of `tersely tune` with effort, policies and strategy.", metavar="FILE")]
 Probes = Annotated[str | None, _option("--probes", metavar="DIR")]
-Helper = Annotated[str | None, typer.Option(metavar="NAME", help="A larger model that policies delegate to.")]
+Helper = Annotated[str | None, flag("A larger model that policies delegate to.", metavar="NAME")]
 Verifier = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME|URL", help="A model, or a server of one, that answers policies' questions where rules cannot."
-    ),
+    flag("A model, or a server of one, that answers policies' questions where rules cannot.", metavar="NAME|URL"),
 ]
-Policies = Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPEAT)]
+Policies = Annotated[list[str] | None, flag(_REPEAT, metavar="NAME")]
 Modifiers = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="A change of the forward pass, such as steer; may repeat.")
+    list[str] | None, flag("A change of the forward pass, such as steer; may repeat.", metavar="NAME")
 ]
-Engine = Annotated[
-    str, typer.Option(metavar="NAME", help="What runs the model: transformers, vllm, or openai (a server).")
-]
-BaseUrl = Annotated[
-    str | None, typer.Option(metavar="URL", help="URL of an OpenAI-compatible server, for --engine openai.")
-]
-Tokenizer = Annotated[str | None, typer.Option(metavar="NAME", help="Tokenizer of the served model: a folder or name.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampling.")]
+Engine = Annotated[str, flag("What runs the model: transformers, vllm, or openai (a server).", metavar="NAME")]
+BaseUrl = Annotated[str | None, flag("URL of an OpenAI-compatible server, for --engine openai.", metavar="URL")]
+Tokenizer = Annotated[str | None, flag("Tokenizer of the served model: a folder or name.", metavar="NAME")]
+Seed = Annotated[int, flag("Seed of the sampling.", min=0)]
 MaxNewTokens = Annotated[int | None, _option("--max-new-tokens", min=1)]
 ThinkingBudget = Annotated[int | None, _option("--thinking-budget", min=1)]
 AnswerReserve = Annotated[int | None, _option("--answer-reserve", min=1)]
-Temperature = Annotated[
-    float | None, typer.Option(min=0.0, help="Sampling temperature, 0 is greedy; by default the model's.")
-]
+Temperature = Annotated[float | None, flag("Sampling temperature, 0 is greedy; by default the model's.", min=0.0)]
 Shadow = Annotated[bool, _option("--shadow")]
 Compare = Annotated[
     bool | None,
-    typer.Option(
+    flag(
+        "Run the prompt uncontrolled too (preset off, effort normal, same seed); on unless --json or --quiet.",
         "--compare/--no-compare",
-        help="Run the prompt uncontrolled too (preset off, effort normal, same seed); on unless --json or --quiet.",
         show_default=False,
     ),
 ]
 Trace = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Append the record of this run to a trace file, for `tersely view`.")
+    Path | None, flag("Append the record of this run to a trace file, for `tersely view`.", metavar="FILE")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")]
+Quiet = Annotated[bool, flag("Print the answer only.", "--quiet", "-q")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..controller.options import flag
 from ..errors import OptionError, check_known
 from ..evaluation.cli_utils import takes
 from .options import Json, spinner
@@ -22,33 +23,29 @@ class QuantizeOptions:
 
     model: Annotated[str, typer.Argument(help="An embedded model, a folder, or a name on the Hugging Face hub.")]
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint; an interrupted run is resumed.")]
-    scheme: Annotated[str, typer.Option(help="Quantization scheme: w4a8-dgq.")] = "w4a8-dgq"
+    scheme: Annotated[str, flag("Quantization scheme: w4a8-dgq.")] = "w4a8-dgq"
     calib: Annotated[
-        Path | None, typer.Option(help="Text or JSONL to calibrate and measure on; by default the model writes it.")
+        Path | None, flag("Text or JSONL to calibrate and measure on; by default the model writes it.")
     ] = None
     questions: Annotated[
-        Path | None,
-        typer.Option(help="JSONL of {question}: calibrate on the model's own answers to these; best for chat models."),
+        Path | None, flag("JSONL of {question}: calibrate on the model's own answers to these; best for chat models.")
     ] = None
-    rows: Annotated[int, typer.Option(min=2, help="Rows of text; every fourth is used to measure.")] = 40
-    length: Annotated[int, typer.Option(min=8, help="Tokens per row.")] = 512
-    group_size: Annotated[int, typer.Option(help="Inputs that share a scale: 32, 64 or 128.")] = 128
-    head: Annotated[str, typer.Option(help="The output head: preview, int8, int4 or keep.")] = "preview"
+    rows: Annotated[int, flag("Rows of text; every fourth is used to measure.", min=2)] = 40
+    length: Annotated[int, flag("Tokens per row.", min=8)] = 512
+    group_size: Annotated[int, flag("Inputs that share a scale: 32, 64 or 128.")] = 128
+    head: Annotated[str, flag("The output head: preview, int8, int4 or keep.")] = "preview"
     keys: Annotated[
-        str, typer.Option(help="Layers for keys and values: int8, int4, or auto, which is int8 if heads share them.")
+        str, flag("Layers for keys and values: int8, int4, or auto, which is int8 if heads share them.")
     ] = "auto"
-    smooth: Annotated[bool, typer.Option(help="Scale down outlier inputs.")] = False
-    search: Annotated[bool, typer.Option(help="Search the ranges of codes, in two phases.")] = True
-    compensate: Annotated[bool, typer.Option(help="Let later weights compensate errors of earlier ones.")] = True
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the text that the model writes.")] = 0
+    smooth: Annotated[bool, flag("Scale down outlier inputs.")] = False
+    search: Annotated[bool, flag("Search the ranges of codes, in two phases.")] = True
+    compensate: Annotated[bool, flag("Let later weights compensate errors of earlier ones.")] = True
+    seed: Annotated[int, flag("Seed of the text that the model writes.", min=0)] = 0
     tasks: Annotated[
-        str | None,
-        typer.Option(help="Measure accuracy before and after on tiny, gym:NAME, or a JSONL of {question, answer}."),
+        str | None, flag("Measure accuracy before and after on tiny, gym:NAME, or a JSONL of {question, answer}.")
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions of --tasks (default 100).")] = None
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer to --tasks (default 512).")
-    ] = None
+    limit: Annotated[int | None, flag("Questions of --tasks (default 100).", min=1)] = None
+    max_new_tokens: Annotated[int | None, flag("Most tokens of an answer to --tasks (default 512).", min=1)] = None
     as_json: Json = False
 
     def check(self) -> None:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...controller.options import flag
 from ...errors import ModelError, OptionError, unknown
 from ...io import check_new_folder
 from ..config import Recipe, RecipeError, Section
@@ -136,7 +137,7 @@ def set_head_weights(model: Any, heads: Mapping[str, Tensor], weights: Mapping[s
 def blend(
     model: Annotated[Path, typer.Argument(help="The folder `model` of `tersely train mahdpo`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    weight: Annotated[list[str], typer.Option(metavar="NAME=WEIGHT", help="Weight of an objective; may be repeated.")],
+    weight: Annotated[list[str], flag("Weight of an objective; may be repeated.", metavar="NAME=WEIGHT")],
 ) -> None:
     """Mix the heads of a model by weights of their objectives into an ordinary model (MAH-DPO)."""
     weights: dict[str, float] = {}
