@@ -187,7 +187,7 @@ class Answers:
     def batch(self, numbers: Sequence[int], scorer: MakeScorer, limits: Limits, newest: bool) -> list[list[int]]:
         """Output tokens for the problems with these indices."""
         near = limits.budget if newest else None
-        ids, mask = self.engine._pad([self.prompts[number] for number in numbers])
+        ids, mask = self.engine.pad([self.prompts[number] for number in numbers])
         plain: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         model, width = self.engine.model, ids.shape[1]
         way = scorer(mask)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..controller.budgets import canonical_effort
 from ..controller.controller import ControllerState
@@ -219,9 +218,7 @@ class RolloutSampler:
     def _first_token_logprobs(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """Log-probabilities of the first token, [rows, vocabulary], at the sampling temperature."""
         distinct, model = list(dict.fromkeys(prompts)), self.engine.model
-        rows = [torch.tensor(prompt, device=model.device) for prompt in distinct]
-        ids = pad_sequence(rows, batch_first=True, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        ids, mask = self.engine.pad(distinct)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
         logprobs = torch.log_softmax(output.logits[:, -1].float() / self.settings.temperature, dim=-1).cpu()

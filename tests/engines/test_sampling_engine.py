@@ -80,7 +80,7 @@ def test_equal_prompts_are_read_once_with_the_same_answers(kind: str, sampling: 
     shapes = shapes_of(engine)
     done = engine.generate([Request(prompt, 40) for prompt in PROMPTS], sampling)
     assert shapes[:2] == [(3, 10), (6, 1)], "a prompt that begins with padding is not equal to the others"
-    ids, mask = engine._pad(PROMPTS)
+    ids, mask = engine.pad(PROMPTS)
     torch.manual_seed(sampling.seed or 0)
     plain = engine.model.generate(
         ids, attention_mask=mask, do_sample=bool(sampling.seed), temperature=1.0, top_k=50, max_new_tokens=40

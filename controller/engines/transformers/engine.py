@@ -73,7 +73,7 @@ class TransformersEngine:
                 isolated=any(not isinstance(hook, SignalsHook) for hook in hooks),
                 inverse_cdf=sampling.inverse_cdf,
             )
-            ids, mask = self._pad([request.prompt_ids for request in requests])
+            ids, mask = self.pad([request.prompt_ids for request in requests])
             config = self._generation_config(sampling, max(limits))
             with _seeded(sampling.seed):
                 self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=decoder)
@@ -81,7 +81,7 @@ class TransformersEngine:
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
         self._check_open()
-        ids, mask = self._pad(prompts)
+        ids, mask = self.pad(prompts)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in signature(self.model.forward).parameters:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
@@ -119,7 +119,7 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Stack prompts, padded on the left: ids and mask, both [prompts, length]."""
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
