@@ -291,7 +291,7 @@ def test_an_interrupted_collection_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = write_task(tmp_path / "task.jsonl", 3)
-    small: dict[str, Any] = {"tiers": "easy", "batch_size": 1, "rollouts": 2, "max_new_tokens": 110}
+    small: dict[str, Any] = {"tiers": "easy", "batch_size": 1, "rollouts": 2, "max_new_tokens": 80}
     assert main(command(task, tmp_path / "whole", **small)) == 0
     collect_batch, asked, left = Collector.collect_batch, list[list[str]](), iter([1, 1])
 

@@ -124,7 +124,7 @@ def test_clients_choose_policies_with_trials_and_name_no_server(http: httpx.Clie
 
 def test_a_served_verifier_is_asked_what_rules_cannot_decide(http: httpx.Client, judge: tuple[Judge, str]) -> None:
     """At this temperature some samples begin with what states nothing that rules can read."""
-    drawn = {"temperature": 2.0, "top_p": 1.0, "top_k": -1, "seed": 1, "n": 32, "max_tokens": 250}
+    drawn = {"temperature": 2.0, "top_p": 1.0, "top_k": -1, "seed": 1, "n": 24, "max_tokens": 160}
     reply = answered(http, problem=PROBLEMS[5], reasoning_effort="high", tersely={"preset": "trimr"}, **drawn)
     decisions = [d for choice in reply["choices"] for d in choice["tersely"]["decisions"]]
     assert decisions and not any(d["action"] == "error" for d in decisions), decisions
@@ -248,7 +248,7 @@ def test_many_disconnects_leave_no_requests_behind(server: VllmServer) -> None:
     draw = random.Random(3)
 
     async def one(http: httpx.AsyncClient, number: int) -> bool | None:
-        fields = body(PROBLEMS[number % len(PROBLEMS)], max_tokens=200, stream=True, **(SHORT if number % 3 else {}))
+        fields = body(PROBLEMS[number % len(PROBLEMS)], max_tokens=100, stream=True, **(SHORT if number % 3 else {}))
         patience = draw.choice([1, 5, 20, None, None])
         text, seen = "", 0
         async with http.stream("POST", "/v1/chat/completions", json=fields) as response:
@@ -265,7 +265,7 @@ def test_many_disconnects_leave_no_requests_behind(server: VllmServer) -> None:
         limits = httpx.Limits(max_connections=48)
         headers = {"authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=180, limits=limits) as http:
-            return await asyncio.gather(*(one(http, number) for number in range(60)))
+            return await asyncio.gather(*(one(http, number) for number in range(40)))
 
     done = asyncio.run(all_of_them())
     assert all(answer for answer in done if answer is not None)

@@ -133,7 +133,7 @@ def test_unsupported_launches_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 90}, "optimiser": {"micro_batch": 2, "steps": 1}}
+SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 70}, "optimiser": {"micro_batch": 2, "steps": 1}}
 
 
 def learning(folder: Path) -> list[dict[str, float]]:

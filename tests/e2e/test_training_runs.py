@@ -31,7 +31,7 @@ from .test_training_methods import curve
 
 QUICK: dict[str, Any] = {
     "data": {"efforts": ["easy"]},
-    "rollouts": {"max_new_tokens": 90},
+    "rollouts": {"max_new_tokens": 70},
     "optimiser": {"steps": 3},
     "adaptthink": {"reference_samples": 1, "no_think_tokens": 24},
 }

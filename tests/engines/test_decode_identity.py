@@ -75,7 +75,7 @@ def both(model: Any, ours: Any, seed: int = 0, **arguments: Any) -> tuple[Any, A
 def test_random_model(dtype: torch.dtype, rows: int, mode: str, watched: bool) -> None:
     model = ends_early(dtype=dtype)
     ours = as_custom_generate((lambda prompt: Idle()) if watched else None)
-    expected, got = both(model, ours, **random_batch(rows), **MODES[mode], max_new_tokens=32)
+    expected, got = both(model, ours, **random_batch(rows), **MODES[mode], max_new_tokens=20)
     assert torch.equal(expected, got)
 
 
@@ -94,7 +94,7 @@ def test_random_model(dtype: torch.dtype, rows: int, mode: str, watched: bool) -
 )
 def test_options(extra: dict[str, Any], mode: str) -> None:
     expected, got = both(
-        ends_early(), as_custom_generate(), **random_batch(5), **MODES[mode], **extra, max_new_tokens=32
+        ends_early(), as_custom_generate(), **random_batch(5), **MODES[mode], **extra, max_new_tokens=20
     )
     assert torch.equal(expected, got)
 

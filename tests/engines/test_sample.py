@@ -29,6 +29,7 @@ from ..support.planted_records import constant
 from ..support.refusals import refused
 
 EASY = "Set a to 6 + 4. What is a?"
+MOST = 160
 QUESTIONS = [EASY, "Compute 9 - 4 + 2.", "Compute 5 + 4 - 6."]
 
 
@@ -38,7 +39,7 @@ def engine() -> TransformersEngine:
 
 
 def sample(engine: TransformersEngine, prompts: Any = QUESTIONS, **options: Any) -> Any:
-    return tersely.sample(engine, prompts, **{"max_new_tokens": 256, "seed": 3, **options})
+    return tersely.sample(engine, prompts, **{"max_new_tokens": MOST, "seed": 3, **options})
 
 
 def sample_fully(engine: TransformersEngine, **options: Any) -> list[SampleResult]:
@@ -99,7 +100,7 @@ def test_policies_act_on_each_sample(whole: dict[str, list[SampleResult]]) -> No
 
 def test_samples_are_the_same_as_equal_prompts_in_one_batch(engine: TransformersEngine) -> None:
     (result,) = sample_fully(engine, prompts=[EASY])
-    alike = tersely.generate(engine, [EASY] * 5, max_new_tokens=256, seed=3)
+    alike = tersely.generate(engine, [EASY] * 5, max_new_tokens=MOST, seed=3)
     assert [sample.token_ids for sample in result.samples] == [one.token_ids for one in alike]
     assert result.votes[result.answer] == sum(extract_answer(one.answer) == result.answer for one in alike)
     assert result.usage.prompt == 5 * alike[0].usage.prompt
@@ -243,7 +244,7 @@ def test_effort_auto_chooses_the_tier_of_samples(engine: TransformersEngine, rul
 
 def test_one_sample_equals_generate(engine: TransformersEngine) -> None:
     result = sample(engine, EASY, k=1, temperature=0)
-    alone = tersely.generate(engine, EASY, max_new_tokens=256, temperature=0)
+    alone = tersely.generate(engine, EASY, max_new_tokens=MOST, temperature=0)
     assert result.samples == (alone,)
     assert result.trace == (StopDecision(None, f"{result.answer} has 1 of 1 votes", alone.usage.total),)
 

@@ -91,5 +91,6 @@ def answer(arms: dict[str, Any], messages: list[Any], options: dict[str, Any]) -
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000)  # imports make a million objects, of which none is garbage
     interpret_triton()
     print(json.dumps(answer(*map(json.loads, sys.argv[1:]))))
