@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...errors import CapabilityError
 from ...probes.drift import LENGTHS, DriftMonitor, DriftState, Region
 from ...probes.io import TEXT, StoredRule, TextProbe
-from ...probes.rule import GrowingFeatures, RuleState, ThoughtReading, combine
+from ...probes.rule import RULE, GrowingFeatures, RuleState, ThoughtReading, combine
 from ..probe_registry import ProbeError, load_stop_rule, load_text_probe
 from ..text.answers import Finality, extract_stated_answer
 from ..text.evidence import Claim
@@ -272,7 +272,10 @@ class TextReadiness(Convergence):
         probe, called = self.probe, finality is Finality.ANSWERS
         assert probe is not None and probe.certificate.threshold is not None
         features, support = claim.features(view.tokens, finality), _RULE.find_support(claim) if called else None
+        threshold = probe.certificate.threshold
         probability: float | None
+        if probe.reads_states and support is not None and threshold <= RULE:  # whatever the verdict would be
+            return f"the answer {claim.answer} is final ({support} it)"
         if probe.reads_states:
             asked = AnswerFinal(view.question, view.thinking.text, features, probe, id(view))
             future: VerdictFuture = yield AskVerifier(asked)
@@ -283,7 +286,7 @@ class TextReadiness(Convergence):
             probability = float(probe.probabilities([features])[0])
         if probability is None and support is None:
             return None
-        if combine(probability or 0.0, support is not None) < probe.certificate.threshold:
+        if combine(probability or 0.0, support is not None) < threshold:
             return None
         sure = "no verdict" if probability is None else f"{probability:.3f} sure"
         return f"the answer {claim.answer} is final ({sure}{f', {support} it' if support else ''})"

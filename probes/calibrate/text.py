@@ -67,13 +67,13 @@ def fit_text_probe(
 
 
 def score(data: Sequence[RecordedThinking], network: Network) -> Outcomes:
-    """The outcomes of stopping at each value."""
+    """The outcomes of stopping at each value; what the rule supports needs no verdict of a reader."""
     offsets = np.cumsum([0, *(len(one.stops) for one in data)])
     rows, supported = _join(data, "rows"), _join(data, "supported")
     tokens = np.array([one.tokens for one in data])
     owner = np.repeat(np.arange(len(data)), np.diff(offsets))
     now, right = _join(data, "now"), np.array([one.right for one in data])
-    saved = tokens[owner] - _join(data, "stops")
+    saved = tokens[owner] - _join(data, "stops") + np.where(supported, _join(data, "late"), 0)
     probabilities, read = np.zeros(len(rows)), np.isfinite(rows).all(axis=1)
     probabilities[read] = network.proba(rows[read])[:, 1]
     return Outcomes(offsets, combine(probabilities, supported), right[owner] & ~now, saved, tokens)
@@ -106,8 +106,10 @@ def _report(
 ) -> dict[str, Any]:
     test, certificate = outcomes["test"], probe.certificate
     threshold = certificate.threshold
-    harm, saved = risk_curve(test, [2.0 if threshold is None else threshold])
-    rule_harm, rule_saved = risk_curve(replace(test, saved=test.saved + _join(parts["test"], "late")), [RULE])
+    waits = threshold is not None and threshold > RULE  # then the reader also decides on what the rule supports
+    late = np.where(_join(parts["test"], "supported") & waits, _join(parts["test"], "late"), 0)
+    harm, saved = risk_curve(replace(test, saved=test.saved - late), [2.0 if threshold is None else threshold])
+    rule_harm, rule_saved = risk_curve(test, [RULE])
     pool = score([*parts["calibrate"], *parts["test"]], probe.network)
     exceeded, efficiency = resample_calibrations(
         pool, certificate.alpha, certificate.delta, grid, n=outcomes["calibrate"].n

@@ -25,7 +25,7 @@ from tersely.controller.reader import StateReader
 from tersely.controller.replay import replay
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.types import BindContext
-from tersely.controller.verification import AnswerFinal, NoVerdictError, RuleVerifier
+from tersely.controller.verification import AnswerFinal, NoVerdictError, Question, RuleVerifier, VerdictFuture
 from tersely.controller.verifiers import EndpointVerifier, LLMVerifier
 from tersely.errors import CapabilityError
 from tersely.evaluation.calibrate import follow, read_logs
@@ -281,6 +281,22 @@ def test_beyond_the_readers_context_only_the_rule_counts(said: str) -> None:
         np.testing.assert_array_equal(score([found], network).score[~read], RULE)
 
 
+class Silent:
+    """A verifier without verdicts, which counts how often it is asked."""
+
+    timeout: float | None = None
+    asked = 0
+
+    def submit(self, question: Question) -> VerdictFuture:
+        self.asked += 1
+        future = VerdictFuture()
+        future.set_exception(NoVerdictError("none"))
+        return future
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.6])
 def test_without_a_verdict_nothing_ends_that_the_rule_does_not_end(read: tuple[Path, Path], threshold: float) -> None:
     probe = load_text_probe(read[1] / TEXT)
@@ -289,7 +305,7 @@ def test_without_a_verdict_nothing_ends_that_the_rule_does_not_end(read: tuple[P
     tokenizer = PieceTokenizer()
     ids = get_adapter(tokenizer).encode(thinking("9", "12", "12", "12"))
 
-    def stop(policy: Policy) -> list[int]:
+    def stop(policy: Policy, verifier: Silent | None = None) -> list[int]:
         made = replay(
             ids,
             (policy,),
@@ -297,6 +313,7 @@ def test_without_a_verdict_nothing_ends_that_the_rule_does_not_end(read: tuple[P
             MARKERS,
             Budget("normal", UNLIMITED),
             prompt=question,
+            verifier=verifier,
             until_close=True,
             answer_trial=lambda *_: None,  # type: ignore[arg-type,return-value]
         )
@@ -305,6 +322,9 @@ def test_without_a_verdict_nothing_ends_that_the_rule_does_not_end(read: tuple[P
     (ruled,) = stop(Convergence())
     assert stop(TextReadiness(probe=probe)) == ([ruled] if threshold < RULE else [])
     assert stop(TextReadiness(agree=1, probe=probe)) == stop(TextReadiness(probe=probe)), "as it was certified"
+    silent = Silent()
+    assert stop(TextReadiness(probe=probe), silent) == ([ruled] if threshold < RULE else [])
+    assert silent.asked == (2 if threshold < RULE else 4), "no verdict is needed on what the rule supports"
 
 
 def test_only_the_probes_own_reader_gives_verdicts(read: tuple[Path, Path]) -> None:
