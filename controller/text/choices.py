@@ -77,7 +77,8 @@ class Choices:
         if label := self.label_of_parts_in(lower):
             return label
         found = {(match.lastgroup or "")[1:] for match in self.said.finditer(_fold(lower))}
-        labels = [label for label in found if len(self.texts[label]) >= shortest]
+        texts = [*self.texts.values()]
+        labels = [one for one in found if len(self.texts[one]) >= shortest and texts.count(self.texts[one]) == 1]
         return labels[0] if len(labels) == 1 else None
 
     def label_of_parts_in(self, lower: str) -> str | None:
@@ -140,7 +141,8 @@ def _find_said(texts: Mapping[str, str]) -> re.Pattern[str]:
     shared = 0
     while all(len(words) > shared + 1 for words in rows) and len({words[shared] for words in rows}) == 1:
         shared += 1
-    names = [re.escape(name.removesuffix("'s")) for name in rows[0][:shared] if stem(name) not in COMMON | _COPULAS]
+    known = [name.removesuffix("'s") for name in rows[0][:shared] if stem(name) not in COMMON | _COPULAS]
+    names = [re.escape(name) for name in dict.fromkeys(known)][:3]
     few = r"(?:'s)?\W+(?:\w+\W+){0,2}?"
     subject = r"\b" + r"\b[^.;]{0,60}?\b".join(names) + few if names else ""
     if len(names) == 2:
@@ -197,7 +199,7 @@ def read_comparison(asking: str, alternatives: Sequence[str]) -> Comparison | No
     if len(alternatives) == 2:
         found, parts = _MORE_OR_LESS.search(asking), alternatives
     else:
-        found = _CLAIMS.search(asking)
+        found = _CLAIMS.search(" ".join(asking[:1_000].split()))
         parts = (found["one"], found["other"]) if found else ()
     if found is None:
         return None

@@ -13,12 +13,15 @@ import pytest
 
 from tersely.controller.text.answers import Finality, extract_answer, extract_stated_answer, find_statements
 from tersely.controller.text.evidence import AnswerEvidence
+from tersely.controller.text.questions import read_question
 from tersely.controller.text.regions import ProtectedRegions, unclosed_region
 from tersely.controller.text.thoughts import ThinkingState
 from tersely.controller.text.tokenizer_adapter import TokenFlags, TokenizerAdapter
 from tersely.controller.text.tool_calls import CALL_STARTS
 from tersely.controller.text.values import answers_equal, normalize_answer
 from tersely.evaluation.tasks.equality import AnswerChecker
+
+from ...support.cpu_limit import limited
 
 
 def count_readings(rows: Iterable[dict[str, Any]]) -> Counter[str]:
@@ -496,3 +499,22 @@ def test_a_growing_thinking_knows_its_open_regions() -> None:
                 assert thinking.protected == (unclosed_region(thinking.text) if fenced else None), thinking.text[-90:]
                 begun = any(thinking.text.endswith(start[:n]) for start in CALL_STARTS for n in range(1, len(start)))
                 assert thinking.may_call == (begun or any(map(thinking.text.__contains__, CALL_STARTS)))
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "answer"),
+    [
+        ("Which city is the capital?\nA. 北京\nB. 上海", "所以答案是上海。", "B"),
+        ("Which is it?\nA) same\nB) same", "So it is the same.", None),
+    ],
+)
+def test_choices_are_read_by_texts_that_tell_them_apart(question: str, text: str, answer: str | None) -> None:
+    assert extract_stated_answer(text, question) == answer
+
+
+def test_hostile_questions_are_read_at_once() -> None:
+    with limited(1.0):
+        read_question("Is " + " " * 7_000 + "more than ?")
+        same = "left right " * 40
+        asked = read_question(f"Where?\nA) {same}up\nB) {same}down")
+        assert asked.choices.label_of_text_in("left right " * 100) is None
