@@ -82,8 +82,8 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
         raise RowError("controlled already, and recorded without its uncontrolled run")
     flat = fields.thinking != Fields().thinking
     replies = _read_flat(row, fields) if flat else _read_response(response) or _read_flat(row, fields)
-    document = row.get("doc")  # of lm-eval
-    question = _find_text(document if isinstance(document, dict) else row, fields.question) or _read_question(request)
+    document = _object(row.get("doc")) if "resps" in row else {}  # of lm-eval
+    question = _find_text({**row, **document}, fields.question) or _read_question(request)
     golds = tuple(map(_clean, _find_texts(row, fields.gold)))
     own = row.get("id") or row.get("custom_id") or response.get("id") or name
     outputs, reason = [], ""
@@ -176,14 +176,18 @@ def _read_response(response: Mapping[str, Any]) -> list[_Reply]:
     if choices := next(filter(None, found), None):
         if "delta" in choices[0]:
             raise RowError("a piece of a stream")
-        content = "content" if "candidates" in response else "message"
-        return [_read_message(choice.get(content, choice), choice) for choice in choices]
+        return [
+            _read_message(choice.get("message") or _object(choice.get("content")) or choice, choice)
+            for choice in choices
+        ]
     if generations := _list_objects(_flatten(response.get("generations")), "message"):
-        return [_read_message(_unwrap(one["message"]), _object(one.get("generation_info"))) for one in generations]
+        return [_read_generation(one) for one in generations]
     if samples := _flatten(response.get("resps")):
         return [_make_reply("", text, response) for text in samples if isinstance(text, str)]
-    if isinstance(output := response.get("output"), dict):
-        return _read_response({**output, "stopReason": response.get("stopReason")})
+    output = response.get("output")
+    if isinstance(output, dict):
+        others = {key: value for key, value in response.items() if key != "output"}
+        return _read_response({**others, **output})
     if output := _list_objects(output, "type"):
         return [_read_message({"content": output}, response)]
     if isinstance(message := response.get("message"), dict):
@@ -191,7 +195,7 @@ def _read_response(response: Mapping[str, Any]) -> list[_Reply]:
     if response.get("role") == "assistant":
         return [_read_message(response, response)]
     for form in ("messages", "conversations"):
-        messages = _list_objects(response.get(form), "role", "from")
+        messages = [_unwrap(one) for one in _list_objects(_flatten(response.get(form)), "role", "from", "type")]
         if messages and _role(messages[-1]) != "user":
             return [_read_message(messages[-1], response)]
     return []
@@ -207,8 +211,16 @@ def _unwrap(message: Any) -> Any:
     """A message of LangChain, serialized or not, with its fields at the top."""
     if not isinstance(message, dict):
         return message
-    fields = _object(message.get("kwargs", message.get("data", message)))
+    inner = (_object(message.get(key)) for key in ("kwargs", "data"))
+    fields = next((one for one in inner if "content" in one), message)
     return {**_object(fields.get("additional_kwargs")), **fields}
+
+
+def _read_generation(generation: Mapping[str, Any]) -> _Reply:
+    """A reply in LangChain's form."""
+    message = _unwrap(generation["message"])
+    ended = {**_object(_object(message).get("response_metadata")), **_object(generation.get("generation_info"))}
+    return _read_message(message, ended)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -29,10 +29,8 @@ _ACCEPTED = (
 )
 
 
-class LogError(TerselyError, ValueError):
+class LogError(TerselyError, ValueError, code="nothing_readable"):
     """A log cannot be read, or nothing in it can be replayed."""
-
-    code = "nothing_readable"
 
 
 @dataclass(frozen=True, slots=True)

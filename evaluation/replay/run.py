@@ -210,8 +210,9 @@ def ask_reader(outcomes: Sequence[Sequence[ReplayedRow]], reader: ModelReader) -
 
 def is_right(row: RecordedOutput, answer: str, checker: AnswerChecker) -> bool:
     """Whether an answer is the gold one, or the recorded one where there is none; choices may be labels or texts."""
-    golds = [extract_answer(row.answer, row.question)]
-    if row.gold is not None:
+    if row.gold is None:
+        golds = [extract_answer(row.answer, row.question)]
+    else:
         golds = [gold.rpartition("####")[2].strip() for gold in (row.gold, *row.other_golds)]
     if any(checker.check(gold, answer).equal for gold in golds):
         return True
