@@ -138,7 +138,8 @@ def open_session(
 ) -> Session:
     """A session on what the caller calls a model; see `generate`."""
     session = Session(resolve_engine(model, tokenizer), resolve_markers(markers), think_prompt)
-    own = isinstance(verifier, str | os.PathLike) and verifier == model  # whose weights are then shared
+    names = [os.fspath(one) if isinstance(one, str | os.PathLike) else None for one in (model, verifier)]
+    own = names[1] is not None and names[0] == names[1]  # whose weights are then shared
     session.verifier, session.helper = resolve_verifier(session.engine if own else verifier), resolve_helper(helper)
     return session
 
@@ -190,7 +191,9 @@ def resolve_engine(model: Any, tokenizer: Any = None, *, reads: bool = False) ->
     if hasattr(model, "capabilities"):
         return cast(Engine, model)
     if isinstance(model, (str, os.PathLike)):
-        return _load_cached(os.fspath(model), reads)
+        from .engines.transformers.engine import reading_dtype
+
+        return _load_cached(os.fspath(model), reading_dtype() if reads else "auto")
     if not hasattr(model, "generate"):
         raise OptionError(
             f"model is a {type(model).__name__}; accepted: a name or folder, a transformers model with its tokenizer, "
@@ -205,10 +208,10 @@ def resolve_engine(model: Any, tokenizer: Any = None, *, reads: bool = False) ->
 
 
 @lru_cache(maxsize=2)
-def _load_cached(name: str, reads: bool) -> Engine:
-    from .engines.transformers.engine import load_engine, reading_dtype
+def _load_cached(name: str, dtype: str) -> Engine:
+    from .engines.transformers.engine import load_engine
 
-    return load_engine(name, reading_dtype() if reads else "auto")
+    return load_engine(name, dtype)
 
 
 class CustomGenerate:

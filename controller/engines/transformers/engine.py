@@ -120,7 +120,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Stack prompts, padded on the left: ids and mask, both [prompts, length]."""
+        """Stack prompts, padded on the left with id 0: ids and mask, both [prompts, length]."""
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -195,5 +195,6 @@ def reading_dtype() -> str:
     Such a CPU reads a prompt in bfloat16 a fourth as fast. It decodes as fast, with half of the memory.
     """
     cpu: Any = torch.cpu
-    slow = not (torch.cuda.is_available() or cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
-    return "float32" if slow and platform.machine() == "x86_64" else "auto"
+    if torch.cuda.is_available() or platform.machine() not in ("x86_64", "AMD64"):
+        return "auto"
+    return "auto" if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else "float32"
