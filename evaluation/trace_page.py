@@ -27,7 +27,11 @@ from .trace_record import RunView, SegmentKind, TraceRecord, load_records
 
 GENERATOR = "tersely view"
 _TELLING = ("note", "tier", "error")  # actions that change no text
-_ENDINGS: Mapping[str, str] = {"stop": "ended by itself", "length": "cut off at the token limit"}
+_ENDINGS: Mapping[str, str] = {
+    "stop": "ended by itself",
+    "length": "cut off at the token limit",
+    "content_filter": "withheld by the server's filter",
+}
 _WORD_END = re.compile(r"\s|$")
 
 

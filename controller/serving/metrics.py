@@ -95,7 +95,7 @@ def exit_reason(result: GenerationResult) -> str:
     closes = [d.policy for d in result.trace if d.action == "close" and d.acted]
     if closes:
         return closes[-1]
-    return "model" if result.usage.answer or result.finish_reason == "stop" else "limit"
+    return "model" if result.usage.answer or result.finish_reason in ("stop", "content_filter") else "limit"
 
 
 def result_attributes(results: Sequence[GenerationResult], budget: int) -> dict[str, Any]:

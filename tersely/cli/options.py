@@ -30,9 +30,9 @@ DEFAULT_MODEL = "tersely-tiny-small"
 _REPEAT = "A policy by name or as file.py:Class, instead of the preset; repeat for several, in order of precedence."
 
 
-def _option(flag: str, **settings: Any) -> Any:
+def _option(name: str, **settings: Any) -> Any:
     """The command-line option of a field of `GenerationOptions`."""
-    return typer.Option(flag, help=option_field(flag.removeprefix("--").replace("-", "_")).description, **settings)
+    return typer.Option(name, help=option_field(name.removeprefix("--").replace("-", "_")).description, **settings)
 
 
 Model = Annotated[str | None, flag("An embedded model, a folder, or a name on the Hugging Face hub.", metavar="NAME")]

@@ -54,7 +54,7 @@ def check_error(error: TerselyError, expected: str) -> None:
 
 def test_a_good_recipe_is_described(tmp_path: Path) -> None:
     said = "\n".join(dry(tmp_path, recipe_values("adaptthink", tmp_path / "out")))
-    for part in ("4 questions of tiny", "opened by the chat template", "completions up to 140", "about ", "GiB"):
+    for part in ("4 questions of tiny", "opened by the chat template", "completions up to 90", "about ", "GiB"):
         assert part in said
 
 
