@@ -92,7 +92,7 @@ _NAMED = re.compile(
     rf"^\W*(?:so\W+)?(?:the )?({_NAME})(?=\W*$)"
 )
 _PREPOSED = re.compile(rf"\b(?:on|in|for|to|at|of|from) (?:the )?({_NAME})")
-_PLACE = re.compile(r"\b(?:under|below|beneath|behind|above|beside|next to|on) (?:the|an?|his|her|their) [a-z]+")
+_PLACE = re.compile(r"\b(?:under|above|be(?:low|neath|hind|side)|next to|on) (?:the|an?|his|her|their) [a-z]+")
 _LOWER = re.compile(
     r"(?:\b(?i:is|was|it's|that's|that is|be|called|so|hence|facing|makes?|means|for|were|gives?|prints?|outputs?|"
     r"returns?|get|yields?|answer|say)\s+|→\s*|:\s*|=\s*)(?:now |facing |usually |simply |just |called )?"
