@@ -77,8 +77,7 @@ class Choices:
         if label := self.label_of_parts_in(lower):
             return label
         found = {(match.lastgroup or "")[1:] for match in self.said.finditer(_fold(lower))}
-        texts = [*self.texts.values()]
-        labels = [one for one in found if len(self.texts[one]) >= shortest and texts.count(self.texts[one]) == 1]
+        labels = [one for one in found if len(self.texts[one]) >= shortest and self.label_of(self.texts[one])]
         return labels[0] if len(labels) == 1 else None
 
     def label_of_parts_in(self, lower: str) -> str | None:
