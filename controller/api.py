@@ -138,9 +138,10 @@ def open_session(
 ) -> Session:
     """A session on what the caller calls a model; see `generate`."""
     session = Session(resolve_engine(model, tokenizer), resolve_markers(markers), think_prompt)
-    names = [os.fspath(one) if isinstance(one, str | os.PathLike) else None for one in (model, verifier)]
-    own = names[1] is not None and names[0] == names[1]  # whose weights are then shared
-    session.verifier, session.helper = resolve_verifier(session.engine if own else verifier), resolve_helper(helper)
+    named = isinstance(model, str | os.PathLike) and isinstance(verifier, str | os.PathLike)
+    if named and os.fspath(model) == os.fspath(verifier):
+        verifier = session.engine  # whose weights are then shared
+    session.verifier, session.helper = resolve_verifier(verifier), resolve_helper(helper)
     return session
 
 
