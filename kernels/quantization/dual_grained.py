@@ -268,32 +268,33 @@ def search_range(part: Tensor, gram: Tensor, coarse: Tensor, grid: Iterable[floa
 
 def _round_group(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of one group's weights [outputs, inputs], and the errors that later groups compensate."""
-    codes, errors, unit = torch.empty_like(part), torch.empty_like(part), fine * coarse
+    rest, unit = part.T.contiguous(), fine * coarse  # by inputs, so that each is contiguous
+    codes, errors = torch.empty_like(rest), torch.empty_like(rest)
     lowest, highest = code_bounds(fine, zero)
-    for i in range(part.shape[1]):
-        code = (part[:, i] / unit).round_().add_(zero).clamp_(lowest, highest)
-        errors[:, i] = (part[:, i] - (code - zero) * unit) / factor[i, i]
-        part[:, i + 1 :] -= errors[:, i, None] * factor[i, i + 1 :]
-        codes[:, i] = code
-    return codes, errors
+    for i, row in enumerate(factor):
+        codes[i] = (rest[i] / unit).round_().add_(zero).clamp_(lowest, highest)
+        errors[i] = (rest[i] - (codes[i] - zero) * unit) / row[i]
+        rest[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
+    return codes.T, errors.T
 
 
 def _descend(codes: Tensor, coarse: Tensor, fine: Tensor, zero: Tensor, weight: Tensor, gram: Tensor) -> None:
     """Change each code once, in place, to the best value given all other codes of its output."""
-    lowest, highest = code_bounds(fine, zero)
-    energy, unit = gram.diagonal(), fine * coarse[:, None]
-    slope = (weight - (codes - zero) * unit) @ gram
-    for start in range(0, codes.shape[1], _BLOCK):
-        here = slice(start, start + _BLOCK)
-        near, block, steps = slope[:, here].clone(), gram[here, here], torch.empty_like(slope[:, here])
-        for i in range(near.shape[1]):
+    lowest, highest = (bound.T.contiguous() for bound in code_bounds(fine, zero))
+    unit, by_input = (fine * coarse[:, None]).T.contiguous(), codes.T.contiguous()
+    slope = gram @ (weight.T - (by_input - zero.T) * unit)
+    scale = unit * gram.diagonal()[:, None]
+    for start in range(0, len(gram), _BLOCK):
+        near = slope[start : start + _BLOCK]
+        steps, stop = torch.empty_like(near), start + len(near)
+        for i in range(len(near)):
             j = start + i
-            code = (near[:, i] / energy[j] / unit[:, j]).round_().add_(codes[:, j])
-            code = code.clamp_(lowest[:, j], highest[:, j])
-            steps[:, i] = (code - codes[:, j]) * unit[:, j]
-            codes[:, j] = code
-            near -= steps[:, i, None] * block[i]
-        slope -= steps @ gram[here]
+            code = (near[i] / scale[j]).round_().add_(by_input[j]).clamp_(lowest[j], highest[j])
+            steps[i] = (code - by_input[j]) * unit[j]
+            by_input[j] = code
+            near[i + 1 :].addr_(gram[j, j + 1 : stop], steps[i], alpha=-1)
+        slope[stop:].addmm_(gram[stop:, start:stop], steps, alpha=-1)
+    codes.copy_(by_input.T)
 
 
 def fit_coarse(codes: Tensor, coarse: Tensor, fine: Tensor, zero: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
