@@ -43,7 +43,7 @@ class StreamError(Exception):
 class ServerLostError(ModelError, code="server_lost"):
     """A server was lost for good; `completions` has the output of all requests until then, in order."""
 
-    def __init__(self, message: str, completions: Sequence[Completion]) -> None:
+    def __init__(self, message: str, completions: Sequence[Completion] = ()) -> None:
         super().__init__(message)
         self.completions = list(completions)
 

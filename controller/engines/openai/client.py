@@ -37,7 +37,7 @@ _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuse
 class RefusedError(ModelError, code="request_refused"):
     """The server refuses a request, with this HTTP status."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
 
