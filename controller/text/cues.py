@@ -69,8 +69,8 @@ _BE = r"(?:is|are|was|'s|be|becomes?|equals?|remains?|comes? out (?:to|as)|turns
 _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:then |indeed |still |also |just )?)?"
 
 _SURE = (
-    "method", "approach", "calculation", "ways", "confident", "certain", "sure", "convinced", "confirm", "verif",
-    "i think", "i believe",
+    "method", "approach", "calculation", "ways", "route", "confident", "certain", "sure", "convinced", "confirm",
+    "verif", "i think", "i believe",
 )  # fmt: skip
 """Words of the cues for what several derivations gave and what was found to be right."""
 
@@ -92,12 +92,13 @@ ENGLISH = Language(
         r"\b(?:determined|found|reached|got|have) the answer,(?= \w+(?: \w+)?,)",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
         rf"{_MODAL}{_BE}\b",
-        r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
+        r"\b(?:go(?:ing)? with|i(?:'d|'ll| would| will) go for|settle on|opt for)"
+        r"(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
         r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
         # What several derivations gave, and what was found to be right: neither is on the way.
         r"\b(?<!neither of )(?<!neither of the )"
         r"(?:both|all|either|two|three|these|different|each) (?:of (?:these |the |them )?|the )?(?:\w+ )?"
-        r"(?:methods?|approach(?:es)?|calculations?|ways)(?: i(?:'ve)? (?:tried|used))?,? "
+        r"(?:methods?|approach(?:es)?|calculations?|ways|routes?)(?: i(?:'ve)? (?:tried|used))?,? "
         r"(?:all |both |also |still |should |consistently )?"
         r"(?:leads? to|gives?|giving|yields?|confirms?|arrives? at|agrees? (?:on|that)|results? in|gets?|ends? up with|"
         r"points? to)\b(?: me| us| that)?(?: the)?(?: same)?(?: answer| result| total| number)?"
@@ -212,13 +213,15 @@ ENGLISH = Language(
         r"adds up|works|agrees|looks good|all good|confident|yes)\b",
     ),
     signals=(
-        "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose", "select",
-        "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply", "final:",
+        "answer", "solution", "option", "choice", "correct", "go with", "going with", "go for", "pick", "choose",
+        "select", "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply",
+        "final:",
         *_SURE,
     ),
     finals=(
         "answer", "solution", "option", "choice", "correct", "right", "best", "matching", "appropriate", "go with",
-        "going with", "settle on", "opt for", "pick", "choose", "select", "it is", "output", "report", "reply", "final",
+        "going with", "go for", "settle on", "opt for", "pick", "choose", "select", "it is", "output", "report",
+        "reply", "final",
         *_SURE,
     ),
     turn_signals=(
@@ -286,7 +289,8 @@ ENGLISH = Language(
         r"(?:need(?! \W*(?:about |only |exactly |at least )?\d)|want|have to|ought|must|compute|calculate|add|"
         r"divide|multiply|subtract|use|try|count|compare|consider|substitute|work out|plug)\b|"
         r"(?:what|all that|it|that) (?:still )?(?:remains|leaves us) (?:to|is to|is [a-z-]+(?:ing|ion)\b)|"
-        r"i can (?:plug|use|now)|doesn't work|does not work|they ask for|they want|need(?:s)? to be|has to be careful|"
+        r"i can (?:plug|use|now)|doesn't work|does not work|(?<!what )they (?:ask for|want)|need(?:s)? to be|"
+        r"has to be careful|"
         r"some (?:years|time|days|months) (?:later|after|before)|let (?:me|us)|let's|i'll do|i'll \w+ (?:now|"
         r"next|then|later))\b|^\W*then [^.]* would\b|"
         r"\b(?:can|to|must|should) be (?:added|counted|found|multiplied|divided|subtracted|summed|computed|"
@@ -333,7 +337,8 @@ ENGLISH = Language(
         r"(?:now |so )?(?:i(?:'m|’m| am|'ve|’ve| have)|my) (?:\w+ )*?(?:satisfied|ready|confident|goal|focus|aim|"
         r"format+ing|formulating|crafting|preparing|presenting|framing|finalizing|drafting|considering|completed|"
         r"finished|double-checked)\b",
-        r"(?:keep (?:it|the|this)|(?:the )?user|they (?:just|probably|likely|might|may|only|want|didn)|"
+        r"(?:keep (?:it|the|this)|(?:the )?user|nothing (?:else|more) (?:is|was|needs)|"
+        r"[^.,]* (?:isn't|is not|aren't) asked\b|they (?:just|probably|likely|might|may|only|want|didn)|"
         r"(?:my|the|this) (?:final )?(?:response|reply|explanation|tone)|this (?:answer|covers|captures)|"
         r"[^.]*\b(?:the user|overcomplicat\w+|concise\w*|to the point|tone|wording|keep it (?:simple|brief|short))\b|"
         r"(?:my|the) answer (?:should|must|will|needs to|has to) (?:just |also |simply )?be (?:very |both )?"
@@ -366,8 +371,8 @@ ENGLISH = Language(
     gives=(
         r"\b(?:i|we)(?:'d|'ll| will| would|) (?:then |just |simply |still )?(?:answer|say|report|give|output|"
         r"reply|write|"
-        r"respond with|leave (?:it|this|that) as|go with|put)\b(?: (?:it|this) as)?[:\s]*(?:about |approximately |"
-        r"roughly |"
+        r"respond with|leave (?:it|this|that) as|go (?:with|for)|put)\b(?: (?:it|this) as)?[:\s]*"
+        r"(?:about |approximately |roughly |"
         r"the (?:full |final |exact )?(?:date|answer|form|value)[:\s]*)?",
     ),
     measures=(
@@ -462,8 +467,8 @@ CHINESE = Language(
     plans=(
         r"^\W*(?:接下来|首先|让我|先)|(?:接下来|然后)(?:再|就)?|需要用|还需要|还要|要的不是|[，。](?:先|再|还要|然后)[^，。=]*$",
     ),
-    checks=(r"^\W*(?:再|让我|来|代入)?(?:验算|检查|检验|验证)",),
-    closers=(r"(?:没错|没问题|正确|对的?|好的?|嗯|是的?)",),
+    checks=(r"^\W*(?:再|让我|来|代入)?(?:验算|检查|检验|验证|想想)",),
+    closers=(r"(?:没错|没问题|没有了?|正确|对的?|好的?|嗯|是的?)",),
     asides=(r"[，,](?:而不是|不是|而非)[^，。]*", r"（[^（）]*）"),
     denials=(r"(?:不可能|不是|并非|不对|不行|矛盾)",),
     gives=(r"(?:因此|所以|应该|应当|故)*(?:回答|答(?!案))(?:为|是)?[:：]?\s*",),

@@ -170,6 +170,8 @@ def test_the_words_of_a_question_call_an_alternative_the_answer(text: str, final
         ("The answer is Oslo. Is a map needed? No, that's silly.", CAPITAL, "Oslo"),
         ("The answer is Oslo. For a chat, a brief answer is best.", CAPITAL, "Oslo"),
         ("So that is $50. Next, I'll add the tax.", "What is the final price?", None),
+        ("It is Oslo. Good, nothing else is asked such as its size.", CAPITAL, "Oslo"),
+        ("It is Oslo. Its size isn't asked.", CAPITAL, "Oslo"),
     ],
 )
 def test_words_about_the_reply_are_not_the_answer(text: str, question: str, answer: str | None) -> None:
@@ -335,6 +337,9 @@ def test_a_choice_that_is_not_is_the_answer_to_what_is_not() -> None:
     ("text", "final"),
     [
         ("So both methods give me 84 miles.", True),
+        ("Both routes agree on 84 miles.", True),
+        ("I'd go for 84 miles.", True),
+        ("They go for 84 miles.", False),
         ("All the approaches I've tried give the same answer of 84.", True),
         ("So all methods lead to 54 and 30.", False),
         ("I'm now pretty confident that the trip is 84 miles.", True),
