@@ -40,8 +40,8 @@ class BudgetForcing(Policy):
     slack: int = 24  # tokens before the limit where the end of a sentence is good enough; more in long thinking
 
     def watch(self, view: PolicyView) -> Watching:
-        limit = max(1, view.budget.thinking - view.closing_cost)
-        at, last = max(1, limit - max(self.slack, min(limit // 128, 128))), limit
+        limit = max(1, view.budget.thinking - view.closing_cost)  # one token, if there is room for none
+        at, last = limit - max(min(self.slack, limit // 4), min(limit // 128, 128)), limit
         while view.tokens < last:
             yield Wait(at=at, boundary="sentence", deadline=last, protected=True)
             if (region := view.thinking.protected) is None:
@@ -51,9 +51,7 @@ class BudgetForcing(Policy):
         yield Close(reason, phrase=self.phrase(view, limit - view.tokens))
 
     def phrase(self, view: PolicyView, room: int) -> str | None:
-        """The closing sentence with the best answer, if it fits in `room` tokens; None is the plain one, "" is none."""
-        if view.budget.thinking < 2 * view.closing_cost:
-            return ""
+        """The closing sentence with the best answer, if it fits in `room` tokens; None is the plain one."""
         encode, thinking = view.thinking.codec.encode, view.thinking
         stated = [s.answer for s in find_statements(thinking.tail(), view.question) if s.finality >= Finality.ASKED]
         if not stated:
