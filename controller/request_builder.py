@@ -70,12 +70,13 @@ class PreparedRequest:
         """Where the prompt leaves the model; see `RenderedPrompt`."""
         return self.rendered.state
 
-    def final_notes(self) -> list[Decision]:
-        """What is known once the sequence has ended: what modifiers did, and that a model never thought."""
+    def final_notes(self, answered: bool) -> list[Decision]:
+        """What is known once the sequence has ended: that nothing was answered, what modifiers did, and no thinking."""
         controller = self.controller
+        at = 0 if controller is None else controller.position
+        notes = [] if answered else [Decision("controller", "note", "the model ended its turn without an answer", at)]
         if controller is None:
-            return []
-        notes = []
+            return notes
         for modifier in self.request.modifiers:
             if (summary := modifier.summary()) is not None:
                 notes.append(Decision(modifier.modifier.name, *summary, controller.position))

@@ -16,7 +16,7 @@ from ..errors import CapabilityError, OptionError
 from .budgets import DIFFADAPT, canonical_effort
 from .delegation import Helper
 from .options import GenerationOptions
-from .policies import make_policies, make_policy, resolve_modifier
+from .policies import keep_budget, make_policies, make_policy, resolve_modifier
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
 from .request_builder import PreparedRequest, RequestBuilder, distinct_policies
@@ -24,6 +24,7 @@ from .streaming import CancellableWatcher, EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
 from .text.reasoning_parser import ReasoningParser, split_reasoning, truncate_at_stop
 from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from .text.tool_calls import CALL_ENDS
 from .trace import Decision, GenerationResult, Span, Usage
 from .types import SESSION_CAPABILITIES, BindContext, Capability, Completion, Engine, ForwardModifier, Prompt, TokenSink
 from .verification import Verifier
@@ -106,13 +107,15 @@ class Session:
     def resolve(self, options: GenerationOptions) -> ResolvedOptions:
         """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
 
-        With effort `auto`, the readiness exit joins the policies where the probe counts on it: the tier is a first
-        guess, which the thinking then corrects. DiffAdapt has no exit. Raises ProbeError for a missing probe,
-        ArtifactError for one of another model.
+        A thinking budget that is asked for is kept, whatever the policies are. With effort `auto`, the readiness exit
+        joins the policies where the probe counts on it: the tier is a first guess, which the thinking then corrects.
+        DiffAdapt has no exit. Raises ProbeError for a missing probe, ArtifactError for one of another model.
         """
         auto = canonical_effort(options.effort) == "auto"
         tier_probe = self._load_tier_probe(options.probes) if auto else None
         policies = make_policies(options.preset, options.policies)
+        if options.thinking_budget is not None:
+            policies = keep_budget(policies)
         if tier_probe is not None and tier_probe.exits and options.strategy != DIFFADAPT:
             bound = [self._bind(policy, options.probes) for policy in policies]
             if all(policy.name != "readiness" for policy in bound):
@@ -170,6 +173,7 @@ def build_result(
     """The result of one request from the engine's completion."""
     controller = prepared.controller
     parts = split_reasoning(done.token_ids, codec, markers, prepared.state, closed_by_force(done, codec, markers))
+    answered = done.finish_reason != "stop" or bool(parts.answer.strip()) or parts.thinking.rstrip().endswith(CALL_ENDS)
     return GenerationResult(
         text=codec.decode(done.token_ids),
         thinking=parts.thinking,
@@ -188,7 +192,7 @@ def build_result(
             helper_prompt=controller.delegations.read if controller else 0,
             recomputed=done.recomputed + prepared.recomputed,
         ),
-        trace=(*prepared.notes, *(controller.decisions if controller else ()), *prepared.final_notes()),
+        trace=(*prepared.notes, *(controller.decisions if controller else ()), *prepared.final_notes(answered)),
         spans=build_spans(done.token_ids, done.forced, codec),
         token_ids=done.token_ids,
         signals=done.signals,

@@ -193,6 +193,12 @@ def make_policies(
     return tuple(make_policy(policy, settings) for policy, settings in presets[name].items())
 
 
+def keep_budget(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+    """The policies, with one before them that keeps the thinking budget, unless it is there."""
+    kept = any(policy.name == "budget" for policy in policies)
+    return tuple(policies) if kept else (make_policy("budget"), *policies)
+
+
 def resolve_modifier(modifier: ForwardModifier | str) -> ForwardModifier:
     """A modifier object as it is, or one by name."""
     if not isinstance(modifier, str):

@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ..options import SAMPLING_OPTIONS, make_options
-from ..policies import make_policies
+from ..policies import keep_budget, make_policies
 from ..policies.base import Policy
 from ..trace import Decision
 from .errors import CLIENT_LEFT, RequestError, unknown_model
@@ -232,9 +232,7 @@ def _choose_policies(
     if rules.rules.shadow_share and not (has_budget or own.shadow or body.seed is not None):
         shadow = random.random() < rules.rules.shadow_share
     if has_budget or (has_effort and not chosen):
-        resolved = make_policies(preset, policies)
-        if all(policy.name != "budget" for policy in resolved):
-            policies = ("budget", *resolved)
+        policies = keep_budget(make_policies(preset, policies))
     return {"preset": preset, "policies": policies, "shadow": shadow}
 
 

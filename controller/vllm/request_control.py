@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from ...errors import CapabilityError, OptionError, shorten, unknown
 from ...validation import format_validation_error
 from ..budgets import Budget, canonical_effort, fit_budget
-from ..policies import list_policies, make_policies, make_policy
+from ..policies import keep_budget, list_policies, make_policies, make_policy
 from ..policies.base import BOUND, Policy
 from ..types import Capability
 
@@ -93,10 +93,12 @@ class RequestControl:
                 )
 
     def make_policies(self) -> tuple[Policy, ...]:
-        """The policies themselves."""
+        """The policies themselves; a thinking budget that is asked for is kept by one of them."""
         if self.policies is not None:
-            return tuple(make_policy(name, settings) for name, settings in self.policies.items())
-        return make_policies(self.preset or "balanced")
+            made = tuple(make_policy(name, settings) for name, settings in self.policies.items())
+        else:
+            made = make_policies(self.preset or "balanced")
+        return made if self.thinking_budget is None else keep_budget(made)
 
     def asking(self) -> list[str]:
         """Names of the policies that need trial answers."""

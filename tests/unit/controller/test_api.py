@@ -74,6 +74,13 @@ def test_a_tight_budget_is_kept_and_still_answers(engine: TransformersEngine) ->
     assert result.trace[0].policy == "budget"
 
 
+@pytest.mark.parametrize("control", [{"preset": "off"}, {"policies": ["convergence"]}])
+def test_a_requested_budget_needs_no_policy(engine: TransformersEngine, control: dict[str, Any]) -> None:
+    result = ask(engine, LONGER, thinking_budget=30, **control)
+    assert result.usage.thinking <= 30
+    assert [decision.policy for decision in result.trace if decision.acted] == ["budget"]
+
+
 def test_effort_none_does_not_think(engine: TransformersEngine) -> None:
     result = ask(engine, effort="none")
     assert (result.thinking, result.usage.thinking, result.tier) == ("", 0, "none")
