@@ -274,9 +274,10 @@ def custom_generate(
 ) -> CustomGenerate:
     """A callable for `model.generate(..., custom_generate=...)` and `pipeline(...)(..., custom_generate=...)`.
 
-    The prompt is the caller's own, so `effort` sets the budget only ("auto" by the prompt's length). Pass the streamer
-    and stop strings here, as transformers drops them on the way to a callable. `max_new_tokens` must be the one given
-    to `model.generate`. Trace and usage are in the `results` of what is returned.
+    The prompt is the caller's own, so `effort` sets the budget only ("auto" by the prompt's length). Hidden states
+    are not read, so `balanced` uses no trained probe but what the text says. Pass the streamer and stop strings
+    here, as transformers drops them on the way to a callable. `max_new_tokens` must be the one given to
+    `model.generate`. Trace and usage are in the `results` of what is returned.
     """
     resolved_markers = choose_markers(tokenizer, resolve_markers(markers), think_prompt=False)
     given = make_policies(preset, None if policies is None else tuple(policies))

@@ -38,8 +38,8 @@ def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool 
     Raises ProbeError if there is none for this model, CapabilityError if the engine does not show what it reads.
     """
     if engine is None or Capability.HIDDEN_STATES not in engine.capabilities:
-        name = "recorded output" if engine is None else repr(engine.name)
-        raise CapabilityError(f"a readiness probe reads hidden states, which {name} does not show")
+        name = "recorded output and custom_generate do" if engine is None else f"{engine.name!r} does"
+        raise CapabilityError(f"a readiness probe reads hidden states, which {name} not show; use tersely.generate")
     remedy = "make one with `tersely collect` and `tersely calibrate`, and pass its folder (probes)"
     path = require_probe(engine, folder, "readiness", "readiness probe", remedy)
     can_try = Capability.TRIALS in engine.capabilities

@@ -214,7 +214,9 @@ def test_settings_given_with_a_call(engine: CountingEngine):
     assert error.value.code == "unknown_name"
 
 
-@pytest.mark.parametrize(("name", "value"), [("efort", "none"), ("effort", "extreme"), ("preset", "quick")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("efort", "none"), ("effort", "extreme"), ("preset", "quick"), ("base_url", "http://x")]
+)
 def test_wrong_arguments_are_refused(name: str, value: str):
     with pytest.raises(OptionError) as error:
         ChatTersely(model=MODEL, **{name: value})
@@ -222,7 +224,7 @@ def test_wrong_arguments_are_refused(name: str, value: str):
 
 
 def test_network_arguments_are_ignored():
-    assert ChatTersely(model=MODEL, timeout=3, max_retries=1, api_key="x").model == MODEL
+    assert ChatTersely(model=MODEL, timeout=3, max_retries=1).model == MODEL
 
 
 def test_auto_is_normal_after_a_tool_result(engine: CountingEngine):

@@ -36,7 +36,7 @@ from . import messages as conversion
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
 """What may be given with each call."""
 
-_NETWORK_OPTIONS = ("api_key", "base_url", "timeout", "max_retries")  # given to any chat model, ignored here
+_NETWORK_OPTIONS = ("timeout", "max_retries")  # standard for chat models; nothing here waits for a network
 
 _OBJECTS = ("policies", "modifiers", "markers", "verifier", "helper")
 """Settings that may be objects, which cache keys name as texts."""
