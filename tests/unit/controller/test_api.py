@@ -20,6 +20,7 @@ from tersely.evaluation.tasks.toy_problems import stream
 from tersely.models import get_model_path
 
 from ...support.refusals import refused
+from ...support.text_engine import TextEngine
 from ...support.word_tokenizer import WordTokenizer
 
 QUESTION = "Set a to 5 + 4. Set k to 5 + 5. What is a?"
@@ -85,6 +86,14 @@ def test_effort_none_does_not_think(engine: TransformersEngine) -> None:
     result = ask(engine, effort="none")
     assert (result.thinking, result.usage.thinking, result.tier) == ("", 0, "none")
     assert "boxed" in result.answer
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"), [("a</think>\n\n", 1), ("a</think>\n\n5", 0), ("a<tool_call>{}</tool_call>", 0)]
+)
+def test_a_turn_without_an_answer_is_in_the_trace(text: str, notes: int) -> None:
+    result = tersely.generate(TextEngine(lambda prompt: text), QUESTION, preset="off")
+    assert [decision.policy for decision in result.trace] == ["controller"] * notes
 
 
 def test_shadow_is_the_plain_run_with_a_trace(engine: TransformersEngine) -> None:
