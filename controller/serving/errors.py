@@ -14,7 +14,8 @@ CLIENT_LEFT = 499  # status of a request whose client disconnected; only the met
 _LONGEST, _LONGEST_PARAM = 2000, 200
 """Characters of a refusal's message and of the field that it names: what was sent is not sent back whole."""
 _NO_FIELDS = ("body", "str", "int", "float", "bool")
-_TYPES = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES |= {503: "overloaded_error", 504: "timeout_error"}
 
 
 class RequestError(TerselyError, code="invalid_request"):

@@ -17,6 +17,7 @@ from ...types import TOP, Completion, SamplingParams, Signals
 T = TypeVar("T")
 _MAX_TOKENS = 256
 """Tokens of the text that is tokenized again with each piece; beyond that it restarts after the returned ids."""
+LONGEST_REST = 60.0  # seconds that a retry gives a server; one that wants more is not asked again
 _MAX_HELD = 16  # most tokens held back for the end of their word: some scripts, and some tokenizers, do not end words
 
 

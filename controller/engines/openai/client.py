@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import wait
 from contextlib import aclosing, asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -24,22 +25,27 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE, _OPENAI_KEY = "TERSELY_API_KEY", "OPENAI_API_KEY"
 _OPENAI_HOST = "api.openai.com"
+REQUEST_HEADER, REQUEST_ID = "x-request-id", ContextVar("request id", default="")  # of what is being answered
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MAX_REPLY, _MAX_ERROR, _MAX_HEADER = 16 << 20, 64 << 10, 64 << 10  # bytes
 _MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
-_MAX_RETRY_AFTER = 60.0  # seconds
+_MAX_RETRY_AFTER = 86_400.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
 _KEPT = 5.0  # seconds for which an idle connection is kept
 _CLOSING = 1.0  # seconds that closing what was left open may take
-_TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
+_TEMPORARY = frozenset({408, 409, 425, 429})  # HTTP statuses, besides those of the server's own trouble
+_NOT_IMPLEMENTED = 501
 
 
 class RefusedError(ModelError, code="request_refused"):
-    """The server refuses a request, with this HTTP status."""
+    """The server refuses a request, with this HTTP status.
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    `details` are the message, param and code of its reply, without where the server is.
+    """
+
+    def __init__(self, message: str, status: int = 0, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.details = status, dict(details or {})
 
 
 class OpenAIClient:
@@ -72,7 +78,7 @@ class OpenAIClient:
         self.url = base_url.strip().rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.timeout = timeout
         self._key = find_key(self.url, key_variable) if api_key is None else api_key
-        self._key_variable = key_variable
+        self._key_source = f"api_key or {KEY_VARIABLE}" if key_variable == KEY_VARIABLE else key_variable
         if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL:
             raise OptionError(
                 f"the API key would travel unencrypted to {parts.hostname}; use https://, or a tunnel to this machine",
@@ -162,12 +168,13 @@ class OpenAIClient:
             data = BytesIO(json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
         try:
             session = await self._open()
+            headers = {REQUEST_HEADER: REQUEST_ID.get()} if REQUEST_ID.get() else {}
             async with asyncio.timeout(self.timeout):  # until the head of the reply is there
                 reply = await session.request(
-                    method, self.url + path, data=data, allow_redirects=False, proxy=self._proxy
+                    method, self.url + path, data=data, headers=headers, allow_redirects=False, proxy=self._proxy
                 )
             try:
-                if reply.status >= 400:
+                if reply.status >= 300:
                     text = (await read_body(reply, _MAX_ERROR, self.timeout, cut=True)).decode("utf-8", "replace")
                     raise self._error_from_status(reply.status, path, text, reply.headers.get("retry-after", ""))
                 yield reply
@@ -208,17 +215,22 @@ class OpenAIClient:
         )
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
-        message = _extract_message(text)
+        for secret in filter(None, (self.url, urlsplit(self.url).netloc, self._key)):
+            text = text.replace(secret, "...")
+        details = _extract_details(text)
+        message = details["message"]
         if status in (401, 403):
             refused = "the API key" if self._key else "a request without an API key"
             return ModelError(
-                f"{self.url} refuses {refused} ({status}: {message}); pass api_key, or set {self._key_variable}",
+                f"{self.url} refuses {refused} ({status}: {message}); check {self._key_source}",
                 code="invalid_api_key",
             )
-        if status in _TEMPORARY:
+        if status < 400:
+            return ModelError(f"{self.url}{path} is elsewhere (status {status}); correct the URL", code="redirected")
+        if status in _TEMPORARY or (status >= 500 and status != _NOT_IMPLEMENTED):
             seconds = float(retry_after) if retry_after.isdecimal() and len(retry_after) < 9 else 0.0
             return StreamError(f"{status}: {message}", min(seconds, _MAX_RETRY_AFTER), status)
-        return RefusedError(f"{self.url}{path} refuses the request ({status}: {message})", status)
+        return RefusedError(f"{self.url}{path} refuses the request ({status}: {message})", status, details)
 
 
 def find_key(url: str, variable: str) -> str | None:
@@ -296,14 +308,22 @@ async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
     return ServedModel(model, names, length if isinstance(length, int) else None)
 
 
-def _extract_message(text: str) -> str:
-    """The message of an error reply, of which there are many shapes, on one line that a terminal can show."""
+def _extract_details(text: str) -> dict[str, Any]:
+    """The message, code and param of an error reply, of which there are many shapes."""
     reply: Any = text
     with suppress(ValueError, RecursionError):
         reply = json.loads(text)
+    details: dict[str, Any] = {}
     for key in ("error", "message", "detail"):
         if isinstance(reply, dict):
+            names = {name: reply.get(name) for name in ("code", "param")}
+            details |= {name: _on_one_line(value) for name, value in names.items() if isinstance(value, str)}
             reply = reply.get(key) or reply
-    shown = (reply if isinstance(reply, str) else text)[: 2 * _MAX_MESSAGE]
+    return {**details, "message": _on_one_line(reply if isinstance(reply, str) else text) or "no reason given"}
+
+
+def _on_one_line(text: str) -> str:
+    """A text as a terminal can show it."""
+    shown = text[: 2 * _MAX_MESSAGE]
     plain = "".join(letter if letter.isprintable() else " " for letter in shown)
-    return " ".join(plain.split())[:_MAX_MESSAGE] or "no reason given"
+    return " ".join(plain.split())[:_MAX_MESSAGE]

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from ....errors import CapabilityError, ModelError, OptionError
 from ...types import TOP, Capability, Completion, Request, SamplingParams, State, StepInfo, TokenSink
 from ..sequence import WAIT, SequenceState, check_max_new_tokens
-from . import Chunk, CompletionBackend, ServerLostError, StreamError, run_together
+from . import LONGEST_REST, Chunk, CompletionBackend, ServerLostError, StreamError, run_together
 
 _T = TypeVar("_T")
 _CLOSE_TIMEOUT = 5.0  # seconds that streams have to end
@@ -42,7 +42,7 @@ class RemoteEngine:
         self._calls: set[asyncio.Task[Any]] = set()
         # One thread for all suspended sequences: a helper that writes for several of them at once is not called twice.
         self.waiter = ThreadPoolExecutor(1, "tersely waiter")
-        self.slots, self.retries = asyncio.Semaphore(streams), retries
+        self.slots, self.retries, self.longest_rest = asyncio.Semaphore(streams), retries, LONGEST_REST
         self._thread = threading.Thread(target=self._loop.run_forever, name="tersely remote engine", daemon=True)
         self._thread.start()
         try:
@@ -152,7 +152,7 @@ class RemoteEngine:
             lost = sum(request.lost is not None for request in running)
             raise ServerLostError(
                 f"{self.name} was lost after {tokens} tokens, for {lost} of {len(running)} request(s) after "
-                f"{self.retries} retries ({error}); the output is in `completions`",
+                f"{self.retries} retries ({error})",
                 completions,
             ) from error
         return completions
@@ -202,7 +202,7 @@ class RemoteRequest:
                 await self._read_stream()
             except StreamError as error:
                 failures = failures + 1 if self._sampled == sampled_before else 1
-                if failures > self.engine.retries:
+                if failures > self.engine.retries or error.retry_after > self.engine.longest_rest:
                     self.lost = error
                     return self.completion()
                 await asyncio.sleep(max(error.retry_after, _RETRY_DELAY * 2 ** (failures - 1)))
