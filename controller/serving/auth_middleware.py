@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import re
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..engines.openai.client import REQUEST_HEADER, REQUEST_ID
 from .errors import CLIENT_LEFT, RequestError
 from .limits import BodyLimits, BodyTooLarge, check_shape, estimate_memory, replay
 from .metrics import Metrics
@@ -28,7 +31,6 @@ METRICS = "/metrics"
 _LONGEST_PATH = 200  # characters of a path in the log
 _METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 LOG_FORMATS = ("text", "json", "off")
-REQUEST_ID = "x-request-id"
 _GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PLAIN = re.compile(r"[!#-~]+")
 
@@ -126,10 +128,11 @@ class AuthMiddleware:
         """Answer a request, count it and log it under an id, which the reply has as a header."""
         state = scope.setdefault("state", {})
         request_id, start, status = read_request_id(Headers(scope=scope)), time.perf_counter(), 500
+        REQUEST_ID.set(request_id)
 
         async def name(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                MutableHeaders(scope=message)[REQUEST_HEADER] = request_id
             await send(message)
 
         with self.metrics.in_flight.track_inprogress(), self.metrics.latency.time():
@@ -200,7 +203,7 @@ async def send_error(refusal: RequestError, scope: Scope, receive: Receive, send
 
 def read_request_id(headers: Headers) -> str:
     """The id that a client or a proxy gave a request, if it is plain; else a new one."""
-    given = headers.get(REQUEST_ID, "")
+    given = headers.get(REQUEST_HEADER, "")
     return given if _GIVEN.fullmatch(given) else uuid.uuid4().hex
 
 
@@ -217,3 +220,20 @@ def log_request(style: str, fields: Mapping[str, Any]) -> None:
             f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}" for name, text in shown.items()
         )
     print(line, file=sys.stderr, flush=True)
+
+
+class LineHandler(logging.Handler):
+    """Logs in lines of the same style, with the id of the request; `off` only leaves out the lines of requests."""
+
+    def __init__(self, style: str) -> None:
+        super().__init__(logging.INFO)
+        self.style = "text" if style == "off" else style
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; of an error its kind and where it was, as its message may quote a request."""
+        fields = {"level": record.levelname.lower(), "message": record.getMessage()}
+        fields |= {"id": REQUEST_ID.get()} if REQUEST_ID.get() else {}
+        if record.exc_info and record.exc_info[0] is not None:
+            frames = "".join(traceback.format_tb(record.exc_info[2]))
+            fields |= {"error": record.exc_info[0].__name__, "traceback": frames}
+        log_request(self.style, fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from .settings import (
     LOCAL,
     METRICS_ACCESS,
     MIN_THINKING,
+    UPSTREAM_KEY,
     ServerLimits,
     base_url,
     bind_socket,
@@ -51,7 +53,7 @@ class SourceOptions:
     ] = None
     upstream_key: Annotated[
         str | None,
-        flag("Key for the upstream server.", envvar="TERSELY_UPSTREAM_KEY", show_envvar=True, show_default=False),
+        flag("Key for the upstream server.", envvar=UPSTREAM_KEY, show_envvar=True, show_default=False),
     ] = None
     tokenizer: Annotated[str | None, flag("Tokenizer of the upstream model: a folder or name.", metavar="NAME")] = None
 
@@ -193,7 +195,7 @@ def serve(given: GatewayOptions) -> None:
     try:
         from .app import UvicornServer, create_app
         from .app import serve as run_server
-        from .auth_middleware import LOG_FORMATS, hash_key
+        from .auth_middleware import LOG_FORMATS, LineHandler, hash_key
         from .gateway import Thinking, check_rules, load_worker, open_upstreams
         from .metrics import Metrics
         from .rules import LiveConfig, ServerSettings
@@ -233,6 +235,8 @@ def serve(given: GatewayOptions) -> None:
         names, are = ", ".join(workers), "is" if len(workers) == 1 else "are"
         ready = f"{names} {are} served at {address} (Ctrl-C stops){exposure_warning(given.host, bool(live.keys))}"
         app = create_app(settings, workers, counters)
+        logging.basicConfig(handlers=[LineHandler(given.log)])
+        logging.getLogger("tersely").setLevel(logging.INFO)
         reload = None if given.config is None else live.reload
         run_server(UvicornServer(app, workers.values(), given.drain, ready, reload), bound)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -135,8 +134,11 @@ class LiveConfig:
         if defaults.effort is not None:
             chosen["effort"] = defaults.effort
         if rules.ceilings.thinking_tokens is not None and rules.shadow_share:
+            places = [*([f"models.{model}"] if model else []), *([f"keys.{key}"] if key else [])]
+            source = "" if self.path is None else f"{self.path}: "
             raise OptionError(
-                "a ceiling of thinking tokens holds for every request, and a shadow share lifts it for some"
+                f"{source}{' with '.join(places) or 'for all requests'}: ceilings.thinking_tokens holds for every "
+                "request, and shadow_share lifts it for some; leave out one of them, or set shadow_share = 0"
             )
         options = make_options(answer_reserve=defaults.answer_reserve, probes=self.probes, **chosen)
         return RequestRules(rules, options, {**EFFORT_CAPS, **(defaults.budgets or {})})
@@ -159,7 +161,7 @@ class LiveConfig:
             _log.error("the configuration was not reloaded, and the old one stays: %s", error)
             return
         self.config, self.keys, self._resolved = other.config, other.keys, other._resolved
-        print(f"the configuration was reloaded from {self.path}", file=sys.stderr, flush=True)
+        _log.info("the configuration was reloaded from %s", self.path)
 
     def _read_keys(self) -> Mapping[str, str]:
         """The name of each key by its digest; empty asks for no key."""

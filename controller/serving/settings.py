@@ -6,7 +6,7 @@ import errno
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ EFFORT_NAMES = (*OPENAI_NAMES, "auto", *_TIERS)
 MIN_THINKING = 32
 """With fewer thinking tokens the model does not think at all, since closing the thinking takes about a dozen."""
 METRICS_ACCESS = ("key", "open", "off")  # who may read /metrics: clients with the key, everybody, or no client
+UPSTREAM_KEY = "TERSELY_UPSTREAM_KEY"  # the variable with the key for upstream servers that name none
 LOCAL = ("127.0.0.1", "localhost", "::1")  # names of a server that only this machine can reach
 
 
@@ -55,7 +56,7 @@ class ModelInfo:
     """What a served model can do."""
 
     thinks: bool = True
-    policies: bool = True  # its thinking can be ended from here
+    policies: bool = True  # its thinking can be ended from here; else it is behind a chat endpoint
     budgets: bool = True  # its thinking can be limited to a number of tokens
     tools: bool = False  # its chat template accepts tools
     context: int | None = None
@@ -94,13 +95,16 @@ class ResolvedRequest:
     messages: Sequence[Mapping[str, Any]]
     options: GenerationOptions  # `max_new_tokens` is at least 2, as an answer needs
     effort: str  # by the name that the client used
-    max_tokens: int  # what the client wants
+    max_tokens: int  # what the client wants, or else the usual number
     n: int = 1
     stops: tuple[str, ...] = ()
     include_trace: bool = True  # whether the reply lists the decisions
     notes: tuple[Decision, ...] = ()  # what the server decided before the engine was asked
     billing: Billing = UNBILLED
     prompt_field: str = "messages"  # the field of the request that holds the messages
+    asked_tokens: int | None = None  # most tokens for a chat endpoint; None leaves that to its server
+    has_effort: bool = True  # of the client or the configuration
+    passed: Mapping[str, Any] = field(default_factory=dict)  # fields for the chat endpoint of a server
 
 
 def openai_effort(effort: str) -> str:
