@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from ..errors import CapabilityError
 from .chat_model import LIMIT_FIELDS, ChatDialect, ChatModel, ChatQuestion
+from .chat_stream import ChatRow
 from .engines.openai import run_together
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model
 from .options import GenerationOptions
 from .policies import make_policies
 from .prompts import as_messages
 from .text.markers import KNOWN, Markers
-from .text.reasoning_parser import split_text
 from .trace import Decision, GenerationResult
 from .types import Prompt
 
@@ -51,8 +51,8 @@ class ChatOnlyEndpoint:
         client = OpenAIClient(self.base_url, self.api_key, self.timeout)
         slots = asyncio.Semaphore(self.streams)
         try:
-            name = (await choose_model(client, self.model)).name
-            model = ChatModel(client, name, ChatDialect(effort_fields=("reasoning_effort",)))
+            served = await choose_model(client, self.model)
+            model = ChatModel(client, served, ChatDialect(effort_fields=("reasoning_effort",)))
             return await run_together(_answer(model, slots, prompt, options) for prompt in prompts)
         finally:
             await client.close()
@@ -105,7 +105,9 @@ def _split_off_thinking(result: GenerationResult) -> GenerationResult:
     pair = next((pair for pair in KNOWN if pair[1] in result.answer), None)
     if pair is None or result.thinking:
         return result
-    state = "before" if pair[0] in result.answer.partition(pair[1])[0] else "thinking"
-    thinking, answer = split_text(result.answer, Markers(*pair), state)
+    row = ChatRow(Markers(*pair))
+    row.state = "before" if pair[0] in result.answer.partition(pair[1])[0] else "thinking"
+    row.read({"delta": {"content": result.answer}})
+    row.end()
     note = Decision("usage", "note", "the server leaves the thinking in its answer, whose tokens count as answer", 0)
-    return replace(result, thinking=thinking.strip(), answer=answer.strip(), trace=(*result.trace, note))
+    return replace(result, thinking=row.text("thinking"), answer=row.text("answer"), trace=(*result.trace, note))

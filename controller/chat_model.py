@@ -8,25 +8,22 @@ the server takes one (llama.cpp, vLLM). llama.cpp's server also ends the thinkin
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from ..errors import ModelError
-from .budgets import OPENAI_EFFORTS, Budget, canonical_effort, fit_budget, tier_by_length
-from .engines.openai import StreamError
-from .engines.openai.client import OpenAIClient, RefusedError, explain_not_found
+from .budgets import OPENAI_EFFORTS, canonical_effort, fit_budget, tier_by_length
+from .chat_stream import ChatRow, read_count
+from .engines.openai import LONGEST_REST, StreamError
+from .engines.openai.client import OpenAIClient, RefusedError, ServedModel, explain_not_found
 from .engines.openai.completions import get_choices
-from .options import GenerationOptions
-from .policies.exits import Repetition
+from .options import MAX_OUTPUT_TOKENS, GenerationOptions
 from .streaming import TextDeltaEvent
-from .text.loops import LoopDetector
 from .text.markers import Markers
-from .text.reasoning_parser import ReasoningParser, TextDelta
 from .trace import Decision, GenerationResult, Usage
 from .types import FinishReason
 
@@ -43,28 +40,30 @@ BUDGET_FIELDS: Mapping[str, tuple[str, ...]] = {
 _KNOWN_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 """Efforts that many servers refuse -> the nearest that all of them know."""
 _ATTEMPTS, _DELAY = 3, 0.2
-_MOST = 1 << 31  # tokens of a reply without a limit
 _FINISHES: Mapping[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
-_WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]|\n")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatQuestion:
-    """A conversation to be answered; `stops` end the answer."""
+    """A conversation to be answered; `stops` end the answer, and `fields` are passed on as they are."""
 
     messages: Sequence[Mapping[str, Any]]
     options: GenerationOptions
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # None leaves it to the server
     stops: Sequence[str] = ()
+    has_effort: bool = True  # whether anybody chose the options' effort; else it is left to the server
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """What a chat endpoint has answered; tool calls are in OpenAI's form."""
+    """What a chat endpoint has answered; tool calls and log-probabilities are in OpenAI's form."""
 
     result: GenerationResult
     budget: int  # thinking tokens that were allowed
     tool_calls: Sequence[dict[str, Any]] = ()
+    cached: int = 0  # prompt tokens that the server had read before
+    logprobs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,8 @@ class ChatDialect:
             f"limited by {', '.join(means) or 'nothing but max_tokens'}"
         )
 
-    def make_body(self, model: str, asked: ChatQuestion, tier: str, budget: Budget) -> dict[str, Any]:
-        """The body of a request."""
+    def make_body(self, model: str, asked: ChatQuestion, tier: str, budget: int | None) -> dict[str, Any]:
+        """The body of a request; `budget` limits the thinking."""
         options = asked.options
         effort = tier if options.effort == "auto" else options.effort
         effort = OPENAI_EFFORTS.get(effort, effort)
@@ -96,15 +95,16 @@ class ChatDialect:
             "stream_options": {"include_usage": True},
             **({} if asked.max_tokens is None else {self.limit_field: asked.max_tokens}),
             **options.sampling.as_dict(),
+            **asked.fields,
         }
-        if "reasoning_effort" in self.effort_fields:
+        if "reasoning_effort" in self.effort_fields and (asked.has_effort or effort == "none"):
             fields["reasoning_effort"] = _KNOWN_EFFORTS.get(effort, effort)
         if "chat_template_kwargs" in self.effort_fields and effort == "none":
             fields["chat_template_kwargs"] = {"enable_thinking": False}
         if options.tools:
             fields["tools"] = [dict(tool) for tool in options.tools]
         if effort != "none":
-            fields |= dict.fromkeys(self.budget_fields, budget.thinking)
+            fields |= {} if budget is None else dict.fromkeys(self.budget_fields, budget)
             fields |= {"reasoning_control": True} if self.ends_thinking else {}
         return fields
 
@@ -130,87 +130,38 @@ async def probe_dialect(client: OpenAIClient, model: str, card: Mapping[str, Any
     raise refusal
 
 
-class _Words:
-    """The tokens of a text whose tokenizer is unknown: words, digits and marks."""
-
-    def __init__(self) -> None:
-        self.kinds: list[str] = []
-        self._ids: dict[str, int] = {}
-        self._held = ""
-
-    def read(self, piece: str) -> list[int]:
-        """The ids of all words that are complete."""
-        text, space, self._held = (self._held + piece).rpartition(" ")
-        return [self._id(word) for word in _WORD.findall(text + space)]
-
-    def _id(self, word: str) -> int:
-        if word not in self._ids:
-            self._ids[word] = len(self.kinds)
-            self.kinds.append(word if word.isdigit() else "." if word in ".!?\n" else "")
-        return self._ids[word]
-
-
-class ThinkingWatch:
-    """Follows thinking as text; `looping` once it goes round in circles."""
-
-    def __init__(self) -> None:
-        self.pieces = 0  # mostly one a token
-        self._words = _Words()
-        self._detector = LoopDetector(self._words.kinds)
-        self._limit = LoopDetector.score_after(Repetition().tokens)
-
-    def looping(self, piece: str) -> bool:
-        """Whether the thinking has come to be a loop with this piece."""
-        self.pieces += 1
-        return self._detector.read(self._words.read(piece)) >= self._limit and not self._detector.counts
-
-
-@dataclass(slots=True)
-class _Row:
-    """What has arrived of one row."""
-
-    parser: ReasoningParser
-    watch: ThinkingWatch = field(default_factory=ThinkingWatch)
-    id: str = ""
-    finish: str = ""
-    reasoning: bool = False  # comes in a field of its own, and has not ended
-    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    usage: dict[str, Any] = field(default_factory=dict)
-    decisions: list[Decision] = field(default_factory=list)
-    pieces: int = 0
-
-
 class ChatModel:
     """The model of a chat endpoint."""
 
     def __init__(
-        self, client: OpenAIClient, model: str, dialect: ChatDialect | None = None, markers: Markers | None = None
+        self,
+        client: OpenAIClient,
+        model: ServedModel,
+        dialect: ChatDialect | None = None,
+        markers: Markers | None = None,
     ) -> None:
-        self.client, self.model = client, model
+        self.client, self.model, self.context = client, model.name, model.context_length
         self.dialect = dialect or ChatDialect()
-        self.markers = markers or DEFAULT_MARKERS
+        self.markers, self.longest_rest = markers or DEFAULT_MARKERS, LONGEST_REST
 
     async def answer(
         self, asked: ChatQuestion, number: int = 0, emit: Callable[[TextDeltaEvent], None] = lambda event: None
     ) -> ChatAnswer:
         """The answer with this number to a question; raises ModelError or OptionError."""
-        options = asked.options
-        effort = canonical_effort(options.effort)
+        effort = canonical_effort(asked.options.effort)
         tier = tier_by_length(str(asked.messages[-1].get("content"))) if effort == "auto" else effort
-        budget = fit_budget(tier, max(2, asked.max_tokens or _MOST), options.answer_reserve, options.strategy)
-        if options.thinking_budget is not None:
-            budget = replace(budget, thinking=min(options.thinking_budget, asked.max_tokens or _MOST))
-        body = self.dialect.make_body(self.model, asked, tier, budget)
+        budget, is_limit = self._make_budget(asked, tier)
+        body = self.dialect.make_body(self.model, asked, tier, budget if is_limit else None)
         seed = body.get("seed")
         if seed is not None and number:
             body["seed"] = (seed + number) % (1 << 31)
-        row = _Row(ReasoningParser(self.markers, "before", asked.stops))
         for attempt in range(_ATTEMPTS):
+            row = ChatRow(self.markers, asked.stops)
             try:
                 await self._read(row, body, number, emit)
                 break
             except StreamError as error:
-                if row.pieces or attempt == _ATTEMPTS - 1:
+                if row.pieces or attempt == _ATTEMPTS - 1 or error.retry_after > self.longest_rest:
                     raise ModelError(f"{self.client.url} was lost: {error}", code="server_lost") from error
                 await asyncio.sleep(max(error.retry_after, _DELAY * 2**attempt))
             except RefusedError as error:
@@ -219,29 +170,38 @@ class ChatModel:
                 raise
         return self._finish(row, tier, budget)
 
+    def _make_budget(self, asked: ChatQuestion, tier: str) -> tuple[int, bool]:
+        """The thinking tokens that there is room for, and whether somebody wants no more; may raise OptionError."""
+        options, given = asked.options, asked.options.thinking_budget
+        room = max(2, asked.max_tokens or self.context or MAX_OUTPUT_TOKENS)
+        reserve = options.answer_reserve and min(options.answer_reserve, room // 2)
+        budget = fit_budget(tier, room, reserve, options.strategy)
+        if given is not None:
+            return min(given, asked.max_tokens or given), True
+        return budget.thinking, asked.max_tokens is not None or budget.thinking < room - budget.reserve
+
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
     async def _read(
-        self, row: _Row, body: Mapping[str, Any], number: int, emit: Callable[[TextDeltaEvent], None]
+        self, row: ChatRow, body: Mapping[str, Any], number: int, emit: Callable[[TextDeltaEvent], None]
     ) -> None:
-        row.calls.clear()  # of a stream that was lost
         async with aclosing(self.client.stream_events("/chat/completions", body)) as events:
             async for event in self._within_time(events):
                 row.id = str(event.get("id") or row.id)
                 row.usage = event.get("usage") or row.usage
                 for choice in get_choices(event):
-                    for delta in self._take(row, choice):
+                    for delta in row.read(choice):
                         emit(TextDeltaEvent(number, delta.text, delta.channel))
                         if delta.channel == "thinking":
                             await self._watch(row, delta.text)
-                if row.parser.stopped:
+                if row.stopped:
                     row.finish = "stop"
                     break
         if not row.finish:
             raise StreamError("the stream ended before the text did")
-        for delta in row.parser.finish():
+        for delta in row.end():
             emit(TextDeltaEvent(number, delta.text, delta.channel))
 
     async def _within_time(self, events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
@@ -255,30 +215,7 @@ class ChatModel:
                 raise ModelError(f"{self.client.url} writes nothing; check the server", code="server_timeout")
             yield event
 
-    def _take(self, row: _Row, choice: dict[str, Any]) -> list[TextDelta]:
-        """Read a choice of an event; returns what is new of the texts. Raises StreamError for a malformed one."""
-        delta = choice.get("delta") or choice.get("message") or {}
-        try:
-            thinking, content = _read_content(delta.get("content") or "")
-            content += delta.get("refusal") or ""
-            thinking = delta.get("reasoning_content") or delta.get("reasoning") or thinking
-            row.finish = str(choice.get("finish_reason") or row.finish)
-            for call in delta.get("tool_calls") or ():
-                _add_call(row.calls, call)
-            text = ""
-            if thinking:
-                text += thinking if row.reasoning else f"\n{self.markers.open}{thinking}"  # perhaps after some answer
-                row.reasoning = True
-            if (content or row.finish) and row.reasoning:
-                text += self.markers.close
-                row.reasoning = False
-            text += content
-            row.pieces += bool(thinking or content)
-            return row.parser.feed(text) if text else []
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StreamError(f"an event is malformed: {error}") from error
-
-    async def _watch(self, row: _Row, text: str) -> None:
+    async def _watch(self, row: ChatRow, text: str) -> None:
         """Have the server end thinking that goes round in circles; where it cannot, that is only noted."""
         if not row.watch.looping(text) or row.decisions:
             return
@@ -292,40 +229,22 @@ class ChatModel:
         reason += "" if ended else "; this server cannot be told to end it"
         row.decisions.append(Decision("repetition", "close", reason, row.watch.pieces, acted=ended))
 
-    def _finish(self, row: _Row, tier: str, budget: Budget) -> ChatAnswer:
-        parser, notes = row.parser, list[Decision]()
-        details = row.usage.get("completion_tokens_details") or {}
-        written = row.usage.get("completion_tokens") or row.pieces
-        thinking = details.get("reasoning_tokens")
+    def _finish(self, row: ChatRow, tier: str, budget: int) -> ChatAnswer:
+        thought, answer, notes = row.text("thinking"), row.text("answer"), list[Decision]()
+        written = read_count(row.usage, "completion_tokens") or row.pieces
+        thinking = read_count(row.usage, "completion_tokens_details", "reasoning_tokens")
         if thinking is None:
             thinking = min(row.watch.pieces, written)
-            if parser.thinking:
+            if thought:
                 notes.append(Decision("server", "note", "thinking tokens are counted by pieces of the stream", 0))
         result = GenerationResult(
-            text=parser.thinking + parser.answer,
-            thinking=parser.thinking,
-            answer=parser.answer,
+            text=thought + answer,
+            thinking=thought,
+            answer=answer,
             finish_reason=_FINISHES.get(row.finish, "stop"),
             tier=tier,
-            usage=Usage(row.usage.get("prompt_tokens") or 0, thinking, max(0, written - thinking)),
+            usage=Usage(read_count(row.usage, "prompt_tokens") or 0, thinking, max(0, written - thinking)),
             trace=(*notes, *row.decisions),
         )
-        return ChatAnswer(result, budget.thinking, [row.calls[index] for index in sorted(row.calls)])
-
-
-def _read_content(content: Any) -> tuple[str, str]:
-    """The thinking and the text of content, which is a text or a list of parts, as Mistral's servers send them."""
-    if isinstance(content, str):
-        return "", content
-    thinking = [inner["text"] for part in content if part["type"] == "thinking" for inner in part["thinking"]]
-    return "".join(thinking), "".join(part["text"] for part in content if part["type"] == "text")
-
-
-def _add_call(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
-    """Add a piece of a tool call to what has arrived of it."""
-    empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-    call = calls.setdefault(int(piece.get("index") or 0), empty)
-    call["id"] = piece.get("id") or call["id"]
-    function = piece.get("function") or {}
-    for name in ("name", "arguments"):
-        call["function"][name] += function.get(name) or ""
+        cached = read_count(row.usage, "prompt_tokens_details", "cached_tokens") or 0
+        return ChatAnswer(result, budget, row.tool_calls(), cached, row.logprobs())

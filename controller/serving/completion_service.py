@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ...errors import shorten
 from ..options import SAMPLING_OPTIONS, make_options
 from ..policies import keep_budget, make_policies
 from ..policies.base import Policy
@@ -21,7 +22,7 @@ from .metrics import exit_reason, request_span, result_attributes
 from .replies import ChatReply, Event, PendingResponse, RowFinished
 from .responses_api import ResponsesReply
 from .rules import RequestRules, ServerSettings
-from .schemas import RequestBody
+from .schemas import CHANGING, UNCHANGING, RequestBody
 from .settings import (
     MIN_THINKING,
     Billing,
@@ -38,6 +39,7 @@ from .worker import RequestWorker
 T = TypeVar("T")
 CONTROL = "x-tersely-control"  # a header of replies: what control the model can be under, see `ModelInfo.control`
 _GREEDY = 1e-5  # below this temperature the likeliest token is taken: dividing by it would not give finite numbers
+_BYTES = 3  # of a prompt's token, or more
 _SEED_RANGE = 1 << 63  # seeds are taken modulo this, since random generators accept no larger ones
 
 
@@ -88,9 +90,10 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
     _check_limits(body, n, bool(tools), rules, limits, model)
     _check_control(body, rules, model)
     messages, notes = body.to_messages(), list[Decision]()
+    defaults = rules.rules.defaults
     named, budget = _only_value(body.efforts(), openai_effort), _only_value(body.budgets())
     if budget is None and named is None:
-        budget = rules.rules.defaults.thinking_tokens if model.budgets else None
+        budget = defaults.thinking_tokens if model.budgets else None
     most = rules.max_thinking if model.thinks else None
     if budget is not None and most is not None:
         budget = min(budget, most)
@@ -99,7 +102,7 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
     allowed = rules.fit_effort(named or rules.options.effort)
     if allowed != (named or rules.options.effort):
         notes.append(Decision("server", "tier", f"effort {allowed}: no higher one is allowed here", 0))
-    effort, reason = _fit_effort(rules, allowed, budget, limit, reserve)
+    effort, reason = _fit_effort(rules, allowed, budget, limit, reserve if model.policies else None)
     if reason:
         notes.append(Decision("server", "tier", reason, 0))
     use_tuned_budgets = rules.tuned and named is None and budget is None
@@ -130,7 +133,23 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
         include_trace=body.own.trace,
         notes=tuple(notes),
         prompt_field=body.prompt_field,
+        asked_tokens=_ask_for_tokens(body, rules, messages, model.context),
+        has_effort=any((named, defaults.effort, defaults.tuned, rules.rules.ceilings.effort)),
+        passed=body.passed_fields(),
     )
+
+
+def _ask_for_tokens(
+    body: RequestBody, rules: RequestRules, messages: Sequence[Mapping[str, Any]], context: int | None
+) -> int | None:
+    """The limit for a server that knows its own: the client's, or that of the configuration beside the prompt."""
+    given, ceilings = body.output_limit[1], rules.rules.ceilings
+    if given or not any((ceilings.max_tokens, ceilings.thinking_tokens, rules.rules.defaults.max_tokens)):
+        return given
+    if context is None:
+        return rules.default_tokens
+    prompt = len(str([*messages, *body.offered_tools()]).encode()) // _BYTES
+    return max(1, min(rules.default_tokens, max(context - prompt, context // 8)))
 
 
 def _resolve_sampling(body: RequestBody) -> dict[str, float]:
@@ -149,10 +168,13 @@ def _check_limits(
 ) -> None:
     """Refuse what is too much, and tools that the model does not know."""
     field, limit = body.output_limit
-    if limit is not None and limit > rules.max_tokens:
+    if limit is not None and limit > rules.max_tokens and (model.policies or rules.rules.ceilings.max_tokens):
         raise RequestError(f"{field} is {limit}; accepted: at most {rules.max_tokens}", param=field)
     if n > limits.batch:
         raise RequestError(f"n is {n}; accepted: at most {limits.batch}", param="n")
+    for name, value in body.passed_fields().items() if model.policies else ():
+        if name in CHANGING and value and value not in UNCHANGING:
+            raise RequestError(f"{name} is {shorten(value)}, which this model's server cannot do", param=name)
     if tools and not model.tools:
         raise RequestError("this model's chat template knows no tools; leave them out", param="tools")
 

@@ -25,7 +25,7 @@ from .batch_worker import BatchWorker
 from .config import Upstream
 from .metrics import Metrics
 from .rules import LiveConfig, check_names
-from .settings import ServerLimits, served_model_name
+from .settings import UPSTREAM_KEY, ServerLimits, served_model_name
 from .upstream_worker import ChatWorker, UpstreamWorker
 from .worker import RequestWorker
 
@@ -83,16 +83,17 @@ def open_upstreams(
     workers: dict[str, RequestWorker] = {}
     for number, upstream in enumerate(upstreams):
         secret = upstream.read_key(folder, f"upstreams[{number}]") or key or ""
-        connect = partial(OpenAIClient, upstream.url, secret, limits.timeout)
+        source = upstream.key_env or upstream.key_file or UPSTREAM_KEY
+        connect = partial(OpenAIClient, upstream.url, secret, limits.timeout, source)
         for name, model, dialect in asyncio.run(_find_models(upstream, connect())):
             if name in workers:
                 raise OptionError(
                     f"two upstreams have a model {name!r}; give one another name: models = {{NAME = ...}}"
                 )
             client, markers = connect(), resolve_markers(upstream.markers)
-            chat = ChatModel(client, model.name, dialect, markers)
+            chat = ChatModel(client, model, dialect, markers)
             if dialect is not None:
-                workers[name] = ChatWorker(chat, limits, metrics, model.context_length)
+                workers[name] = ChatWorker(chat, limits, metrics)
                 print(f"{name}: {dialect.describe()}", file=sys.stderr)
                 continue
             engine = RemoteEngine(CompletionsBackend(client, model.name, upstream.tokenizer))

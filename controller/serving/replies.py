@@ -28,6 +28,8 @@ class RowFinished:
     budget: int  # thinking tokens that the row was allowed
     content: str  # the answer without tool calls
     tool_calls: Sequence[dict[str, object]] = ()  # in OpenAI's form
+    cached: int = 0  # prompt tokens that were not read again
+    logprobs: Mapping[str, Any] | None = None  # in OpenAI's form
 
     @property
     def finish_reason(self) -> str:
@@ -126,8 +128,9 @@ def control_metadata(request: ResolvedRequest, row: RowFinished) -> dict[str, An
     return {**metadata, "decisions": [asdict(d) for d in row.result.trace]} if request.include_trace else metadata
 
 
-def openai_usage(results: Sequence[GenerationResult]) -> dict[str, Any]:
+def openai_usage(rows: Sequence[RowFinished]) -> dict[str, Any]:
     """Usage in OpenAI's form: tokens of the texts; overhead is in the field `tersely`."""
+    results = [row.result for row in rows]
     prompt = results[0].usage.prompt
     thinking = sum(result.usage.thinking for result in results)
     completion = thinking + sum(result.usage.answer for result in results)
@@ -135,7 +138,7 @@ def openai_usage(results: Sequence[GenerationResult]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": rows[0].cached},
         "completion_tokens_details": {"reasoning_tokens": thinking},
     }
 
@@ -162,12 +165,12 @@ class ChatReply:
                 "index": row.row,
                 "message": _message(row),
                 "finish_reason": row.finish_reason,
-                "logprobs": None,
+                "logprobs": row.logprobs,
                 "tersely": control_metadata(self.request, row),
             }
             for row in rows
         ]
-        usage = openai_usage([row.result for row in rows])
+        usage = openai_usage(rows)
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
@@ -175,14 +178,14 @@ class ChatReply:
         try:
             for row in range(self.request.n):
                 yield self._chunk(row, {"role": "assistant", "content": ""})
-            results: list[GenerationResult] = []
+            rows: list[RowFinished] = []
             async for event in events:
                 for chunk in self._chunks(event):
                     yield chunk
                 if isinstance(event, RowFinished):
-                    results.append(event.result)
+                    rows.append(event)
             if self.include_usage:
-                yield sse_event({**self._head("chat.completion.chunk"), "choices": [], "usage": openai_usage(results)})
+                yield sse_event({**self._head("chat.completion.chunk"), "choices": [], "usage": openai_usage(rows)})
         except RequestError as refusal:
             yield sse_event(refusal.body)
         yield "data: [DONE]\n\n"
@@ -194,7 +197,8 @@ class ChatReply:
             return
         if event.tool_calls:
             yield self._chunk(event.row, {"tool_calls": [{"index": n, **c} for n, c in enumerate(event.tool_calls)]})
-        yield self._chunk(event.row, {}, event.finish_reason, tersely=control_metadata(self.request, event))
+        last = {"logprobs": event.logprobs, "tersely": control_metadata(self.request, event)}
+        yield self._chunk(event.row, {}, event.finish_reason, **last)
 
     def _chunk(self, row: int, delta: Mapping[str, Any], finish: str | None = None, **fields: Any) -> str:
         choice = {"index": row, "delta": delta, "finish_reason": finish, "logprobs": None, **fields}

@@ -128,7 +128,7 @@ class ResponsesReply:
             "output": [*items, *_call_items(row)],
             "usage": {
                 "input_tokens": usage.prompt,
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "input_tokens_details": {"cached_tokens": row.cached, "cache_write_tokens": 0},
                 "output_tokens": output,
                 "output_tokens_details": {"reasoning_tokens": usage.thinking},
                 "total_tokens": usage.prompt + output,

@@ -139,6 +139,8 @@ class ResponsesRequest(schemas.RequestBody):
     previous_response_id: None = None
     prompt: None = None
     include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(max_length=1)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
     truncation: Literal["disabled"] | None = None
     max_tool_calls: int | None = None

@@ -18,6 +18,16 @@ from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
 
 _METADATA = 16_384  # characters of a request's metadata, which is kept and repeated in replies
+CHANGING = (
+    *("response_format", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs"),
+    "tool_choice",
+)
+"""Fields that only a chat endpoint can honour; any other model takes them as long as they are empty or UNCHANGING."""
+UNCHANGING: Sequence[Any] = ("none", "auto", {"type": "text"})
+_LABELS = (
+    *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+    *("service_tier", "store", "user"),
+)
 _FIELDS = 100  # most fields of a body, far more than are known
 EXAMPLE = "What is 17 times 3?"  # shown in the API description; clients and tools try it first
 
@@ -79,7 +89,7 @@ Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0, le=1 << 31)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
-Zero = Annotated[float, Field(ge=0, le=0)]  # a penalty: accepted as long as it changes nothing
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Never = Annotated[bool, AfterValidator(_check_false), Field(json_schema_extra={"const": False})]
 """A feature that can only be declined. `Literal[False]` would also accept the number 0."""
 
@@ -159,8 +169,6 @@ class RequestBody(StrictModel):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: int | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     tersely: TerselyField | None = None
     metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
@@ -208,6 +216,13 @@ class RequestBody(StrictModel):
         """What all requests of a conversation have in common: the client's name for it, else how it begins."""
         given = self.prompt_cache_key or self.safety_identifier or self.user
         return given or next((str(m.get("content")) for m in self.to_messages() if m.get("role") != "system"), "")
+
+    def passed_fields(self) -> dict[str, Any]:
+        """What is given of the fields that only a chat endpoint can honour, and those that change no text."""
+        names = {*CHANGING, *_LABELS}
+        if getattr(self, "tool_choice", None) == "none":  # no tools are offered then
+            names -= {"tool_choice", "parallel_tool_calls"}
+        return self.model_dump(include=names, exclude_none=True)
 
     @abstractmethod
     def to_messages(self) -> list[dict[str, Any]]:
@@ -292,13 +307,15 @@ class ChatRequest(RequestBody):
     thinking_token_budget: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
     thinking: ThinkingOptions | None = None
     chat_template_kwargs: TemplateOptions | None = None
-    response_format: TextFormat | None = None
     tools: JsonObjects | None = None
 
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    logprobs: Never | None = None
+    response_format: JsonObject | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")

@@ -25,7 +25,9 @@ from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost
 
 _log = logging.getLogger(__name__)
 _CLOSE_TIMEOUT = 5.0  # seconds
+_LONGEST_REST = 5.0  # seconds that clients wait for a busy server without being told
 _BUSY = (429, 503)  # statuses that are passed on
+_OF_CLIENTS = (400, 413, 415, 422, 451)  # those of requests that are the client's own fault, with the reason
 
 
 class LoopWorker(RequestWorker):
@@ -72,7 +74,7 @@ class LoopWorker(RequestWorker):
             except RequestError as error:
                 pending.send(error)
             except ModelError as error:
-                _log.error("the upstream server failed: %s", error)
+                _log.error("the upstream server failed: %s", _describe(error))
                 pending.send(_upstream_failed(error))
             except Exception:
                 _log.exception("a request failed")
@@ -82,7 +84,14 @@ class LoopWorker(RequestWorker):
         """Answer one row through a chat endpoint."""
         request = pending.request
         try:
-            asked = ChatQuestion(request.messages, request.options, request.max_tokens, request.stops)
+            asked = ChatQuestion(
+                request.messages,
+                request.options,
+                request.asked_tokens,
+                request.stops,
+                request.has_effort,
+                request.passed,
+            )
             answer = await upstream.answer(asked, number, pending.send if pending.streams else lambda event: None)
         except TerselyError as error:
             if isinstance(error, ModelError):
@@ -91,16 +100,17 @@ class LoopWorker(RequestWorker):
         note = Decision("server", "note", upstream.dialect.describe(), 0, acted=False)
         result = replace(answer.result, trace=(*request.notes, note, *answer.result.trace))
         self.metrics.add_result(result, answer.budget, False, request.billing)
-        pending.send(RowFinished(number, result, answer.budget, result.answer, answer.tool_calls))
+        finished = RowFinished(number, result, answer.budget, result.answer, answer.tool_calls)
+        pending.send(replace(finished, cached=answer.cached, logprobs=answer.logprobs))
 
 
 class ChatWorker(LoopWorker):
     """A worker on a server that has only a chat endpoint: efforts and limits are passed on, no policy acts."""
 
-    def __init__(self, upstream: ChatModel, limits: ServerLimits, metrics: Metrics, context: int | None) -> None:
-        budgets = bool(upstream.dialect.budget_fields)
+    def __init__(self, upstream: ChatModel, limits: ServerLimits, metrics: Metrics) -> None:
+        budgets, context = bool(upstream.dialect.budget_fields), upstream.context
         super().__init__(limits, metrics, ModelInfo(policies=False, budgets=budgets, tools=True, context=context))
-        self.upstream = upstream
+        self.upstream, upstream.longest_rest = upstream, _LONGEST_REST
 
     async def admit(self, request: ResolvedRequest, special_tokens: bool) -> ResolvedRequest:
         """See `RequestWorker.admit`; the upstream server renders the text and has to keep it safe."""
@@ -110,7 +120,7 @@ class ChatWorker(LoopWorker):
         """See `RequestWorker.check`; a key whose ceiling cannot be kept is refused with each request."""
         if of_key:
             return
-        defaults, options = rules.rules.defaults, rules.options
+        defaults = rules.rules.defaults
         unkept: dict[str, object] = {
             "defaults.policies": defaults.policies,
             "defaults.preset": defaults.preset not in (None, "off"),
@@ -123,7 +133,6 @@ class ChatWorker(LoopWorker):
                 "ceilings.thinking_tokens": (rules.max_thinking or rules.max_tokens) < rules.max_tokens,
                 "defaults.thinking_tokens": (defaults.thinking_tokens or rules.max_tokens) < rules.max_tokens,
                 "defaults.budgets": defaults.budgets,
-                "defaults.answer_reserve": options.answer_reserve,
             }
         if names := [name for name, given in unkept.items() if given]:
             raise CapabilityError(
@@ -157,6 +166,7 @@ class UpstreamWorker(SessionWorker, LoopWorker):
         super().__init__(session, limits, metrics, thinks)
         assert isinstance(session.engine, RemoteEngine)
         self.engine, self.fallback = session.engine, fallback
+        self.engine.longest_rest = _LONGEST_REST
         self.engine.name = "the upstream server"  # in errors for clients, who need not know where it is
         self._preparing = asyncio.Lock()
 
@@ -201,9 +211,20 @@ class UpstreamWorker(SessionWorker, LoopWorker):
             await self._chat(upstream, pending, number)
 
 
+def _describe(error: ModelError) -> str:
+    """What failed, without the words of the server, which may repeat what it was asked."""
+    cause = error.__cause__
+    status = getattr(error if isinstance(error, RefusedError) else cause, "status", 0)
+    return f"{error.code}, status {status}" if status else str(error)
+
+
 def _upstream_failed(error: ModelError) -> RequestError:
     """The error for clients, who need not know where the upstream server is."""
     cause = error.__cause__
+    if isinstance(error, RefusedError) and error.status in _OF_CLIENTS:
+        return RequestError(status=error.status, **{"code": error.code, **error.details})
+    if error.code == "invalid_api_key":
+        return RequestError("the upstream server does not accept this gateway", 502, code="upstream_key_refused")
     if isinstance(cause, StreamError) and cause.status in _BUSY:
         seconds = max(1, round(cause.retry_after))
         return RequestError("the upstream server is busy; try again", cause.status, code="busy", retry_after=seconds)

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.serving.config import Upstream, make_config
-from tersely.controller.serving.gateway import Thinking, check_rules, open_upstreams
-from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.rules import LiveConfig, ServerSettings
-from tersely.controller.serving.settings import ServerLimits
+from tersely.controller.serving.config import make_config
+from tersely.controller.serving.rules import LiveConfig
 from tersely.errors import CapabilityError, ModelError, OptionError
 
 from ..support.chat_servers import ChatServer, content, thinking
+from ..support.gateways import GREEDY, SAID, ask, gateway
 from ..support.refusals import refused
 from ..support.remote_servers import TextServer
-from ..support.serving import MODEL, Served, body, chunks_of, configured, running, texts_of, until
+from ..support.serving import MODEL, body, chunks_of, configured, texts_of, until
 
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 240}
-SAID = [thinking("Three and "), thinking("four."), content("It is "), content("7.")]
 LOOP = [thinking("So we have seven. Let me check that again. ")] * 400
 
 
 @pytest.fixture(scope="module")
 def local() -> TransformersEngine:
     return load_engine(MODEL, dtype="float32")
-
-
-@contextmanager
-def gateway(*upstreams: dict[str, Any], live: LiveConfig | None = None) -> Iterator[Served]:
-    limits, metrics = ServerLimits(timeout=60), Metrics()
-    found = [Upstream(**upstream) for upstream in upstreams]
-    workers = open_upstreams(found, Path(), Thinking(), limits, metrics)
-    live = live or configured()
-    check_rules(live, workers)
-    with running(ServerSettings(live, limits), workers, metrics) as server:
-        yield server
-
-
-def ask(server: Served, model: str = "talker", status: int = 200, **fields: Any) -> dict[str, Any]:
-    response = server.http.post("/v1/chat/completions", json={**body(**{**GREEDY, **fields}), "model": model})
-    assert response.status_code == status, response.text
-    reply: dict[str, Any] = response.json()
-    return {**reply, "headers": response.headers}
 
 
 def test_requests_go_to_the_server_that_has_the_model(local: TransformersEngine) -> None:
@@ -98,7 +74,7 @@ def test_a_chat_endpoint_is_passed_efforts_and_limits(tags: bool, capfd: pytest.
         assert "chat endpoint" in capfd.readouterr().err
         for fields in ({"thinking_token_budget": 50}, {"tersely": {"preset": "fast"}}, {"tersely": {"shadow": True}}):
             assert ask(server, status=400, **fields)["error"]["param"]
-        assert ask(server, stop=["is"])["choices"][0]["message"]["content"] == "It"
+        assert ask(server, stop=["is"])["choices"][0]["message"]["content"] == "It "
         fields = {**body(**GREEDY), "model": "talker", "stream": True}
         with server.http.stream("POST", "/v1/chat/completions", json=fields) as response:
             assert response.headers["x-tersely-control"] == "effort"
@@ -243,7 +219,7 @@ def test_a_chat_endpoint_that_stays_busy_says_so_to_clients() -> None:
     with ChatServer(SAID).serve() as upstream, gateway({"url": upstream.url}) as server:
         upstream.busy = 2
         assert ask(server)["choices"][0]["message"]["content"] == "It is 7."
-        upstream.busy = 3
+        upstream.busy, upstream.rest = 3, "7"
         reply = ask(server, status=429)
         assert (reply["error"]["code"], reply["headers"]["retry-after"]) == ("busy", "7")
 

@@ -38,7 +38,7 @@ def reply(message: dict[str, Any], thinking: int | None = None) -> dict[str, Any
 def test_reasoning_is_read_from_both_fields(engine: TransformersEngine, name: str) -> None:
     with TextServer(engine, chat=reply({"content": "It is 4.", name: "2 and 2\n"}, thinking=22)).serve() as server:
         done = ChatOnlyEndpoint(server.url).run(["What is 2+2?", [{"role": "user", "content": "And 3+3?"}]], OFF)
-        assert [(one.thinking, one.answer) for one in done] == [("2 and 2", "It is 4.")] * 2
+        assert [(one.thinking, one.answer) for one in done] == [("2 and 2\n", "It is 4.")] * 2
         assert (done[0].usage.prompt, done[0].usage.thinking, done[0].usage.answer) == (9, 22, 8)
         assert done[0].trace == ()
         one, other = sorted(server.requests, key=lambda body: str(body["messages"]), reverse=True)
@@ -55,7 +55,7 @@ def part(**fields: Any) -> dict[str, Any]:
     ("deltas", "answer"),
     [
         ([part(type="thinking", thinking=[{"type": "text", "text": "2 and 2"}]), part(type="text", text="4")], "4"),
-        ([content("I add. "), {"reasoning": "2 and"}, {"reasoning": " 2"}, content("4")], "I add.\n\n4"),
+        ([content("I add. "), {"reasoning": "2 and"}, {"reasoning": " 2"}, content("4")], "I add. 4"),
     ],
 )
 def test_thinking_may_be_a_part_of_the_content_or_come_behind_some(deltas: list[dict[str, Any]], answer: str) -> None:

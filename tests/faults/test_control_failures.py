@@ -11,7 +11,7 @@ import pytest
 
 from tersely.controller.chat_model import ChatModel
 from tersely.controller.controller import Controller
-from tersely.controller.engines.openai.client import OpenAIClient
+from tersely.controller.engines.openai.client import OpenAIClient, ServedModel
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import make_options
@@ -155,7 +155,7 @@ def test_tokens_that_cannot_be_read_leave_the_answer_to_the_chat_endpoint(
         monkeypatch.setattr(StreamEmitter, "__call__", unreadable)
         monkeypatch.setattr(Session, "finish", unreadable)
         assert error_of(server.chat(**GREEDY), 500)["code"] == "engine_failed"  # without a chat endpoint
-        server.worker.fallback = ChatModel(OpenAIClient(chat.url, ""), "talker")
+        server.worker.fallback = ChatModel(OpenAIClient(chat.url, ""), ServedModel("talker", ("talker",), None))
         choice = server.answered(**GREEDY)["choices"][0]
         assert choice["message"]["content"] == "7." and errors_of(choice) == ["server"]
         assert failures(server, "fallback") == 1

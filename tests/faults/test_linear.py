@@ -85,7 +85,7 @@ MODULES = (
     "controller.text.values controller.policies.trimr controller.policies.hint controller.policies.speculative "
     "controller.policies.research.plan controller.integrations.langchain.messages evaluation.tasks.equality "
     "evaluation.tasks.confinement training.methods.vsrm controller.serving.limits "
-    "controller.serving.auth_middleware controller.serving.vllm_limits controller.chat_model controller.verifiers"
+    "controller.serving.auth_middleware controller.serving.vllm_limits controller.chat_stream controller.verifiers"
 ).split()
 """Modules with patterns for the text of models and clients."""
 TRUSTED = {

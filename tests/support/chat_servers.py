@@ -27,9 +27,12 @@ class ChatServer:
         refuses: Fields that it does not know.
         breaks: After how many deltas the next requests break.
         busy: How many of the next requests it refuses by 429.
+        refusal: The status and body by which it refuses streams, `probe_refusal` all else; `rest` is the Retry-After.
+        logprobs: Those of each piece.
+        context: The context that it names for its models.
         usage: The usage at the end; None reports none.
         pause: Seconds between two deltas.
-        bodies: The bodies of all streamed requests.
+        bodies: The bodies of all streamed requests, `ids` what their headers call them.
         ended: The completions whose thinking it was told to end.
     """
 
@@ -39,11 +42,17 @@ class ChatServer:
     refuses: frozenset[str] = frozenset()
     breaks: list[int] = field(default_factory=list)
     busy: int = 0
+    refusal: tuple[int, Any] | None = None
+    probe_refusal: tuple[int, Any] | None = None
+    rest: str = "0"
+    logprobs: dict[str, Any] | None = None
+    context: int | None = None
     models: Sequence[str] = ("talker",)
     usage: dict[str, Any] | None = None
     finish: str = "stop"
     pause: float = 0.0
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     running: int = 0
     url: str = ""
@@ -65,7 +74,8 @@ def content(text: str) -> dict[str, Any]:
 def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
     class Handler(JsonHandler, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.reply(200, {"data": [{"id": name, "owned_by": server.owner} for name in server.models]})
+            card = {"owned_by": server.owner, "max_model_len": server.context}
+            self.reply(200, {"data": [{"id": name, **card} for name in server.models]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -76,13 +86,19 @@ def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
                 self.reply(404, {"error": {"message": "no such endpoint"}})
             elif unknown := server.refuses & set(body):
                 self.reply(400, {"error": {"message": f"unknown fields {sorted(unknown)}"}})
+            elif not body.get("stream") and server.probe_refusal is not None:
+                self.reply(*server.probe_refusal)
             elif not body.get("stream"):
                 self.reply(200, {"choices": [{"message": {"content": "2"}}]})
+            elif server.refusal is not None:
+                server.bodies.append(body)
+                self.reply(*server.refusal, retry_after=server.rest)
             elif server.busy:
                 server.busy -= 1
-                self.reply(429, {"error": {"message": "too many requests"}}, retry_after="0" if server.busy else "7")
+                self.reply(429, {"error": {"message": "too many requests"}}, retry_after=server.rest)
             else:
                 server.bodies.append(body)
+                server.ids.append(self.headers.get("x-request-id"))
                 server.running += 1
                 try:
                     self._stream(body, server.breaks.pop() if server.breaks else None)
@@ -108,7 +124,8 @@ def _make_handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
                         self.connection.close()
                         return
                 time.sleep(server.pause)
-                self._event({"id": name, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+                choice = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": server.logprobs}
+                self._event({"id": name, "choices": [choice]})
             self._event({"id": name, "choices": [{"index": 0, "delta": {}, "finish_reason": server.finish}]})
             if server.usage is not None:
                 self._event({"id": name, "choices": [], "usage": server.usage})
