@@ -50,7 +50,7 @@ TEXTS: list[tuple[list[dict[str, Any]], str, str]] = [
     ([thinking(" r1\n"), *map(content, CODE)], " r1\n", "".join(CODE)),
     ([*map(content, CODE)], "", "".join(CODE)),
     ([thinking("r1"), content("c1"), thinking("r2"), content("c2")], "r1r2", "c1c2"),
-    ([thinking("r"), content("Write <think>x</think> so")], "r", "Write <think>x</think> so"),
+    ([thinking("r"), content("<think>x</think> is a tag")], "r", "<think>x</think> is a tag"),
     ([content("  Use the <thi"), content("nk> tag. ")], "", "  Use the <think> tag. "),
     ([content("<think>"), content("\nh"), content("m\n</thi"), content("nk>\n\n    x\n")], "hm", "    x\n"),
     ([content("x\ud83d"), content("\ude00y"), content("\ud83d"), content("z\udc00\ud800")], "", "x😀y�z��"),

@@ -222,8 +222,7 @@ class OpenAIClient:
         if status in (401, 403):
             refused = "the API key" if self._key else "a request without an API key"
             return ModelError(
-                f"{self.url} refuses {refused} ({status}: {message}); check {self._key_source}",
-                code="invalid_api_key",
+                f"{self.url} refuses {refused} ({status}); check {self._key_source}", code="invalid_api_key"
             )
         if status < 400:
             return ModelError(f"{self.url}{path} is elsewhere (status {status}); correct the URL", code="redirected")
