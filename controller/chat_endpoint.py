@@ -110,4 +110,5 @@ def _split_off_thinking(result: GenerationResult) -> GenerationResult:
     row.read({"delta": {"content": result.answer}})
     row.end()
     note = Decision("usage", "note", "the server leaves the thinking in its answer, whose tokens count as answer", 0)
-    return replace(result, thinking=row.text("thinking"), answer=row.text("answer"), trace=(*result.trace, note))
+    thinking = row.text("thinking").strip()
+    return replace(result, thinking=thinking, answer=row.text("answer"), trace=(*result.trace, note))
