@@ -50,6 +50,8 @@ def judge(accuracy: Array, accuracy_ci: Interval, tokens: Array, tokens_ci: Inte
     probability of 80 %, if the true difference is the observed one (observed gains in accuracy are not counted on).
     """
     few = len(accuracy) < MIN_QUESTIONS
+    if few and not tokens.any():  # as many tokens on every question: nothing to save, however accurate
+        return Verdict(OPEN, MIN_QUESTIONS)
     if accuracy_ci.high < -margin and not few:
         return Verdict(INFERIOR)
     if tokens_ci.low >= 0 and not few:

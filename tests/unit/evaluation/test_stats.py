@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.evaluation.bench.compare import GOOD, INFERIOR, OPEN, WASTEFUL, judge
+from tersely.evaluation.bench.compare import GOOD, INFERIOR, MIN_QUESTIONS, OPEN, WASTEFUL, judge
 from tersely.evaluation.stats import (
     Interval,
     area,
@@ -133,6 +133,13 @@ def test_verdicts_of_plain_cases(loss: float, gain: float, token_change: float, 
     rng = np.random.default_rng(1)
     tokens = token_change + rng.normal(0, 3, 1000)
     assert verdict_of(paired_runs(rng, 1000, loss, gain), tokens, margin=0.01)[0] == word
+
+
+@pytest.mark.parametrize(("n", "expected"), [(4, (OPEN, MIN_QUESTIONS)), (MIN_QUESTIONS, (WASTEFUL, None))])
+def test_arms_with_the_same_tokens_save_nothing_at_the_least_number_of_questions(
+    n: int, expected: tuple[str, int | None]
+) -> None:
+    assert verdict_of(np.zeros(n), np.zeros(n), margin=0.01) == expected
 
 
 def test_a_saving_within_the_noise_stays_open() -> None:
