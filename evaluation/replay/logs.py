@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -76,13 +76,13 @@ def load_set(path: Path, name: str, fields: Fields, limit: int | None) -> Record
     """Read the first `limit` outputs of a file; raises LogError where there are none."""
     rows, left_out, keys = list[RecordedOutput](), Counter[str](), dict[str, None]()
     for number, row in enumerate(_iterate(path), 1):
+        keys |= dict.fromkeys(row) if isinstance(row, dict) else {}
         try:
             if isinstance(row, RowError):
                 raise row
             rows += read_row(row, fields, str(number))
         except (RowError, RecursionError) as reason:
             left_out[str(reason) if isinstance(reason, RowError) else "nested too deeply"] += 1
-            keys |= dict.fromkeys(row) if isinstance(row, dict) else {}
         if limit is not None and len(rows) >= limit:
             break
     if not left_out and not rows:
@@ -91,6 +91,13 @@ def load_set(path: Path, name: str, fields: Fields, limit: int | None) -> Record
         found = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common())
         named = f", with the fields {', '.join(islice(keys, 12))}" if keys else ""
         raise LogError(f"{path} has nothing to replay; its rows are: {found}{named}; {_ACCEPTED}")
+    for kind, (wanted, *_) in asdict(fields).items():
+        if wanted != getattr(Fields(), kind)[0] and not any(getattr(one, kind) for one in rows):
+            raise LogError(
+                f"no row of {path} has {wanted!r}, the field of --{kind}-field; accepted: one that rows have, such as "
+                f"{', '.join(islice(keys, 12))}",
+                code="missing_field",
+            )
     return RecordedSet(name, rows[:limit], left_out)
 
 

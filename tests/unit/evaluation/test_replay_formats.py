@@ -279,6 +279,13 @@ def test_a_file_without_anything_to_replay_is_refused(tmp_path: Path, content: b
         load(tmp_path / "log.jsonl", content)
 
 
+@pytest.mark.parametrize("kind", ["question", "answer", "gold"])
+def test_a_named_field_that_no_row_has_is_refused(tmp_path: Path, kind: str) -> None:
+    (path := tmp_path / "log.jsonl").write_text('{"q": "2 + 2?", "cot": "Two and two.", "text": "4", "target": "4"}')
+    with refused(LogError, "missing_field"):
+        load_set(path, "log", Fields(**{kind: ("missing",)}), None)
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with refused(LogError, "no_such_file"):
         load_set(tmp_path / "none", "none", Fields(), None)
