@@ -10,15 +10,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...controller.options import MAX_OUTPUT_TOKENS, flag
-from ...errors import CapabilityError
-from ...io import make_folder, write
-from ..cli_utils import render_page
+from ...io import check_replaceable, make_folder, write
+from ..cli_utils import is_page_by, render_page
 from . import formatting
 from .formatting import (
     NamedResults,
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SOFTWARE = "tersely report"  # what our PNG files name as the software that wrote them
+_SOFTWARE = "tersely report"  # what our pages and PNG files name as the software that wrote them
+_PAGE = "report.html"
 _MARKERS = "os^Dv<>pPX*h"
 _DRAWING_ORDER: Mapping[Role, int] = {"judged": 3, "baseline": 2, "other": 1, "cut": 0}
 
@@ -74,17 +75,6 @@ class Chart:
         return out.getvalue()
 
 
-def require_matplotlib() -> None:
-    """Raise CapabilityError if matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise CapabilityError(
-            "charts need matplotlib, which is not installed; install it with pip install 'tersely[bench]'",
-            code="missing_matplotlib",
-        ) from None
-
-
 def is_our_picture(path: Path) -> bool:
     """Return whether a file is a PNG that was written here."""
     with path.open("rb") as file:
@@ -92,7 +82,12 @@ def is_our_picture(path: Path) -> bool:
 
 
 def draw_charts(result: BenchmarkResult) -> dict[str, Chart]:
-    """Draw the charts that a result has the numbers for, by name: pareto, levels, calibration."""
+    """Draw the charts that a result has the numbers for, by name: pareto, levels, calibration.
+
+    There are none without matplotlib.
+    """
+    if find_spec("matplotlib") is None:
+        return {}
     drawn = {name: draw(result) for name, draw in CHARTS.items()}
     return {name: chart for name, chart in drawn.items() if chart is not None}
 
@@ -245,7 +240,7 @@ def report_page(results: NamedResults, version: str) -> str:
         formatting=formatting,
         signs=_VERDICT_SIGNS,
         most_tokens=MAX_OUTPUT_TOKENS,
-        generator="tersely report",
+        generator=_SOFTWARE,
         title=results[0][1].title if len(results) == 1 else f"{len(results)} benchmark results",
         results=[(name, result, draw_pictures(result)) for name, result in results],
         version=version,
@@ -266,17 +261,22 @@ def report(
     ],
     out: Annotated[Path, flag("Output folder; created if it does not exist.")],
 ) -> None:
-    """Write tables, charts and one self-contained HTML page of benchmark results."""
+    """Write tables, charts and one self-contained HTML page of benchmark results; no charts without matplotlib."""
     loaded = [(name, load_result(path)) for name, path in zip(_result_names(results), results, strict=True)]
-    require_matplotlib()
     contents = dict(_render(loaded))
     make_folder(out)
+    page = out / _PAGE
+    ours = page.is_file() and is_page_by(page, _SOFTWARE)
+    for name in contents:
+        check_replaceable(out / name, lambda _: ours)
     for name, content in contents.items():
         write(out / name, content)
     for path in (path for name in CHARTS for path in out.glob(f"{name}*.png")):  # charts of an earlier report of ours
         if path.name not in contents and path.is_file() and is_our_picture(path):
             path.unlink()
     typer.echo(f"{out}: {', '.join(contents)}")
+    if find_spec("matplotlib") is None:
+        typer.echo("no charts, as matplotlib is not installed; pip install 'tersely[bench]' adds it", err=True)
 
 
 def _result_names(paths: Sequence[Path]) -> list[str]:
@@ -287,7 +287,7 @@ def _result_names(paths: Sequence[Path]) -> list[str]:
 
 def _render(results: NamedResults) -> Iterator[tuple[str, str | bytes]]:
     """Yield file names and contents; charts are numbered if there are several results."""
-    yield "report.html", report_page(results, version("tersely"))
+    yield _PAGE, report_page(results, version("tersely"))
     yield "arms.csv", arms_csv(results)
     yield "rows.csv", rows_csv(results)
     for i, (_, result) in enumerate(results, 1):

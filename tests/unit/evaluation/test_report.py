@@ -256,23 +256,34 @@ def test_other_errors_are_one_line(
     assert "cannot be created" in refused(capsys, "report", path, "--out", path)
     assert "/proc/nowhere" in refused(capsys, "report", path, "--out", "/proc/nowhere")
     (tmp_path / "taken" / "arms.csv").mkdir(parents=True)
-    assert "arms.csv cannot be written: Is a directory" in refused(capsys, "report", path, "--out", tmp_path / "taken")
+    assert "arms.csv cannot be written" in refused(capsys, "report", path, "--out", tmp_path / "taken")
+    (tmp_path / "mine").mkdir()
+    (mine := tmp_path / "mine" / "rows.csv").write_text("mine")
+    assert "rows.csv was not written by tersely" in refused(capsys, "report", path, "--out", tmp_path / "mine")
+    assert [one.name for one in mine.parent.iterdir()] == ["rows.csv"]
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\x89PNG\xff")
     assert "UTF-8" in refused(capsys, "report", binary, "--out", tmp_path / "out")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "tersely[bench]" in refused(capsys, "report", path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_there_are_tables_and_no_charts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(write_planted(tmp_path / "r.json")), "--out", str(tmp_path / "out")]) == 0
+    assert "tersely[bench]" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["arms.csv", "report.html", "rows.csv"]
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_full_disk_leaves_the_earlier_report_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write_planted(tmp_path / "r.json"), tmp_path / "out"
     out.mkdir()
-    (out / "report.html").write_text("earlier")
+    (out / "report.html").write_text(earlier := '<meta name="generator" content="tersely report">')
     with files_no_longer_than(10_000):
         assert f"{out}/report.html cannot be written: File too large" in refused(capsys, "report", path, "--out", out)
-    assert [p.read_text() for p in out.iterdir()] == ["earlier"]
+    assert [p.read_text() for p in out.iterdir()] == [earlier]
 
 
 @pytest.mark.slow
