@@ -20,7 +20,7 @@ from ..controller.options import flag
 from ..controller.text.answers import normalize_answer
 from ..controller.trace import Decision
 from ..errors import OptionError
-from ..io import check_writable, write
+from ..io import check_replaceable, check_writable, write
 from .cli_utils import is_page_by, render_page
 from .tasks.questions import is_right
 from .trace_record import RunView, SegmentKind, TraceRecord, load_records
@@ -213,6 +213,4 @@ def _check_target(target: Path, trace: Path, force: bool) -> None:
     if target.samefile(trace):
         message = f"{target} is the trace itself; accepted: another file; choose one with --out"
         raise OptionError(message, code="overwrites_trace")
-    if not (force or is_page_by(target, GENERATOR)):
-        message = f"{target} was not written by tersely; choose another file with --out, or overwrite it with --force"
-        raise OptionError(message, code="overwrites_other_file")
+    check_replaceable(target, lambda path: force or is_page_by(path, GENERATOR), otherwise=", or any with --force")

@@ -22,7 +22,7 @@ from ..controller.options import GenerationOptions, TunedConfig, flag
 from ..controller.probe_registry import ProbeError
 from ..controller.types import Capability
 from ..errors import OptionError, check_known
-from ..io import CheckpointLog, check_writable
+from ..io import CheckpointLog, begins_with_keys, check_replaceable
 from ..validation import FrozenModel, parse_json, read_text
 from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
@@ -219,7 +219,7 @@ def tune(options: TuneOptions) -> None:
     check_known("objective", options.objective, ("tokens", "usd"))
     if options.objective == "usd" and options.price is None:
         raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
-    check_writable(out)
+    check_replaceable(out, lambda path: begins_with_keys(path, "format", "policies", "found"))
     candidates = None if options.space is None else read_space(options.space)
     parts = _load_parts(options)
     price = None if options.price is None else load_prices().get(options.price)

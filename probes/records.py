@@ -112,8 +112,9 @@ class RecordStore:
         self.plan = json.loads(json.dumps({"version": VERSION, **plan}))
         make_folder(folder)
         path = folder / PLAN
-        if path.exists() and self.parts:  # a plan without data is replaced
-            self._continue(_read_plan(path))
+        stored = _read_plan(path) if path.exists() else {}
+        if stored and self.parts:  # a plan without data is replaced
+            self._continue(stored)
         write(path, json.dumps(self.plan, indent=2) + "\n")
 
     @property
@@ -167,7 +168,8 @@ def _read_plan(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(plan, dict) or plan.get("version") != VERSION or "layers" not in plan:
         raise RecordsError(
-            f"{path} is not the plan of a collection of version {VERSION}; collect again", code="no_collection"
+            f"{path} is not the plan of a collection of version {VERSION}; collect again, into a new folder",
+            code="no_collection",
         )
     return plan
 

@@ -58,6 +58,28 @@ def check_writable(path: Path, option: str = "--out") -> None:
         raise WriteError(f"{option} {path} cannot be written: no permission; choose another place")
 
 
+def check_replaceable(path: Path, is_ours: Callable[[Path], bool], option: str = "--out", otherwise: str = "") -> None:
+    """Refuse a place where a file cannot go, or holds one that tersely did not write; raises WriteError, OptionError.
+
+    An empty file may be replaced, a device never.
+    """
+    check_writable(path, option)
+    if path.exists() and not (path.is_file() and (not path.stat().st_size or is_ours(path))):
+        raise OptionError(
+            f"{option} {path} was not written by tersely; accepted: a new file, or one that tersely wrote{otherwise}",
+            code="overwrites_other_file",
+        )
+
+
+def begins_with_keys(path: Path, *keys: str) -> bool:
+    """Return whether the first JSON value of a file is an object with these keys."""
+    try:
+        found, _ = json.JSONDecoder().raw_decode(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() >= set(keys)
+
+
 def check_new_folder(out: Path) -> None:
     """Refuse a folder to write that holds something already, or is a file; raises OptionError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

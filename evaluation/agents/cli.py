@@ -13,7 +13,7 @@ import typer
 
 from ...controller.options import flag
 from ...errors import OptionError
-from ...io import CheckpointLog, check_writable, write
+from ...io import CheckpointLog, begins_with_keys, check_replaceable, write
 from .. import cli_utils as cli
 
 
@@ -62,9 +62,9 @@ def agents(options: AgentOptions) -> None:
     system = get_system_prompt(options.model) if options.system is None else options.system or None
     kinds = KINDS if options.kinds is None else cli.parse_list("--kinds", options.kinds, str, KINDS)
     if out is not None:
-        check_writable(out)
+        check_replaceable(out, lambda path: begins_with_keys(path, "arms", "episodes"))
     if options.keep is not None:
-        check_writable(options.keep, "--keep")
+        check_replaceable(options.keep, lambda path: begins_with_keys(path, "messages", "isr", "ise"), "--keep")
     price = None if options.price is None else load_prices().get(options.price)
     if router_out is not None:
         select_modes(dict.fromkeys(names, ()))

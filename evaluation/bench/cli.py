@@ -15,7 +15,7 @@ import typer
 
 from ...controller.api import resolve_verifier
 from ...controller.session import Session
-from ...io import CheckpointLog, check_writable, write
+from ...io import CheckpointLog, begins_with_keys, check_replaceable, write
 from .. import cli_utils as cli
 from ..runner import SessionRunner, load_runner
 from ..stats import area, common_range, iso_saving, reliability
@@ -40,7 +40,7 @@ def bench(options: BenchOptions) -> None:
     """
     out = options.out
     if out is not None:
-        check_writable(out)
+        check_replaceable(out, lambda path: begins_with_keys(path, "arms", "verdict", "rows"))
     plan, notes = make_plan(options)
     checkpoints = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
     with cli.announce_resume(checkpoints):

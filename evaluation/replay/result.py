@@ -12,8 +12,7 @@ from typing import Any
 
 from ...controller.text.answers import extract_answer
 from ...controller.trace import Usage
-from ...errors import OptionError
-from ...io import check_writable, render_text
+from ...io import check_replaceable, render_text
 from ...probes.stats import binomial_upper_bound
 from ..bench.records import compare_markers, count_markers, format_markers
 from ..cli_utils import format_table, is_page_by
@@ -114,12 +113,7 @@ def _percent(share: float) -> str:
 
 def check_page(path: Path) -> None:
     """Refuse a place where a page cannot or should not be written; raises WriteError, OptionError."""
-    check_writable(path, "--page")
-    if path.exists() and not is_page_by(path, GENERATOR):
-        raise OptionError(
-            f"--page {path} was not written by tersely; accepted: a new file, or a page of tersely",
-            code="overwrites_other_file",
-        )
+    check_replaceable(path, lambda path: is_page_by(path, GENERATOR), "--page")
 
 
 def replay_page(parts: Sequence[tuple[str, Sequence[ReplayedRow]]]) -> str:

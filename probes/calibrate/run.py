@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import CapabilityError, OptionError, check_known
-from ...io import check_writable, render_text, write
+from ...io import check_replaceable, render_text, write
 from ..drift import Region
 from ..estimator import held_out_log_loss
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
@@ -21,6 +21,8 @@ from ..risk_control import needed_questions
 from ..rule import StopRule
 from . import difficulty, readiness
 from .data import BASE, Boundaries, QuestionParts, check_layer, concatenate
+
+_CREATOR = "tersely calibrate"  # what our pictures name as the software that wrote them
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def check_picture(path: Path) -> None:
         raise OptionError(f"--curve {path} ends in {path.suffix!r}; accepted: .png or .svg", code="unknown_format")
     if find_spec("matplotlib") is None:
         raise CapabilityError("--curve needs matplotlib, which is not installed; pip install 'tersely[bench]'")
-    check_writable(path, "--curve")
+    check_replaceable(path, lambda path: _CREATOR.encode() in path.read_bytes()[:2048], "--curve")
 
 
 def draw_entropy_curve(report: Mapping[str, Any], path: Path) -> None:
@@ -179,7 +181,8 @@ def draw_entropy_curve(report: Mapping[str, Any], path: Path) -> None:
     right.plot(at, accuracy, color="tab:gray", linestyle="--", marker="s", label="accuracy")
     right.set(ylabel="accuracy", ylim=(0, 1))
     buffer = BytesIO()
-    figure.savefig(buffer, format=path.suffix.lstrip(".").lower())
+    kind = path.suffix.lstrip(".").lower()
+    figure.savefig(buffer, format=kind, metadata={{"png": "Software", "svg": "Creator"}[kind]: _CREATOR})
     write(path, buffer.getvalue())
 
 

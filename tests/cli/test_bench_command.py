@@ -28,6 +28,16 @@ def test_markers_are_checked_before_a_model_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command", ["bench --out", "tune --out", "agents tersely-tiny-agent --out", "agents tersely-tiny-agent --keep"]
+)
+def test_a_file_of_another_kind_is_kept(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(content := '{"question": "What is 3 + 4?", "answer": "7"}\n')
+    assert "was not written by tersely" in refused(capsys, *command.split(), questions)
+    assert questions.read_text() == content
+
+
 def test_given_markers_reach_the_session() -> None:
     runner = load_runner("tersely-tiny-small", "transformers", markers="<a>,</a>")
     assert runner.session.markers == Markers("<a>", "</a>")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.io import WriteError, atomic_dir
+from tersely.errors import OptionError
+from tersely.io import WriteError, atomic_dir, begins_with_keys, check_replaceable
 from tersely.training.training_run import MODEL, save_model, write_model
 
 from ...support.disk import files_no_longer_than
@@ -26,6 +27,22 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [MODEL]
     assert save_model(engine.model, engine.tokenizer, None, tmp_path) == out
     assert "more" not in {path.name for path in out.iterdir()}
+
+
+def test_only_files_of_ours_and_empty_ones_may_be_replaced(tmp_path: Path) -> None:
+    def check(path: Path) -> None:
+        check_replaceable(path, lambda path: begins_with_keys(path, "arms", "rows"))
+
+    for content in ("", '{"arms": [], "rows": [],\n"seed": 0}', '{"arms": [], "rows": []}\n{}\n'):
+        (tmp_path / "ours").write_text(content)
+        check(tmp_path / "ours")
+    check(tmp_path / "new")
+    for other in (b"\xff", b"[1]", b'{"arms": []}', b"import numpy\n"):
+        (tmp_path / "other").write_bytes(other)
+        with refused(OptionError, "overwrites_other_file"):
+            check(tmp_path / "other")
+    with refused(OptionError, "overwrites_other_file"):
+        check(Path("/dev/null"))
 
 
 def test_a_folder_is_replaced_or_stays(tmp_path: Path) -> None:
