@@ -40,12 +40,12 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "adar1": {"adar1": {"samples": 8, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4, "lora": LORA}}},
     "hint": {
         "hint": {"samples": 8},
-        "optimiser": {"lora": None, "dtype": "float32"},
+        "optimizer": {"lora": None, "dtype": "float32"},
         "rollouts": {"policies": {"hint": {"earliest": 0}}},
     },
     "mahdpo": {
         "mahdpo": {"samples": 8, "gap": 0.02, "frozen": True, "objectives": ["accuracy", "brevity"]},
-        "optimiser": {"lora": None, "dtype": "float32", "steps": 4},
+        "optimizer": {"lora": None, "dtype": "float32", "steps": 4},
     },
 }
 
@@ -55,7 +55,7 @@ def recipe(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
     shared: dict[str, dict[str, Any]] = {
         "data": {"task": options.task, "questions": options.questions, "efforts": ["easy"]},
         "rollouts": {"prompts": 2, "generations": 4, "max_new_tokens": options.tokens, "batch": 32},
-        "optimiser": {"steps": 2, "micro_batch": 2, "learning_rate": 1e-4, "lora": {**LORA, "merge": False}},
+        "optimizer": {"steps": 2, "micro_batch": 2, "learning_rate": 1e-4, "lora": {**LORA, "merge": False}},
         "saving": {"every": 2},
     }
     own = OWN[name]

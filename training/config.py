@@ -84,7 +84,7 @@ class Lora(Section):
     merge: bool = True
 
 
-class Optimiser(Section):
+class Optimizer(Section):
     """Settings of AdamW and of precision."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
@@ -134,7 +134,7 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     markers: str | None = None  # OPEN,CLOSE as in `tersely run --markers`
     data: Data = Data()
-    optimiser: Optimiser = Optimiser()
+    optimizer: Optimizer = Optimizer()
     saving: Saving = Saving()
     rollouts: Rollouts = Rollouts()
 
@@ -167,7 +167,7 @@ def _apply_change(values: dict[str, Any], change: str) -> None:
     path, equals, given = change.partition("=")
     *sections, key = path.strip().split(".")
     if not equals or not all((*sections, key)):
-        raise RecipeError(f"--set is {change!r}; accepted: KEY=VALUE, as in optimiser.steps=20", code="invalid_set")
+        raise RecipeError(f"--set is {change!r}; accepted: KEY=VALUE, as in optimizer.steps=20", code="invalid_set")
     value = load_yaml(given, f"--set {change}: the value", RecipeError, **_YAML_CODES)
     for depth, name in enumerate(sections, start=1):
         section = {} if values.get(name) is None else values[name]

@@ -145,7 +145,7 @@ def train_sft(
         args=SFTConfig(**_offline_arguments(run), max_length=None, packing=False),
         train_dataset=Dataset.from_list(schedule_examples(rows, run.recipe)),
         processing_class=engine.tokenizer,
-        peft_config=make_lora_config(run.recipe.optimiser.lora),
+        peft_config=make_lora_config(run.recipe.optimizer.lora),
         callbacks=run.make_callbacks(),
     )
     run.run_trainer(trainer, finish)
@@ -200,14 +200,14 @@ def build_dpo_trainer(
         train_dataset=Dataset.from_list(list(examples)),
         processing_class=tokenizer,
         data_collator=kind.collator(pad_token_id=padding),
-        peft_config=make_lora_config(run.recipe.optimiser.lora),
+        peft_config=make_lora_config(run.recipe.optimizer.lora),
         callbacks=run.make_callbacks(),
     )
 
 
 def schedule_examples(examples: list[Any], recipe: Recipe) -> list[Any]:
     """The examples of all steps, in one shuffled pass after another; written out, so resuming keeps the order."""
-    needed = recipe.optimiser.steps * recipe.rollouts.prompts
+    needed = recipe.optimizer.steps * recipe.rollouts.prompts
     rng = Random(f"examples:{recipe.seed}")
     scheduled: list[Any] = []
     while len(scheduled) < needed:

@@ -23,7 +23,7 @@ from ..controller.text.tool_calls import check_tools
 from ..errors import OptionError, PromptError, did_you_mean
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from ..models import load_config, load_tokenizer
-from .config import Lora, Optimiser, Recipe, RecipeError
+from .config import Lora, Optimizer, Recipe, RecipeError
 from .processes import check_launcher, world_size
 from .rollouts import Row, load_rows, load_tasks
 from .sampling import CompletionRequest, RolloutSampler
@@ -63,7 +63,7 @@ def check_recipe(
     no_think_tokens: int | None = None,  # as `start`, see `RolloutSampler`
     start: str | None = None,
     tools: bool = False,  # whether the method can train on tasks with tools
-    stages: Mapping[str, Optimiser] | None = None,  # optimisers of stages before, each on one completion a question
+    stages: Mapping[str, Optimizer] | None = None,  # optimizers of stages before, each on one completion a question
     resident: ResidentModels = ONE_MODEL,
     step_content: str | None = None,  # what a step learns, if not completions of its own questions
 ) -> CheckedRecipe:
@@ -86,18 +86,18 @@ def check_recipe(
     except (PromptError, OptionError) as error:
         raise RecipeError(str(error), code=error.code) from None
     completions = completions or recipe.rollouts.generations
-    optimisers = {"optimiser": recipe.optimiser, **(stages or {})}
+    optimizers = {"optimizer": recipe.optimizer, **(stages or {})}
     problems = list(_check_questions(recipe, sampler, rows, longest, no_think_tokens))
     if resident.trained != "nothing":
-        for key, settings in optimisers.items():
-            size = recipe.rollouts.prompts * (completions if settings is recipe.optimiser else 1)
-            problems += _check_optimiser(recipe, key, settings, size, engine.model.dtype)
+        for key, settings in optimizers.items():
+            size = recipe.rollouts.prompts * (completions if settings is recipe.optimizer else 1)
+            problems += _check_optimizer(recipe, key, settings, size, engine.model.dtype)
     if problems:
         raise RecipeError("; ".join(problems), code="inconsistent_recipe")
     total = longest + recipe.rollouts.max_new_tokens
-    all_stages = [recipe.model_copy(update={"optimiser": settings}) for settings in optimisers.values()]
+    all_stages = [recipe.model_copy(update={"optimizer": settings}) for settings in optimizers.values()]
     estimates = [estimate_memory(engine.model, stage, total, resident) for stage in all_stages]
-    passes = recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
+    passes = recipe.optimizer.steps * recipe.rollouts.prompts / len(rows)
     content = step_content or f"questions with {completions} completions each, {passes:.3g} passes over the questions"
     findings = _describe(recipe, sampler, rows, longest, content, max(estimates, key=lambda each: each.total))
     return CheckedRecipe(rows, sampler.session.markers, findings)
@@ -117,7 +117,7 @@ def _describe(
         f"{sampler.session.markers.close!r} closes the thinking{tools}",
         f"lengths: prompts up to {longest} tokens, completions up to {settings.max_new_tokens}, context "
         f"{sampler.engine.context_length or 'unlimited'}",
-        f"steps: {recipe.optimiser.steps} of {settings.prompts} {content}",
+        f"steps: {recipe.optimizer.steps} of {settings.prompts} {content}",
         f"memory: {memory}" + ("" if settings.engine == "transformers" else ", plus vLLM's own besides its weights"),
     ]
 
@@ -128,7 +128,7 @@ def _check_environment(recipe: Recipe) -> None:
         raise RecipeError(
             f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`", code="missing_library"
         )
-    check_launcher(recipe.rollouts.engine, recipe.optimiser.autocast)
+    check_launcher(recipe.rollouts.engine, recipe.optimizer.autocast)
     trackers = list(recipe.saving.report_to)
     try:
         for tracker in get_reporting_integration_callbacks(trackers):
@@ -143,11 +143,11 @@ def _check_environment(recipe: Recipe) -> None:
 
 def check_frozen(recipe: Recipe) -> None:
     """Refuse settings that would change weights which a method freezes; raises RecipeError."""
-    if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
-    if recipe.optimiser.weight_decay:
+    if recipe.optimizer.lora is not None:
+        raise RecipeError("optimizer.lora trains weights, but this method freezes them; remove it", code="no_lora")
+    if recipe.optimizer.weight_decay:
         raise RecipeError(
-            "optimiser.weight_decay would shrink weights that are not trained; accepted: 0", code="no_weight_decay"
+            "optimizer.weight_decay would shrink weights that are not trained; accepted: 0", code="no_weight_decay"
         )
 
 
@@ -160,8 +160,8 @@ def load_meta_engine(name: str) -> TransformersEngine:
     return TransformersEngine(model, tokenizer, name)
 
 
-def _check_optimiser(
-    recipe: Recipe, key: str, settings: Optimiser, completions: int, model_dtype: Any
+def _check_optimizer(
+    recipe: Recipe, key: str, settings: Optimizer, completions: int, model_dtype: Any
 ) -> Iterator[str]:
     if completions % (settings.micro_batch * world_size()):
         each = f" in each of {world_size()} processes" if world_size() > 1 else ""
@@ -169,21 +169,21 @@ def _check_optimiser(
             f"a step has {completions} completions, which is not a multiple of {key}.micro_batch, "
             f"{settings.micro_batch}{each}; choose one that divides it"
         )
-    dtype = (str(model_dtype) if recipe.optimiser.dtype == "auto" else recipe.optimiser.dtype).removeprefix("torch.")
+    dtype = (str(model_dtype) if recipe.optimizer.dtype == "auto" else recipe.optimizer.dtype).removeprefix("torch.")
     if settings.lora is None and dtype in ("bfloat16", "float16"):
         yield (
-            f"all weights would be trained in {dtype}, which rounds small updates away; set optimiser.dtype to "
+            f"all weights would be trained in {dtype}, which rounds small updates away; set optimizer.dtype to "
             f"float32, and {key}.autocast to true for speed, or train adapters ({key}.lora)"
         )
-    if settings is recipe.optimiser:
+    if settings is recipe.optimizer:
         # The completions of a question are compared, so one process has them all.
         if recipe.rollouts.prompts % world_size():
             yield f"rollouts.prompts is {recipe.rollouts.prompts}, which {world_size()} processes cannot divide evenly"
         return
     if settings.lora is not None and not settings.lora.merge:
         yield f"{key}.lora.merge is false, but the next stage starts from the merged model; remove it"
-    if settings.dtype not in ("auto", recipe.optimiser.dtype):
-        yield f"{key}.dtype is {settings.dtype!r}, but all stages share optimiser.dtype; remove it"
+    if settings.dtype not in ("auto", recipe.optimizer.dtype):
+        yield f"{key}.dtype is {settings.dtype!r}, but all stages share optimizer.dtype; remove it"
 
 
 def _check_questions(
@@ -241,7 +241,7 @@ def count_adapter_parameters(model: Any, lora: Lora) -> int:
     # The method that `tersely quantize` writes into a checkpoint.
     if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == "tersely_w4a8":
         raise RecipeError(
-            "optimiser.lora needs plain linear layers, but this model is quantized; train it before quantizing",
+            "optimizer.lora needs plain linear layers, but this model is quantized; train it before quantizing",
             code="quantized_model",
         )
     targets, count = _parse_targets(lora), 0
@@ -254,7 +254,7 @@ def count_adapter_parameters(model: Any, lora: Lora) -> int:
         except (re.error, ValueError) as error:
             ends = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
             raise RecipeError(
-                f"optimiser.lora.targets is {target!r}, which is not a valid expression, or matches no layers, or some "
+                f"optimizer.lora.targets is {target!r}, which is not a valid expression, or matches no layers, or some "
                 f"that cannot have adapters ({error}); {did_you_mean(''.join(target), ['all-linear', *ends])}",
                 code="invalid_lora_targets",
             ) from None
@@ -293,23 +293,23 @@ def estimate_memory(model: Any, recipe: Recipe, longest: int, resident: Resident
 
     `longest` is in tokens, of a prompt with its completion.
     """
-    config, optimiser = model.config.get_text_config(decoder=True), recipe.optimiser
+    config, optimizer = model.config.get_text_config(decoder=True), recipe.optimizer
     plain = sum(weight.numel() for weight in model.parameters())
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    size = {"auto": table.element_size(), "float32": 4, "bfloat16": 2}[optimiser.dtype]  # of a weight
+    size = {"auto": table.element_size(), "float32": 4, "bfloat16": 2}[optimizer.dtype]  # of a weight
     heads = resident.heads * head.numel()
     with_heads = plain + heads - (head.numel() if heads and head is not table else 0)
     sizes = {"model": with_heads, "embeddings": table.numel(), "heads": heads, "nothing": 0}
-    lora = optimiser.lora
+    lora = optimizer.lora
     trained = sizes[resident.trained] if lora is None else count_adapter_parameters(model, lora)
     own_engine = recipe.rollouts.engine == "transformers"
     more_models = max(resident.models - 1, int(resident.reference and lora is None)) + (not own_engine)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     one_layer = _SAVED_HIDDEN * config.hidden_size + _SAVED_MLP * config.intermediate_size
-    saved = _SAVED_CHECKPOINTED * config.hidden_size if optimiser.checkpoint_activations else one_layer
+    saved = _SAVED_CHECKPOINTED * config.hidden_size if optimizer.checkpoint_activations else one_layer
     layers = 0 if resident.trained == "heads" else config.num_hidden_layers
-    tokens = optimiser.micro_batch * resident.sequences * longest
+    tokens = optimizer.micro_batch * resident.sequences * longest
     cached = 2 * kv_heads * head_dim * config.num_hidden_layers
     # With several processes, each holds the gradients a second time, in its communication buffers.
     copies = 1 + _ADAM_STATES + (world_size() > 1)

@@ -40,7 +40,7 @@ def check_launcher(engine: str, autocast: bool) -> None:
     """Refuse launcher settings that contradict the recipe or are not supported; raises RecipeError."""
     if (asked := os.environ.get(_PRECISION, "no").lower()) not in ("no", "", "bf16" if autocast else "no"):
         raise RecipeError(
-            f"{_PRECISION} is {asked}, but the recipe sets the precision (optimiser.autocast); launch with "
+            f"{_PRECISION} is {asked}, but the recipe sets the precision (optimizer.autocast); launch with "
             "--mixed_precision no",
             code="launcher_precision",
         )

@@ -16,8 +16,8 @@ from .processes import is_rank0, rank0_only, shutdown
 from .training_run import ADAPTER, MODEL, TrainingRun, list_good_checkpoints, prune_checkpoints
 
 RECIPE = "recipe.json"
-_DTYPE = "optimiser.dtype"
-"""The setting of the optimiser on which completions depend that are sampled before training starts."""
+_DTYPE = "optimizer.dtype"
+"""The setting of the optimizer on which completions depend that are sampled before training starts."""
 _LEFTOVER = re.compile(rf"\.|{re.escape(RECIPE)}\.\d+\.part$")
 """Names in a folder that do not make it a non-empty one: hidden files, and a recipe whose writing was interrupted."""
 
@@ -98,9 +98,9 @@ def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path
     if changed := dict(_compare(before, values)):
         results = (MODEL, ADAPTER, *method.results)
         untrained = not list_good_checkpoints(folder) and not any((folder / name).exists() for name in results)
-        refused = [key for key in changed if not (untrained and key.startswith("optimiser.") and key != _DTYPE)]
+        refused = [key for key in changed if not (untrained and key.startswith("optimizer.") and key != _DTYPE)]
         if refused:
-            also = ", and until training starts the optimiser except its dtype" if untrained else ""
+            also = ", and until training starts the optimizer except its dtype" if untrained else ""
             raise RecipeError(
                 f"the run in {folder} was started with a different {', '.join(changed[key] for key in refused)}; only "
                 f"{', '.join(CHANGEABLE)}{also} may change; undo the change, or choose another out for a new run",

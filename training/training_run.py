@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..errors import TerselyError
 from ..io import append_line, atomic_dir, write
-from .config import Alarm, Lora, Optimiser, Recipe
+from .config import Alarm, Lora, Optimizer, Recipe
 from .preflight import CheckedRecipe, make_lora_config
 from .processes import rank0_only, world_size
 from .rollouts import Row, schedule_rows
@@ -55,9 +55,9 @@ class TrainingRun(Generic[R]):
     checkpoint: Path | None
     log: Callable[[str], None]
 
-    def make_stage(self, name: str, optimiser: Optimiser) -> TrainingRun[R]:
-        """A stage with an optimiser of its own, in a subfolder, resumed if it was interrupted."""
-        folder, recipe = self.folder / name, self.recipe.model_copy(update={"optimiser": optimiser})
+    def make_stage(self, name: str, optimizer: Optimizer) -> TrainingRun[R]:
+        """A stage with an optimizer of its own, in a subfolder, resumed if it was interrupted."""
+        folder, recipe = self.folder / name, self.recipe.model_copy(update={"optimizer": optimizer})
 
         def prepare() -> Path | None:
             folder.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ class TrainingRun(Generic[R]):
         return replace(self, recipe=recipe, folder=folder, checkpoint=rank0_only(prepare))
 
     def load_model(self) -> TransformersEngine:
-        return load_engine(self.recipe.model, self.recipe.optimiser.dtype)
+        return load_engine(self.recipe.model, self.recipe.optimizer.dtype)
 
     def make_sampler(self, engine: TransformersEngine | None = None, **options: Any) -> RolloutSampler:
         """A sampler of the recipe's rollouts, by default of the model before training; see `RolloutSampler`."""
@@ -104,7 +104,7 @@ class TrainingRun(Generic[R]):
             remove_unused_columns=False,
             **options,
         )
-        scheduled = schedule_rows(rows or self.checked.rows, recipe.optimiser.steps, prompts, recipe.seed)
+        scheduled = schedule_rows(rows or self.checked.rows, recipe.optimizer.steps, prompts, recipe.seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             return AdaptiveTrainer(
@@ -113,7 +113,7 @@ class TrainingRun(Generic[R]):
                 args=arguments,
                 train_dataset=Dataset.from_list(scheduled),
                 processing_class=engine.tokenizer,
-                peft_config=make_lora_config(recipe.optimiser.lora),
+                peft_config=make_lora_config(recipe.optimizer.lora),
                 rollout_func=rollouts,
                 credit=credit,
                 empty_tokens=alarm.empty_tokens,
@@ -128,7 +128,7 @@ class TrainingRun(Generic[R]):
         """The arguments that all TRL trainers share, for optimizer steps of so many completions."""
         import torch
 
-        recipe, settings, on_gpu = self.recipe, self.recipe.optimiser, torch.cuda.is_available()
+        recipe, settings, on_gpu = self.recipe, self.recipe.optimizer, torch.cuda.is_available()
         names = {field.name for field in fields(TrainingArguments)}  # older transformers say gradient_checkpointing
         checkpointing = next(one for one in ("activation_checkpointing", "gradient_checkpointing") if one in names)
         return {
@@ -165,7 +165,7 @@ class TrainingRun(Generic[R]):
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         if trainer.state.global_step < trainer.state.max_steps:
             return
-        model, lora = trainer.model, self.recipe.optimiser.lora
+        model, lora = trainer.model, self.recipe.optimizer.lora
         path = rank0_only(lambda: save_model(model, trainer.processing_class, lora, self.folder, finish))
         self.log(f"wrote {path}")
 

@@ -188,7 +188,7 @@ def _make_train_command(name: str, summary: str, _arguments: list[str]) -> Any:
         config: Annotated[Path, flag("The recipe, a YAML file; see docs/TRAINING.md.", metavar="FILE")],
         changes: Annotated[
             list[str] | None,
-            flag("Override a key, as in optimiser.steps=20; may be repeated.", "--set", metavar="KEY=VALUE"),
+            flag("Override a key, as in optimizer.steps=20; may be repeated.", "--set", metavar="KEY=VALUE"),
         ] = None,
         dry_run: Annotated[
             bool, flag("Check data, template, markers, lengths and memory, and stop.", "--dry-run")

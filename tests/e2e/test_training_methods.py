@@ -26,14 +26,14 @@ from ..support.trainings import make_recipe, train
 LORA = {"rank": 2, "alpha": 4}
 QUICK: dict[str, Any] = {
     "data": {"efforts": ["easy"]},
-    "optimiser": {"lora": LORA, "learning_rate": 1e-3},
+    "optimizer": {"lora": LORA, "learning_rate": 1e-3},
 }
 OWN: dict[str, dict[str, Any]] = {
     "adaptthink": {"adaptthink": {"reference_samples": 1, "no_think_tokens": 24, "brevity": 0.2}},
-    "apo": {"apo": {"forced": 1}, "rollouts": {"max_new_tokens": 120}, "optimiser": {"autocast": True}},
+    "apo": {"apo": {"forced": 1}, "rollouts": {"max_new_tokens": 120}, "optimizer": {"autocast": True}},
     "ser": {"ser": {"adherence": 0.1, "kl": 0.01}},
     "vsrm": {"vsrm": {"answers": 2, "floor": 0, "spacing": 20}},
-    "sft": {"sft": {"samples": 4}, "optimiser": {"micro_batch": 2}},
+    "sft": {"sft": {"samples": 4}, "optimizer": {"micro_batch": 2}},
 }
 
 
@@ -79,7 +79,7 @@ def test_adar1_goes_through_its_stages(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(module, "load_engine", counted)
     own: dict[str, Any] = {
         "adar1": {"samples": 4, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4}},
-        "optimiser": {"micro_batch": 2, "steps": 2, "learning_rate": 1e-4, "lora": None},
+        "optimizer": {"micro_batch": 2, "steps": 2, "learning_rate": 1e-4, "lora": None},
         "data": {"efforts": ["easy"]},
     }
     said = train("adar1", out, **own)

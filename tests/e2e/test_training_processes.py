@@ -27,7 +27,7 @@ ROWS = ["a", "b", "c", "d", "e", "f", "g"]
 SFT: dict[str, Any] = {
     "data": {"questions": 6, "efforts": ["easy"]},
     "rollouts": {"batch": 4},
-    "optimiser": {"micro_batch": 1},
+    "optimizer": {"micro_batch": 1},
     "sft": {"samples": 2},
 }
 
@@ -114,7 +114,7 @@ def test_rank0_only_shares_results_and_errors() -> None:
         ({"WORLD_SIZE": "2"}, {"rollouts": {"engine": "vllm"}}, "vllm_in_several_processes"),
         (
             {"WORLD_SIZE": "4"},
-            {"rollouts": {"prompts": 6}, "optimiser": {"micro_batch": 2}},
+            {"rollouts": {"prompts": 6}, "optimizer": {"micro_batch": 2}},
             "inconsistent_recipe",
         ),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "sharded_model"),
@@ -133,7 +133,7 @@ def test_unsupported_launches_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 70}, "optimiser": {"micro_batch": 2, "steps": 1}}
+SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 70}, "optimizer": {"micro_batch": 2, "steps": 1}}
 
 
 def learning(folder: Path) -> list[dict[str, float]]:

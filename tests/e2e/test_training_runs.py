@@ -32,7 +32,7 @@ from .test_training_methods import curve
 QUICK: dict[str, Any] = {
     "data": {"efforts": ["easy"]},
     "rollouts": {"max_new_tokens": 70},
-    "optimiser": {"steps": 3},
+    "optimizer": {"steps": 3},
     "adaptthink": {"reference_samples": 1, "no_think_tokens": 24},
 }
 
@@ -86,7 +86,7 @@ def test_a_non_finite_loss_ends_the_run_before_it_changes_the_weights(
 
 def test_a_checkpoint_of_diverged_weights_is_not_good(tmp_path: Path) -> None:
     with pytest.raises(DivergedError):
-        train("adaptthink", tmp_path / "out", **{**QUICK, "optimiser": {"steps": 3, "learning_rate": 1e30}})
+        train("adaptthink", tmp_path / "out", **{**QUICK, "optimizer": {"steps": 3, "learning_rate": 1e30}})
     assert (tmp_path / "out" / "checkpoint-1").is_dir() and prune_checkpoints(tmp_path / "out") is None
 
 
@@ -163,18 +163,18 @@ def test_folders_with_other_files_are_refused_and_left_alone(tmp_path: Path) -> 
         assert error.value.code == "out_unusable"
 
 
-def test_the_optimiser_may_change_until_training_starts(tmp_path: Path) -> None:
+def test_the_optimizer_may_change_until_training_starts(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert prepare(make_recipe("sft", out)) is None
-    other = make_recipe("sft", out, optimiser={"learning_rate": 0.5})
+    other = make_recipe("sft", out, optimizer={"learning_rate": 0.5})
     assert prepare(other, resume=True) is None
-    assert json.loads((out / "recipe.json").read_text("utf-8"))["optimiser"]["learning_rate"] == 0.5
+    assert json.loads((out / "recipe.json").read_text("utf-8"))["optimizer"]["learning_rate"] == 0.5
     with pytest.raises(RecipeError) as error:
-        prepare(make_recipe("sft", out, optimiser={"dtype": "float32"}), resume=True)
-    assert error.value.code == "recipe_changed" and "optimiser.dtype" in str(error.value)
+        prepare(make_recipe("sft", out, optimizer={"dtype": "float32"}), resume=True)
+    assert error.value.code == "recipe_changed" and "optimizer.dtype" in str(error.value)
     (out / "checkpoint-1").mkdir()
     (out / "checkpoint-1" / "complete.json").write_text("{}", "utf-8")
     with pytest.raises(RecipeError) as error:
         prepare(make_recipe("sft", out), resume=True)
-    assert error.value.code == "recipe_changed" and "optimiser.learning_rate" in str(error.value)
+    assert error.value.code == "recipe_changed" and "optimizer.learning_rate" in str(error.value)
     assert prepare(other, resume=True) == out / "checkpoint-1"

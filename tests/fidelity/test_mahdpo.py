@@ -83,7 +83,7 @@ def test_the_loss_is_the_mean_over_objectives_of_their_mean_dpo_losses(
     model = deepcopy(small.model)
     own = model.get_output_embeddings().weight.detach().clone()
     heads = install_heads(model, NAMES, noise=0.05)
-    recipe = make_recipe("mahdpo", tmp_path, optimiser={"micro_batch": 3, "steps": 1})
+    recipe = make_recipe("mahdpo", tmp_path, optimizer={"micro_batch": 3, "steps": 1})
     run = make_run(recipe, RolloutSampler(small, recipe.rollouts))
     examples = [
         make_example(small, "9 + 3 = 12. So 12", "9 + 3 = 13. So 13", 0),

@@ -185,8 +185,8 @@ def test_a_prompt_learns_all_tokens_of_the_teachers_text(tmp_path: Path) -> None
     """The first logged loss is that of the text behind the prompt as it starts: one mean over all tokens."""
     teacher, model = "tersely-tiny-large", "tersely-tiny-small"
     hint = {"objective": "recover", "teacher": teacher, "tokens": 3, "samples": 1}
-    optimiser = {"steps": 1, "micro_batch": 2, "learning_rate": 1e-9, "lora": None}
-    train("hint", tmp_path / "run", model=model, hint=hint, data={"questions": 2}, optimiser=optimiser)
+    optimizer = {"steps": 1, "micro_batch": 2, "learning_rate": 1e-9, "lora": None}
+    train("hint", tmp_path / "run", model=model, hint=hint, data={"questions": 2}, optimizer=optimizer)
     (logged,) = [json.loads(line)["loss"] for line in (tmp_path / "run" / CURVE).read_text().splitlines()[:1]]
     lines = (json.loads(line) for line in (tmp_path / "run" / "traces.jsonl").read_text().splitlines())
     traces = [trace for line in lines if "value" in line for group in line["value"] for trace in group]

@@ -58,7 +58,7 @@ def batch(
     tokenizer = deepcopy(engine.tokenizer)
     tokenizer.pad_token = None
     name = "adar1" if request.param == "one head" else "mahdpo"
-    recipe = make_recipe(name, tmp_path, optimiser={"micro_batch": 2, "steps": 1})
+    recipe = make_recipe(name, tmp_path, optimizer={"micro_batch": 2, "steps": 1})
     run = make_run(recipe, RolloutSampler(engine, recipe.rollouts))
     if name == "adar1":
         examples = schedule_examples([pair.to_example() for pair in pairs], recipe)

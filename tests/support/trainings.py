@@ -24,7 +24,7 @@ R = TypeVar("R", bound=Recipe)
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "data": {"questions": 4},
     "rollouts": {"prompts": 2, "generations": 4, "max_new_tokens": 90, "batch": 32},
-    "optimiser": {"steps": 2, "micro_batch": 4, "learning_rate": 1e-4},
+    "optimizer": {"steps": 2, "micro_batch": 4, "learning_rate": 1e-4},
     "saving": {"every": 1},
 }
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine, load_engine
-from ..config import Optimiser, Recipe, RecipeError, Section, ThinkingEffort
+from ..config import Optimizer, Recipe, RecipeError, Section, ThinkingEffort
 from ..offline import (
     PreferencePair,
     SampledTrace,
@@ -42,7 +42,7 @@ class AdaR1(Section):
     min_accuracy: float = Field(default=0.0, ge=0, le=1)  # with fewer right, no brevity is taught; ours, 0 in the paper
     nll_weight: float = Field(default=0.0, ge=0)  # see `build_dpo_trainer`; ours, 0 in the paper
     short_effort: ThinkingEffort = "easy"  # the tier in which the short completions are sampled
-    short: Optimiser = Optimiser()  # how the short parent learns them, under the usual prompt
+    short: Optimizer = Optimizer()  # how the short parent learns them, under the usual prompt
 
 
 class AdaR1Recipe(Recipe):
@@ -82,7 +82,7 @@ def _train(run: TrainingRun[AdaR1Recipe]) -> None:
             code="nothing_to_learn",
         )
     run.log(f"learning {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of long against short thinking")
-    merged = load_engine(merged_folder, recipe.optimiser.dtype)
+    merged = load_engine(merged_folder, recipe.optimizer.dtype)
     trainer = build_dpo_trainer(
         run,
         merged.model,
@@ -103,7 +103,7 @@ def _train_short_parent(run: TrainingRun[AdaR1Recipe], long: TransformersEngine)
         run.log(f"the short parent learns {len(kept)} completions")
         with closing(run.load_model()) as student:
             train_sft(run.make_stage("short", settings.short), student, kept)
-    return load_engine(folder, run.recipe.optimiser.dtype)
+    return load_engine(folder, run.recipe.optimizer.dtype)
 
 
 def _write_merged(

@@ -188,7 +188,7 @@ def _prepare_prompt(run: TrainingRun[HintRecipe], engine: TransformersEngine) ->
     """The new tokens, with embeddings of random tokens, and the teacher's completions behind them."""
     settings, table = run.recipe.hint, engine.model.get_input_embeddings().weight
     _check_room(run.recipe.model, engine, PROMPT_TOKEN, settings.tokens)
-    teacher = load_engine(str(settings.teacher), run.recipe.optimiser.dtype)
+    teacher = load_engine(str(settings.teacher), run.recipe.optimizer.dtype)
     if teacher.tokenizer.get_vocab() != engine.tokenizer.get_vocab():
         raise RecipeError(
             f"{settings.teacher} has other tokens than {run.recipe.model}; give the model that it was made of",

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ...controller.engines.transformers.engine import load_engine
 from ...evaluation.agents.tools import TOOL_SCHEMAS
-from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section, ThinkingEffort
+from ..config import CHANGEABLE, Alarm, Optimizer, Recipe, RecipeError, Section, ThinkingEffort
 from ..methods import Method
 from ..offline import SampledTrace, train_sft
 from ..preflight import CheckedRecipe, ResidentModels, check_recipe
@@ -35,7 +35,7 @@ class Align(Section):
 
     samples: int = Field(default=4, ge=1)  # episodes per question and mode
     min_accuracy: float = Field(default=0.5, gt=0, le=1)  # the share of right episodes from which a mode is sufficient
-    optimiser: Optimiser = Optimiser()  # for learning the chosen completions
+    optimizer: Optimizer = Optimizer()  # for learning the chosen completions
 
 
 class Apo(Section):
@@ -107,7 +107,7 @@ def _validate(recipe: ApoRecipe) -> CheckedRecipe:
         recipe,
         no_think_tokens=settings.no_think_tokens,
         tools=True,
-        stages={} if settings.align is None else {"apo.align.optimiser": settings.align.optimiser},
+        stages={} if settings.align is None else {"apo.align.optimizer": settings.align.optimizer},
         resident=ResidentModels(reference=bool(settings.kl)),
     )
 
@@ -147,8 +147,8 @@ def _align(run: TrainingRun[ApoRecipe], settings: Align, rollouts: EpisodeRollou
                 "apo.align.min_accuracy",
                 code="nothing_to_learn",
             )
-        train_sft(run.make_stage("aligned", settings.optimiser), engine, traces)
-    engine.model = load_engine(folder, run.recipe.optimiser.dtype).model
+        train_sft(run.make_stage("aligned", settings.optimizer), engine, traces)
+    engine.model = load_engine(folder, run.recipe.optimizer.dtype).model
 
 
 def _choose_traces(
@@ -175,7 +175,7 @@ def _choose_traces(
         recipe.out / "aligned.jsonl",
         {
             "fingerprint": sampler.engine.fingerprint(),
-            "recipe": recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimiser"}),
+            "recipe": recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimizer"}),
         },
         rows,
         max(1, recipe.rollouts.batch // (samples * len(modes))),

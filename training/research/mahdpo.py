@@ -186,12 +186,12 @@ class MahDpoRecipe(Recipe):
 
 
 def _validate(recipe: MahDpoRecipe) -> CheckedRecipe:
-    if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains adapters, but heads are full matrices; remove it", code="no_lora")
-    settings, size = recipe.mahdpo, recipe.optimiser.micro_batch
+    if recipe.optimizer.lora is not None:
+        raise RecipeError("optimizer.lora trains adapters, but heads are full matrices; remove it", code="no_lora")
+    settings, size = recipe.mahdpo, recipe.optimizer.micro_batch
     if size < len(settings.objectives):
         raise RecipeError(
-            f"optimiser.micro_batch is {size}; accepted: {len(settings.objectives)} or more, a pair of each objective",
+            f"optimizer.micro_batch is {size}; accepted: {len(settings.objectives)} or more, a pair of each objective",
             code="small_micro_batch",
         )
     trained: Literal["heads", "model"] = "heads" if settings.frozen else "model"
@@ -258,7 +258,7 @@ def build_headed_trainer(
         tokenizer,
         [
             {**scheduled[number % count][number // count], OBJECTIVE: number % count}
-            for number in range(recipe.optimiser.steps * recipe.rollouts.prompts)
+            for number in range(recipe.optimizer.steps * recipe.rollouts.prompts)
         ],
         beta=recipe.mahdpo.beta,
         nll_weight=recipe.mahdpo.nll_weight,

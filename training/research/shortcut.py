@@ -22,7 +22,7 @@ from ...controller.engines.transformers.research.early_exit import FAMILIES, app
 from ...probes.artifact import save
 from ...probes.fingerprint import question_hash
 from ...probes.research.learned import Shortcut
-from ..config import Optimiser, Recipe, RecipeError, Section
+from ..config import Optimizer, Recipe, RecipeError, Section
 from ..methods import Method
 from ..offline import SampledTrace, collect_traces
 from ..preflight import CheckedRecipe, ResidentModels, check_frozen, check_recipe, load_meta_engine
@@ -75,7 +75,7 @@ def _validate(recipe: ShortcutRecipe) -> CheckedRecipe:
             "part empty; use more questions (data.questions)",
             code="too_few_questions",
         )
-    steps = f"steps: {recipe.optimiser.steps} of {recipe.shortcut.tokens} thinking tokens each"
+    steps = f"steps: {recipe.optimizer.steps} of {recipe.shortcut.tokens} thinking tokens each"
     return replace(checked, findings=[steps if line.startswith("steps:") else line for line in checked.findings])
 
 
@@ -99,7 +99,7 @@ def _train_shortcut(
             "no completion has a thinking token to learn from; use a model that thinks", code="nothing_to_learn"
         )
     run.log(f"learning {len(states.early)} thinking tokens after layer {settings.layer}")
-    arrays = train_adapter(model, states, settings, recipe.optimiser, recipe.seed, run.log)
+    arrays = train_adapter(model, states, settings, recipe.optimizer, recipe.seed, run.log)
     chosen = choose_threshold(model, arrays, held_out, settings, close)
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
     shortcut = Shortcut(
@@ -174,7 +174,7 @@ def train_adapter(
     model: Any,
     states: ExitStates,
     settings: ShortcutSettings,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     seed: int,
     log: Callable[[str], None],
 ) -> dict[str, Tensor]:
@@ -184,14 +184,14 @@ def train_adapter(
     current adapter is the model's. Raises DivergedError for a loss that is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    device, steps = states.early.device, optimiser.steps
+    device, steps = states.early.device, optimizer.steps
     width = states.early.shape[1]
     arrays = init_arrays(width, settings.width or width, settings.gate, generator, device)
     model.requires_grad_(False)
-    optimizer = torch.optim.AdamW(arrays.values(), lr=optimiser.learning_rate, weight_decay=0.0)
+    adam = torch.optim.AdamW(arrays.values(), lr=optimizer.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # linear warm-up, then a half cosine to zero
-        optimizer,
-        lambda step: min(1.0, (step + 1) / (optimiser.warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps)),
+        adam,
+        lambda step: min(1.0, (step + 1) / (optimizer.warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps)),
     )
     for step in range(1, steps + 1):
         batch = torch.randint(len(states.early), (settings.tokens,), generator=generator).to(device)
@@ -203,11 +203,11 @@ def train_adapter(
         agrees = (predicted.argmax(-1) == target.argmax(-1)).float()
         loss = divergence + binary_cross_entropy_with_logits(score(arrays, early), agrees)
         if not bool(loss.isfinite()):
-            raise DivergedError(f"the loss of step {step} is not finite; lower optimiser.learning_rate")
-        optimizer.zero_grad()
+            raise DivergedError(f"the loss of step {step} is not finite; lower optimizer.learning_rate")
+        adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(arrays.values(), optimiser.clip_gradients)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(arrays.values(), optimizer.clip_gradients)
+        adam.step()
         schedule.step()
         if step % max(1, steps // 5) == 0:
             log(f"step {step}/{steps}: divergence {divergence.item():.3f} nats, agreement {agrees.mean().item():.1%}")

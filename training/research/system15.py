@@ -74,7 +74,7 @@ def _validate(recipe: System15Recipe) -> CheckedRecipe:
             f"an embedded model, task tiny, whose steps are known, and a split other than the held-out {HELD_OUT!r}",
             code="unsupported_data",
         )
-    stages = f"{recipe.optimiser.steps} and {recipe.system15.shortcut_steps}"
+    stages = f"{recipe.optimizer.steps} and {recipe.system15.shortcut_steps}"
     checked = check_recipe(recipe, completions=1)
     return replace(checked, findings=[f"steps: {stages} of {recipe.system15.batch} new problems", checked.findings[-1]])
 
@@ -181,7 +181,7 @@ def shortcut_loss(
     return answer_loss(model, thinking, examples) + settings.exits * exits
 
 
-def optimise(
+def optimize(
     run: TrainingRun[System15Recipe],
     optimizers: Sequence[torch.optim.Optimizer],
     steps: int,
@@ -193,14 +193,14 @@ def optimise(
     rates = [group["lr"] for group in groups]
     for step in range(1, steps + 1):
         for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, step / (run.recipe.optimiser.warmup + 1)) * (1 - 0.95 * step / steps)
+            group["lr"] = rate * min(1.0, step / (run.recipe.optimizer.warmup + 1)) * (1 - 0.95 * step / steps)
         loss = loss_of(list(islice(examples, run.recipe.system15.batch)))
         if not bool(loss.isfinite()):
-            raise DivergedError(f"the loss of step {step} is not finite; lower optimiser.learning_rate")
+            raise DivergedError(f"the loss of step {step} is not finite; lower optimizer.learning_rate")
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-            torch.nn.utils.clip_grad_norm_(weights, run.recipe.optimiser.clip_gradients)
+            torch.nn.utils.clip_grad_norm_(weights, run.recipe.optimizer.clip_gradients)
             optimizer.step()
             optimizer.zero_grad()
         if step % max(1, steps // 10) == 0:
@@ -263,13 +263,13 @@ def _train(run: TrainingRun[System15Recipe]) -> None:
 
 def _train_stages(run: TrainingRun[System15Recipe]) -> None:
     recipe, settings, close = run.recipe, run.recipe.system15, run.checked.markers.close
-    engine = load_engine(recipe.model, recipe.optimiser.dtype, device="cpu")  # where such small models train as fast
-    tokenizer, rate, thoughts = engine.tokenizer, recipe.optimiser.learning_rate, settings.thoughts
+    engine = load_engine(recipe.model, recipe.optimizer.dtype, device="cpu")  # where such small models train as fast
+    tokenizer, rate, thoughts = engine.tokenizer, recipe.optimizer.learning_rate, settings.thoughts
     teacher, model = engine.model.requires_grad_(False), deepcopy(engine.model).requires_grad_(True)
     problems = draw_problems(recipe.data.split, recipe.data.seed, settings)
     examples = (make_example(tokenizer, close, thoughts, problem) for problem in problems)
     muon = build_optimizers(model, replace(SIZES["small"], matrix_lr=rate, other_lr=rate))
-    optimise(run, muon, recipe.optimiser.steps, lambda some: alignment_loss(model, teacher, some, settings), examples)
+    optimize(run, muon, recipe.optimizer.steps, lambda some: alignment_loss(model, teacher, some, settings), examples)
     model.requires_grad_(False)
     width, generator = model.config.hidden_size, torch.Generator().manual_seed(recipe.seed)
     shortcuts = [
@@ -278,7 +278,7 @@ def _train_stages(run: TrainingRun[System15Recipe]) -> None:
     ]
     arrays = {f"{layer}.{name}": array for layer, parts in enumerate(shortcuts) for name, array in parts.items()}
     adam = [torch.optim.AdamW(arrays.values(), lr=settings.shortcut_rate, weight_decay=0.0)]
-    optimise(run, adam, settings.shortcut_steps, lambda some: shortcut_loss(model, shortcuts, some, settings), examples)
+    optimize(run, adam, settings.shortcut_steps, lambda some: shortcut_loss(model, shortcuts, some, settings), examples)
     save_model(model, tokenizer, None, run.folder)
     save_file({name: array.detach() for name, array in arrays.items()}, run.folder / SHORTCUTS)
     held_out = list(islice(draw_problems(HELD_OUT, recipe.data.seed + 1, settings), settings.held_out))

@@ -192,11 +192,11 @@ def test_apo_with_three_modes(tmp_path: Path) -> None:
         model=MODEL_NAME,
         data={"task": "agents:lookup,instant", "questions": 4, "efforts": ["easy"]},
         rollouts={"max_new_tokens": 120},
-        optimiser={"steps": 1, "lora": {"rank": 2, "alpha": 4}},
+        optimizer={"steps": 1, "lora": {"rank": 2, "alpha": 4}},
         apo={
             "forced": 1,
             "no_think_tokens": 48,
-            "align": {"samples": 2, "optimiser": {"steps": 1, "micro_batch": 2, "lora": {"rank": 2, "alpha": 4}}},
+            "align": {"samples": 2, "optimizer": {"steps": 1, "micro_batch": 2, "lora": {"rank": 2, "alpha": 4}}},
         },
     )
     logs = [json.loads(line) for line in (out / "curve.jsonl").read_text("utf-8").splitlines()]
@@ -229,12 +229,12 @@ def test_recipes_for_tasks_with_tools_are_checked(tmp_path: Path) -> None:
         with pytest.raises(RecipeError) as error:
             load_method("apo").validate(make_recipe("apo", tmp_path / "c", **wrong))
         assert error.value.code == code and key in str(error.value)
-    wrong_optimisers: list[dict[str, Any]] = [{"micro_batch": 3}, {"lora": {"merge": False}}, {"dtype": "bfloat16"}]
-    for wrong in wrong_optimisers:
-        align = {"optimiser": {"micro_batch": 2, **wrong}}
+    wrong_optimizers: list[dict[str, Any]] = [{"micro_batch": 3}, {"lora": {"merge": False}}, {"dtype": "bfloat16"}]
+    for wrong in wrong_optimizers:
+        align = {"optimizer": {"micro_batch": 2, **wrong}}
         with pytest.raises(RecipeError) as error:
             load_method("apo").validate(make_recipe("apo", tmp_path / "f", apo={"forced": 1, "align": align}))
-        assert error.value.code == "inconsistent_recipe" and f"align.optimiser.{next(iter(wrong))}" in str(error.value)
+        assert error.value.code == "inconsistent_recipe" and f"align.optimizer.{next(iter(wrong))}" in str(error.value)
 
 
 @pytest.mark.parametrize(("mode", "learnt"), [(THINK, [1]), (NO_THINK, [1, 1, 1, 1])])

@@ -33,7 +33,7 @@ OWN: dict[str, Any] = {
     "hint": {"samples": 4, "keep": 2, "strength": 0.5},
     "data": {"efforts": ["easy"]},
     "rollouts": {"max_new_tokens": 150, "policies": {"hint": {"limit": 1}}},
-    "optimiser": {"learning_rate": 1e-2, "micro_batch": 2, "lora": None},
+    "optimizer": {"learning_rate": 1e-2, "micro_batch": 2, "lora": None},
 }
 
 
@@ -146,8 +146,8 @@ def test_a_model_without_a_learned_hint_is_refused(preset: str) -> None:
     ("sections", "code"),
     [
         ({"rollouts": {"policies": {}}}, "no_hint_policy"),
-        ({"optimiser": {"lora": {"rank": 2}}}, "no_lora"),
-        ({"optimiser": {"lora": None, "weight_decay": 0.1}}, "no_weight_decay"),
+        ({"optimizer": {"lora": {"rank": 2}}}, "no_lora"),
+        ({"optimizer": {"lora": None, "weight_decay": 0.1}}, "no_weight_decay"),
         pytest.param(
             {"rollouts": {"policies": {"hint": {"earliest": 230, "alpha": 500}}}},
             "nothing_to_learn",
@@ -173,7 +173,7 @@ def test_a_second_hint_is_refused(taught: tuple[Path, list[str]], tmp_path: Path
 RECOVER: dict[str, Any] = {
     "hint": {"objective": "recover", "teacher": BASE, "tokens": 5, "samples": 2},
     "rollouts": {"max_new_tokens": 80},
-    "optimiser": {"learning_rate": 1e-2, "micro_batch": 2, "lora": None},
+    "optimizer": {"learning_rate": 1e-2, "micro_batch": 2, "lora": None},
 }
 
 

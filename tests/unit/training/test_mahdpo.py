@@ -38,7 +38,7 @@ BASE = "tersely-tiny-small"
 OWN: dict[str, Any] = {
     "mahdpo": {"samples": 4, "gap": 0.05},
     "rollouts": {"prompts": 6, "max_new_tokens": 240},
-    "optimiser": {"micro_batch": 3, "steps": 2, "learning_rate": 1e-3},
+    "optimizer": {"micro_batch": 3, "steps": 2, "learning_rate": 1e-3},
     "data": {"questions": 12},
 }
 
@@ -186,7 +186,7 @@ def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 def test_frozen_models_train_only_heads_and_nll_is_added(tmp_path: Path) -> None:
-    few = {**OWN, "optimiser": {**OWN["optimiser"], "steps": 1}}
+    few = {**OWN, "optimizer": {**OWN["optimizer"], "steps": 1}}
     train("mahdpo", tmp_path / "out", **{**few, "mahdpo": {**OWN["mahdpo"], "frozen": True, "nll_weight": 0.5}})
     assert first_loss(tmp_path / "out") > math.log(2) + 0.02
     before = load_engine(BASE).model.state_dict()
@@ -197,13 +197,13 @@ def test_frozen_models_train_only_heads_and_nll_is_added(tmp_path: Path) -> None
 
 def test_recipes_and_models_that_cannot_have_heads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        train("mahdpo", tmp_path / "a", **{**OWN, "optimiser": {"lora": {"rank": 2}}})
+        train("mahdpo", tmp_path / "a", **{**OWN, "optimizer": {"lora": {"rank": 2}}})
     assert error.value.code == "no_lora"
     with pytest.raises(RecipeError) as error:
         train("mahdpo", tmp_path / "b", **{**OWN, "mahdpo": {"objectives": ["format", "format"]}})
     assert error.value.code == "invalid_value"
     with pytest.raises(RecipeError) as error:
-        train("mahdpo", tmp_path / "c", **{**OWN, "optimiser": {"micro_batch": 2}})
+        train("mahdpo", tmp_path / "c", **{**OWN, "optimizer": {"micro_batch": 2}})
     assert error.value.code == "small_micro_batch"
     model = load_engine(BASE).model
     install_heads(model, ("accuracy", "brevity"))

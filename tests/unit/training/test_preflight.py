@@ -63,22 +63,22 @@ def test_a_good_recipe_is_described(tmp_path: Path) -> None:
     [
         ({"rolouts": {"prompts": 2}}, "invalid_value: 'rolouts' 'rollouts'"),
         ({"adaptthink": {"dleta": 0.1}}, "invalid_value: 'adaptthink.dleta' 'delta'"),
-        ({"optimiser": {"lora": {"rnak": 8}}}, "invalid_value: 'optimiser.lora.rnak' 'rank'"),
+        ({"optimizer": {"lora": {"rnak": 8}}}, "invalid_value: 'optimizer.lora.rnak' 'rank'"),
         ({"adaptthink": {"delta": 2}}, "invalid_value: adaptthink.delta 2 1"),
-        ({"optimiser": {"micro_batch": 3}}, "inconsistent_recipe: optimiser.micro_batch 3"),
+        ({"optimizer": {"micro_batch": 3}}, "inconsistent_recipe: optimizer.micro_batch 3"),
         ({"data": {"questions": 1}}, "inconsistent_recipe: 1 2 rollouts.prompts"),
         ({"data": {"efforts": ["none"]}}, "invalid_value: data.efforts 'none'"),
         ({"rollouts": {"thinking_budget": 180}}, "inconsistent_recipe: rollouts.max_new_tokens 180 64 244"),
         ({"rollouts": {"max_new_tokens": 4000}}, "inconsistent_recipe: rollouts.max_new_tokens 4000 4096"),
         ({"rollouts": {"answer_reserve": 2}}, "inconsistent_recipe: rollouts.answer_reserve 2"),
-        ({"optimiser": {"dtype": "bfloat16"}}, "inconsistent_recipe: bfloat16 optimiser.dtype optimiser.autocast"),
+        ({"optimizer": {"dtype": "bfloat16"}}, "inconsistent_recipe: bfloat16 optimizer.dtype optimizer.autocast"),
         ({"saving": {"report_to": "wandbb"}}, "unusable_tracker: wandbb wandb,"),
         ({"saving": {"report_to": 3}}, "invalid_value: saving.report_to 3 list"),
-        ({"optimiser": {"steps": True}}, "invalid_value: optimiser.steps True number"),
-        ({"optimiser": {"lora": 4}}, "invalid_value: optimiser.lora 4 object"),
-        ({"optimiser": {"lora": {"targets": ["q_proj", "k_prj"]}}}, "invalid_lora_targets: 'k_prj' 'k_proj'"),
-        ({"optimiser": {"lora": {"targets": "q_prj"}}}, "invalid_lora_targets: 'q_prj' 'q_proj'"),
-        ({"optimiser": {"lora": {"targets": "(q_proj"}}}, "invalid_lora_targets: '(q_proj'"),
+        ({"optimizer": {"steps": True}}, "invalid_value: optimizer.steps True number"),
+        ({"optimizer": {"lora": 4}}, "invalid_value: optimizer.lora 4 object"),
+        ({"optimizer": {"lora": {"targets": ["q_proj", "k_prj"]}}}, "invalid_lora_targets: 'k_prj' 'k_proj'"),
+        ({"optimizer": {"lora": {"targets": "q_prj"}}}, "invalid_lora_targets: 'q_prj' 'q_proj'"),
+        ({"optimizer": {"lora": {"targets": "(q_proj"}}}, "invalid_lora_targets: '(q_proj'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -93,16 +93,16 @@ def test_set_overrides_the_file(tmp_path: Path) -> None:
     def changed(*changes: str) -> Any:
         return read_recipe(config, load_method("adaptthink").recipe, "adaptthink", changes)
 
-    made = changed("seed=3", "data.efforts=[easy, hard]", "optimiser.lora.rank=4", "optimiser.learning_rate=5e-5")
-    assert (made.seed, made.data.efforts, made.optimiser.lora.rank) == (3, ("easy", "hard"), 4)
-    assert (made.optimiser.learning_rate, made.optimiser.steps) == (5e-5, 2), "other keys stay"
-    config.write_text("method: adar1\nout: out\noptimiser: &same {steps: 100}\nadar1: {short: *same}\n", "utf-8")
-    aliased = read_recipe(config, load_method("adar1").recipe, "adar1", ["optimiser.steps=20"])
-    assert (aliased.optimiser.steps, aliased.adar1.short.steps) == (20, 100), "an aliased section is not changed"
+    made = changed("seed=3", "data.efforts=[easy, hard]", "optimizer.lora.rank=4", "optimizer.learning_rate=5e-5")
+    assert (made.seed, made.data.efforts, made.optimizer.lora.rank) == (3, ("easy", "hard"), 4)
+    assert (made.optimizer.learning_rate, made.optimizer.steps) == (5e-5, 2), "other keys stay"
+    config.write_text("method: adar1\nout: out\noptimizer: &same {steps: 100}\nadar1: {short: *same}\n", "utf-8")
+    aliased = read_recipe(config, load_method("adar1").recipe, "adar1", ["optimizer.steps=20"])
+    assert (aliased.optimizer.steps, aliased.adar1.short.steps) == (20, 100), "an aliased section is not changed"
     config.write_text(yaml.safe_dump(recipe_values("adaptthink", tmp_path / "out")), "utf-8")
     for change, expected in (
-        ("optimiser.stesp=2", "invalid_value: 'optimiser.stesp' 'steps'"),
-        ("optimiser.steps=none", "invalid_value: optimiser.steps=none 'none'"),
+        ("optimizer.stesp=2", "invalid_value: 'optimizer.stesp' 'steps'"),
+        ("optimizer.steps=none", "invalid_value: optimizer.steps=none 'none'"),
         ("seed.more=1", "invalid_set: seed.more=1 'seed' 3"),
         ("seed", "invalid_set: 'seed' KEY=VALUE"),
         ("seed=[", "not_yaml: seed=["),
@@ -245,7 +245,7 @@ def test_adapter_parameters_are_counted_as_peft_does(tmp_path: Path) -> None:
 
     def numbers(targets: Any) -> int:
         return count_adapter_parameters(
-            model, make_recipe("ser", tmp_path, optimiser={"lora": {"rank": 2, "targets": targets}}).optimiser.lora
+            model, make_recipe("ser", tmp_path, optimizer={"lora": {"rank": 2, "targets": targets}}).optimizer.lora
         )
 
     layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
@@ -266,11 +266,11 @@ def test_adapter_parameters_are_counted_as_peft_does(tmp_path: Path) -> None:
 def test_aliases_and_merges_are_not_duplicate_keys(tmp_path: Path) -> None:
     config = tmp_path / "recipe.yaml"
     config.write_text(
-        "method: adar1\nout: a\nadar1: {short: &o {<<: {steps: 3, warmup: 1}, steps: 5}}\noptimiser: {<<: *o}\n",
+        "method: adar1\nout: a\nadar1: {short: &o {<<: {steps: 3, warmup: 1}, steps: 5}}\noptimizer: {<<: *o}\n",
         "utf-8",
     )
     made = read_recipe(config, load_method("adar1").recipe, "adar1")
-    assert made.optimiser == made.adar1.short and (made.optimiser.steps, made.optimiser.warmup) == (5, 1)
+    assert made.optimizer == made.adar1.short and (made.optimizer.steps, made.optimizer.warmup) == (5, 1)
 
 
 def test_all_methods_are_listed_and_can_be_loaded() -> None:

@@ -102,7 +102,7 @@ def test_resident_models_are_counted(tmp_path: Path) -> None:
     )
     heads = counted(ResidentModels(heads=3, trained="heads"))
     assert 0 < heads.training < alone.training and heads.activations < alone.activations / 2
-    adapters = counted(ResidentModels(reference=True), optimiser={"lora": {"rank": 2}})
+    adapters = counted(ResidentModels(reference=True), optimizer={"lora": {"rank": 2}})
     assert adapters.weights == alone.weights and adapters.training < alone.training
     inside_vllm = counted(rollouts={"engine": "vllm"})
     assert (inside_vllm.cache, inside_vllm.weights) == (0, 2 * alone.weights)
@@ -149,7 +149,7 @@ def test_activation_memory_is_close_to_the_estimate(
 
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
     made = make_recipe(
-        "ser", tmp_path, optimiser={"micro_batch": 1, "lora": {"rank": 8} if lora else None, "dtype": dtype}
+        "ser", tmp_path, optimizer={"micro_batch": 1, "lora": {"rank": 8} if lora else None, "dtype": dtype}
     )
     measured, estimated = [], []
     for layers in (2, 4):

@@ -14,7 +14,7 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.probes.artifact import ArtifactError, save
 from tersely.probes.research.learned import Shortcut
-from tersely.training.config import Optimiser, RecipeError, validate_recipe_values
+from tersely.training.config import Optimizer, RecipeError, validate_recipe_values
 from tersely.training.offline import SampledTrace
 from tersely.training.research import shortcut as method
 from tersely.training.research.shortcut import (
@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "method": "shortcut",
     "data": {"questions": 8, "split": "fit"},
     "rollouts": {"prompts": 2, "max_new_tokens": 100, "batch": 32},
-    "optimiser": {"steps": 40, "learning_rate": 4e-3},
+    "optimizer": {"steps": 40, "learning_rate": 4e-3},
     "shortcut": {"layer": 3, "agreement": 0.9, "tokens": 128},
 }
 
@@ -86,8 +86,8 @@ def test_invalid_shortcuts_are_refused(engine: TransformersEngine, changes: dict
         ({"shortcut": {}}, "invalid_value"),
         ({"shortcut": {"layer": 2, "agreemnt": 1}}, "invalid_value"),
         ({"shortcut": {"layer": 2, "held_out": 0.01}}, "too_few_questions"),
-        ({"shortcut": {"layer": 2}, "optimiser": {"lora": {}}}, "no_lora"),
-        ({"shortcut": {"layer": 2}, "optimiser": {"weight_decay": 0.1}}, "no_weight_decay"),
+        ({"shortcut": {"layer": 2}, "optimizer": {"lora": {}}}, "no_lora"),
+        ({"shortcut": {"layer": 2}, "optimizer": {"weight_decay": 0.1}}, "no_weight_decay"),
     ],
 )
 def test_invalid_recipes_are_refused(sections: dict[str, Any], code: str, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_without_agreement_no_tokens_leave(engine: TransformersEngine) -> None:
     ]
     states = collect_states(engine.model, traces, 1, close=2)
     assert states.early.shape == states.final.shape == (120, 128)
-    optimiser = Optimiser(steps=1, learning_rate=1e-4)
+    optimizer = Optimizer(steps=1, learning_rate=1e-4)
     settings = ShortcutSettings(layer=1, width=8, gate=4, tokens=32, agreement=1.0)
-    arrays = train_adapter(engine.model, states, settings, optimiser, 0, print)
+    arrays = train_adapter(engine.model, states, settings, optimizer, 0, print)
     chosen = choose_threshold(engine.model, arrays, traces, settings, 2)
     assert chosen.threshold is None or chosen.agreement_left == chosen.agreement_stayed == 1.0
     wrong = {name: array.clone() for name, array in arrays.items()}
