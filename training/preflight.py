@@ -276,7 +276,8 @@ class MemoryEstimate(NamedTuple):
         return self.weights + self.training + max(self.activations, self.cache)
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size / 2**30:.2g}" for name, size in self._asdict().items())
+        weights, training, activations, cache = (f"{name} {size / 2**30:.2g}" for name, size in self._asdict().items())
+        parts = f"{weights}, {training}, and the larger of {activations} and {cache}, which alternate"
         return f"about {self.total / 2**30:.2g} GiB ({parts})"
 
 
