@@ -151,7 +151,7 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], boo
         return [prompts], True
     if not isinstance(prompts, Sequence):
         raise PromptError(
-            f"prompts is a {type(prompts).__name__}; accepted: a text, messages, or a list of either",
+            f"prompts is of type {type(prompts).__name__}; accepted: a text, messages, or a list of either",
             code="invalid_prompt_type",
         )
     if prompts and isinstance(prompts[0], Mapping):
@@ -197,8 +197,8 @@ def resolve_engine(model: Any, tokenizer: Any = None, *, reads: bool = False) ->
         return _load_cached(os.fspath(model), reading_dtype() if reads else "auto")
     if not hasattr(model, "generate"):
         raise OptionError(
-            f"model is a {type(model).__name__}; accepted: a name or folder, a transformers model with its tokenizer, "
-            "or an engine",
+            f"model is of type {type(model).__name__}; accepted: a name or folder, a transformers model with its "
+            "tokenizer, or an engine",
             code="invalid_model",
         )
     if tokenizer is None:

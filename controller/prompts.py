@@ -30,7 +30,8 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
         messages = [{**message, "content": _join_parts(message.get("content"))} for message in given]
     else:
         raise PromptError(
-            f"the prompt is a {type(prompt).__name__}; accepted: a text, or a list of messages with role and content",
+            f"the prompt is of type {type(prompt).__name__}; accepted: a text, or a list of messages with role and "
+            "content",
             code="invalid_prompt_type",
         )
     if not messages or not str(messages[-1].get("content") or "").strip():

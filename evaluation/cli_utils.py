@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,9 +19,9 @@ from markupsafe import Markup
 from ..controller.options import flag
 from ..controller.options import takes as takes
 from ..errors import OptionError, check_known
-from ..io import CheckpointLog
 
 T = TypeVar("T", str, int, float)
+LOG_SECONDS = 30.0  # between lines about the progress where stderr is no terminal
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
 Tasks = Annotated[str, flag("Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer}.")]
@@ -68,9 +69,9 @@ def parse_list(option: str, text: str, kind: Callable[[str], T], accepted: Seque
 
 @contextmanager
 def show_progress(total: float) -> Iterator[Callable[[str, float], None]]:
-    """Show a progress bar if stderr is a terminal; yields `advance(description, amount)`."""
+    """Show a progress bar if stderr is a terminal, else log now and then; yields `advance(description, amount)`."""
     if not sys.stderr.isatty():
-        yield lambda description, amount: None
+        yield _ProgressLog(total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -79,6 +80,26 @@ def show_progress(total: float) -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda description, amount: progress.update(task, advance=amount, description=description)
+
+
+def log_step(text: str) -> None:
+    """Log a step of a run to stderr, unless that is a terminal, which shows a progress bar."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+class _ProgressLog:
+    """Logs the share that is done: at the beginning, and when `LOG_SECONDS` have passed."""
+
+    def __init__(self, total: float) -> None:
+        self._total, self._done, self._logged = total, 0.0, time.monotonic()
+        log_step(f"running; progress follows every {LOG_SECONDS:.0f} seconds")
+
+    def __call__(self, description: str, amount: float) -> None:
+        self._done += amount
+        if time.monotonic() - self._logged >= LOG_SECONDS:
+            self._logged = time.monotonic()
+            log_step(f"{min(self._done / self._total, 1):.0%} {description}")
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: str = "<") -> str:
@@ -95,17 +116,6 @@ def format_interval(value: float | None, ends: Sequence[float] | None, form: str
         return ""
     low, high = ends
     return f"{scale * value:{form}} [{scale * low:{form}}, {scale * high:{form}}]"
-
-
-@contextmanager
-def announce_resume(checkpoints: CheckpointLog) -> Iterator[None]:
-    """If the run is interrupted, say how to resume it."""
-    try:
-        yield
-    except BaseException:
-        if checkpoints.path is not None and checkpoints.completed:
-            print(f"stopped; run the same command again to resume from {checkpoints.path}", file=sys.stderr)
-        raise
 
 
 _FOLDER = Path(__file__).parent / "pages"

@@ -23,6 +23,7 @@ from ..controller.text.markers import resolve_markers
 from ..controller.trace import GenerationResult
 from ..controller.types import State
 from ..errors import check_known
+from ..io import announce_resume
 from ..probes.calibrate.data import ENOUGH
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from ..probes.rule import FEATURES
@@ -117,7 +118,8 @@ def collect(options: CollectOptions) -> None:
     earlier = [load_all(names, split, before, seed) for before in store.limits[:-1]]
     groups = list_batches([*earlier, questions], options.batch_size)
     trial_tokens = 0
-    with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
+    resumable = announce_resume(options.out, lambda: store.parts)
+    with resumable, AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
         collector = Collector(session, checker, options)
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
         for number in Random(seed).sample(range(len(groups)), len(groups)):

@@ -22,7 +22,7 @@ from ..controller.options import GenerationOptions, TunedConfig, flag
 from ..controller.probe_registry import ProbeError
 from ..controller.types import Capability
 from ..errors import OptionError, check_known
-from ..io import CheckpointLog, begins_with_keys, check_replaceable
+from ..io import CheckpointLog, announce_resume, begins_with_keys, check_replaceable
 from ..validation import FrozenModel, parse_json, read_text
 from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
@@ -236,7 +236,8 @@ def tune(options: TuneOptions) -> None:
         return question_means([price.cost(row.prompt, row.total) for row in records.rows])
 
     work = len(candidates) * FIRST_ROUND + 2 * options.limit * len(candidates) // 8 + 4 * len(parts["prove"])
-    with AnswerChecker() as checker, cli.show_progress(work) as advance:
+    resumable = announce_resume(checkpoints.path, lambda: checkpoints.completed)
+    with resumable, AnswerChecker() as checker, cli.show_progress(work) as advance:
 
         def ask(part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
             chosen: dict[str, Any] = {"preset": "off"} if candidate is None else candidate.config.options()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -191,6 +192,18 @@ def _lock(file: BinaryIO) -> None:
     except ImportError:  # Windows
         return
     fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@contextmanager
+def announce_resume(place: Path | None, kept: Callable[[], Any]) -> Iterator[None]:
+    """If a run stops that has kept something, say how to resume it; at no place, nothing is kept."""
+    try:
+        yield
+    except BaseException:
+        if kept():
+            again = f"run the same command again to resume from {place}"
+            print(f"stopped; {again if place else 'with --out FILE it could be resumed'}", file=sys.stderr)
+        raise
 
 
 class CheckpointLogError(TerselyError, ValueError, code="checkpoint_invalid"):

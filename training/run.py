@@ -52,7 +52,11 @@ def train(
     checkpoint = rank0_only(lambda: prepare_folder(recipe, method, resume=resume))
     if checkpoint is not None:
         log(f"resuming from {checkpoint}")
-    method.train(TrainingRun(recipe, checked, recipe.out, checkpoint, log))
+    try:
+        method.train(TrainingRun(recipe, checked, recipe.out, checkpoint, log))
+    except KeyboardInterrupt:
+        log("stopped; the same command with --resume continues it")
+        raise
     shutdown()
 
 

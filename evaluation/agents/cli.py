@@ -13,7 +13,7 @@ import typer
 
 from ...controller.options import flag
 from ...errors import OptionError
-from ...io import CheckpointLog, begins_with_keys, check_replaceable, write
+from ...io import CheckpointLog, announce_resume, begins_with_keys, check_replaceable, write
 from .. import cli_utils as cli
 
 
@@ -81,7 +81,8 @@ def agents(options: AgentOptions) -> None:
         None if out is None else out.with_name(f"{out.name}.journal"),
         cli.identify(options, "out router_out as_json price keep keep_isr keep_ise"),
     )
-    with cli.show_progress(len(names) * options.limit) as advance:
+    resumable = announce_resume(checkpoints.path, lambda: checkpoints.completed)
+    with resumable, cli.show_progress(len(names) * options.limit) as advance:
         limit = options.steps
         episodes = run_all(names, tasks, chat, checkpoints, route, advance, system=system, recursion_limit=limit)
     report: dict[str, Any] = {"model": options.model, "split": options.split, "seed": seed}

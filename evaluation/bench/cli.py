@@ -15,7 +15,7 @@ import typer
 
 from ...controller.api import resolve_verifier
 from ...controller.session import Session
-from ...io import CheckpointLog, begins_with_keys, check_replaceable, write
+from ...io import CheckpointLog, announce_resume, begins_with_keys, check_replaceable, write
 from .. import cli_utils as cli
 from ..runner import SessionRunner, load_runner
 from ..stats import area, common_range, iso_saving, reliability
@@ -43,7 +43,7 @@ def bench(options: BenchOptions) -> None:
         check_replaceable(out, lambda path: begins_with_keys(path, "arms", "verdict", "rows"))
     plan, notes = make_plan(options)
     checkpoints = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
-    with cli.announce_resume(checkpoints):
+    with announce_resume(checkpoints.path, lambda: checkpoints.completed):
         figures = _run(plan, checkpoints)
         notes += figures["notes"]
         result = {**environment(), **figures, "notes": notes, "command": _command()}
@@ -58,6 +58,7 @@ def bench(options: BenchOptions) -> None:
 
 
 def _run(plan: BenchPlan, checkpoints: CheckpointLog) -> dict[str, Any]:
+    cli.log_step(f"loading {plan.options.model} for {len(plan.questions)} questions")
     runner, helper = _load_runners(plan)
     # The longest questions are prepared with every arm, so that errors appear now and not in the last batch.
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]

@@ -37,9 +37,10 @@ class BenchOptions:
     """The options of `tersely bench`."""
 
     model: cli.Model = "tersely-tiny-small"
-    arms: Annotated[str | None, flag("Arms: the baseline, the arm to judge, any others; by default full,balanced.")] = (
-        None
-    )
+    arms: Annotated[
+        str | None,
+        flag("Arms: the baseline, the arm to judge, any others; by default full,balanced. no-think is added."),
+    ] = None
     policy: Annotated[
         list[str] | None, flag("Add an arm with your own policy, own.py:ClassName; repeatable.", metavar="FILE:CLASS")
     ] = None

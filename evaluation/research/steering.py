@@ -16,7 +16,7 @@ from ...controller.engines.transformers.engine import load_engine
 from ...controller.options import GenerationOptions, flag
 from ...controller.types import SamplingParams
 from ...errors import OptionError, check_known
-from ...io import CheckpointLog, make_folder, render_text
+from ...io import CheckpointLog, announce_resume, make_folder, render_text
 from ...probes.artifact import save
 from ...probes.research.learned import MIN_PAIRS, PLACES, Direction, extract
 from .. import cli_utils as cli
@@ -101,7 +101,8 @@ def find_direction(options: SteerOptions) -> dict[str, Any]:
     work += options.search_questions * (1 + len(layers) * len(strengths)) + 3 * options.validation_questions
     sampling = SamplingParams(temperature=options.temperature)
     plain = GenerationOptions(options.effort, "off", max_new_tokens=options.max_new_tokens, sampling=sampling)
-    with AnswerChecker() as checker, cli.show_progress(work) as advance:
+    resumable = announce_resume(checkpoints.path, lambda: checkpoints.completed)
+    with resumable, AnswerChecker() as checker, cli.show_progress(work) as advance:
 
         def make_bench(part: str, seed: int, rollouts: int = 1) -> Bench:
             return Bench(runner, parts[part], checker, checkpoints, seed, rollouts, options.batch_size, advance=advance)

@@ -102,7 +102,7 @@ def _open_checkpoints(
 ) -> LayerCheckpoints:
     origin = asdict(text) | {"file": str(text.file), "questions": str(text.questions)}
     plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": origin}
-    return LayerCheckpoints(out.with_name(f"{out.name}.layers"), plan)
+    return LayerCheckpoints(layers_folder(out), plan)
 
 
 def _save(model: Any, tokenizer: Any, report: dict[str, Any], out: Path) -> None:
@@ -111,6 +111,11 @@ def _save(model: Any, tokenizer: Any, report: dict[str, Any], out: Path) -> None
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         write(part / REPORT, json.dumps(report, indent=1) + "\n")
+
+
+def layers_folder(out: Path) -> Path:
+    """Where a run keeps its results until the end."""
+    return out.with_name(f"{out.name}.layers")
 
 
 def check_out(out: Path) -> None:

@@ -27,7 +27,7 @@ def tasks(
     kind: Annotated[str | None, flag("Only this kind; by default all in turn.")] = None,
     split: Annotated[str, flag("Which of the disjoint splits to draw from.")] = "test",
     seed: Annotated[int, flag("Seed of the draw.", min=0)] = 0,
-    count: Annotated[int, flag("How many problems.", min=1)] = 8,
+    limit: Annotated[int, flag("How many problems.", min=1)] = 8,
     as_json: Json = False,
 ) -> None:
     """Show sample problems of the embedded tasks with their answers."""
@@ -41,7 +41,7 @@ def tasks(
     problems = stream(split, seed, LEVELS if level is None else (level,), KINDS if kind is None else (kind,))
     rows = [
         {"id": p.id, "level": p.level, "kind": p.kind, "problem": p.problem, "answer": p.answer}
-        for p in islice(problems, count)
+        for p in islice(problems, limit)
     ]
     if as_json:
         print(json.dumps(rows, indent=2))

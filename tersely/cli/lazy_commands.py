@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..controller.options import flag
 from ..errors import OptionError, check_known
+from ..io import announce_resume
 
 ENTRY_POINTS = "tersely.commands"
 """Entry-point group of further commands: the name is `steer` or, below a group, `train.blend`; the value a function."""
@@ -220,4 +221,5 @@ def tiny(
         raise OptionError(f"--out {str(out)!r} is a file; accepted: a folder, new or holding a checkpoint")
     from ..training.toy_models.train import train
 
-    print(f"saved to {train(size, out, seed, tokens, wall_minutes)}")
+    with announce_resume(out, (out / "checkpoint.pt").exists):
+        print(f"saved to {train(size, out, seed, tokens, wall_minutes)}")

@@ -12,6 +12,7 @@ import typer
 from ..controller.options import flag
 from ..errors import OptionError, check_known
 from ..evaluation.cli_utils import takes
+from ..io import announce_resume
 from .options import Json, spinner
 
 SCHEMES = ("w4a8-dgq",)
@@ -67,7 +68,7 @@ def quantize(options: QuantizeOptions) -> None:
     from ..evaluation.runner import AccuracyCheck
     from ..kernels.quantization.calibration import CalibrationText
     from ..kernels.quantization.linear import ScaleSearch, Scheme
-    from ..kernels.quantization.run import check_out, format_report, quantize_checkpoint
+    from ..kernels.quantization.run import check_out, format_report, layers_folder, quantize_checkpoint
 
     options.check()
     out, test = options.out, None
@@ -77,7 +78,8 @@ def quantize(options: QuantizeOptions) -> None:
     text = CalibrationText(options.calib, options.questions, options.rows, options.length, options.seed)
     scheme = Scheme(options.group_size, options.head, options.smooth, options.keys)
     search = ScaleSearch(options.search, options.compensate)
-    with spinner("loading") as status:
+    layers = layers_folder(out)
+    with announce_resume(layers, layers.exists), spinner("loading") as status:
         engine = load_engine(options.model, device="cpu")
         model, tokenizer, source = engine.model, engine.tokenizer, options.model
         report = quantize_checkpoint(model, tokenizer, source, out, scheme, text, search, status.update, test)

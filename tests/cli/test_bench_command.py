@@ -8,6 +8,7 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.controller.text.markers import Markers
+from tersely.evaluation import cli_utils
 from tersely.evaluation.runner import load_runner
 
 from ..support.commands import refused
@@ -36,6 +37,14 @@ def test_a_file_of_another_kind_is_kept(command: str, tmp_path: Path, capsys: py
     questions.write_text(content := '{"question": "What is 3 + 4?", "answer": "7"}\n')
     assert "was not written by tersely" in refused(capsys, *command.split(), questions)
     assert questions.read_text() == content
+
+
+def test_a_redirected_log_shows_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli_utils, "LOG_SECONDS", 0)
+    with cli_utils.show_progress(8) as advance:
+        assert capsys.readouterr().err.startswith("running")
+        advance("full", 2)
+    assert capsys.readouterr().err == "25% full\n"
 
 
 def test_given_markers_reach_the_session() -> None:

@@ -48,7 +48,7 @@ CHATML = (
         (["tasks", "--level", "9"], "accepted: 1, 2, 3"),
         (["tasks", "--kind", "stroy"], "did you mean 'story'?"),
         (["tasks", "--split", "tets"], "did you mean 'test'?"),
-        (["tasks", "--count", "0"], "--count"),
+        (["tasks", "--limit", "0"], "--limit"),
         (["bench", "--limti", "4"], "--limit"),
         (["serve", "--engine", "vllm", "--upstream", "http://127.0.0.1:9/v1"], "--upstream"),
         (["serve", "--engine", "vllm", "--helper=x", "--seed", "1"], "--helper"),

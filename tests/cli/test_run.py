@@ -202,7 +202,7 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(cli: Cli, start: Callable[..., sub
 def test_help_and_tasks_import_no_model_library() -> None:
     code = (
         "import sys; from tersely.cli.app import main\n"
-        "for arguments in (['--help'], ['run', '--help'], ['--version'], ['tasks', '--count', '1']):\n"
+        "for arguments in (['--help'], ['run', '--help'], ['--version'], ['tasks', '--limit', '1']):\n"
         "    assert main(arguments) == 0\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
     )
@@ -210,9 +210,9 @@ def test_help_and_tasks_import_no_model_library() -> None:
 
 
 def test_tasks_shows_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tasks", "--level", "2", "--kind", "expr", "--count", "3", "--json"]) == 0
+    assert main(["tasks", "--level", "2", "--kind", "expr", "--limit", "3", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["level"], row["kind"]) for row in rows] == [(2, "expr")] * 3
-    assert main(["tasks", "--level", "2", "--kind", "expr", "--count", "3"]) == 0
+    assert main(["tasks", "--level", "2", "--kind", "expr", "--limit", "3"]) == 0
     plain = capsys.readouterr().out
     assert all(row["problem"] in plain and f"answer: {row['answer']}" in plain for row in rows)

@@ -35,7 +35,7 @@ SMALL: dict[tuple[str, int], dict[str, str]] = {
     ("GUIDE.md", 0): {},
     ("GUIDE.md", 1): {},
     ("GUIDE.md", 2): {"--engine vllm": "--limit 2 --max-new-tokens 120 --no-baselines"},
-    ("LM_EVAL.md", 1): {"--count 40": "--count 4"},
+    ("LM_EVAL.md", 1): {"--limit 40": "--limit 4"},
     ("REPLAY.md", 0): {r"0\.01": "0.8"},
     ("STATISTICS.md", 0): {r"verdicts\.py.*": "verdicts.py --sims 2 --resamples 20"},
 }

@@ -152,7 +152,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setenv("LMEVAL_LOG_LEVEL", "CRITICAL")
     monkeypatch.chdir(tmp_path)
-    assert tersely_main(["tasks", "--count", "3", "--json"]) == 0
+    assert tersely_main(["tasks", "--limit", "3", "--json"]) == 0
     Path("problems.json").write_text(capsys.readouterr().out)
     Path("tasks").mkdir()
     task = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0]

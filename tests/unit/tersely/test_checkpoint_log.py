@@ -9,7 +9,7 @@ import pytest
 
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trace import GenerationResult
-from tersely.io import CheckpointLog, CheckpointLogError, WriteError
+from tersely.io import CheckpointLog, CheckpointLogError, WriteError, announce_resume
 
 from ...support.disk import files_no_longer_than
 from ...support.scripted import ScriptedAnswers, make_bench, run_both
@@ -93,3 +93,12 @@ def test_a_full_disk_loses_no_finished_piece(tmp_path: Path) -> None:
     again = CheckpointLog(path, RUN)
     assert again.get_or_compute("a", lambda: pytest.fail("was already computed")) == 1
     assert again.get_or_compute("b", lambda: 2) == 2
+
+
+@pytest.mark.parametrize(("place", "kept", "said"), [("j", 1, "same command"), (None, 1, "--out"), ("j", 0, "")])
+def test_an_interrupted_run_says_how_it_resumes(
+    place: str | None, kept: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), announce_resume(Path(place) if place else None, lambda: kept):
+        raise KeyboardInterrupt
+    assert said in (message := capsys.readouterr().err) and bool(message) == bool(said)
