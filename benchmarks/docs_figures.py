@@ -80,7 +80,7 @@ def take_screens(out: Path) -> None:
         trace, page = Path(folder) / "trace.json", Path(folder) / "trace.html"
         printed = run("run", QUESTION, "--model", "tersely-tiny-large", "--seed", "2", "--trace", str(trace))
         console = Console(record=True, width=100, file=io.StringIO())
-        console.print(Text.from_ansi(f'$ tersely run "{QUESTION}" --seed 2\n{printed}'))
+        console.print(Text.from_ansi(f'$ tersely run "{QUESTION}" --model tersely-tiny-large --seed 2\n{printed}'))
         drawn = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="tersely run"), flags=re.S)
         (out / "run.svg").write_text(drawn, encoding="utf-8")  # without fonts from other hosts
         run("view", str(trace), "--out", str(page))
