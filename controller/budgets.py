@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, TypeAlias
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import OptionError, check_known, unknown
+from ..validation import format_validation_error
 
 EFFORTS = ("none", "easy", "normal", "hard", "auto")
 OPENAI_EFFORTS = {"easy": "low", "normal": "medium", "hard": "high"}
@@ -35,6 +36,8 @@ class Budget:
     share: Annotated[float, Field(gt=0, le=1)] = 1.0  # most thinking tokens as a share of the available output tokens
     floor: Annotated[int, Field(ge=1)] = 1  # thinking tokens that `share` leaves at least
 
+
+_BUDGET = TypeAdapter(Budget)
 
 TIERS = {
     "none": Budget("none", 0),
@@ -102,6 +105,24 @@ def tier_by_length(prompt: str) -> str:
 
 
 Strategy: TypeAlias = str | Mapping[str, Budget]  # one of `STRATEGIES` by name, or a budget for each tier
+
+
+def resolve_strategy(described: str | Mapping[str, Budget | Mapping[str, Any]]) -> Strategy:
+    """What tiers mean: a name as it is, tiers with their changes as budgets; raises OptionError for anything else."""
+    if not isinstance(described, Mapping):
+        check_known("strategy", str(described), STRATEGIES)
+        return described
+    made = dict(TIERS)
+    check_known("tier", described, made)
+    for tier, given in described.items():
+        if isinstance(given, Mapping):
+            check_known(f"field of tier {tier!r}:", given, [f.name for f in fields(Budget) if f.name != "tier"])
+            given = {**asdict(made[tier]), **given}
+        try:
+            made[tier] = _BUDGET.validate_python(given)
+        except ValidationError as error:
+            raise OptionError(f"tier {tier!r}: {format_validation_error(error, Budget)}") from None
+    return made
 
 
 def fit_budget(

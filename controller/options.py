@@ -18,10 +18,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, TypeAda
 from pydantic import dataclasses as pydantic_dataclasses
 from pydantic.errors import PydanticSchemaGenerationError
 
-from ..errors import OptionError, TerselyError, check_known
+from ..errors import OptionError, TerselyError, check_known, shorten
 from ..io import write
 from ..validation import format_validation_error
-from .budgets import STRATEGIES, Budget, Strategy, canonical_effort, fit_budget
+from .budgets import STRATEGIES, Strategy, canonical_effort, fit_budget, resolve_strategy
 from .policies import get_policy_class, make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
@@ -89,7 +89,8 @@ class GenerationOptions:
     ] = None
     strategy: Annotated[
         SkipValidation[Strategy],
-        Field(description="What tiers mean: tiers, adap, chain-of-draft, diffadapt, tale, or a budget for each tier."),
+        BeforeValidator(resolve_strategy),
+        Field(description=f"What tiers mean: {', '.join(STRATEGIES)}, or by tier a Budget or what differs in it."),
     ] = "tiers"
     shadow: Annotated[bool, Field(description="Only record what would be done.")] = False
     signals: Annotated[bool, Field(description="Report entropy and probabilities of each token.")] = False
@@ -108,9 +109,7 @@ class GenerationOptions:
         BeforeValidator(_as_tuple),
         Field(description="Tools in OpenAI's format, for chat templates that know tools."),
     ] = ()
-    sampling: Annotated[SkipValidation[SamplingParams], Field(description="Temperature, top_p, top_k and seed.")] = (
-        SamplingParams()
-    )
+    sampling: Annotated[SamplingParams, Field(description="Temperature, top_p, top_k and seed.")] = SamplingParams()
 
     @property
     def output_limit(self) -> int:
@@ -180,14 +179,13 @@ def make_options(options: GenerationOptions | None = None, **overrides: Any) -> 
     """Build options, or replace some, by the keywords of `OptionsDict`; raises OptionError for what is not accepted."""
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
     check_known("option", overrides, [*OPTION_NAMES, *SAMPLING_OPTIONS])
-    options = options or GenerationOptions()
-    for name, value in sampling.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
-    if sampling:
-        overrides["sampling"] = replace(overrides.get("sampling", options.sampling), **sampling)
+    options = GenerationOptions() if options is None else options
+    if not isinstance(options, GenerationOptions):
+        raise OptionError(f"options is {shorten(options)}; accepted: GenerationOptions, or its fields as keywords")
     try:
-        return replace(options, **overrides)
+        options = replace(options, **overrides)
+        merged: Any = {**asdict(options.sampling), **sampling}
+        return replace(options, sampling=merged) if sampling else options
     except ValidationError as error:
         raise as_option_error(error) from None
 
@@ -215,7 +213,6 @@ def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions
 
 
 FORMAT = 1
-_BUDGET = TypeAdapter(Budget)
 _KEYS = ("format", "effort", "policies", "strategy", "found")
 
 
@@ -244,22 +241,6 @@ class TunedConfig:
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all; raises WriteError."""
         write(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
-
-
-def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
-    """What tiers mean: a name as it is, changes of tiers as budgets; raises OptionError for an unknown one."""
-    if isinstance(described, str):
-        check_known("strategy", described, STRATEGIES)
-        return described
-    made = dict(STRATEGIES["tiers"])
-    check_known("tier", described, made)
-    for tier, changes in described.items():
-        check_known(f"field of tier {tier!r}:", changes, [f.name for f in fields(Budget) if f.name != "tier"])
-        try:
-            made[tier] = _BUDGET.validate_python({**asdict(made[tier]), **changes})
-        except ValidationError as error:
-            raise OptionError(f"tier {tier!r}: {format_validation_error(error, Budget)}") from None
-    return made
 
 
 def make_policy_from_file(name: str, settings: Mapping[str, Any]) -> Policy:

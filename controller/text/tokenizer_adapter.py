@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from ...errors import CapabilityError
+from ...errors import CapabilityError, OptionError
 
 _CALL = re.compile(r"<|\[T|TOOL|(?<!\\)\[$")
 _SENTENCE = re.compile(r"[.!?。！？][\"')\]]*\s*$")
@@ -33,9 +33,9 @@ _MISTRAL = {"MistralTokenizer", "MistralCommonBackend", "MistralCommonTokenizer"
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer of mistral-common, which makes no special token such as [/THINK] of text.
+    """Raise OptionError for what is no tokenizer, CapabilityError for one of mistral-common.
 
-    Raises CapabilityError: a closing would be words, and the thinking would go on.
+    That one makes no special token such as [/THINK] of text, so a closing would be words and the thinking would go on.
     """
     if _MISTRAL & {kind.__name__ for kind in type(tokenizer).__mro__}:
         raise CapabilityError(
@@ -43,13 +43,17 @@ def check_tokenizer(tokenizer: Any) -> None:
             "use tokenizer_mode='hf', in transformers mistral_format=False, which read the same tokens",
             code="mistral_tokenizer",
         )
+    if not hasattr(tokenizer, "get_added_vocab"):
+        raise OptionError(
+            f"tokenizer is a {type(tokenizer).__name__}; accepted: one of transformers, as AutoTokenizer loads it",
+            code="invalid_tokenizer",
+        )
 
 
 class TokenizerAdapter:
-    """Text <-> ids of one tokenizer, with a flag cache per token id. Raises as `check_tokenizer`."""
+    """Text <-> ids of one tokenizer, with a flag cache per token id."""
 
     def __init__(self, tokenizer: Any) -> None:
-        check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         module = getattr(getattr(type(tokenizer), "_decode", None), "__module__", "")
         plain = module.startswith("transformers.tokenization_utils") and hasattr(tokenizer, "backend_tokenizer")
@@ -131,7 +135,8 @@ _CODECS: WeakKeyDictionary[Any, TokenizerAdapter] = WeakKeyDictionary()
 
 
 def get_adapter(tokenizer: Any) -> TokenizerAdapter:
-    """The shared codec of a tokenizer object."""
+    """The shared codec of a tokenizer object; raises as `check_tokenizer`."""
+    check_tokenizer(tokenizer)
     codec = _CODECS.get(tokenizer)
     if codec is None:
         codec = _CODECS[tokenizer] = TokenizerAdapter(tokenizer)

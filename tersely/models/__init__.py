@@ -45,7 +45,10 @@ def resolve_checkpoint(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{name!r} holds no config.json; give a folder written by save_pretrained")
+            remedy = "give a folder written by save_pretrained"
+            if (folder / "adapter_config.json").is_file():
+                remedy = "it is an adapter: merge it into its model (peft's merge_and_unload) and save that"
+            raise ModelError(f"{name!r} holds no config.json; {remedy}")
         return str(folder)
     hint = did_you_mean(name, NAMES)
     if folder.exists():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ....errors import ModelError, OptionError, did_you_mean
+from ....errors import ModelError, OptionError, unknown
 from ....kernels.attention import use_grouped
 from ....models import load_config, load_or_raise, load_tokenizer
 from ...types import Capability, Completion, Request, SamplingParams, State, TokenSink
@@ -161,28 +161,43 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 
 def load_engine(
-    model: str | os.PathLike[str], dtype: str = "auto", device: str | None = None, *, grouped: bool = False
+    model: str | os.PathLike[str],
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    *,
+    grouped: bool = False,
 ) -> TransformersEngine:
     """Load an embedded model by name, a folder, or a model of the Hugging Face hub.
 
-    Raises ModelError if the model does not exist, is not a causal language model, or has no tokenizer.
+    Raises ModelError if the model does not exist, is not a causal language model, or has no tokenizer; OptionError for
+    a dtype or device that is not there.
 
     Args:
-        dtype: "auto" (as saved) or a torch name such as "bfloat16".
+        dtype: "auto" (as saved), or torch's or its name, such as "bfloat16".
         device: None uses a GPU if there is one.
         grouped: on a CPU, read keys once for all heads that share them. Faster, but it sums in another order, so not
             every token is the one that transformers gives.
     """
-    name = os.fspath(model)
-    kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if not isinstance(model, str | os.PathLike):
+        raise OptionError(f"model is a {type(model).__name__}; accepted: a name or folder", code="invalid_model")
+    name, wanted = os.fspath(model), str(dtype).removeprefix("torch.")
+    kind = wanted if wanted == "auto" else getattr(torch, wanted, None)
     if kind != "auto" and not isinstance(kind, torch.dtype):
-        raise OptionError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
+        raise unknown("dtype", wanted, ("auto", "float32", "bfloat16", "float16"))
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=target)
+    except (AssertionError, RuntimeError, TypeError) as error:  # unknown, not in this machine or in this torch
+        reason = str(error).partition("\n")[0]
+        raise OptionError(
+            f"device {device!r} cannot be used: {reason}; accepted: cpu, cuda, cuda:1 and so on; None finds one",
+            code="invalid_device",
+        ) from None
     place, config = load_config(name)
     if str((getattr(config, "quantization_config", None) or {}).get("quant_method")).startswith("tersely"):
         from ....kernels import quantization  # noqa: F401 - registers the format of `tersely quantize` with transformers
     tokenizer = load_tokenizer(name, place)
     weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=kind))
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights = weights.to(target).eval()
     if grouped:
         use_grouped(weights)

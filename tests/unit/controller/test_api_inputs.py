@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tersely
 from tersely.controller.api import resolve_engine, split_prompts
+from tersely.controller.budgets import TIERS, Budget
 from tersely.controller.options import GenerationOptions, OptionsDict, make_options
 from tersely.controller.text.markers import Markers, resolve_markers
+from tersely.controller.types import SamplingParams
 from tersely.errors import MarkerError, ModelError, OptionError, PromptError, TerselyError
 
 QUESTION = "Compute 3 + 6."
@@ -67,6 +71,11 @@ def test_prompts_are_single_or_many() -> None:
         ({"policies": [3]}, OptionError, "invalid_policy"),
         ({"modifiers": ["steeer"]}, OptionError, "unknown_name"),
         ({"temperature": "hot"}, OptionError, "invalid_option"),
+        ({"sampling": {"sed": 3}}, OptionError, "invalid_option"),
+        ({"strategy": {"normal": 10}}, OptionError, "invalid_option"),
+        ({"strategy": {"easi": {}}}, OptionError, "unknown_name"),
+        ({"strategy": None}, OptionError, "unknown_name"),
+        ({"options": {"effort": "easy"}}, OptionError, "invalid_option"),
         ({"seeds": 1}, OptionError, "unknown_name"),
         ({"markers": "<a>"}, OptionError, "invalid_option"),
         ({"markers": ("<a>", 3)}, OptionError, "invalid_option"),
@@ -80,8 +89,11 @@ def test_options_are_refused_with_a_code(options: dict[str, Any], error: type[Te
     assert caught.value.code == code
 
 
-def test_numbers_as_text_work() -> None:
+def test_numbers_as_text_and_fields_as_mappings_work() -> None:
     assert make_options(max_new_tokens="100").max_new_tokens == 100
+    assert make_options(sampling={"top_k": 5}, seed=3).sampling == SamplingParams(top_k=5, seed=3)
+    changed = make_options(strategy={"easy": {"thinking": 9}, "hard": Budget("hard", 5)}).strategy
+    assert changed == {**TIERS, "easy": replace(TIERS["easy"], thinking=9), "hard": Budget("hard", 5)}
 
 
 def test_markers_as_pairs_and_text_work() -> None:
@@ -97,13 +109,39 @@ def test_what_is_not_a_model_is_refused(model: Any, code: str) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"model": None}, "invalid_model"),
+        ({"dtype": 3}, "unknown_name"),
+        ({"dtype": "torch.relu"}, "unknown_name"),
+        ({"device": "gpu"}, "invalid_device"),
+        ({"device": "cuda:99"}, "invalid_device"),
+    ],
+)
+def test_an_engine_refuses_what_it_cannot_load(settings: dict[str, Any], code: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        tersely.load_engine(**{"model": "tersely-tiny-small", **settings})
+    assert caught.value.code == code
+
+
+def test_a_dtype_may_be_torchs_own() -> None:
+    assert tersely.load_engine("tersely-tiny-small", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
 def test_a_model_object_needs_its_tokenizer_and_a_name_must_exist(tmp_path: Path) -> None:
     model = tersely.load_engine("tersely-tiny-small").model
+    for tokenizer, code in ((None, "missing_tokenizer"), ("name", "invalid_tokenizer")):
+        with pytest.raises(OptionError) as caught:
+            tersely.generate(model, QUESTION, tokenizer=tokenizer)
+        assert caught.value.code == code
     with pytest.raises(OptionError) as caught:
-        tersely.generate(model, QUESTION)
-    assert caught.value.code == "missing_tokenizer"
-    with pytest.raises(ModelError):
-        tersely.generate(str(tmp_path), QUESTION)
+        tersely.custom_generate(None)
+    assert caught.value.code == "invalid_tokenizer"
+    for message in ("written by save_pretrained", "it is an adapter"):
+        with pytest.raises(ModelError, match=message):
+            tersely.generate(str(tmp_path), QUESTION)
+        (tmp_path / "adapter_config.json").write_text("{}")
 
 
 def test_a_model_by_name_is_loaded_once() -> None:
