@@ -67,7 +67,7 @@ class Proposal:
 class Controller:
     """Follows one sequence and directs it; implements `types.SuspendableWatcher`.
 
-    Raises TypeError for a policy that acts before it waits. What `Policy.watch` raises is not caught either.
+    Raises OptionError for a policy that acts before it waits. What `Policy.watch` raises is not caught either.
 
     Args:
         policies: in the order of their precedence.

@@ -5,12 +5,14 @@ An exception of a policy disables that policy and nothing else: it is reported, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from ..errors import OptionError
 from .policies.base import (
     BOUNDARY_RANK,
     NEVER,
@@ -25,6 +27,7 @@ from .policies.base import (
     Wait,
     Watching,
 )
+from .verification import format_error
 
 MAX_SIDE_EFFECTS = 64  # most notes and questions of a policy between two waits, or it might never come to an end
 
@@ -47,8 +50,8 @@ OnSideEffect = Callable[[str, SideEffect], Any]
 class PolicyTask:
     """A policy's generator with the condition it waits for.
 
-    Raises what `policy.watch` itself raises, and TypeError for a policy that acts before it waits: both are mistakes
-    that every request would show.
+    Raises what `policy.watch` itself raises, and OptionError for one that returns no generator or acts before it waits:
+    mistakes that every request would show.
     """
 
     __slots__ = "_on_side_effect at close_at deadline generator policy protected rank sentence_at trial".split()
@@ -56,12 +59,17 @@ class PolicyTask:
     def __init__(self, policy: Policy, view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.policy, self._on_side_effect = policy, on_side_effect
         self.generator: Watching | None = policy.watch(view)
+        if not hasattr(self.generator, "send"):
+            raise OptionError(
+                f"policy {policy.name!r} watches with {self.generator!r}; accepted: a generator, so `watch` must yield",
+                code="invalid_policy",
+            )
         self.at = self.deadline = self.rank = 0
         self.close_at = self.sentence_at = NEVER
         self.protected = False
         self.trial: PendingTrial | None = None
         if self.resume(None) is not None:
-            raise TypeError(f"policy {policy.name!r} must wait before its first action")
+            raise OptionError(f"policy {policy.name!r} must wait before its first action", code="invalid_policy")
 
     def resume(self, reply: Any = None) -> TextAction | Trial | None:
         """Run the policy with the reply to its last action, up to its next wait, action or trial."""
@@ -99,6 +107,8 @@ class PolicyTask:
     def disable(self, error: Exception) -> None:
         self._stop()
         self._on_side_effect(self.policy.name, error)
+        message = f"policy {self.policy.name!r} is disabled after {format_error(error)}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)  # which Python shows once
 
     def _stop(self) -> None:
         self.generator = None

@@ -22,7 +22,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ...errors import CapabilityError
+from ...errors import CapabilityError, check_known
 from ..budgets import Budget
 from ..text.thoughts import ThinkingState
 from ..types import BindContext, Capability, State, StepInfo
@@ -84,6 +84,9 @@ class Wait:
     """Also wake where the model ends its thinking, wherever that is."""
     protected: bool = False
     """Also wake inside code, mathematics or a tool call, where nothing may act but what must."""
+
+    def __post_init__(self) -> None:
+        check_known("boundary", str(self.boundary), BOUNDARY_RANK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +229,14 @@ class Policy(ABC):
 
     __slots__ = ()
     name: ClassVar[str]
-    """Unique among the policies of a sequence."""
+    """Unique among the policies of a sequence; that of the class if it says none."""
     requires: ClassVar[frozenset[Capability]] = frozenset()
     """What the engine and the session must be able to do."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -255,8 +263,8 @@ class Policy(ABC):
     def watch(self, view: PolicyView) -> Watching:
         """Follow one sequence.
 
-        An exception of the generator disables the policy for this sequence and is put into its trace. A policy that
-        finds its settings unfit for the model raises OptionError before it returns the generator.
+        An exception of the generator disables the policy for this sequence; the trace has it, and a RuntimeWarning. A
+        policy that finds its settings unfit for the model raises OptionError before it returns the generator.
         """
 
 

@@ -23,6 +23,8 @@ from ..support.chat_servers import ChatServer, content, thinking
 from ..support.remote_servers import TextServer
 from ..support.serving import MODEL, QUESTION, Served, body, configured, error_of, served, texts_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:policy .* is disabled:RuntimeWarning")
+
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 240, "reasoning_effort": "low"}
 POLICY = """
 from collections.abc import Iterator

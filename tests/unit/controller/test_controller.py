@@ -260,6 +260,7 @@ def test_a_replay_may_end_where_the_thinking_would():
     assert replay(ids, policies, tokenizer, MARKERS, budget, until_close=True) == whole[:1]
 
 
+@pytest.mark.filterwarnings("ignore:policy .* is disabled:RuntimeWarning")
 def test_a_policy_must_wait_between_actions():
     @dataclass(frozen=True)
     class Greedy(Policy):

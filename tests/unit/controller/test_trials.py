@@ -92,6 +92,7 @@ def test_a_trial_needs_room_for_the_longest(opened: bool, short: int) -> None:
     assert policy.heard == ([[(5, None)]] if short else [[]])
 
 
+@pytest.mark.filterwarnings("ignore:policy .* is disabled:RuntimeWarning")
 def test_two_trials_without_a_wait_between_them_are_a_mistake() -> None:
     row = Row(Asking(Trial()))
     row.feed("So 5.\n\n")
