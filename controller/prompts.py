@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import PromptError, shorten
+from ..errors import PromptError, did_you_mean, shorten
 from .budgets import OPENAI_EFFORTS, TIERS, Budget
 from .text.markers import PROMPT, PROMPTED, Markers
 from .types import Prompt
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def render(
     if not template:
         raise PromptError("this tokenizer has no chat template; set tokenizer.chat_template or use a chat model")
     messages = as_messages(prompt)
+    _check_roles(messages, str(template))
     supports_effort = "reasoning_effort" in str(template)
     options: dict[str, Any] = {}
     if budget.tier == "none":
@@ -102,6 +105,15 @@ def render(
         text, state = f"{text}{markers.open}\n", "thinking"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return RenderedPrompt(tuple(ids), text, state)
+
+
+def _check_roles(messages: Sequence[Mapping[str, Any]], template: str) -> None:
+    """Raise PromptError for a role that neither we nor the model's template know, and a last turn of the assistant."""
+    roles = [str(message.get("role")) for message in messages]
+    if strange := [role for role in roles if role not in ROLES and role not in template]:
+        raise PromptError(f"unknown role {shorten(strange[0])}; {did_you_mean(strange[0], ROLES)}", code="unknown_role")
+    if roles[-1] == "assistant":
+        raise PromptError("the last message is the assistant's, which is not continued; accepted: a user's or tool's")
 
 
 def _instruct(messages: list[dict[str, Any]], instruction: str) -> None:
