@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     from .controller.policies.base import PolicyView as PolicyView
     from .controller.policies.base import ReviewDraft as ReviewDraft
     from .controller.policies.base import Trial as Trial
+    from .controller.policies.base import TrialPrompt as TrialPrompt
     from .controller.policies.base import Wait as Wait
     from .controller.text.markers import Markers as Markers
     from .controller.trace import Decision as Decision
     from .controller.trace import GenerationResult as GenerationResult
     from .controller.trace import Usage as Usage
     from .controller.types import Capability as Capability
+    from .controller.verification import AnswersEqual as AnswersEqual
+    from .controller.verification import AnswerStated as AnswerStated
+    from .controller.verification import ReviewCriterion as ReviewCriterion
     from .controller.vllm.llm import LLM as LLM
     from .errors import TerselyError as TerselyError
 
@@ -51,11 +55,12 @@ _NAMES = {
     "tersely.controller.integrations.langchain.chat_model": "ChatTersely",
     "tersely.controller.options": "GenerationOptions load_config",
     "tersely.controller.policies.base": (
-        "AskHelper AskVerifier Close Delegate Inject Note Policy PolicyView ReviewDraft Trial Wait"
+        "AskHelper AskVerifier Close Delegate Inject Note Policy PolicyView ReviewDraft Trial TrialPrompt Wait"
     ),
     "tersely.controller.text.markers": "Markers",
     "tersely.controller.trace": "Decision GenerationResult Usage",
     "tersely.controller.types": "Capability",
+    "tersely.controller.verification": "AnswersEqual AnswerStated ReviewCriterion",
     "tersely.controller.vllm.llm": "LLM",
     "tersely.errors": "TerselyError",
 }

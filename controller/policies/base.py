@@ -22,7 +22,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ...errors import CapabilityError, check_known
+from ...errors import CapabilityError, OptionError, check_known, shorten
 from ..budgets import Budget
 from ..text.thoughts import ThinkingState
 from ..types import BindContext, Capability, State, StepInfo
@@ -174,12 +174,18 @@ class Trial:
     at the same time.
     """
 
-    sampled: bool = False  # also ask for an answer that is sampled like the rest of the output
     prompt: TrialPrompt | None = None
     """None closes the thinking and begins the answer (`trials.ANSWER_PREFIX`)."""
     retract: int = 0
     """Ask before the latest tokens, as far as the model wrote them itself; they come back unless the reply makes a
     policy close the thinking."""
+    sampled: bool = False  # also ask for an answer that is sampled like the rest of the output
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, TrialPrompt | None):
+            raise OptionError(
+                f"the prompt of a Trial is {shorten(self.prompt)}; accepted: a TrialPrompt (opening, tokens), or None"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +217,12 @@ class AskVerifier:
     """Ask the verifier. Replies at once with a `Future` of its `Verdict`; decoding never waits for it."""
 
     question: Question
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, Question):
+            raise OptionError(
+                f"the question of AskVerifier is {shorten(self.question)}; accepted: AnswerStated or AnswersEqual"
+            )
 
 
 HelperAction = Delegate | ReviewDraft | AskHelper

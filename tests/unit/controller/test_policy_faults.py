@@ -10,7 +10,17 @@ import pytest
 
 from tersely.controller import controller as core
 from tersely.controller.controller import ControllerState
-from tersely.controller.policies.base import Close, Inject, Note, Policy, PolicyView, Trial, Wait, Watching
+from tersely.controller.policies.base import (
+    AskVerifier,
+    Close,
+    Inject,
+    Note,
+    Policy,
+    PolicyView,
+    Trial,
+    Wait,
+    Watching,
+)
 from tersely.controller.policies.exits import BudgetForcing, Convergence
 from tersely.errors import OptionError
 
@@ -127,6 +137,13 @@ def test_a_policy_that_only_talks_is_left_out() -> None:
     assert row.text == CUT
     assert "must wait after at most" in next(d.reason for d in row.controller.decisions if d.action == "error")
     assert 10 < row.said.count(("made", "note")) < 200
+
+
+@pytest.mark.parametrize("action", [Trial, AskVerifier])
+def test_a_text_is_no_trial_prompt_and_no_question(action: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        action("The answer is")
+    assert caught.value.code == "invalid_option"
 
 
 def test_a_wait_knows_its_boundaries_and_a_policy_without_a_name_has_that_of_its_class() -> None:
