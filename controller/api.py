@@ -223,7 +223,7 @@ class CustomGenerate:
         tokenizer: Any,
         policies: Sequence[Policy],
         markers: Markers,
-        make_budget: Callable[[str], Budget],
+        make_budget: Callable[[str, int], Budget],
         shadow: bool,
         **streaming: Any,
     ) -> None:
@@ -233,18 +233,19 @@ class CustomGenerate:
         self._codec, self._markers = get_adapter(tokenizer), markers
         self._policies, self._make_budget, self._shadow = policies, make_budget, shadow
         self._prepared: list[PreparedRequest] = []
+        self._room = 0  # output tokens that `model.generate` allows
         self._generate = as_custom_generate(
             self._make_watcher, tokenizer=tokenizer, on_decoded=self._keep_results, **streaming
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._prepared = []
-        return self._generate(*args, **kwargs)
+    def __call__(self, model: Any, input_ids: Any, *, generation_config: Any, **prepared: Any) -> Any:
+        self._prepared, self._room = [], generation_config.max_length - input_ids.shape[1]
+        return self._generate(model, input_ids, generation_config=generation_config, **prepared)
 
     def _make_watcher(self, prompt_ids: list[int]) -> Watcher | None:
         codec, text = self._codec, self._codec.decode(prompt_ids)
         rendered = RenderedPrompt(tuple(prompt_ids), text, thinking_state_after(text, self._markers))
-        budget, opened = self._make_budget(text), rendered.state == "thinking"
+        budget, opened = self._make_budget(text, self._room), rendered.state == "thinking"
         controller = None
         if self._policies and rendered.state != "answer":
             controller = Controller(self._policies, codec, self._markers, budget, opened=opened, shadow=self._shadow)
@@ -265,7 +266,6 @@ def custom_generate(
     effort: str = "normal",
     preset: str | None = "balanced",
     policies: Sequence[Policy | str] | None = None,
-    max_new_tokens: int = 2048,
     answer_reserve: int | None = None,
     markers: Markers | str | Sequence[str] | None = None,
     streamer: Any = None,
@@ -274,10 +274,10 @@ def custom_generate(
 ) -> CustomGenerate:
     """A callable for `model.generate(..., custom_generate=...)` and `pipeline(...)(..., custom_generate=...)`.
 
-    The prompt is the caller's own, so `effort` sets the budget only ("auto" by the prompt's length). Hidden states
-    are not read, so `balanced` uses no trained probe but what the text says. Pass the streamer and stop strings
-    here, as transformers drops them on the way to a callable. `max_new_tokens` must be the one given to
-    `model.generate`. Trace and usage are in the `results` of what is returned.
+    The prompt is the caller's own, so `effort` sets the budget only ("auto" by the prompt's length), within the
+    `max_new_tokens` given to `model.generate`. Hidden states are not read, so `balanced` uses no trained probe but what
+    the text says. Pass the streamer and stop strings here, as transformers drops them on the way to a callable. Trace
+    and usage are in the `results` of what is returned.
     """
     resolved_markers = choose_markers(tokenizer, resolve_markers(markers), think_prompt=False)
     given = make_policies(preset, None if policies is None else tuple(policies))
@@ -290,10 +290,9 @@ def custom_generate(
     tier = canonical_effort(effort)
     if tier == "none":
         raise OptionError("effort 'none' changes the prompt, which is yours here; accepted: easy, normal, hard, auto")
-    fit_budget("normal", max_new_tokens, answer_reserve)  # fails here, not in the middle of a batch
 
-    def make_budget(prompt: str) -> Budget:
-        return fit_budget(tier_by_length(prompt) if tier == "auto" else tier, max_new_tokens, answer_reserve)
+    def make_budget(prompt: str, room: int) -> Budget:
+        return fit_budget(tier_by_length(prompt) if tier == "auto" else tier, room, answer_reserve)
 
     streaming = {"streamer": streamer, "stop_strings": stop_strings}
     return CustomGenerate(tokenizer, active, resolved_markers, make_budget, shadow, **streaming)

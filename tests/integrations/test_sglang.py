@@ -123,7 +123,7 @@ def apply(processor: Any, logits: torch.Tensor, params: list[Any]) -> None:
 def expected(question: str, **settings: Any) -> tuple[list[int], Any]:
     """What our own decode loop gives."""
     model, tokenizer = load()
-    control = tersely.custom_generate(tokenizer, max_new_tokens=MOST, **settings)
+    control = tersely.custom_generate(tokenizer, **settings)
     chat: list[Any] = [{"role": "user", "content": question}]
     batch = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = model.generate(**batch, max_new_tokens=MOST, do_sample=False, custom_generate=control)

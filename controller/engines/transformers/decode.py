@@ -138,13 +138,13 @@ def as_custom_generate(
     ) -> Any:
         # Refuse before a streamer gets anything.
         refuse_unsupported(model, generation_config, prepared, watched=False)
+        watchers = None
+        if make_watcher is not None:
+            watchers = [make_watcher(prompt) for prompt in _unpad(input_ids, prepared.get("attention_mask"))]
         if streamer is not None:
             streamer.put(input_ids.cpu())
         if criterion is not None:
             stopping_criteria = StoppingCriteriaList([*stopping_criteria, criterion])
-        watchers = None
-        if make_watcher is not None:
-            watchers = [make_watcher(prompt) for prompt in _unpad(input_ids, prepared.get("attention_mask"))]
         decoder = BatchDecoder(watchers, sink=sink, streamer=streamer)
         decoder(model, input_ids, stopping_criteria=stopping_criteria, generation_config=generation_config, **prepared)
         if on_decoded is not None:

@@ -133,13 +133,15 @@ def test_custom_generate_in_generate_and_pipeline() -> None:
     messages = [{"role": "user", "content": LONGER}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     policies = ["budget", "convergence"]  # which need no more than tokens
-    control = tersely.custom_generate(tokenizer, policies=policies, max_new_tokens=256)
+    control = tersely.custom_generate(tokenizer, policies=policies)
     ids = model.generate(**inputs, max_new_tokens=256, do_sample=False, custom_generate=control)
     text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     expected = tersely.generate(
         model, LONGER, tokenizer=tokenizer, policies=policies, temperature=0, max_new_tokens=256
     )
     assert text == expected.text and expected.trace
+    with refused(OptionError, None):
+        model.generate(**inputs, max_new_tokens=64, do_sample=False, custom_generate=control)  # which the reserve takes
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     reply = pipe(messages, max_new_tokens=256, do_sample=False, custom_generate=control)
     assert reply[0]["generated_text"][-1]["content"].endswith(expected.answer)
