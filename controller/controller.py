@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ..errors import OptionError
 from .budgets import Budget
 from .delegation import DelegationManager, Helper, helper_error, without_retraction
 from .policies.base import (
@@ -326,6 +327,8 @@ class Controller:
         for proposal in proposals:
             if (rejection := self._find_obstacle(proposal)) is None:
                 accepted.append(proposal)
+            elif isinstance(rejection, OptionError):
+                proposal.task.disable(rejection)
             else:
                 self._note_once(proposal.task.policy.name, "note", rejection)
                 proposal.task.advance()
@@ -351,13 +354,15 @@ class Controller:
                 acts = isinstance(proposal.action, (Inject, Close))
                 proposal.task.advance(won and directive is not KEEP if acts else None)
 
-    def _find_obstacle(self, proposal: Proposal) -> str | None:
-        """Why an action is impossible; None if it is possible: thinking must still be able to end well after it."""
+    def _find_obstacle(self, proposal: Proposal) -> str | OptionError | None:
+        """Why an action is impossible, an error if it always is; None if the thinking can still end well after it."""
         action = proposal.action
         if not isinstance(action, (Inject, HelperAction)):
             return None
         what = "injections" if isinstance(action, Inject) else "delegations"
         text = self._render(action) if isinstance(action, Inject) else action.prefix
+        if self.markers.close in text:
+            return OptionError(f"a text with {self.markers.close!r} would end the thinking; use Close for that")
         if isinstance(action, HelperAction) and not self.shadow and self.delegations.helper is None:
             return "no delegation: there is no helper"
         if isinstance(action, HelperAction) and self.delegations.retracted > self.budget.thinking:

@@ -11,8 +11,10 @@ import pytest
 from tersely.controller import controller as core
 from tersely.controller.controller import ControllerState
 from tersely.controller.policies.base import (
+    Action,
     AskVerifier,
     Close,
+    Delegate,
     Inject,
     Note,
     Policy,
@@ -125,6 +127,16 @@ def test_what_is_no_move_leaves_the_policy_out(move: Any, message: str) -> None:
     row = Fed(Made(watching), Convergence(agree=2)).feed(CHAIN)
     assert (row.text, row.said[0]) == (CUT, ("made", "error"))
     assert message in row.controller.decisions[0].reason
+
+
+@pytest.mark.parametrize("action", [Inject("</think>", "enough"), Delegate(9, "enough", prefix="So 5.</think>")])
+def test_only_a_close_may_end_the_thinking(action: Action) -> None:
+    def watching(view: PolicyView) -> Watching:
+        yield Wait(1, "token")
+        yield action
+
+    row = Fed(Made(watching), Convergence(agree=2)).feed(CHAIN)
+    assert (row.text, row.said) == (CUT, [("made", "error"), ("convergence", "close")])
 
 
 def test_a_policy_that_only_talks_is_left_out() -> None:
