@@ -98,7 +98,7 @@ class Session:
         required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
         required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
         required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
-        self._check(required)
+        self._check(required, policies)
         builder = RequestBuilder(
             self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
         )
@@ -137,14 +137,17 @@ class Session:
         """Make the result of a request from the engine's completion."""
         return build_result(done, prepared, self.codec, self.markers)
 
-    def _check(self, required: set[Capability]) -> None:
+    def _check(self, required: set[Capability], policies: Sequence[Policy]) -> None:
         """Raise CapabilityError for what is required and missing; without a verifier, rules verify."""
-        if Capability.HELPER in required and self.helper is None:
-            raise CapabilityError("this policy needs a helper model; pass helper=", code="missing_helper")
-        if Capability.DRAFT_REVIEW in required and not getattr(self.helper, "reviews", False):
+        named = {need: policy.name for policy in reversed(policies) for need in policy.requires}
+        if (name := named.get(Capability.HELPER)) and self.helper is None:
             raise CapabilityError(
-                "this policy has the helper review drafts, which this helper cannot do; use one on the transformers "
-                "engine",
+                f"policy {name!r} needs a helper model; name one with helper= (--helper)", code="missing_helper"
+            )
+        if (name := named.get(Capability.DRAFT_REVIEW)) and not getattr(self.helper, "reviews", False):
+            raise CapabilityError(
+                f"policy {name!r} has the helper review drafts, which this helper cannot do; use one on the "
+                "transformers engine",
                 code="missing_draft_review",
             )
         if missing := required - self.engine.capabilities - SESSION_CAPABILITIES:

@@ -98,8 +98,8 @@ def find_markers(tokenizer: Any) -> Markers:
         if isinstance(template, str) and opening in template and closing in template:
             return Markers(opening, closing, "chat template")
     raise MarkerError(
-        "no thinking markers found in this model's tokenizer or chat template; pass markers (OPEN,CLOSE) if it has "
-        "some, or --think-prompt (think_prompt=True) to make it think between <think> and </think>"
+        "no thinking markers found in this model's tokenizer or chat template; give markers (OPEN,CLOSE) if it has "
+        "some; `tersely run` and `bench` can also make it think, by --think-prompt (generate: think_prompt=True)"
     )
 
 

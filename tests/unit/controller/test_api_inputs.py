@@ -80,6 +80,7 @@ def test_prompts_are_single_or_many() -> None:
         ({"strategy": None}, OptionError, "unknown_name"),
         ({"options": {"effort": "easy"}}, OptionError, "invalid_option"),
         ({"seeds": 1}, OptionError, "unknown_name"),
+        ({"stop": ["."]}, OptionError, "no_stop_strings"),
         ({"markers": "<a>"}, OptionError, "invalid_option"),
         ({"markers": ("<a>", 3)}, OptionError, "invalid_option"),
         ({"markers": 3}, OptionError, "invalid_option"),
