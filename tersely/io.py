@@ -281,7 +281,10 @@ class CheckpointLog:
         if ours == theirs:
             return
         keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
-        changes = "; ".join(f"{key} was {_shorten(theirs.get(key))}, now {_shorten(ours.get(key))}" for key in keys[:3])
+        pairs = [(key, theirs.get(key), ours.get(key)) for key in keys]
+        plain = [pair for pair in pairs if not any(isinstance(value, dict | list) for value in pair)][:3]
+        changes = "; ".join(f"{key} was {_shorten(was)}, now {_shorten(now)}" for key, was, now in plain)
+        changes = changes or f"other {', '.join(keys)}"
         raise CheckpointLogError(
             f"checkpoint log {self.path} belongs to another run ({changes}); repeat that run to finish it, "
             "delete the file, or choose another --out",

@@ -116,14 +116,14 @@ class BenchPlan:
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result, as the identity of its checkpoint log."""
-        options, same = self.options, "think_prompt markers verifier_rules baselines".split()
+        options, same = self.options, "limit think_prompt markers verifier_rules baselines".split()
         models = (options.model, options.helper, options.verifier)
         return {
             **self.settings(),
             **_origin(),
             **{name: getattr(options, name) for name in same},
             "files": [hash_files(name) for name in models if name is not None],
-            "levels": hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16],
+            "levels": [hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16]],
             "arms": {arm.name: _describe(arm) for arm in self.arms},
             "batch": self.batch_size,
         }

@@ -68,6 +68,8 @@ def test_an_incomplete_line_is_computed_again(tmp_path: Path) -> None:
     [
         (b'{"run": {"model": "m", "seed": 2}}\n', "checkpoint_mismatch", "seed was 2, now 1"),
         (b'{"run": {"model": "m", "seed": 1, "more": 0}}\n', "checkpoint_mismatch", "more was 0, now null"),
+        (b'{"run": {"model": "m", "seed": 2, "arms": ["5f"]}}\n', "checkpoint_mismatch", "(seed was 2, now 1)"),
+        (b'{"run": {"model": "m", "seed": 1, "arms": ["5f"]}}\n', "checkpoint_mismatch", "(other arms)"),
         (b'{"run": {"model": "m", "seed": 1}}\nrubbish\n', "checkpoint_invalid", "line 2"),
         (b"my shopping list\n", "checkpoint_invalid", "line 1"),
         (b"my shopping list", "checkpoint_invalid", ""),
