@@ -37,7 +37,7 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
             code="invalid_prompt_type",
         )
     if not messages or not str(messages[-1].get("content") or "").strip():
-        raise PromptError("the prompt is empty; accepted: a question as text, or messages ending with one")
+        raise PromptError("the prompt is empty; accepted: a question as text, or messages with one")
     return messages
 
 
@@ -108,12 +108,10 @@ def render(
 
 
 def _check_roles(messages: Sequence[Mapping[str, Any]], template: str) -> None:
-    """Raise PromptError for a role that neither we nor the model's template know, and a last turn of the assistant."""
+    """Raise PromptError for a role that neither we nor the model's template know."""
     roles = [str(message.get("role")) for message in messages]
     if strange := [role for role in roles if role not in ROLES and role not in template]:
         raise PromptError(f"unknown role {shorten(strange[0])}; {did_you_mean(strange[0], ROLES)}", code="unknown_role")
-    if roles[-1] == "assistant":
-        raise PromptError("the last message is the assistant's, which is not continued; accepted: a user's or tool's")
 
 
 def _instruct(messages: list[dict[str, Any]], instruction: str) -> None:
