@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from .cues import LANGUAGES
 from .sentences import DENIED
@@ -13,6 +14,8 @@ from .values import normalize_answer, parse_value
 
 _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
+_PAIRED_OPTION = re.compile(r"['\"]([A-J\d])['\"]\s?:\s?['\"]([^\n]{1,300}?)['\"]\s?(?=[,}])")
+_OF_REPLY = re.compile(r"\b(?:(?:your|final|all) (?:final )?answers?|answer:|format|respond|reply)", re.I)
 _NAMED = re.compile(
     r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)|"
     r"\b([A-Z]|\d)\)?\*{0,2} (?:is|must be|seems|looks|appears)(?: indeed| clearly)? "
@@ -29,7 +32,22 @@ _OWNED = re.compile(r"\b(?:an?|the) ((?:great )?[a-z]{3,}) of ([a-z]{3,})\b")
 _HYPHEN = re.compile(r"(?<=[a-z])-(?=[a-z]{3})")
 _COPULAS = frozenset("is are was were a an of to".split())
 _NOT_SO = re.compile(r"(?: not\b|n't\b)(?: (?!and\b|but\b)\w+){0,3} (?=wrong\b|true\b|correct\b|false\b)")
-_AMOUNT = re.compile(r"([-–−]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?)(?:[^\d=+*/(]*(?:\^?\{?\d\}?)?\$?)")
+_AMOUNT = re.compile(
+    r"(?:rs\.?\s?)?([-–−]?\s?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:\s?%)?)(?:(?:[^\d=+*/(]|/(?=[\s\\]*[a-z]))*(?:\^?\{?\d\}?)?\$?)"
+)
+_SAME_FORMULA = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
+        (r"×|·|\\cdot|\\times|multiplied by|\btimes\b|(?<!\*)\*(?!\*)", "*"),
+        (r"÷|\\div|divided by|\bover\b", "/"),
+        (r"[−–—]", "-"),
+        (r"\*\*", "^"),
+        (r"\\leq?(?![a-z])|<=", "≤"),
+        (r"\\geq?(?![a-z])|>=", "≥"),
+        (r"\\(?:left|right|text|mathrm|mathbf|quad)(?![a-z])|[\s${}()\\,`]", ""),
+    )
+)
 COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 
@@ -70,6 +88,8 @@ class Choices:
         number = None if same or any(map(str.isdigit, self.texts)) else _read_amount(folded)
         if number is not None:
             same = [label for label, text in self.texts.items() if _read_amount(text) == number]
+        if not same and not folded.isalpha() and (formula := _spell_formula(folded)):
+            same = [label for label, text in self.texts.items() if _spell_formula(text) == formula]
         return same[0] if len(same) == 1 else None
 
     def label_of_text_in(self, lower: str, shortest: int = 4) -> str | None:
@@ -107,16 +127,20 @@ def find_choices(question: str, negated: bool) -> Choices:
 
 
 def _find_texts(question: str) -> Mapping[str, str]:
-    """The choices of a question by their labels, which count from A or 1."""
-    for pattern in (_OPTION, _INLINE_OPTION):
-        found = pattern.findall(question)
-        labels = "".join(label for label, _ in found)
-        first = max(labels.upper().rfind("A"), labels.rfind("1"), 0)  # the parts of a question may have labels too
-        found, labels = found[first:], labels[first:]
-        if len(found) > 1 and (
-            "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(labels.upper()) or "123456789".startswith(labels)
-        ):
-            return {label: _fold(normalize_answer(text)) for label, text in found}
+    """The choices of a question by their labels, which count from A or 1; the parts of a question may have some too."""
+    for pattern in (_OPTION, _PAIRED_OPTION, _INLINE_OPTION):
+        runs: list[list[tuple[str, str]]] = []
+        for label, text in pattern.findall(question):
+            if label in "Aa1" or not runs:
+                runs.append([])
+            runs[-1].append((label, text))
+        for run in reversed(runs):
+            labels = "".join(label for label, _ in run)
+            if labels.isdigit() and any(_OF_REPLY.search(text) for _, text in run):
+                continue  # numbered instructions
+            if len(run) > 1 and ("ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(labels.upper()) or "123456789".startswith(labels)):
+                return {label: _fold(normalize_answer(text)) for label, text in run}
+            break
     return {}
 
 
@@ -128,7 +152,15 @@ def _fold(text: str) -> str:
 def _read_amount(text: str) -> Fraction | None:
     """The number that a choice gives, whatever its unit."""
     found = _AMOUNT.fullmatch(text.strip("$ "))
-    return parse_value(found[1].replace("–", "-").replace("$", "")) if found else None
+    return parse_value(re.sub(r"[$\s]", "", found[1]).replace("–", "-")) if found else None
+
+
+@lru_cache(maxsize=1_024)
+def _spell_formula(text: str) -> str:
+    """A formula in small letters without spaces, brackets and markup: "8 over 12" and \\frac{8}{12} are "8/12"."""
+    for pattern, new in _SAME_FORMULA:
+        text = pattern.sub(new, text)
+    return text
 
 
 def _find_said(texts: Mapping[str, str]) -> re.Pattern[str]:
@@ -151,7 +183,7 @@ def _find_said(texts: Mapping[str, str]) -> re.Pattern[str]:
         key=lambda core: -len(core[0]),
     )
     groups = "|".join(f"(?P<_{label}>{core})" for core, label in cores)
-    return re.compile(rf"{subject}(?<![\w.,-])(?:{groups})(?![\w-]|[.,]\d)")
+    return re.compile(rf"{subject}(?<![\w.,–−-])(?:{groups})(?![\w-]|[.,]\d)")
 
 
 def _spell_core(words: Sequence[str]) -> str:

@@ -233,7 +233,8 @@ ENGLISH = Language(
     ),
     form_only=(
         r"\b(?:express|give|write|enter|enclose|round|leave|end|put|submit|provide) (?:your|the|all|his|her|each)\b|"
-        r"\b(?:give|select|choose|provide|reply|respond) [^.?=]{1,40}\banswers?\b",
+        r"\b(?:give|select|choose|provide|reply|respond) [^.?=]{1,40}\banswers?\b|"
+        r"\b(?:select|choose) (?:one )?(?:from|of|among)\b",
     ),
     form=(
         r"\b(?:question|line|format|required|tag|follow|followed|user|options|text|correct|answer|explanation|"

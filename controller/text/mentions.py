@@ -109,6 +109,8 @@ _INEQUALITY = re.compile(
     r"(?:[-−]?[\d./]+ ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?)?\b[a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+"
     r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
 )
+_FORMULAS = re.compile(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[\s*((?s:.){1,300}?)\s*\\\]")
+_SIDES = re.compile(r"(?<![<>!])=(?!>)|≈|\\approx")
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _STARTS = re.compile(
@@ -242,8 +244,16 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
         return found[-1]
     if label := asked.choices.label_of_text_in(re.sub(r"[*$]|(?<= )- ", " ", sentence.lower()), shortest=3):
         return label
-    number = _read_number(sentence, asked)
-    return asked.choices.label_of(normalize_answer(number).lower()) if number else None
+    formulas = [side for one in reversed(_find_formulas(sentence)) for side in (one, *reversed(_SIDES.split(one)))]
+    values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
+    for value in (_read_number(sentence, asked), *formulas, *reversed(values)):
+        if value and (label := asked.choices.label_of(normalize_answer(value).lower())):
+            return label
+    return None
+
+
+def _find_formulas(sentence: str) -> list[str]:
+    return [str(next(filter(None, match))).rstrip(" .,") for match in _FORMULAS.findall(sentence)]
 
 
 def _read_alternative(sentence: str, asked: Asked) -> str | None:
@@ -304,11 +314,9 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
         return compounds[-1][0]
     if counted := asked.find_counted(sentence):
         return counted
-    formulas = re.findall(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[(.{1,300}?)\\\]", sentence)
-    formulas = [next(filter(None, match)) for match in formulas]
-    formulas = [one for one in formulas if not (asked.counts and _UNKNOWN.search(one))]
+    formulas = [one for one in _find_formulas(sentence) if not (asked.counts and _UNKNOWN.search(one))]
     if asked.equation and formulas and "=" in formulas[-1]:
-        return str(formulas[-1]).rstrip(" .,")
+        return formulas[-1]
     values = [sentence[start:end] for start, end in _scan_values(sentence, asked)]
     if asked.equation and values and "=" in values[-1]:
         return values[-1]
@@ -319,7 +327,7 @@ def _read_number(sentence: str, asked: Asked) -> str | None:
         if value := _read_at(sentence, match.end(), asked):
             return value
     if formulas:
-        return str(formulas[-1]).rstrip(" .,")
+        return formulas[-1]
     if values:
         return next((value for value in reversed(values) if value.replace(",", "") not in asked.numbers), values[-1])
     words = [str(read_number_words(sentence, match.start(1))[0]) for match in _NUMBER_WORDS.finditer(sentence)]

@@ -191,6 +191,8 @@ def read_question(question: str) -> Asked:
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
     alternatives = tuple(ARTICLE.sub("", one.strip(" $")) for one in either_or.groups() if one) if either_or else ()
+    if listed := _LISTED.search(question):
+        alternatives = tuple(one for one in _QUOTED.findall(listed[1]) if one.lower() not in ("yes", "no"))
     degrees = _degrees_in(last.lower())
     percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None
     weekday = _WEEKDAYS.search(last) is not None
@@ -401,6 +403,8 @@ _MEASURE = re.compile(rf"(?:{either('measures')})")
 _CHOOSES = re.compile(
     rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?(?:is|was|are|were)\b[^,:]*[,:][^,:?]* or ", re.I
 )
+_LISTED = re.compile(r"\b(?:options|choices|one of|from)[^\[\]\n]{0,40}\[((?:['\"][^'\"\n]{1,80}['\"],?\s?){2,10})\]", re.I)
+_QUOTED = re.compile(r"['\"]([^'\"\n]+)['\"]")
 _ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
 _DATE = re.compile(rf"(?:{either('dates')})", re.I)
 _TRUTH = re.compile(rf"(?:{either('truth')})", re.I)
