@@ -188,6 +188,8 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
             found, finality = name, Finality.ASKED
         elif not asked.truth and (asked.numeric or not asked.wants_words) and _SYMBOL.search(sentence):
             found, finality = _conclusion(sentence, lower, turn, asked)
+    if found is not None and asked.truth and asked.comparison and not asked.alternatives and parse_value(found) is not None:
+        return None
     if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or is_supposed(lower, turn):
         return None
     return found, min(finality, Finality.HEDGED if _HEDGED.search(lower) else Finality.ANSWERS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from .cues import LANGUAGES
+from .cues import LANGUAGES, either
 from .sentences import DENIED
 from .values import normalize_answer, parse_value
 
@@ -48,6 +48,7 @@ _SAME_FORMULA = tuple(
         (r"\\(?:left|right|text|mathrm|mathbf|quad)(?![a-z])|[\s${}()\\,`]", ""),
     )
 )
+_UNDECIDED = re.compile(rf"(?:{either('undecided')})")
 COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 
@@ -59,6 +60,7 @@ class Choices:
     said: re.Pattern[str]  # finds each in a sentence without its label, in groups "_A", "_B"
     parts: re.Pattern[str] | None  # what all choices say of one thing after another ("true, false")
     negated: bool  # whether the question asks for what is not so
+    undecided: str | None = None  # the label of the one that says that nothing can be said
 
     def __bool__(self) -> bool:
         return bool(self.texts)
@@ -94,14 +96,19 @@ class Choices:
 
     def label_of_text_in(self, lower: str, shortest: int = 4) -> str | None:
         """The label of the one choice that a sentence repeats, of those whose text has so many letters or more."""
-        if label := self.label_of_parts_in(lower):
+        if label := self.label_of_whole(lower):
             return label
         found = {(match.lastgroup or "")[1:] for match in self.said.finditer(_fold(lower))}
         labels = [one for one in found if len(self.texts[one]) >= shortest and self.label_of(self.texts[one])]
         return labels[0] if len(labels) == 1 else None
 
-    def label_of_parts_in(self, lower: str) -> str | None:
-        """The label of "true, false" for a sentence that says so of one thing after another, or of both."""
+    def label_of_whole(self, lower: str) -> str | None:
+        """The label of "true, false" for a sentence that says so of one thing after another, or of both.
+
+        Of a sentence that nothing can be said, that of the choice which says so.
+        """
+        if self.undecided is not None and _UNDECIDED.search(lower):
+            return self.undecided
         found = self.parts.findall(_NOT_SO.sub(" not ", lower)) if self.parts is not None else []
         if len(found) == 1 and re.search(r"\bboth\b", lower):
             found *= 2
@@ -123,7 +130,11 @@ NO_CHOICES = Choices({}, re.compile(r"(?!)"), None, negated=False)
 def find_choices(question: str, negated: bool) -> Choices:
     """The choices that a question lists."""
     texts = _find_texts(question)
-    return Choices(texts, _find_said(texts), _find_parts(texts), negated) if texts else NO_CHOICES
+    if not texts:
+        return NO_CHOICES
+    undecided = [label for label, text in texts.items() if len(text) <= 60 and _UNDECIDED.search(text)]
+    sole = undecided[0] if len(undecided) == 1 else None
+    return Choices(texts, _find_said(texts), _find_parts(texts), negated, sole)
 
 
 def _find_texts(question: str) -> Mapping[str, str]:

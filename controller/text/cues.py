@@ -47,6 +47,7 @@ class Language:
     plans: Patterns = ()  # what shows that a sentence is not the last step
     checks: Patterns = ()  # how a sentence begins that checks an answer, or what shows that it did
     closers: Patterns = ()  # words of a sentence that ends a text and says nothing
+    undecided: Patterns = ()  # how a choice or a sentence says that nothing can be said
     replies: Patterns = ()  # how a sentence begins that plans the wording of the reply
     asides: Patterns = ()  # clauses behind a value that speak of another one
     denials: Patterns = ()  # what denies the value of its clause
@@ -327,6 +328,12 @@ ENGLISH = Language(
         r"pretty|quite|fairly|very|confident|certain|our|my|solution|and|"
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)",
     ),
+    undecided=(
+        r"\b(?:can(?:no|['’])t|can ?not|couldn['’]t|unable to|impossible to|no way to) (?:be )?(?:definitively |really )?"
+        r"(?:answer|determin|know|say|tell|conclude|decid)\w*|\bundetermined\b|\bundecid\w+\b|\bunknown\b|"
+        r"\bnot (?:known|answerable|determin\w+|(?:enough|sufficient) (?:info\w*|context|details?|data|evidence))|"
+        r"\b(?:insufficient|isn['’]t enough|lack of) (?:info\w*|context|details?|data|evidence)\b",
+    ),
     replies=(
         r"(?:\w+,? ){0,2}(?:(?:i|we)(?:'ll|’ll| will| should| can| could|(?: just)? (?:need|want) to)|let me|let's|"
         r"no need to|make sure (?:to|i)|ready to)"
@@ -335,6 +342,8 @@ ENGLISH = Language(
         r"overcomplicate|elaborate|generate|stick to|lead with|show|include|note|point out|highlight|address|"
         r"emphasi[sz]e|present|share|craft|deliver|convey|communicate|draft|finali[sz]e|structure|"
         r"write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
+        r"(?:(?:final|output) )*(?:formulat|construct|draft|finali[sz]|refin|structur|generat|polish|prepar|review)\w*"
+        r"(?: (?:and|the|a|final|output|response|answer|reply|generation|result|draft|format\w*))*:",
         r"(?:now |so )?(?:i(?:'m|’m| am|'ve|’ve| have)|my) (?:\w+ )*?(?:satisfied|ready|confident|goal|focus|aim|"
         r"format+ing|formulating|crafting|preparing|presenting|framing|finalizing|drafting|considering|completed|"
         r"finished|double-checked)\b",
@@ -356,6 +365,8 @@ ENGLISH = Language(
         r",? (?:which (?:checks|works|fits)|such as|including)\b.*",
         r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
+        r",? (?:so there's |there's |there is )?(?:no need|without (?:needing|having)) to "
+        r"(?:choose|consider|pick|select|resort)\b.*",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
     ),
     denials=(
@@ -414,12 +425,12 @@ ENGLISH = Language(
         r"^\W*(?:in|on|at|by|to|from|with|for|under|of) |"
         r"^[^,]*\b(?:is|does|did|was|are|to|by) )(?:who|whom|whose|where|"
         r"which (?!values?|numbers?|integers?|two|of these numbers|x\b|years?\b|is\b.*\.$))\b|"
-        r"\b(?:what(?:'s| is| was)? the (?:[\w]+ ){0,2}"
+        r"\b(?:what(?:'s| is| was)?(?: now)? the (?:[\w]+ ){0,2}"
         r"(?:unit|name|capital|currency|opposite|plural|symbol|chemical|formula of|color|colour|word|largest|longest|"
         r"\w+est (?!(?:possible|positive|number|value|integer|common|prime|factor|two|three|\w)\b)|"
         r"past tense|synonym|antonym)|"
         r"what (?:day|kind|shape|word|colou?r|country|city|language|animal|command|element)|in which (?!year)|"
-        r"unscramble|"
+        r"unscramble|spell|"
         r"print|output|decode|reverse|command|statement|"
         r"concatenate|"
         r"symbol|what does (?=[^?]*\b(?:stand|mean|print|output|return|say|contain|evaluate)))\b|"

@@ -54,7 +54,9 @@ _CHINESE_COMMA = re.compile(r"(?<=[\u4e00-\u9fff]),|,(?=[\u4e00-\u9fff])")
 _CHINESE_ASIDE = re.compile(r"\((?=[\u4e00-\u9fff])([^()]*)\)")
 _WORD = re.compile(r"[a-z]{3,}")
 _ITEM = re.compile(r"[\s*>(-]*(?:option )?\(?([A-Za-z]|\d)(?:[.):]|\*\*:?)\W*\S|\W*option ([A-Z]|\d) ", re.I)
-_GOES_ON = re.compile(r"\s*(?:[-*]|This|It )")
+_GOES_ON = re.compile(r"(\s*)[-*]\s|\s*(?:This|It )")
+_BULLET = re.compile(r"(\s*)[-*]\s")
+_NUMBERED = re.compile(r"(?:[*>#-]\s+)?\d{1,2}[.)]\s+(?=[*\"“A-Za-z])")
 _VERDICT = re.compile(
     r"\b(?:incorrect|wrong|false|too \w+|not|fails?)\b|n['’]t\b|[✗❌]|"
     r"(?P<right>\b(?:correct|matches|fits|right answer|what we want|aligns|closest|very close)\b|[✓✅])",
@@ -95,8 +97,10 @@ def find_candidates(text: str, asked: Asked, stated: Stated | None = None) -> It
     seen: set[str | None] = set()
     for start, end in _drop_lists([*split_sentences(text)], text, asked)[: -_SENTENCES - 1 : -1]:
         sentence = text[start:end].strip()
+        if not asked.choices:
+            sentence = _NUMBERED.sub("", sentence)
         asks = sentence.endswith(("?", "？", "...", "…"))
-        idle = _REPLIES.match(sentence) or (not asked.truth and _CLOSERS.fullmatch(sentence))
+        idle = _REPLIES.match(sentence.replace("**", "")) or (not asked.truth and _CLOSERS.fullmatch(sentence))
         if (idle and not asks) or (dismissed and asks):
             later.add("later closer")
             dismissed = False
@@ -134,10 +138,11 @@ def _drop_lists(sentences: list[tuple[int, int]], text: str, asked: Asked) -> li
         return sentences
     kept: list[tuple[int, int]] = []
     item: int | None = None  # where the choice begins that a sentence is about
+    bullet: re.Match[str] | None = None  # before that choice
     for label, (start, end) in zip(labels, sentences, strict=True):
         if label:
-            item = start
-        elif not _GOES_ON.match(text, start, end):
+            item, bullet = start, _BULLET.match(text, start, end)
+        elif not (more := _GOES_ON.match(text, start, end)) or (bullet and more[1] and len(more[1]) <= len(bullet[1])):
             item = None
         verdict = _VERDICT.search(text, start, end)
         if item is None:
@@ -195,7 +200,7 @@ def _read_sentence(sentence: str, asked: Asked) -> Iterator[tuple[str, set[str]]
         if value := read_truth(sentence) or asked.holds_in(_ASIDES.sub("", sentence)):
             yield value, {"main"}
         return
-    if asked.choices and (label := asked.choices.label_of_parts_in(sentence.lower())):
+    if asked.choices and (label := asked.choices.label_of_whole(sentence.lower())):
         yield label, {"main"}
     asides = [(match[0], {"aside"}) for match in _ASIDES.finditer(sentence)]
     kept, dropped = _split_clauses(_ASIDES.sub("", sentence).rstrip("。"), asked)

@@ -220,7 +220,7 @@ def read_question(question: str) -> Asked:
         comparison=read_comparison(last, alternatives),
         wants_words=wants_words,
         output=_OUTPUT.search(question[-300:]) is not None and _LITERAL.search(question) is not None,
-        inequality="inequality" in last or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
+        inequality="inequality" in last or _RANGE.search(last) is not None or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
         alternatives=alternatives,
@@ -323,6 +323,7 @@ _PARTS = re.compile(r"(?:^|\s)\(?a\)\s.{1,2000}?\s\(?b\)\s", re.S)
 _SCOPE = re.compile(rf"(?:{either('scopes')})")
 _QUALIFIER = re.compile(rf"(?:{either('qualifiers')})")
 _INEQUALITY = re.compile(r"[<>≤≥]|\\[lg]eq?(?![a-z])")
+_RANGE = re.compile(r"\brange of (?:the )?(?:possible )?values\b|取值范围")
 _EXTREME = re.compile(
     r"\b(?:how many|smallest|largest|least|greatest|minimum|maximum|sum|number of|what is|let|if)\b", re.I
 )

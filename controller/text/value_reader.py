@@ -110,6 +110,8 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
         return named
     if asked.names is not None and (named_at := asked.names.search(words)) and named_at.end() < len(words):
         words = words[named_at.end() :].strip()
+    if "where" in asked.text.lower() and (place := _PLACE.search(words)):
+        return place[1]
     name = _NAME.match(words) if not asked.numeric else None
     if name and name[0].strip() in asked.text:
         words = re.sub(
@@ -129,6 +131,7 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
 _CLAUSE = re.compile(r"[^.,;:!?\n(。，；—]+")
 _MARKUP = re.compile(r"[*_`\"“”]")
 _TRUTH = re.compile(r"(?:yes|no|true|false)\b", _FLAGS)
+_PLACE = re.compile(r"\b(?:is|are|was|were) (?:still |now )?((?:on|in|at|under|below|behind|above|next to|inside) .+)")
 _NAME = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?=(?:in|at|is|who|on|because|since|being|as|for|with|from)\b)")
 _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\w)", re.IGNORECASE)
 _ABOUT_FORM = re.compile(rf"(?:{either('form')})", _FLAGS)
