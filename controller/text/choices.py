@@ -15,9 +15,9 @@ from .values import normalize_answer, parse_value
 _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _PAIRED_OPTION = re.compile(r"['\"]([A-J\d])['\"]\s?:\s?['\"]([^\n]{1,300}?)['\"]\s?(?=[,}])")
-_OF_REPLY = re.compile(r"\b(?:(?:your|final|all) (?:final )?answers?|answer:|format|respond|reply)", re.I)
+_OF_REPLY = re.compile(r"\b(?:(?:your|final|all) (?:final )?answers?|answer:|format|respond|reply|for example)", re.I)
 _NAMED = re.compile(
-    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=)|"
+    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=|,(?: and| or)? \(?[A-J]\b)|"
     r"\b([A-Z]|\d)\)?\*{0,2} (?:is|must be|seems|looks|appears)(?: indeed| clearly)? "
     r"(?:to be )?(?:correct|right|(?:the )?best|(?:the )?most likely|to fit best)\b",
     re.I,
@@ -190,18 +190,19 @@ def _find_said(texts: Mapping[str, str]) -> re.Pattern[str]:
     if len(names) == 2:
         subject = rf"(?:{subject}|\b{names[1]} and {names[0]}{few}|\b(?:they are|them)\W+(?:\w+\W+)?)"
     cores = sorted(
-        ((_spell_core(words[shared:]), label) for label, words in zip(texts, rows, strict=True)),
+        ((_spell_core(" ".join(words[shared:]), texts), label) for label, words in zip(texts, rows, strict=True)),
         key=lambda core: -len(core[0]),
     )
     groups = "|".join(f"(?P<_{label}>{core})" for core, label in cores)
     return re.compile(rf"{subject}(?<![\w.,–−-])(?:{groups})(?![\w-]|[.,]\d)")
 
 
-def _spell_core(words: Sequence[str]) -> str:
-    core = re.escape(" ".join(words))
-    one, _, other = " ".join(words).partition(" or ")
-    short = other and not {" "} & {*one, *other}
-    return (rf"(?:{core}|{re.escape(one)}|{re.escape(other)})" if short else core) + "s?"
+def _spell_core(text: str, texts: Mapping[str, str]) -> str:
+    """How a text is said: one that ends in "greater or smaller" also with only one of them."""
+    forms, pair = [text], re.fullmatch(r"(.* )?(\S+) (?:or|/) (\S+)", text)
+    if pair:
+        forms += [one for word in pair.groups()[1:] if (one := (pair[1] or "") + word) not in texts.values()]
+    return f"(?:{'|'.join(map(re.escape, forms))})s?"
 
 
 def _find_parts(texts: Mapping[str, str]) -> re.Pattern[str] | None:

@@ -149,7 +149,7 @@ ENGLISH = Language(
     fillers=(
         r"(?:exactly|just|still|simply|indeed|actually|therefore|thus|then|also|clearly|equal to|to be|equals|now|"
         r"approximately|about|roughly|around|most likely|probably|likely|definitely|only|indeed|namely|thereby|so|"
-        r"(?:me|us|her|him|them)(?: with)?|"
+        r"(?:me|us|her|him|them)(?: with)?|the ordered pair|"
         r"(?:on|in) the interval|those two|given by|an?(?= [\d$\\(])|the (?:number|value|letter|"
         r"option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
         r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
@@ -179,7 +179,7 @@ ENGLISH = Language(
         r"an? (?:integer|multiple|divisor|factor))\b",
     ),
     no_phrases=(
-        r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple)|in\b|not\b|correct|right\b|wrong|incorrect|the same|"
+        r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple|single|unique|real|decimal)|in\b|not\b|correct|right\b|wrong|incorrect|the same|"
         r"as\b|that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|"
         r"when|where|"
         r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|"
@@ -187,6 +187,7 @@ ENGLISH = Language(
         r"(?:(?:very|both|more|as|short|clear|accurate|brief|concise|direct|simple) (?:and |but |or |yet )?)*"
         r"(?:clear|concise|accurate|precise|brief|short|simple|direct|helpful|polite|informative|complete|"
         r"best|appropriate|sufficient|ideal)(?=\W*$| (?:and|but|yet|enough|in|to|for)\b|[,.;:])|"
+        r"keep|state|provide|explain|ensure|present|include|almost|ready|highlighted|formatted|displayed|"
         r"because|since|indeed|definitely|either|one of|just|good|valid|reasonable|being|found|close|between|less|"
         r"more|greater|smaller|larger|at (?:least|most)|always|never|inside|within|required|needed|an answer|they|we\b|"
         r"i\b|you|he\b|she\b|let|wait|so\b|but\b|and\b|or\b|with\b|from\b|for\b|of\b|by\b|on\b|has\b|have\b|is\b|"
@@ -341,7 +342,7 @@ ENGLISH = Language(
         r"(?:answer|respond|reply|provide|phrase|format|formulate|mention|explain|acknowledge|clarify|keep|be|"
         r"overcomplicate|elaborate|generate|stick to|lead with|show|include|note|point out|highlight|address|"
         r"emphasi[sz]e|present|share|craft|deliver|convey|communicate|draft|finali[sz]e|structure|"
-        r"write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply)))\b",
+        r"write(?= it\W*$|\W*$| (?:the|my|a) (?:answer|response|reply))|put(?= (?:the|my|our) (?:final )?answer))\b",
         r"(?:(?:final|output) )*(?:formulat|construct|draft|finali[sz]|refin|structur|generat|polish|prepar|review)\w*"
         r"(?: (?:and|the|a|final|output|response|answer|reply|generation|result|draft|format\w*))*:",
         r"(?:now |so )?(?:i(?:'m|’m| am|'ve|’ve| have)|my) (?:\w+ )*?(?:satisfied|ready|confident|goal|focus|aim|"

@@ -95,7 +95,9 @@ def find_candidates(text: str, asked: Asked, stated: Stated | None = None) -> It
     decides = asked.truth or asked.alternatives
     passed, clean, dismissed = 0, False, False
     seen: set[str | None] = set()
-    for start, end in _drop_lists([*split_sentences(text)], text, asked)[: -_SENTENCES - 1 : -1]:
+    for start, end in reversed(_drop_lists([*split_sentences(text)], text, asked)):
+        if seen and passed >= _SENTENCES:
+            break
         sentence = text[start:end].strip()
         if not asked.choices:
             sentence = _NUMBERED.sub("", sentence)
@@ -288,8 +290,8 @@ def _name_left_side(name: str, asked: Asked) -> str:
 
 
 _BIAS = -2.0
-_LEAST = 0.15
-"""Log-odds above which a value is read."""
+_LEAST, _LEAST_OF_FEW = 0.15, -1.5
+"""Log-odds above which a value is read; the second where the question gives the few that it may be."""
 _TOLD = {"stated asked", "stated hedged"}
 """Marks of a value that is read where nothing else is and nothing speaks against it."""
 _WEIGHTS = {
@@ -325,7 +327,7 @@ def read_ending(text: str, asked: Asked, stated: Stated | None = None) -> str | 
 
     A value's log-odds are the sum of the weights of its marks: a logistic regression on sentences and recordings.
     """
-    best, least = None, _LEAST
+    best, least = None, _LEAST_OF_FEW if asked.choices or asked.truth or asked.alternatives else _LEAST
     for value, marks in find_candidates(text, asked, stated):
         odds = _BIAS + sum(_WEIGHTS.get(mark, 0.0) for mark in marks)
         if odds > least:

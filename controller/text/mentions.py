@@ -111,6 +111,10 @@ _INEQUALITY = re.compile(
 )
 _FORMULAS = re.compile(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[\s*((?s:.){1,300}?)\s*\\\]")
 _SIDES = re.compile(r"(?<![<>!])=(?!>)|≈|\\approx")
+_IN_WORDS = re.compile(
+    r" ?(?:\\\)|\$)? (?:(?:must|should|has to) )?(?:is|are|be) (?:strictly )?(?:(?P<more>greater|more|larger)|less|smaller) than"
+    r"(?P<equal> or equal to)? (?:\\\(|\$)? ?"
+)
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"
 _POINT = re.compile(r"(?<![\w)])(?:\\left)?\([^()]{1,80},[^()]{1,80}\)")
 _STARTS = re.compile(
@@ -195,7 +199,7 @@ def _read_part(sentence: str, asked: Asked) -> str | None:
         return series
     if asked.output and (code := _CODE.findall(sentence) or re.findall(r"`([^`]{1,80})`", sentence)):
         return str(code[-1])
-    if asked.inequality and (found := [match[0] for match in _INEQUALITY.finditer(sentence)]):
+    if asked.inequality and (found := [m[0] for m in _INEQUALITY.finditer(_IN_WORDS.sub(_spell_relation, sentence))]):
         return found[-1].strip(" .$")
     if asked.point and (points := _POINT.findall(sentence)):
         return str(points[-1])
@@ -212,6 +216,12 @@ def _spell_large(match: re.Match[str]) -> str:
     """A number above twelve in digits."""
     number = read_number_words(match[0], 0)[0] or 0
     return str(number) if number > 12 else match[0]
+
+
+def _spell_relation(match: re.Match[str]) -> str:
+    """The sign of "is greater than" or the like."""
+    signs = "≥≤" if match["equal"] else "><"
+    return f" {signs[match['more'] is None]} "
 
 
 def read_truth(sentence: str) -> str | None:

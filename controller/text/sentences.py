@@ -39,7 +39,8 @@ def split_sentences(text: str) -> Iterator[tuple[int, int]]:
 
 
 DENIED = re.compile(
-    r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than)\s+(?:an?\s+|the\s+)?"
+    r"(?i)\b(?:not|isn't|wasn't|can't|neither|nor|instead of|rather than|whether|"
+    r"(?:no need|needing|having) to (?:choose|consider|pick|select))\s+(?:an?\s+|the\s+)?"
     r"(?:\(?[A-J]\)?,? (?:or|nor|and) )*$"
 )
 """What denies that which stands behind it."""

@@ -104,10 +104,14 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     if asked.truth and (said := _TRUTH.match(words)):
         return said[0]
-    if asked.truth and asked.comparison is not None and not asked.alternatives:
-        return asked.holds_in(words)
+    if asked.truth and not asked.alternatives and (asked.comparison is not None or _CLOSED.match(asked.text)):
+        return "No" if words.lower() == "none" else asked.holds_in(words)
     if asked.alternatives and (named := asked.alternative_in(words)):
         return named
+    if asked.comparison is not None and len(asked.alternatives) == 2 and (first := asked.holds_in(words)):
+        return asked.alternatives[first == "No"]
+    if not asked.numeric and (said := _SAID.fullmatch(words)):
+        return said[1]
     if asked.names is not None and (named_at := asked.names.search(words)) and named_at.end() < len(words):
         words = words[named_at.end() :].strip()
     if "where" in asked.text.lower() and (place := _PLACE.search(words)):
@@ -119,7 +123,7 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
         )  # "B is a knight" where B is asked
     elif name and len(name[0]) < len(words):
         return name[0].strip()  # "Ben in position 5"
-    if (numbers := _NUMBER.findall(words)) and len(words.split()) > 2:
+    if not words.startswith("in ") and (numbers := _NUMBER.findall(words)) and len(words.split()) > 2:
         return str(numbers[-1])
     if asked.numeric or _NO_PHRASE.match(sentence, at) or _ABOUT_FORM.search(words):
         return None
@@ -131,6 +135,8 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
 _CLAUSE = re.compile(r"[^.,;:!?\n(。，；—]+")
 _MARKUP = re.compile(r"[*_`\"“”]")
 _TRUTH = re.compile(r"(?:yes|no|true|false)\b", _FLAGS)
+_CLOSED = re.compile(r"\W*(?:is|are|do|does|did|was|were|has|have)\b", _FLAGS)  # other verbs may ask for more
+_SAID = re.compile(r"[A-Z]\w* (?:\w+ ){2,}is ([A-Z]\w+)")  # "The capital of Norway is Oslo", in any language
 _PLACE = re.compile(r"\b(?:is|are|was|were) (?:still |now )?((?:on|in|at|under|below|behind|above|next to|inside) .+)")
 _NAME = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?=(?:in|at|is|who|on|because|since|being|as|for|with|from)\b)")
 _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\w)", re.IGNORECASE)

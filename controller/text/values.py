@@ -207,6 +207,7 @@ _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|opera
 _DROPPED = re.compile(
     r"\\(?:left|right|displaystyle|bigl|bigr|big|Big)(?![A-Za-z])|\\[!,;:]|\\[()\[\]]|\^\{?\\circ\}?|°|\*\*|`"
 )
+_POWER = re.compile(r"(?<=[A-Za-z\d)])\*\*(?=\d)")
 _SPELLINGS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\frac\s?(\d)\s?(\d)"), r"\\frac{\1}{\2}"),
@@ -282,7 +283,7 @@ def _spell(text: str) -> str:
         and "\\text" in text
     ):
         text = text[: unit.start()]
-    text = _DROPPED.sub("", _WRAPPERS.sub(r"\1", text))
+    text = _DROPPED.sub("", _POWER.sub("^", _WRAPPERS.sub(r"\1", text)))
     for pattern, new in _SPELLINGS:
         text = pattern.sub(new, text)
     text = text.replace("\\$", "").strip().strip("$").rstrip(".").strip()
