@@ -131,11 +131,11 @@ def ends_in_answer(text: str, asked: Asked) -> bool:
 
 
 _FLAGS = re.IGNORECASE
-_BULLET = re.compile(r"[\s*>#-]*")
+_BULLET = re.compile(r"[\s*>#-]*(?:\d{1,2}[.)]\s+(?=[*A-Z]))?")
 _SIGNALS = tuple(signal for language in LANGUAGES for signal in language.signals)
 _FINALS = tuple(word for language in LANGUAGES for word in language.finals)
 _SYMBOL = re.compile(r"[\d\\π√∞]")
-_HEADING = re.compile(rf"(?:{either('headings')})[^\w.!?]*$", _FLAGS)
+_HEADING = re.compile(rf"(?:{either('headings')})[^\w!?]*$", _FLAGS)
 _ANSWER = re.compile(rf"(?:{either('answers')}|(?P<corrects>{either('corrects')}))")
 _ANSWER_BEHIND = re.compile(rf"\s*(?:{either('behind')})")
 _CONCLUDES = re.compile(rf"(?:{either('concludes')})")
@@ -188,8 +188,9 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
             found, finality = name, Finality.ASKED
         elif not asked.truth and (asked.numeric or not asked.wants_words) and _SYMBOL.search(sentence):
             found, finality = _conclusion(sentence, lower, turn, asked)
-    if found is not None and asked.truth and asked.comparison and not asked.alternatives and parse_value(found) is not None:
-        return None
+    compares = asked.truth and asked.comparison is not None and not asked.alternatives
+    if found is not None and compares and parse_value(found) is not None:
+        return None  # no number says whether one thing is more than another
     if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or is_supposed(lower, turn):
         return None
     return found, min(finality, Finality.HEDGED if _HEDGED.search(lower) else Finality.ANSWERS)

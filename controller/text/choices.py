@@ -15,9 +15,11 @@ from .values import normalize_answer, parse_value
 _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _PAIRED_OPTION = re.compile(r"['\"]([A-J\d])['\"]\s?:\s?['\"]([^\n]{1,300}?)['\"]\s?(?=[,}])")
+_LABELS = ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "123456789")
 _OF_REPLY = re.compile(r"\b(?:(?:your|final|all) (?:final )?answers?|answer:|format|respond|reply|for example)", re.I)
 _NAMED = re.compile(
-    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b(?!\s*=|,(?: and| or)? \(?[A-J]\b)|"
+    r"(?:option|choice|answer|select|choose|pick|letter)s?\s*:?\s*\*{0,2}\(?([A-Z]|\d)\)?\b"
+    r"(?!\s*=|,(?: and| or)? \(?[A-J]\b)|"
     r"\b([A-Z]|\d)\)?\*{0,2} (?:is|must be|seems|looks|appears)(?: indeed| clearly)? "
     r"(?:to be )?(?:correct|right|(?:the )?best|(?:the )?most likely|to fit best)\b",
     re.I,
@@ -149,7 +151,7 @@ def _find_texts(question: str) -> Mapping[str, str]:
             labels = "".join(label for label, _ in run)
             if labels.isdigit() and any(_OF_REPLY.search(text) for _, text in run):
                 continue  # numbered instructions
-            if len(run) > 1 and ("ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(labels.upper()) or "123456789".startswith(labels)):
+            if len(run) > 1 and any(known.startswith(labels.upper()) for known in _LABELS):
                 return {label: _fold(normalize_answer(text)) for label, text in run}
             break
     return {}

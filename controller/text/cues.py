@@ -95,7 +95,8 @@ ENGLISH = Language(
         rf"{_MODAL}{_BE}\b",
         r"\b(?:go(?:ing)? with|i(?:'d|'ll| would| will) go for|settle on|opt for)"
         r"(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
-        r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
+        r"\b(?<!no need to )(?<!needing to )(?<!having to )(?:select|choose|pick)"
+        r"(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
         # What several derivations gave, and what was found to be right: neither is on the way.
         r"\b(?<!neither of )(?<!neither of the )"
         r"(?:both|all|either|two|three|these|different|each) (?:of (?:these |the |them )?|the )?(?:\w+ )?"
@@ -120,9 +121,14 @@ ENGLISH = Language(
         r"(?:the |our |my )?(?:final |correct |right |best |only |most )*(?:answer|solution|choice|option)\b"
         r"(?! is| to| \(?[a-j]\b)",
         r"\sit is\W*$",
+        r"(?:(?<=making [a-j])|(?<=makes [a-j])|(?<=leaving [a-j])|(?<=leaves [a-j])) (?:as )?the (?:most )?"
+        r"(?:correct|right|best|accurate) (?:answer|choice|option)\b",
         r"(?:\)|\.)?\s+(?:as|for) (?:the|my|our) (?:final )?answer\b",
     ),
-    headings=(r"\banswer(?:\s+is)?", r"\banswer[\s*]*:"),
+    headings=(
+        r"\b(?<!not the )(?<!not an )(?<!not the correct )(?<!not the right )answer(?:\s+is)?",
+        r"\banswer[\s*]*:",
+    ),
     concludes=(
         r"\b(?:so|thus|therefore|hence|consequently|finally|overall"
         r"|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
@@ -179,7 +185,8 @@ ENGLISH = Language(
         r"an? (?:integer|multiple|divisor|factor))\b",
     ),
     no_phrases=(
-        r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple|single|unique|real|decimal)|in\b|not\b|correct|right\b|wrong|incorrect|the same|"
+        r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple|single|unique|real|decimal)|"
+        r"in\b|not\b|correct|right\b|wrong|incorrect|the same|"
         r"as\b|that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|"
         r"when|where|"
         r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|"
@@ -304,7 +311,7 @@ ENGLISH = Language(
         r"\bsomething(?:'s| is) (?:off|wrong)\b|\b(?:can't|cannot) be right\b|\bmakes no sense\b|"
         r"\bcontradict|^\W*but then\b|\bha(?:s|ve) to (?!be\b)|\b(?:last|next|final|"
         r"remaining) step\b|"
-        r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b|"
+        r"(?<!using )(?<!by )(?<!from )(?<!with )the formula\b(?! (?:approach|method|gave|gives))|"
         r"^\W*(?:(?:now|then|next)\b,? )?(?:just )?(?:plug|apply|take|add|subtract|multiply|divide|compute|"
         r"calculate|find|"
         r"use|square|cube|sum|count|combine|substitute|convert|average)\b(?![^.]*(?:=|→|\bgives\b|\bis\b|"
@@ -330,7 +337,8 @@ ENGLISH = Language(
         r"(?:checks?|works?) out|makes sense|matches|no others?|everything|should be|consistent|straightforward|easy)",
     ),
     undecided=(
-        r"\b(?:can(?:no|['’])t|can ?not|couldn['’]t|unable to|impossible to|no way to) (?:be )?(?:definitively |really )?"
+        r"\b(?:can(?:no|['’])t|can ?not|couldn['’]t|unable to|impossible to|no way to) "
+        r"(?:be )?(?:definitively |really )?"
         r"(?:answer|determin|know|say|tell|conclude|decid)\w*|\bundetermined\b|\bundecid\w+\b|\bunknown\b|"
         r"\bnot (?:known|answerable|determin\w+|(?:enough|sufficient) (?:info\w*|context|details?|data|evidence))|"
         r"\b(?:insufficient|isn['’]t enough|lack of) (?:info\w*|context|details?|data|evidence)\b",
@@ -348,6 +356,10 @@ ENGLISH = Language(
         r"(?:now |so )?(?:i(?:'m|’m| am|'ve|’ve| have)|my) (?:\w+ )*?(?:satisfied|ready|confident|goal|focus|aim|"
         r"format+ing|formulating|crafting|preparing|presenting|framing|finalizing|drafting|considering|completed|"
         r"finished|double-checked)\b",
+        r"(?:(?:so|thus|and),? )?(?:(?:i|we) (?:don['’]t|do not|can['’]t) see any "
+        r"(?:mistake|error|issue|problem|ambiguit|reason)|"
+        r"(?:i (?:think|believe) )?(?:i|we)(?:['’]ve| have) covered (?:all|everything)|"
+        r"(?:that|this|it) (?:also )?confirms (?:it|the (?:result|answer))\b)",
         r"(?:keep (?:it|the|this)|(?:the )?user|nothing (?:else|more) (?:is|was|needs)|"
         r"[^.,]* (?:isn't|is not|aren't) asked\b|they (?:just|probably|likely|might|may|only|want|didn)|"
         r"(?:my|the|this) (?:final )?(?:response|reply|explanation|tone)|this (?:answer|covers|captures)|"
@@ -366,7 +378,7 @@ ENGLISH = Language(
         r",? (?:which (?:checks|works|fits)|such as|including)\b.*",
         r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
-        r",? (?:so there's |there's |there is )?(?:no need|without (?:needing|having)) to "
+        r"(?:^|,? )(?:so there's |there's |there is )?(?:no need|without (?:needing|having)) to "
         r"(?:choose|consider|pick|select|resort)\b.*",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
     ),

@@ -142,12 +142,14 @@ def _drop_lists(sentences: list[tuple[int, int]], text: str, asked: Asked) -> li
     item: int | None = None  # where the choice begins that a sentence is about
     bullet: re.Match[str] | None = None  # before that choice
     for label, (start, end) in zip(labels, sentences, strict=True):
+        before = item
         if label:
             item, bullet = start, _BULLET.match(text, start, end)
         elif not (more := _GOES_ON.match(text, start, end)) or (bullet and more[1] and len(more[1]) <= len(bullet[1])):
             item = None
         verdict = _VERDICT.search(text, start, end)
-        if item is None:
+        alone = label is not None and before is None and end == sentences[-1][1]
+        if item is None or alone:
             kept.append((start, end))
         elif verdict and verdict["right"]:
             kept.append((item, end))
@@ -330,7 +332,7 @@ def read_ending(text: str, asked: Asked, stated: Stated | None = None) -> str | 
     best, least = None, _LEAST_OF_FEW if asked.choices or asked.truth or asked.alternatives else _LEAST
     for value, marks in find_candidates(text, asked, stated):
         odds = _BIAS + sum(_WEIGHTS.get(mark, 0.0) for mark in marks)
-        if odds > least:
+        if odds > (max(least, _LEAST) if "denied" in marks else least):
             best, least = value, odds
         elif best is None and not marks.isdisjoint(_TOLD) and not any(map(_AGAINST.match, marks)):
             best = value

@@ -79,7 +79,7 @@ _FIRST_ITEM = re.compile(rf"({_VARIABLE})|(?<![\w.,^*/+=(\[{{-])(?<![*/+=^×·-]
 _BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 _NAME = r"[A-Z][\w’'.-]*(?:(?: (?:of|da|van|de|the|von|and the))? [A-Z][\w’'.-]*){0,4}"
 _WORD_LIST = re.compile(r"(?:^|: |\bis |\bare )((?:the )?[^\W\d][^\d,.:=]{0,40}(?:, [^\d,.:=]{1,40}){2,12})\.?$")
-_QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1,60})\*\*")
+_QUOTED = re.compile(r"[`\"“']([^`\"“”']{1,60})[`\"”'](?!\w)|\*\*([^*]{1,60}(?<!:))\*\*")
 _CODE = re.compile(
     r"\[(?:[^\[\]]|\[[^\[\]]{0,80}\]){1,80}\]|\b(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b [^;]{3,200};?"
 )
@@ -112,7 +112,8 @@ _INEQUALITY = re.compile(
 _FORMULAS = re.compile(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[\s*((?s:.){1,300}?)\s*\\\]")
 _SIDES = re.compile(r"(?<![<>!])=(?!>)|≈|\\approx")
 _IN_WORDS = re.compile(
-    r" ?(?:\\\)|\$)? (?:(?:must|should|has to) )?(?:is|are|be) (?:strictly )?(?:(?P<more>greater|more|larger)|less|smaller) than"
+    r" ?(?:\\\)|\$)? (?:(?:must|should|has to) )?(?:is|are|be) "
+    r"(?:strictly )?(?:(?P<more>greater|more|larger)|less|smaller) than"
     r"(?P<equal> or equal to)? (?:\\\(|\$)? ?"
 )
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\{])[a-hj-z](?![A-Za-z])")  # in "3(8 + t)"

@@ -172,6 +172,8 @@ class Asked:
 
     def resolve(self, value: str) -> str | None:
         """A value as an answer: of a choice its label; None for what cannot be one."""
+        if value in self.alternatives:
+            return value  # "1 pound of tin" is no number
         scale = _SCALE.search(value)
         if scale and re.search(rf"\b(?:in|how many) {scale[0].strip()}", self.text, re.I):
             value = value.replace(scale[0], "")
@@ -220,7 +222,9 @@ def read_question(question: str) -> Asked:
         comparison=read_comparison(last, alternatives),
         wants_words=wants_words,
         output=_OUTPUT.search(question[-300:]) is not None and _LITERAL.search(question) is not None,
-        inequality="inequality" in last or _RANGE.search(last) is not None or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
+        inequality="inequality" in last
+        or _RANGE.search(last) is not None
+        or (_INEQUALITY.search(last) is not None and not _EXTREME.search(last)),
         point=_POINT.search(last) is not None,
         date=_DATE.search(last) is not None,
         alternatives=alternatives,
@@ -404,7 +408,9 @@ _MEASURE = re.compile(rf"(?:{either('measures')})")
 _CHOOSES = re.compile(
     rf"(?:{either('truth')})|还是|\b(?:which|who|what) (?:\w+ )?(?:is|was|are|were)\b[^,:]*[,:][^,:?]* or ", re.I
 )
-_LISTED = re.compile(r"\b(?:options|choices|one of|from)[^\[\]\n]{0,40}\[((?:['\"][^'\"\n]{1,80}['\"],?\s?){2,10})\]", re.I)
+_LISTED = re.compile(
+    r"\b(?:options|choices|one of|from)[^\[\]\n]{0,40}\[((?:['\"][^'\"\n]{1,80}['\"],?\s?){2,10})\]", re.I
+)
 _QUOTED = re.compile(r"['\"]([^'\"\n]+)['\"]")
 _ALTERNATIVES = re.compile(rf"(?:{either('alternatives')})", re.I)
 _DATE = re.compile(rf"(?:{either('dates')})", re.I)

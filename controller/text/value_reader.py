@@ -104,7 +104,7 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     if asked.truth and (said := _TRUTH.match(words)):
         return said[0]
-    if asked.truth and not asked.alternatives and (asked.comparison is not None or _CLOSED.match(asked.text)):
+    if asked.truth and not asked.alternatives and (asked.comparison is not None or _CLOSED.match(asked.text.lstrip())):
         return "No" if words.lower() == "none" else asked.holds_in(words)
     if asked.alternatives and (named := asked.alternative_in(words)):
         return named
@@ -135,8 +135,8 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
 _CLAUSE = re.compile(r"[^.,;:!?\n(。，；—]+")
 _MARKUP = re.compile(r"[*_`\"“”]")
 _TRUTH = re.compile(r"(?:yes|no|true|false)\b", _FLAGS)
-_CLOSED = re.compile(r"\W*(?:is|are|do|does|did|was|were|has|have)\b", _FLAGS)  # other verbs may ask for more
-_SAID = re.compile(r"[A-Z]\w* (?:\w+ ){2,}is ([A-Z]\w+)")  # "The capital of Norway is Oslo", in any language
+_CLOSED = re.compile(r"(?:is|are|do|does|did|was|were|has|have)\b", _FLAGS)  # other verbs may ask for more
+_SAID = re.compile(r"\b[A-Z]\w* (?:\w+ ){2,}is ([A-Z]\w+)")  # "The capital of Norway is Oslo", in any language
 _PLACE = re.compile(r"\b(?:is|are|was|were) (?:still |now )?((?:on|in|at|under|below|behind|above|next to|inside) .+)")
 _NAME = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?=(?:in|at|is|who|on|because|since|being|as|for|with|from)\b)")
 _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\w)", re.IGNORECASE)

@@ -112,6 +112,20 @@ def test_plans_questions_and_denials_state_nothing(text: str) -> None:
         ("So 12 are left, while 8 were sold.", "How many are left?", "12"),
         ("So fifty-six ounces. " + "It is a long text. " * 2, "How many ounces?", "56"),
         ("The step before is 7. " * 200 + "So 12.", "How many steps?", "12"),
+        ("Therefore, the answer is the lamp is on the desk.", "Where is the lamp?", "on the desk"),
+        ("So k must be greater than 5.", "The range of values for k is", "k > 5"),
+        ("Hence \\( x \\) must be less than or equal to 3.", "What is the range of values for x?", "x ≤ 3"),
+        ("The new front is red.", "What is now the color of the front?", "red"),
+        ("5. **Combine them:** it spells lamp.", "Spell 'pmal' backwards.", "lamp"),
+        ('Answer: "De hoofdstad van Noorwegen is Oslo."', "Which city? Reply in Dutch.", "Oslo"),
+        ("So the answer: none.", "Are there any birds without wings?", "No"),
+        (
+            "So the answer: the kilogram of gold is heavier.",
+            "Which is heavier, 1 kilogram of gold or 1 pound of tin?",
+            "1 kilogram of gold",
+        ),
+        ("That is not the answer.\n2. Explain it.", "How many are there?", None),
+        ("Thus, the solution is the ordered pair \\((x, y) = (-3, 6)\\).", "Which point is it?", "(-3, 6)"),
     ],
 )
 def test_the_end_of_a_text_is_read_by_what_is_asked(text: str, question: str, answer: str | None) -> None:
@@ -282,6 +296,8 @@ FAMILY = (
     "What is Ann to Bob?\n1. Ann is Bob's great grandparent.\n2. Ann is Bob's grandparent.\n3. Ann is Bob's sibling."
 )
 MORALS = "Which is wrong?\nA. Wrong, Wrong\nB. Wrong, Not wrong\nC. Not wrong, Wrong\nD. Not wrong, Not wrong"
+FORMULAS = "Which?\n(A) 8 over 12 (B) 25 × 8 (C) $f(x)+2=0$ (D) -32 ft/s"
+UNKNOWN = "Who came late?\nA. Ann\nB. Bob\nC. Cannot be determined\nD. both are equally early or late"
 PRICES = "(a) How much?\nThe options are:\nA: $8.00\nB: 24 cm\nC: 1/4\nD: 0.3"
 
 
@@ -302,6 +318,17 @@ PRICES = "(a) How much?\nThe options are:\nA: $8.00\nB: 24 cm\nC: 1/4\nD: 0.3"
         ("A: $8.00 - Incorrect\nB: 24 - Correct\nC: 1/4 - Incorrect\nD: 0.3 - Incorrect", PRICES, "B"),
         ("A: $8.00 - too high\nD: 0.3 - too low", PRICES, None),
         ("The price is 0.3. So D. Checking the rest:\nA: $8.00 does not fit.\nB: 24 does not.", PRICES, "D"),
+        ("\\[ 8.0 \\cdot 2 + 8 = 24 \\text{ cm} \\]", PRICES, "B"),
+        ("So 24 are left for 7 people.", PRICES, "B"),
+        ("So the sum is \\(\\frac{8}{12}\\).", FORMULAS, "A"),
+        ("Therefore, it is \\(25 \\times 8\\).", FORMULAS, "B"),
+        ("So \\( f(x) + 2 = 0 \\).", FORMULAS, "C"),
+        ("So the change is \\(-32 \\mathrm{ft} / \\mathrm{s}\\).", FORMULAS, "D"),
+        ("So nothing was said of it, and we can't know who came late.", UNKNOWN, "C"),
+        ("So it was Ann. There is no need to choose C.", UNKNOWN, "A"),
+        ("So both are equally early.", UNKNOWN, "D"),
+        ("So it must have been Ann. It was sunny. The day was warm. They sat. All slept. It was dark.", UNKNOWN, "A"),
+        ("There are options: A, B, C and D.", UNKNOWN, None),
     ],
 )
 def test_a_choice_is_known_by_what_it_says(text: str, question: str, label: str | None) -> None:
@@ -511,6 +538,11 @@ def test_a_growing_thinking_knows_its_open_regions() -> None:
     [
         ("Which city is the capital?\nA. 北京\nB. 上海", "所以答案是上海。", "B"),
         ("Which is it?\nA) same\nB) same", "So it is the same.", None),
+        ("Which is it? {'A': '12', 'B': 'an oak'}", "So it is an oak.", "B"),
+        ("Which?\nA. tea\nB. oil\n1) A section of steps.\n2) A line Answer: A (or B).", "So it is oil.", "B"),
+        ("Solve 2x = 6.\n1. Give all answers as decimals.\n2. Round them.", "So x = 3.", "3"),
+        ("Is it so? Please select from the following options: ['yes', 'no']", "So it is. Yes.", "Yes"),
+        ("When? Please select from the following options: ['1:15 P.M.', '2:30 P.M.']", "So at 2:30 P.M.", "2:30 P.M."),
     ],
 )
 def test_choices_are_read_by_texts_that_tell_them_apart(question: str, text: str, answer: str | None) -> None:
@@ -520,6 +552,8 @@ def test_choices_are_read_by_texts_that_tell_them_apart(question: str, text: str
 def test_hostile_questions_are_read_at_once() -> None:
     with limited(1.0):
         read_question("Is " + " " * 7_000 + "more than ?")
+        for unit in ("'A': '", "1. ", "A. x\n", "options ['", "options ['a',", "one of ", "A. 1/"):
+            read_question("Which? " + unit * (7_000 // len(unit)))
         same = "left right " * 40
         asked = read_question(f"Where?\nA) {same}up\nB) {same}down")
         assert asked.choices.label_of_text_in("left right " * 100) is None
