@@ -140,6 +140,7 @@ class Upstream(_Secret):
     """A server behind this one."""
 
     url: Name
+    allow_http: bool = False  # send the key unencrypted to another machine
     kind: Literal["auto", "completions", "chat"] = "auto"
     models: list[Name] | dict[Name, str] | None = None  # its names, or its names by ours; None is all that it lists
     tokenizer: str | None = None

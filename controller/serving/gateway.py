@@ -84,7 +84,7 @@ def open_upstreams(
     for number, upstream in enumerate(upstreams):
         secret = upstream.read_key(folder, f"upstreams[{number}]") or key or ""
         source = upstream.key_env or upstream.key_file or UPSTREAM_KEY
-        connect = partial(OpenAIClient, upstream.url, secret, limits.timeout, source)
+        connect = partial(OpenAIClient, upstream.url, secret, limits.timeout, source, upstream.allow_http)
         for name, model, dialect in asyncio.run(_find_models(upstream, connect())):
             if name in workers:
                 raise OptionError(

@@ -52,12 +52,18 @@ class OpenAIClient:
     """The server at a base URL, with or without /v1; each event loop that uses it has connections of its own.
 
     `api_key` is found by `find_key` if it is None, and "" sends none; the server may be silent for `timeout` seconds.
-    `key_variable` has the key of such servers: each role has its own, so that none gets the key of another.
+    `key_variable` has the key of such servers: each role has its own, so that none gets the key of another. With
+    `allow_http` the key may travel unencrypted to another machine.
     Raises OptionError for anything but a URL, CapabilityError where aiohttp is not installed.
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None = None, timeout: float = 120.0, key_variable: str = KEY_VARIABLE
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        key_variable: str = KEY_VARIABLE,
+        allow_http: bool = False,
     ) -> None:
         parts = urlsplit(base_url.strip())
         if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -79,9 +85,10 @@ class OpenAIClient:
         self.timeout = timeout
         self._key = find_key(self.url, key_variable) if api_key is None else api_key
         self._key_source = f"api_key or {KEY_VARIABLE}" if key_variable == KEY_VARIABLE else key_variable
-        if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL:
+        if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL and not allow_http:
             raise OptionError(
-                f"the API key would travel unencrypted to {parts.hostname}; use https://, or a tunnel to this machine",
+                f"the API key would travel unencrypted to {parts.hostname}; use https://, a tunnel to this machine, or "
+                "allow_http = true for this upstream in a server's file, if you trust the network in between",
                 code="insecure_key",
             )
         self._aiohttp, self._proxy = aiohttp, find_proxy(self.url)

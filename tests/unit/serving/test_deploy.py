@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tersely.controller.engines.openai.client import OpenAIClient
+from tersely.controller.serving import gateway
+from tersely.controller.serving.config import Upstream
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.rules import LiveConfig
-from tersely.controller.serving.settings import Billing
+from tersely.controller.serving.rules import LiveConfig, check_names
+from tersely.controller.serving.settings import Billing, ServerLimits
 from tersely.controller.trace import Decision, GenerationResult, Usage
+from tersely.errors import OptionError
 
+from ...support.refusals import refused
 from ..tersely.test_docs import help_of
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -64,13 +71,46 @@ def test_the_example_has_every_key_and_is_read(monkeypatch: pytest.MonkeyPatch) 
     assert live.rules("helper").options.preset == "off"
 
 
-def test_the_manifest_mounts_a_configuration_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_mounts_its_configuration() -> None:
     config, deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
-    (file, text) = next(iter(config["data"].items()))
-    (tmp_path / file).write_text(text)
-    monkeypatch.setenv("CLIENTS_KEY", "one")
-    monkeypatch.setenv("UPSTREAM_KEY", "other")
-    assert set(LiveConfig(path=tmp_path / file).keys.values()) == {"clients"}
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (file,) = config["data"]
     assert f"{container['volumeMounts'][0]['mountPath']}/{file}" in container["args"]
     assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_each_configuration_passes_the_checks_of_the_start_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = next(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    texts = [(DEPLOY / "server.toml").read_text(), manifest["data"]["server.toml"]]
+    texts.append(compose["configs"]["server"]["content"])
+    connected = []
+
+    async def find_none(upstream: Upstream, client: OpenAIClient) -> list[Any]:
+        connected.append(client.url)
+        return []
+
+    monkeypatch.setattr(gateway, "_find_models", find_none)
+    for number, text in enumerate(texts):
+        for name in re.findall(r'key_env = "(\w+)"', text):
+            monkeypatch.setenv(name, f"key of {name}")
+        file = tmp_path / f"{number}.toml"
+        file.write_text(text)
+        live = LiveConfig(path=file)
+        gateway.open_upstreams(live.config.upstreams, tmp_path, gateway.Thinking(), ServerLimits(), Metrics())
+        if all(upstream.models for upstream in live.config.upstreams):
+            check_names(live.config, [name for upstream in live.config.upstreams for name in upstream.names or ()])
+    assert connected[2:] == ["http://model:8000/v1"] * 2
+    assert compose["services"]["model"]["command"][1] in texts[2], "the gateway asks for another model"
+    with refused(OptionError, "insecure_key"):
+        upstreams = [Upstream(url="http://model:8000/v1")]
+        gateway.open_upstreams(upstreams, tmp_path, gateway.Thinking(), ServerLimits(), Metrics(), "secret")
+
+
+def test_images_have_the_tag_of_this_version() -> None:
+    tags = [
+        re.findall(r"tersely:([\w.]+)", (DEPLOY / name).read_text()) for name in ("compose.yaml", "kubernetes.yaml")
+    ]
+    assert tags == [[version("tersely")]] * 2
