@@ -34,6 +34,7 @@ _WRITTEN = (
 """Markers that are plain text: only a reply that begins with the first of a pair has them."""
 _SPECIAL = r"(?:(?:<[|｜][^<>\s]{1,40}[|｜]>|<seed:eos>)\s*)+"
 _AROUND = re.compile(rf"^{_SPECIAL}|(?<![|｜]>)(?<!\s)\s*{_SPECIAL}$")  # special tokens before and behind an answer
+_STREAM = ("data: {", "event: ")  # how server-sent events begin
 _HARMLESS = ("note", "tier", "error")  # actions of a trace that change no text
 
 
@@ -105,11 +106,10 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
 
 def _was_controlled(row: Mapping[str, Any], response: Mapping[str, Any]) -> bool:
     """Whether tersely changed this output: by its decisions, or by what `tersely serve` says in its replies."""
-    decisions = _list_objects(row.get("decisions"), "action")
-    served = [response, *_list_objects(response.get("choices"), "tersely")]
-    usages = [one["tersely"].get("usage") for one in served if isinstance(one.get("tersely"), dict)]
+    served = [_object(one.get("tersely")) for one in (response, *_list_objects(response.get("choices"), "tersely"))]
+    decisions = [each for one in (row, *served) for each in _list_objects(one.get("decisions"), "action")]
     return any(one.get("acted") and one["action"] not in _HARMLESS for one in decisions) or any(
-        usage.get("injected") for usage in usages if isinstance(usage, dict)
+        _object(one.get("usage")).get("injected") for one in served
     )
 
 
@@ -122,8 +122,10 @@ def _find_part(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any
     """The request or response that a row holds, perhaps as JSON text or as the body of an HTTP message; else itself."""
     for name in names:
         part = _parse_json(row.get(name))
+        body = _parse_json(part.get("body")) if isinstance(part, dict) else part
+        if isinstance(body, str) and body.lstrip().startswith(_STREAM):
+            raise RowError("a stream as text; put its pieces together first")
         if isinstance(part, dict):
-            body = part.get("body")
             return body if isinstance(body, dict) else part
     return row
 
@@ -162,6 +164,8 @@ def _was_cut(ended: Mapping[str, Any]) -> bool:
 
 def _read_flat(row: Mapping[str, Any], fields: Fields) -> list[_Reply]:
     thinking, answer = _find_text(row, fields.thinking), _find_text(row, fields.answer)
+    if thinking is not None and thinking.isdecimal():
+        raise RowError("a number of thinking tokens and no text, as in an access log")
     if thinking is None and answer is None:
         failed = row.get("error") or row.get("status") == "failure"
         raise RowError("a failed call" if failed else "unknown format")

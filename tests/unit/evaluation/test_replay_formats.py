@@ -59,6 +59,9 @@ def langsmith(finish: str) -> dict[str, Any]:
 
 
 CONTROLLED = "controlled already, and recorded without its uncontrolled run"
+CLOSE = {"action": "close", "acted": True}
+STREAM = "a stream as text; put its pieces together first"
+COUNTED = "a number of thinking tokens and no text, as in an access log"
 HIDDEN = "only a summary of the thinking, or an encrypted one"
 
 
@@ -183,8 +186,12 @@ def test_each_choice_is_an_output() -> None:
             {"choices": [{"message": CHAT, "tersely": {"usage": {"injected": 3}}}]},
             CONTROLLED,
         ),
+        (pair({}, {"choices": [{"message": CHAT, "tersely": {"decisions": [CLOSE]}}]}), CONTROLLED),
+        (pair({}, 'data: {"choices": [{"delta": {"content": "4"}}]}\n\ndata: [DONE]'), STREAM),
+        (pair({}, {"body": "event: response.created\ndata: {}"}), STREAM),
+        ({"status": 200, "id": "r", "tier": "easy", "thinking": 31, "answer": 9, "exit": "model"}, COUNTED),
         (
-            {"thinking": "So 4.", "answer": "4", "decisions": [{"action": "close", "acted": True}]},
+            {"thinking": "So 4.", "answer": "4", "decisions": [CLOSE]},
             CONTROLLED,
         ),
         (CONVERSE | {"stopReason": "max_tokens"}, "truncated"),
