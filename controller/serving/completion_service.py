@@ -185,11 +185,11 @@ def _check_control(body: RequestBody, rules: RequestRules, model: ModelInfo) -> 
     if not model.budgets and (rules.max_thinking or rules.max_tokens) < rules.max_tokens:
         message = "the ceiling of this key's thinking tokens cannot be kept by this model; choose another model"
         raise RequestError(message, 403, param="model", code="not_allowed")
-    given = {"preset": own.preset is not None, "policies": own.policies is not None, "shadow": own.shadow}
-    chosen = [f"tersely.{name}" for name, is_given in given.items() if is_given]
-    if not rules.own_policies and chosen:
-        message = f"{chosen[0]}: this key may not choose how it is controlled; leave it out"
-        raise RequestError(message, 403, param=chosen[0], code="not_allowed")
+    given = [f"tersely.{name}" for name in ("preset", "policies", "shadow") if getattr(own, name) is not None]
+    if not rules.own_policies and given:
+        message = f"{given[0]}: this key may not choose how it is controlled; leave it out"
+        raise RequestError(message, 403, param=given[0], code="not_allowed")
+    chosen = [field for field in given if field != "tersely.shadow" or own.shadow]
     if own.shadow and (budgets or rules.max_thinking is not None):
         message = "shadow mode changes nothing, so no thinking budget can be kept; leave it out"
         raise RequestError(message, param=list(budgets)[-1] if budgets else "tersely.shadow")
@@ -250,8 +250,8 @@ def _choose_policies(
     if not chosen and not rules.controls(body.name_conversation()):
         notes.append(Decision("server", "off", "not in the share of conversations under control", 0, acted=False))
         preset, policies = "off", None
-    shadow = own.shadow or defaults.shadow
-    if rules.rules.shadow_share and not (has_budget or own.shadow or body.seed is not None):
+    shadow = defaults.shadow if own.shadow is None else own.shadow
+    if rules.rules.shadow_share and own.shadow is None and not has_budget and body.seed is None:
         shadow = random.random() < rules.rules.shadow_share
     if has_budget or (has_effort and not chosen):
         policies = keep_budget(make_policies(preset, policies))

@@ -152,7 +152,7 @@ class TerselyField(StrictModel):
     effort: Effort | None = option_field("effort", default=None)
     preset: Preset | None = option_field("preset", default=None)
     policies: Policies | None = option_field("policies", default=None)
-    shadow: bool = option_field("shadow")
+    shadow: bool | None = option_field("shadow", default=None)
     trace: bool = True
 
 

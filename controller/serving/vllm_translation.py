@@ -111,8 +111,7 @@ def _effort_and_cap(
 
 def _check_allowed(path: str, body: dict[str, Any], own: TerselyField, rules: RequestRules) -> None:
     """Refuse what this client may not ask for, and limit the output; raises RequestError."""
-    chosen = [f"tersely.{name}" for name in ("preset", "policies") if getattr(own, name) is not None]
-    chosen += ["tersely.shadow"] if own.shadow else []
+    chosen = [f"tersely.{name}" for name in ("preset", "policies", "shadow") if getattr(own, name) is not None]
     chosen += [f"vllm_xargs.{KEY}"] if KEY in (body.get("vllm_xargs") or {}) else []
     if chosen and not rules.own_policies:
         message = f"{chosen[0]}: this key may not choose how it is controlled; leave it out"
@@ -161,7 +160,9 @@ def _control(
             control,
             effort=canonical_effort(effort),
             thinking_budget=cap or control.thinking_budget,
-            shadow=own.shadow or control.shadow or random.random() < (rules.rules.shadow_share or 0),
+            shadow=control.shadow or random.random() < (rules.rules.shadow_share or 0)
+            if own.shadow is None
+            else own.shadow,
             answer_reserve=answer_reserve(limit, control.answer_reserve) if isinstance(limit, int) else None,
             question=_last_question(body),
         )

@@ -79,7 +79,7 @@ def test_each_key_has_its_own_rules(server: Served, capfd: pytest.CaptureFixture
     lowered = ask(server, "of-the-team", reasoning_effort="high").json()["choices"][0]["tersely"]
     assert lowered["effort"] == "medium" and lowered["decisions"][0]["policy"] == "server"
     own: dict[str, Any]
-    for own in ({"preset": "off"}, {"policies": []}, {"shadow": True}):
+    for own in ({"preset": "off"}, {"policies": []}, {"shadow": True}, {"shadow": False}):
         assert error_of(ask(server, "of-the-team", tersely=own), 403)["code"] == "not_allowed"
     free = ask(server, "of-the-lab", tersely={"preset": "off"}).json()["choices"][0]["tersely"]
     assert free["usage"]["thinking"] > 40

@@ -78,7 +78,7 @@ def test_shadow_share_leaves_seeds_and_budgets_alone() -> None:
         load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 256}, shadow_share=1.0))
     ) as server:
         assert server.answered()["choices"][0]["tersely"]["shadow"]
-        promised: list[dict[str, Any]] = [{"seed": 1}, {"thinking_token_budget": 60}]
+        promised: list[dict[str, Any]] = [{"seed": 1}, {"thinking_token_budget": 60}, {"tersely": {"shadow": False}}]
         for fields in promised:
             assert not server.answered(**fields)["choices"][0]["tersely"]["shadow"]
 

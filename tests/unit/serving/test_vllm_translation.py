@@ -95,3 +95,4 @@ def test_defaults_and_shares_of_a_configuration() -> None:
     capped = under({"control_share": 0.0, "ceilings": {"thinking_tokens": 77}}).control
     assert [policy.name for policy in capped.make_policies()] == ["budget"] and capped.thinking_budget == 77
     assert under({"shadow_share": 1.0}).control.shadow
+    assert not under({"shadow_share": 1.0}, tersely={"shadow": False}).control.shadow
