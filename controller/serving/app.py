@@ -156,10 +156,12 @@ def _add_info_routes(
 
     @app.get("/ready")
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether requests are accepted."""
+    async def health(request: Request) -> dict[str, str]:
+        """Whether requests are accepted; for /ready, some model's server must not have been lost a moment ago."""
         if not all(worker.accepting for worker in workers.values()):
             raise shutting_down()
+        if request.url.path.endswith("/ready") and all(worker.lost for worker in workers.values()):
+            raise RequestError("the upstream server was lost; try again", 503, code="server_lost", retry_after=5)
         return {"status": "ok"}
 
     @app.get("/version")

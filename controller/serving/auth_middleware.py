@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..engines.openai.client import REQUEST_HEADER, REQUEST_ID
-from .errors import CLIENT_LEFT, RequestError
+from .errors import CLIENT_LEFT, TIMED_OUT, RequestError
 from .limits import BodyLimits, BodyTooLarge, check_shape, estimate_memory, replay
 from .metrics import Metrics
 
@@ -135,17 +135,19 @@ class AuthMiddleware:
                 MutableHeaders(scope=message)[REQUEST_HEADER] = request_id
             await send(message)
 
-        with self.metrics.in_flight.track_inprogress(), self.metrics.latency.time():
-            try:
+        try:
+            with self.metrics.in_flight.track_inprogress(), self.metrics.latency.time():
                 status = await self._answer(scope, receive, name)
-            finally:
-                status = state.get("status", status)
-                self.metrics.requests.labels(str(status)).inc()
-                path = scope["path"][:_LONGEST_PATH]
-                fields = {"method": scope["method"], "path": path, "status": status, "id": request_id}
-                fields["seconds"] = round(time.perf_counter() - start, 3)
-                fields |= {"key": state["key"]} if state.get("key") else {}
-                log_request(self.log, fields | state.get("log", {}))
+        finally:
+            status = state.get("status", status)
+            self.metrics.requests.labels(str(status)).inc()
+            path = scope["path"][:_LONGEST_PATH]
+            fields = {"method": scope["method"], "path": path, "status": status, "id": request_id}
+            fields["seconds"] = round(time.perf_counter() - start, 3)
+            fields |= {"key": state["key"]} if state.get("key") else {}
+            if status in (CLIENT_LEFT, TIMED_OUT) and "settle" in state and self.log != "off":
+                await state["settle"]()
+            log_request(self.log, fields | state.get("log", {}))
 
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -89,7 +89,9 @@ class ServeOptions:
     max_thinking_tokens: Annotated[
         int | None, flag("Most thinking tokens of a reply, whatever clients ask for.", min=MIN_THINKING)
     ] = None
-    answer_reserve: Annotated[int | None, flag("Output tokens reserved for the answer; default: 64.", min=1)] = None
+    answer_reserve: Annotated[int | None, flag("Output tokens for the answer; default: a 16th, 64 to 1024.", min=1)] = (
+        None
+    )
     shadow_share: Annotated[
         float | None, flag("Share of requests answered in shadow mode, for the metrics; default: 0.", min=0.0, max=1.0)
     ] = None
@@ -170,6 +172,10 @@ class GatewayOptions(ServeOptions, SourceOptions):
         int | None, flag("Longest prompt; default: what the model's context holds.", min=1)
     ] = None
     log: Annotated[str, flag("One line per request: text, json or off.", metavar="FORMAT")] = "text"
+    record: Annotated[
+        Path | None,
+        flag("Append questions and replies without control to FILE, for `tersely replay`.", metavar="FILE"),
+    ] = None
     timeout: Annotated[float, flag("Longest time for a request, waiting included.", min=0.1, metavar="SECONDS")] = (
         _LIMITS.timeout
     )
@@ -198,6 +204,7 @@ def serve(given: GatewayOptions) -> None:
         from .auth_middleware import LOG_FORMATS, LineHandler, hash_key
         from .gateway import Thinking, check_rules, load_worker, open_upstreams
         from .metrics import Metrics
+        from .recorder import ReplyRecorder
         from .rules import LiveConfig, ServerSettings
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
@@ -218,7 +225,8 @@ def serve(given: GatewayOptions) -> None:
         rows, given.max_waiting, timeout=given.timeout, prompt=given.max_prompt_tokens, body=given.max_body
     )
     hosts = LOCAL if given.host in LOCAL and not live.keys else None
-    settings = ServerSettings(live, limits, hosts, given.special_tokens, given.log, given.metrics)
+    recorder = None if given.record is None else ReplyRecorder(given.record)
+    settings = ServerSettings(live, limits, hosts, given.special_tokens, recorder, given.log, given.metrics)
     verifier, helper = resolve_verifier(given.verifier), resolve_helper(given.helper)
     thinking = Thinking(markers, given.think_prompt, given.no_thinking, verifier, helper)
     counters = Metrics()

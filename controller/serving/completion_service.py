@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -37,7 +38,9 @@ from .settings import (
 from .worker import RequestWorker
 
 T = TypeVar("T")
-CONTROL = "x-tersely-control"  # a header of replies: what control the model can be under, see `ModelInfo.control`
+CONTROL = "x-tersely-control"  # a header of replies: what control a request is under
+_OFF = Billing(preset="off", control="off")
+_SETTLING = 1.0  # seconds that rows have to stop
 _GREEDY = 1e-5  # below this temperature the likeliest token is taken: dividing by it would not give finite numbers
 _BYTES = 3  # of a prompt's token, or more
 _SEED_RANGE = 1 << 63  # seeds are taken modulo this, since random generators accept no larger ones
@@ -61,21 +64,49 @@ class CompletionService:
             raise unknown_model(body.model, self.workers)
         config, key = self.settings.config, getattr(http.state, "key", "")
         request = resolve_request(body, config.rules(body.model, key), self.settings.limits, worker.model_info)
-        request = replace(request, billing=config.billing(body.model, key))
+        request = replace(request, billing=config.billing(body.model, key, request.billing))
         request = await worker.admit(request, self.settings.special_tokens)
         reply, streams = make_reply(request), bool(body.stream)
-        headers = {CONTROL: worker.model_info.control}
+        headers = {CONTROL: worker.model_info.describe_control(request.billing.control)}
         await release_body(http, body)
         with ExitStack() as stack:
             set_attributes = stack.enter_context(request_span(request.model))
             pending = worker.submit(request, streams)
             stack.callback(pending.cancel)
             stack.callback(asyncio.create_task(_watch_connection(http, pending)).cancel)
-            events = _record(http, pending.events(await pending.next()), set_attributes, request.billing)
+            rows: list[RowFinished] = []
+            http.state.settle = partial(_settle, http, pending, rows)
+            events = self._record(http, pending.events(await pending.next()), set_attributes, request, rows)
             if streams:
                 return _EventStream(reply.stream(events), stack.pop_all(), headers)
-            rows = [event async for event in events if isinstance(event, RowFinished)]
+            async for _ in events:
+                pass
         return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)), headers=headers)
+
+    async def _record(
+        self,
+        http: Request,
+        events: AsyncIterator[Event],
+        set_attributes: Callable[[Mapping[str, Any]], None],
+        request: ResolvedRequest,
+        rows: list[RowFinished],
+    ) -> AsyncIterator[Event]:
+        """The events; how they end is noted for the span, the log, and the metrics, as the status sent says less."""
+        http.state.status = CLIENT_LEFT  # unless they end in another way
+        try:
+            async for event in events:
+                if isinstance(event, RowFinished):
+                    rows.append(event)
+                yield event
+        except RequestError as refusal:
+            http.state.status = refusal.status
+            set_attributes({"error.type": str(refusal.status)})
+            raise
+        http.state.status = 200
+        http.state.log = _describe(request.billing, rows)
+        if self.settings.recorder is not None:
+            self.settings.recorder.add(request, rows)
+        set_attributes(result_attributes([row.result for row in rows], rows[0].budget))
 
 
 async def release_body(http: Request, body: RequestBody) -> None:
@@ -105,6 +136,8 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
     effort, reason = _fit_effort(rules, allowed, budget, limit, reserve if model.policies else None)
     if reason:
         notes.append(Decision("server", "tier", reason, 0))
+    has_budget = budget is not None or most is not None
+    chosen, counted = _choose_policies(body, rules, has_budget, named is not None, notes)
     use_tuned_budgets = rules.tuned and named is None and budget is None
     options = make_options(
         rules.options,
@@ -117,11 +150,10 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
         answer_reserve=reserve,
         tools=tools,
         **_resolve_sampling(body),
-        **_choose_policies(body, rules, budget is not None or most is not None, named is not None, notes),
+        **chosen,
     )
     if not model.thinks:
         options = make_options(options, effort="normal", preset="off", policies=None)
-    stop = getattr(body, "stop", None) or ()
     return ResolvedRequest(
         model=body.model,
         messages=messages,
@@ -129,8 +161,9 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
         effort=effort,
         max_tokens=limit,
         n=n,
-        stops=(stop,) if isinstance(stop, str) else tuple(stop),
+        stops=_list_stops(body),
         include_trace=body.own.trace,
+        billing=replace(counted if model.thinks and model.policies else _OFF, effort=effort),
         notes=tuple(notes),
         prompt_field=body.prompt_field,
         asked_tokens=_ask_for_tokens(body, rules, messages, model.context),
@@ -150,6 +183,11 @@ def _ask_for_tokens(
         return rules.default_tokens
     prompt = len(str([*messages, *body.offered_tools()]).encode()) // _BYTES
     return max(1, min(rules.default_tokens, max(context - prompt, context // 8)))
+
+
+def _list_stops(body: RequestBody) -> tuple[str, ...]:
+    stop = getattr(body, "stop", None) or ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _resolve_sampling(body: RequestBody) -> dict[str, float]:
@@ -236,12 +274,12 @@ def _fit_effort(
 
 def _choose_policies(
     body: RequestBody, rules: RequestRules, has_budget: bool, has_effort: bool, notes: list[Decision]
-) -> dict[str, Any]:
-    """Preset, policies and shadow mode; a requested budget or effort is always kept by a policy."""
+) -> tuple[dict[str, Any], Billing]:
+    """Preset, policies and shadow mode, and what they count as; a requested budget or effort is kept by a policy."""
     own, defaults = body.own, rules.options
     if not rules.enabled:
         notes.append(Decision("server", "off", "control is switched off", 0, acted=False))
-        return {"preset": "off", "policies": None, "shadow": False}
+        return {"preset": "off", "policies": None, "shadow": False}, _OFF
     chosen = own.preset is not None or own.policies is not None
     if own.preset is not None and own.policies is not None:
         raise RequestError("tersely.policies replaces tersely.preset; give one of them", param="tersely.policies")
@@ -253,9 +291,12 @@ def _choose_policies(
     shadow = defaults.shadow if own.shadow is None else own.shadow
     if rules.rules.shadow_share and own.shadow is None and not has_budget and body.seed is None:
         shadow = random.random() < rules.rules.shadow_share
+    resolved = make_policies(preset, policies)
+    named = preset or "off" if policies is None else "policies"
+    counted = Billing(preset=named, control="off" if not resolved else "shadow" if shadow else "on")
     if has_budget or (has_effort and not chosen):
-        policies = keep_budget(make_policies(preset, policies))
-    return {"preset": preset, "policies": policies, "shadow": shadow}
+        policies = keep_budget(resolved)
+    return {"preset": preset, "policies": policies, "shadow": shadow}, counted
 
 
 class _EventStream(StreamingResponse):
@@ -272,24 +313,14 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _record(
-    http: Request, events: AsyncIterator[Event], set_attributes: Callable[[Mapping[str, Any]], None], billing: Billing
-) -> AsyncIterator[Event]:
-    """The events; how they end is recorded in the span and, as the status that was sent says less, for the metrics."""
-    http.state.status = CLIENT_LEFT  # unless they end in another way
-    rows: list[RowFinished] = []
-    try:
-        async for event in events:
-            if isinstance(event, RowFinished):
-                rows.append(event)
-            yield event
-    except RequestError as refusal:
-        http.state.status = refusal.status
-        set_attributes({"error.type": str(refusal.status)})
-        raise
-    http.state.status = 200
+def _describe(billing: Billing, rows: Sequence[RowFinished]) -> dict[str, Any]:
+    """What the log says of a request."""
     results = [row.result for row in rows]
-    http.state.log = {
+    fields = {
+        "model": billing.model,
+        "effort": billing.effort,
+        "preset": billing.preset,
+        "control": billing.control,
         "tier": results[0].tier,
         "prompt": results[0].usage.prompt,
         "thinking": sum(result.usage.thinking for result in results),
@@ -298,8 +329,20 @@ async def _record(
         "exit": exit_reason(results[0]),
     }
     if billing.input or billing.output:
-        http.state.log["cost"] = round(sum(billing.cost(result.usage) for result in results), 6)
-    set_attributes(result_attributes(results, rows[0].budget))
+        fields["cost"] = round(sum(billing.cost(result.usage) for result in results), 6)
+    return fields
+
+
+async def _settle(http: Request, pending: PendingResponse, rows: list[RowFinished]) -> None:
+    """Log what was spent on a request that ended early, which its rows report once they have stopped."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SETTLING):
+            while len(rows) < pending.request.n:
+                with suppress(RequestError):
+                    event = await pending.next()
+                    rows.extend([event] if isinstance(event, RowFinished) else [])
+    if rows:
+        http.state.log = _describe(pending.request.billing, rows)
 
 
 async def _watch_connection(http: Request, pending: PendingResponse) -> None:

@@ -11,6 +11,7 @@ from ...errors import TerselyError, did_you_mean, shorten
 from ...validation import format_error_details, format_location
 
 CLIENT_LEFT = 499  # status of a request whose client disconnected; only the metrics see it
+TIMED_OUT = 504
 _LONGEST, _LONGEST_PARAM = 2000, 200
 """Characters of a refusal's message and of the field that it names: what was sent is not sent back whole."""
 _NO_FIELDS = ("body", "str", "int", "float", "bool")

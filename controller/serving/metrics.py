@@ -18,8 +18,10 @@ from .errors import RequestError
 from .settings import UNBILLED, Billing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CANCELLED = "cancelled"  # the finish reason of rows whose client left, or whose time was over
 STAGES = ("prepare", "thinking", "policy", "fallback")
 """Where control fails: before the thinking, in it, in one policy, or so that another endpoint had to answer."""
+_GROUP = ("tier", "model", "control")  # labels
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -37,11 +39,14 @@ class Metrics:
             return Histogram(f"tersely_{name}", text, registry=registry, buckets=buckets)
 
         self._prompt = counter("prompt_tokens", "Prompt tokens.")
-        self._thinking = counter("thinking_tokens", "Thinking tokens, including injected ones.", "tier")
-        self._answer = counter("answer_tokens", "Answer tokens.", "tier")
+        self._thinking = counter("thinking_tokens", "Thinking tokens, including injected ones.", *_GROUP)
+        self._answer = counter("answer_tokens", "Answer tokens.", *_GROUP)
         self._injected = counter("injected_tokens", "Tokens of the text that the controller wrote.")
         self._overhead = counter("overhead_tokens", "Tokens paid for in addition to the text.", "kind")
-        self._exits = counter("exits", "How thinking ended: the policy that closed it, model, or limit.", "reason")
+        self._exits = counter(
+            "exits", "How thinking ended: the policy that closed it, model, or limit.", "reason", *_GROUP[1:]
+        )
+        self._replies = counter("replies", "Replies.", "effort", "preset", *_GROUP[1:])
         self._budget = histogram("budget_tokens", "Thinking tokens that a row was allowed.", _TOKENS)
         self.requests = counter("requests", "Requests by HTTP status; 499 is a client that disconnected.", "status")
         self.latency = histogram("request_latency_seconds", "From a request's first byte to its last.", _SECONDS)
@@ -62,23 +67,25 @@ class Metrics:
         for stage in STAGES:
             self.control_failures.labels(stage)
 
-    def add_result(self, result: GenerationResult, budget: int, shadow: bool, billing: Billing = UNBILLED) -> None:
-        """Count a finished row, which was allowed `budget` thinking tokens."""
-        usage = result.usage
+    def add_result(self, result: GenerationResult, budget: int | None, billing: Billing = UNBILLED) -> None:
+        """Count a row that has ended, which was allowed `budget` thinking tokens; None is any number."""
+        usage, group = result.usage, (billing.model, billing.control)
         if cost := billing.cost(usage):
             self._cost.labels(billing.model, billing.key).inc(cost)
         self._prompt.inc(usage.prompt)
-        self._thinking.labels(result.tier).inc(usage.thinking)
-        self._answer.labels(result.tier).inc(usage.answer)
+        self._replies.labels(billing.effort, billing.preset, *group).inc()
+        self._thinking.labels(result.tier, *group).inc(usage.thinking)
+        self._answer.labels(result.tier, *group).inc(usage.answer)
         self._injected.inc(usage.injected)
         for kind in OVERHEAD:
             self._overhead.labels(kind).inc(getattr(usage, kind))
-        self._budget.observe(budget)
+        if budget is not None:
+            self._budget.observe(budget)
         failures = sum(d.action == "error" and d.policy != "server" for d in result.trace)
         self.control_failures.labels("policy").inc(failures)
         if usage.thinking:
-            self._exits.labels(exit_reason(result)).inc()
-        if shadow:
+            self._exits.labels(exit_reason(result), *group).inc()
+        if billing.control == "shadow":
             close = next((d for d in result.trace if d.action == "close" and not d.acted), None)
             self._shadow.labels(result.tier).inc(usage.thinking)
             kept = usage.thinking if close is None else min(close.position, usage.thinking)
@@ -91,14 +98,16 @@ class Metrics:
 
 
 def exit_reason(result: GenerationResult) -> str:
-    """What ended the thinking: the policy that closed it, `model`, or `limit`."""
+    """What ended the thinking: the policy that closed it, `model`, `limit`, or `cancelled`."""
     closes = [d.policy for d in result.trace if d.action == "close" and d.acted]
     if closes:
         return closes[-1]
+    if result.finish_reason == CANCELLED and not result.usage.answer:
+        return CANCELLED
     return "model" if result.usage.answer or result.finish_reason in ("stop", "content_filter") else "limit"
 
 
-def result_attributes(results: Sequence[GenerationResult], budget: int) -> dict[str, Any]:
+def result_attributes(results: Sequence[GenerationResult], budget: int | None) -> dict[str, Any]:
     """The attributes of a span by the results of a request's rows, which were allowed `budget` thinking tokens each."""
     usages = [result.usage for result in results]
     thinking = sum(usage.thinking for usage in usages)
@@ -108,7 +117,7 @@ def result_attributes(results: Sequence[GenerationResult], budget: int) -> dict[
         "gen_ai.usage.reasoning.output_tokens": thinking,
         "gen_ai.response.finish_reasons": [result.finish_reason for result in results],
         "tersely.tier": results[0].tier,
-        "tersely.budget": budget,
+        **({} if budget is None else {"tersely.budget": budget}),
         "tersely.exit": exit_reason(results[0]) if usages[0].thinking else "none",
         "tersely.trial_tokens": sum(usage.trial for usage in usages),
         "tersely.overhead_tokens": sum(usage.overhead for usage in usages),

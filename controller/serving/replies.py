@@ -15,7 +15,7 @@ from typing import Any
 from ..streaming import TextDeltaEvent
 from ..text.tool_calls import parse_tool_calls
 from ..trace import GenerationResult
-from .errors import RequestError
+from .errors import TIMED_OUT, RequestError
 from .settings import ResolvedRequest
 
 
@@ -25,7 +25,7 @@ class RowFinished:
 
     row: int
     result: GenerationResult
-    budget: int  # thinking tokens that the row was allowed
+    budget: int | None  # thinking tokens that the row was allowed; None is any number
     content: str  # the answer without tool calls
     tool_calls: Sequence[dict[str, object]] = ()  # in OpenAI's form
     cached: int = 0  # prompt tokens that were not read again
@@ -52,7 +52,7 @@ class PendingResponse:
 
     def __init__(self, request: ResolvedRequest, streams: bool, timeout: float) -> None:
         self.request, self.streams = request, streams
-        self.cancelled = False
+        self.cancelled = self.answered = False
         self.on_cancel: Callable[[], object] | None = None
         """Called in the event loop when this is cancelled, for work that does not look at `cancelled`."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
@@ -61,6 +61,7 @@ class PendingResponse:
 
     def send(self, event: Event | RequestError) -> None:
         """Hand an event, or the error that replaces all further ones, to the event loop."""
+        self.answered |= isinstance(event, RowFinished) and not self.cancelled
         if threading.get_ident() == self._thread:
             self._events.put_nowait(event)
             return
@@ -78,7 +79,7 @@ class PendingResponse:
                 self._loop.call_soon_threadsafe(self.on_cancel)
 
     def _time_out(self, seconds: float) -> None:
-        self.send(RequestError(f"not answered within {seconds:g} s", 504, code="timeout"))
+        self.send(RequestError(f"not answered within {seconds:g} s", TIMED_OUT, code="timeout"))
         self.cancel()
 
     async def next(self) -> Event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ...errors import OptionError, TerselyError, check_known
 from ..options import MAX_OUTPUT_TOKENS, GenerationOptions, load_config, make_options
 from .auth_middleware import hash_key
 from .config import ConfigFileError, Rules, ServerConfig, build_policies, overlay, read_config_file
-from .settings import EFFORT_CAPS, OPENAI_NAMES, Billing, ServerLimits, openai_effort
+from .recorder import ReplyRecorder
+from .settings import EFFORT_CAPS, OPENAI_NAMES, UNBILLED, Billing, ServerLimits, openai_effort
 
 _log = logging.getLogger(__name__)
 _BUCKETS = 1 << 16
@@ -143,10 +144,11 @@ class LiveConfig:
         options = make_options(answer_reserve=defaults.answer_reserve, probes=self.probes, **chosen)
         return RequestRules(rules, options, {**EFFORT_CAPS, **(defaults.budgets or {})})
 
-    def billing(self, model: str, key: str = "") -> Billing:
-        """Whom a request is charged to, and at which price."""
+    def billing(self, model: str, key: str = "", counted: Billing = UNBILLED) -> Billing:
+        """Whom a request is charged to, at which price, and what it is `counted` under."""
         price = self.config.prices.get(model)
-        return Billing(model, key) if price is None else Billing(model, key, price.input, price.output)
+        billing = replace(counted, model=model, key=key)
+        return billing if price is None else replace(billing, input=price.input, output=price.output)
 
     def reload(self) -> None:
         """Read the file again; where it is not valid, or the server cannot do what it says, the old one stays."""
@@ -184,5 +186,6 @@ class ServerSettings:
     limits: ServerLimits = field(default_factory=ServerLimits)
     hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
     special_tokens: bool = False  # whether texts of users and tools may become special tokens
+    recorder: ReplyRecorder | None = None  # of replies without control
     log: str = "off"  # one line per request; see `auth_middleware.LOG_FORMATS`
     metrics: str = "key"  # who may read /metrics; see `auth_middleware.Access`

@@ -61,20 +61,24 @@ class ModelInfo:
     tools: bool = False  # its chat template accepts tools
     context: int | None = None
 
-    @property
-    def control(self) -> str:
-        """What a header of replies says of the control that the model can be under."""
+    def describe_control(self, control: str) -> str:
+        """What a header of replies says of the control that a request is under; see `Billing`."""
         if not self.thinks:
             return "none"
-        return "full" if self.policies else "effort, budget" if self.budgets else "effort"
+        if self.policies:
+            return "full" if control == "on" else control
+        return "effort, budget" if self.budgets else "effort"
 
 
 @dataclass(frozen=True, slots=True)
 class Billing:
-    """Whom a request is charged to."""
+    """Whom a request is charged to, and what it is counted under."""
 
     model: str = ""
     key: str = ""  # the name of the client's key
+    effort: str = ""
+    preset: str = ""  # "policies" if they are listed one by one
+    control: str = "on"  # or "shadow", or "off": nothing ends the thinking but a budget that must be kept
     input: float = 0.0  # price of a million prompt tokens
     output: float = 0.0  # price of a million other tokens
 

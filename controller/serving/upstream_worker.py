@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from ...errors import CapabilityError, ModelError, TerselyError
+from ..budgets import canonical_effort
 from ..chat_model import ChatModel, ChatQuestion
 from ..engines.openai import CompletionBackend, StreamError, run_together
 from ..engines.openai.client import RefusedError
 from ..engines.openai.engine import RemoteEngine
 from ..session import Session, make_sink
-from ..trace import Decision
+from ..streaming import TextDeltaEvent
+from ..trace import Decision, GenerationResult, Usage
 from .errors import RequestError
-from .metrics import Metrics
+from .metrics import CANCELLED, Metrics
 from .replies import PendingResponse, RowFinished
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
@@ -26,6 +30,7 @@ from .worker import RequestWorker, ServedRow, SessionWorker, engine_failed, lost
 _log = logging.getLogger(__name__)
 _CLOSE_TIMEOUT = 5.0  # seconds
 _LONGEST_REST = 5.0  # seconds that clients wait for a busy server without being told
+_LOST = 30.0  # seconds for which a server counts as lost; without requests nothing would say that it is back
 _BUSY = (429, 503)  # statuses that are passed on
 _OF_CLIENTS = (400, 413, 415, 422, 451)  # those of requests that are the client's own fault, with the reason
 
@@ -37,6 +42,11 @@ class LoopWorker(RequestWorker):
         super().__init__(limits, metrics, model_info)
         self._tasks: dict[asyncio.Task[None], PendingResponse] = {}
         self._slots = asyncio.Semaphore(limits.batch)
+        self._lost_until = 0.0
+
+    @property
+    def lost(self) -> bool:
+        return time.monotonic() < self._lost_until
 
     @property
     def unfinished(self) -> Sequence[PendingResponse]:
@@ -75,14 +85,25 @@ class LoopWorker(RequestWorker):
                 pending.send(error)
             except ModelError as error:
                 _log.error("the upstream server failed: %s", _describe(error))
+                if isinstance(getattr(error.__cause__, "__cause__", None), OSError):  # no connection
+                    self._lost_until = time.monotonic() + _LOST
                 pending.send(_upstream_failed(error))
             except Exception:
                 _log.exception("a request failed")
                 pending.send(engine_failed())
+            finally:
+                if pending.answered:  # perhaps cancelled just now, as the last row was there
+                    self._lost_until = 0.0
 
     async def _chat(self, upstream: ChatModel, pending: PendingResponse, number: int) -> None:
         """Answer one row through a chat endpoint."""
-        request = pending.request
+        request, spent = pending.request, Counter[str]()
+
+        def emit(event: TextDeltaEvent) -> None:
+            spent[event.channel] += 1
+            if pending.streams:
+                pending.send(event)
+
         try:
             asked = ChatQuestion(
                 request.messages,
@@ -92,16 +113,25 @@ class LoopWorker(RequestWorker):
                 request.has_effort,
                 request.passed,
             )
-            answer = await upstream.answer(asked, number, pending.send if pending.streams else lambda event: None)
+            answer = await upstream.answer(asked, number, emit)
+        except asyncio.CancelledError:  # what was written until then counts, by pieces of the stream
+            usage = Usage(thinking=spent["thinking"], answer=spent["answer"])
+            result = GenerationResult("", "", "", CANCELLED, canonical_effort(request.effort), usage)
+            self._finish(pending, RowFinished(number, result, None, ""))
+            raise
         except TerselyError as error:
             if isinstance(error, ModelError):
                 raise
             raise RequestError(str(error), param=request.prompt_field) from None
         note = Decision("server", "note", upstream.dialect.describe(), 0, acted=False)
         result = replace(answer.result, trace=(*request.notes, note, *answer.result.trace))
-        self.metrics.add_result(result, answer.budget, False, request.billing)
-        finished = RowFinished(number, result, answer.budget, result.answer, answer.tool_calls)
-        pending.send(replace(finished, cached=answer.cached, logprobs=answer.logprobs))
+        budget = answer.budget if upstream.dialect.budget_fields or not answer.budget else None
+        finished = RowFinished(number, result, budget, result.answer, answer.tool_calls)
+        self._finish(pending, replace(finished, cached=answer.cached, logprobs=answer.logprobs))
+
+    def _finish(self, pending: PendingResponse, row: RowFinished) -> None:
+        self.metrics.add_result(row.result, row.budget, pending.request.billing)
+        pending.send(row)
 
 
 class ChatWorker(LoopWorker):

@@ -155,7 +155,7 @@ class ControlMiddleware:
             model = str(given.get("model", ""))
             mapping = translate(path, given, self.config.rules(model, key), tag)
             require_trials(mapping.control, self._trials)
-            billing = self.config.billing(model, key)
+            billing = self.config.billing(model, key, mapping.counted)
             del given
         except CapabilityError as missing:
             raise RequestError(str(missing), param=KEY, code=missing.code) from None
@@ -335,7 +335,7 @@ class ReplyAnnotator:
         trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
         usage = replace(_read_usage(reply), trial=sum(decision.tokens for decision in trace))
         result = GenerationResult("", "", "", "stop", tier, usage, trace)
-        self.metrics.add_result(result, self._budget or 0, self._shadow, self.billing)
+        self.metrics.add_result(result, self._budget or 0, self.billing)
 
 
 def _add_reasoning_alias(message: Any) -> None:

@@ -16,7 +16,7 @@ from ..vllm.request_control import KEY, RequestControl, make_control, read_contr
 from .errors import RequestError, from_validation_error
 from .rules import RequestRules
 from .schemas import Effort, TerselyField, ThinkingOptions
-from .settings import answer_reserve, openai_effort
+from .settings import Billing, answer_reserve, openai_effort
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/messages")
 CHAT, RESPONSES, COMPLETIONS, MESSAGES = PATHS
@@ -50,6 +50,15 @@ class VllmRequestMapping:
     control: RequestControl | None  # None if nothing is controlled
     include_trace: bool = True  # whether the reply lists the decisions
     usage_added: bool = False  # a stream ends with the usage for the metrics only; the client did not ask for it
+
+    @property
+    def counted(self) -> Billing:
+        """What the request is counted under."""
+        control, preset, mode = self.control, "off", "off"
+        if control is not None and list(control.policies or ()) != ["budget"]:
+            preset = control.preset or "balanced" if control.policies is None else "policies"
+            mode = "shadow" if control.shadow else "on"
+        return Billing(effort=self.effort, preset=preset, control=mode)
 
 
 def translate(path: str, given: Mapping[str, Any], rules: RequestRules, tag: str) -> VllmRequestMapping:

@@ -24,7 +24,7 @@ from ..trace import Decision
 from ..types import KEEP, Completion, Directive, StepInfo
 from .errors import RequestError
 from .limits import PromptLimit
-from .metrics import Metrics
+from .metrics import CANCELLED, Metrics
 from .replies import PendingResponse, RowFinished, split_tool_calls
 from .rules import RequestRules
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
@@ -118,8 +118,11 @@ class ServedRow(BatchRow):
         result = replace(result, trace=(*request.notes, *result.trace))
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
         self.emitter.finish(result.thinking, content)
-        budget = self.prepared.budget.thinking
-        self.metrics.add_result(result, budget, request.options.shadow, request.billing)
+        if self.pending.cancelled:
+            result = replace(result, finish_reason=CANCELLED)
+        kept = not request.options.shadow and any(policy.name == "budget" for policy in self.prepared.policies)
+        budget = self.prepared.budget.thinking if kept or request.effort == "none" else None
+        self.metrics.add_result(result, budget, request.billing)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
 
 
@@ -139,6 +142,11 @@ class RequestWorker(ABC):
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not self.unfinished
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server that answers was lost a moment ago."""
+        return False
 
     @abstractmethod
     def start(self) -> None:

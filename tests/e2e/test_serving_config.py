@@ -16,11 +16,14 @@ import pytest
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.serving.cli import serve
 from tersely.controller.serving.config import ConfigFileError
+from tersely.controller.serving.recorder import ReplyRecorder
 from tersely.controller.serving.rules import LiveConfig, ServerSettings
 from tersely.errors import CapabilityError, OptionError, TerselyError
+from tersely.evaluation.replay.formats import Fields
+from tersely.evaluation.replay.logs import load_set
 
 from ..support.refusals import refused
-from ..support.serving import MODEL, PATIENCE, Served, body, configured, error_of, served
+from ..support.serving import MODEL, PATIENCE, QUESTION, Served, body, configured, error_of, served
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 400}
 FILE = f"""
@@ -99,14 +102,34 @@ def test_each_key_has_its_own_rules(server: Served, capfd: pytest.CaptureFixture
     assert {"team", "lab", None} <= set(keys) and "of-the" not in text
 
 
-def test_the_off_switch_and_the_share_under_control(engine: TransformersEngine) -> None:
+def test_the_off_switch_and_the_share_under_control(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rules: dict[str, Any] = {"ceilings": {"thinking_tokens": 40}}
-    for changes, policy in (({"enabled": False}, "server"), ({"control_share": 0.0}, "server")):
-        with served(load_engine(MODEL), ServerSettings(configured(**rules, **changes))) as server:
-            meta = server.answered(**GREEDY)["choices"][0]["tersely"]
-            assert meta["decisions"][0]["policy"] == policy and not meta["decisions"][0]["acted"]
+    path = tmp_path / "replies.jsonl"
+    for changes, budget, control in (
+        ({"enabled": False}, None, "off"),
+        ({"control_share": 0.0}, 40, "off"),
+        ({}, 40, "full"),
+    ):
+        settings = ServerSettings(configured(**rules, **changes), recorder=ReplyRecorder(path), log="json")
+        with served(load_engine(MODEL), settings) as server:
+            reply = server.chat(**GREEDY)
+            assert reply.headers["x-tersely-control"] == control
+            meta = reply.json()["choices"][0]["tersely"]
+            assert (meta["decisions"][0]["policy"] == "server") == bool(changes) and meta["budget"] == budget
             # Outside of the share, what no request passes still holds; with the switch off, nothing does.
             assert (meta["usage"]["thinking"] > 40) == ("enabled" in changes)
+    # Only replies without control are recorded, and the one that the ceiling cut says so.
+    assert path.stat().st_mode & 0o777 == 0o600
+    recorded = load_set(path, "replies", Fields(), None)
+    assert [row.question for row in recorded.rows] == [QUESTION] and recorded.left_out == {"truncated": 1}
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"path"' in line]
+    assert [(line["model"], line["effort"], line["preset"], line["control"]) for line in lines] == [
+        (MODEL, "normal", "off", "off"),
+        (MODEL, "normal", "off", "off"),
+        (MODEL, "normal", "balanced", "on"),
+    ]
+    with refused(OptionError):
+        ReplyRecorder(tmp_path)
 
 
 def test_what_the_server_cannot_do_is_refused_at_the_start(file: Path, tmp_path: Path) -> None:

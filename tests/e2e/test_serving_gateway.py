@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +20,7 @@ from ..support.chat_servers import ChatServer, content, thinking
 from ..support.gateways import GREEDY, SAID, ask, gateway
 from ..support.refusals import refused
 from ..support.remote_servers import TextServer
-from ..support.serving import MODEL, body, chunks_of, configured, texts_of, until
+from ..support.serving import MODEL, body, chunks_of, configured, error_of, texts_of, until
 
 LOOP = [thinking("So we have seven. Let me check that again. ")] * 400
 
@@ -69,7 +73,7 @@ def test_a_chat_endpoint_is_passed_efforts_and_limits(tags: bool, capfd: pytest.
         ask(server, reasoning_effort="none")
         assert upstream.bodies[-1]["chat_template_kwargs"] == {"enable_thinking": False}
         # What is not possible is said in the header, the trace, and at the start.
-        assert reply["headers"]["x-tersely-control"] == "effort"
+        assert reply["headers"]["x-tersely-control"] == "effort" and meta["budget"] is None
         assert [d["acted"] for d in meta["decisions"] if "chat endpoint" in d["reason"]] == [False]
         assert "chat endpoint" in capfd.readouterr().err
         for fields in ({"thinking_token_budget": 50}, {"tersely": {"preset": "fast"}}, {"tersely": {"shadow": True}}):
@@ -113,7 +117,7 @@ def test_llama_cpp_gets_a_budget_and_ends_loops() -> None:
         closes = [d for d in choice["tersely"]["decisions"] if d["action"] == "close"]
         assert [(d["policy"], d["acted"]) for d in closes] == [("repetition", True)]
         assert closes[0]["position"] < 100
-        assert server.metrics()['tersely_exits_total{reason="repetition"}'] == 1
+        assert server.metrics()['tersely_exits_total{control="off",model="talker",reason="repetition"}'] == 1
         ask(server, thinking_token_budget=40)
         assert upstream.bodies[-1]["thinking_budget_tokens"] == 40
 
@@ -213,6 +217,14 @@ def test_a_chat_endpoint_that_breaks_is_asked_again_until_it_has_written() -> No
         error = reply["error"]
         assert error["code"] == "server_lost" and upstream.url not in error["message"]
         assert reply["headers"]["retry-after"] == "1"
+        assert server.http.get("/ready").status_code == 200
+        server.worker.upstream.client.url, url = "http://127.0.0.1:9/v1", server.worker.upstream.client.url
+        assert ask(server, status=502)["error"]["code"] == "server_lost"
+        assert error_of(server.http.get("/ready"), 503)["code"] == "server_lost"
+        assert server.http.get("/health").status_code == 200
+        server.worker.upstream.client.url = url
+        ask(server)
+        until(lambda: server.http.get("/ready").status_code == 200)
 
 
 def test_a_chat_endpoint_that_stays_busy_says_so_to_clients() -> None:
@@ -222,16 +234,42 @@ def test_a_chat_endpoint_that_stays_busy_says_so_to_clients() -> None:
         upstream.busy, upstream.rest = 3, "7"
         reply = ask(server, status=429)
         assert (reply["error"]["code"], reply["headers"]["retry-after"]) == ("busy", "7")
+        assert server.http.get("/ready").status_code == 200
 
 
-def test_a_client_that_leaves_ends_the_stream_upstream() -> None:
+class EndlessServer(TextServer):
+    """Writes slowly, and as much as it may."""
+
+    def generate(self, body: dict[str, Any], send: Callable[[str, str | None], None]) -> None:
+        for number in range(body["max_tokens"]):
+            send(f"Then {number}. ", None)
+            time.sleep(0.02)
+        send("", "length")
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+def test_a_client_that_leaves_ends_the_stream_upstream_and_pays(
+    kind: str, local: TransformersEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    endless = EndlessServer(local, models=("talker",))
+    server_of = {"chat": ChatServer([content("word ")] * 100_000, pause=0.005), "completions": endless}
     with (
-        ChatServer([content("word ")] * 100_000, pause=0.005).serve() as upstream,  # for longer than `until` waits
-        gateway({"url": upstream.url}) as server,
+        server_of[kind].serve() as upstream,
+        gateway({"url": upstream.url, "kind": kind, "tokenizer": MODEL}, log="json") as server,
     ):
-        fields = {**body(**GREEDY), "model": "talker", "stream": True}
+        fields = {**body(**GREEDY), "model": "talker", "stream": True, "max_tokens": 900}
         with server.http.stream("POST", "/v1/chat/completions", json=fields) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            for _ in range(20):
+                next(lines)
         until(lambda: server.worker.idle and not upstream.running)
         until(lambda: server.metrics()["tersely_requests_in_flight"] == 0)
-        assert server.metrics()['tersely_requests_total{status="499"}'] == 1
+        metrics = server.metrics()
+        assert metrics['tersely_requests_total{status="499"}'] == 1
+        written = [
+            v for k, v in metrics.items() if k.startswith(("tersely_thinking_tokens_t", "tersely_answer_tokens_t"))
+        ]
+        assert sum(written) > 5
+    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"path"' in line]
+    assert (line["status"], line["model"], line["thinking"] + line["answer"]) == (499, "talker", sum(written))
+    assert line["exit"] == "cancelled" or kind == "chat"

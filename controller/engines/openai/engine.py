@@ -145,6 +145,11 @@ class RemoteEngine:
             self._calls.add(call)
         try:
             completions = await run_together(request.run() for request in running)
+        except asyncio.CancelledError:
+            for request in running:
+                if request.sequence.finish is None:
+                    request.notify()
+            raise
         finally:
             self._calls.discard(call)
         if error := next((request.lost for request in running if request.lost is not None), None):
@@ -210,9 +215,13 @@ class RemoteRequest:
             while sequence.waiting_for is not None:
                 await asyncio.get_running_loop().run_in_executor(self.engine.waiter, _wait, sequence.waiting_for)
                 self._unsubmitted += len(sequence.wake(WAIT).add)
+        return self.notify()
+
+    def notify(self) -> Completion:
+        """Tell the listener that the sequence ends here."""
         completion = self.completion()
-        if sequence.notify is not None:
-            sequence.notify(completion)
+        if self.sequence.notify is not None:
+            self.sequence.notify(completion)
         return completion
 
     def completion(self) -> Completion:

@@ -31,7 +31,7 @@ DEPLOY = Path(__file__).parents[3] / "deploy"
 def test_the_board_shows_metrics_that_exist() -> None:
     metrics = Metrics()
     done = GenerationResult("", "", "", "stop", "easy", Usage(9, 9, 9), (Decision("budget", "close", "", 0),))
-    metrics.add_result(done, 9, True, Billing("m", "k", 1, 1))
+    metrics.add_result(done, 9, Billing("m", "k", control="shadow", input=1, output=1))
     metrics.requests.labels("200").inc()
     families = text_string_to_metric_families(metrics.render().decode())
     known = {sample.name: set(sample.labels) for family in families for sample in family.samples}

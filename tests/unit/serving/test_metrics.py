@@ -12,6 +12,7 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.rules import ServerSettings
+from tersely.controller.serving.settings import Billing
 from tersely.controller.trace import Decision, GenerationResult, Usage
 
 from ...support.serving import MODEL, Served, body, configured, served
@@ -23,6 +24,9 @@ pytest.importorskip("prometheus_client")
 def server() -> Iterator[Served]:
     with served(load_engine(MODEL), ServerSettings(configured(ceilings={"max_tokens": 512}))) as running:
         yield running
+
+
+ON = f'control="on",model="{MODEL}"'
 
 
 def increases(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -39,10 +43,16 @@ def test_counters_agree_with_the_replies(server: Served) -> None:
     server.refused(reasoning_effort="hgih")
     delta = increases(before, server.metrics())
     metadata = [choice["tersely"] for choice in two["choices"]]
-    assert delta['thinking_tokens_total{tier="normal"}'] == one["choices"][0]["tersely"]["usage"]["thinking"]
-    assert delta['thinking_tokens_total{tier="easy"}'] == sum(t["usage"]["thinking"] for t in metadata)
-    assert 'thinking_tokens_total{tier="none"}' not in delta and delta['answer_tokens_total{tier="none"}'] > 0
-    assert delta['exits_total{reason="budget"}'] == 1
+    assert delta[f'thinking_tokens_total{{{ON},tier="normal"}}'] == one["choices"][0]["tersely"]["usage"]["thinking"]
+    assert delta[f'thinking_tokens_total{{{ON},tier="easy"}}'] == sum(t["usage"]["thinking"] for t in metadata)
+    assert f'thinking_tokens_total{{{ON},tier="none"}}' not in delta
+    assert delta[f'answer_tokens_total{{{ON},tier="none"}}'] > 0
+    assert delta[f'exits_total{{{ON},reason="budget"}}'] == 1
+    replies = {key: number for key, number in delta.items() if key.startswith("replies_total")}
+    assert replies == {
+        f'replies_total{{control="on",effort="{effort}",model="{MODEL}",preset="balanced"}}': number
+        for effort, number in (("normal", 1), ("low", 2), ("none", 1))
+    }
     assert sum(v for k, v in delta.items() if k.startswith("exits_total")) == 3
     assert (delta['requests_total{status="200"}'], delta['requests_total{status="400"}']) == (3, 1)
     assert (delta["budget_tokens_count"], delta["budget_tokens_sum"]) == (4, 50 + 2 * 448)
@@ -69,7 +79,7 @@ def test_shadow_mode_counts_kept_thinking(server: Served) -> None:
     assert (
         delta['shadow_kept_thinking_tokens_total{tier="normal"}'] == close["position"] < metadata["usage"]["thinking"]
     )
-    assert delta['exits_total{reason="model"}'] == 1
+    assert delta[f'exits_total{{control="shadow",model="{MODEL}",reason="model"}}'] == 1
 
 
 @pytest.mark.slow
@@ -95,7 +105,7 @@ def test_metric_names_types_and_labels(server: Served) -> None:
     assert kinds["tersely_exits"] == kinds["tersely_thinking_tokens"] == "counter"
     assert not [name for name in kinds if "saved" in name]
     labels = {label for family in families.values() for sample in family.samples for label in sample.labels}
-    assert labels <= {"tier", "kind", "reason", "status", "stage", "model", "key", "le"}
+    assert labels <= {"tier", "kind", "reason", "status", "stage", "model", "key", "effort", "preset", "control", "le"}
 
 
 RESULT = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, trial=4, discarded=2))
@@ -112,19 +122,20 @@ RESULT = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9
             "model",
         ),
         (GenerationResult("", "", "", "stop", "none", Usage(answer=3)), None),
+        (GenerationResult("", "", "", "cancelled", "easy", Usage(thinking=3)), "cancelled"),
     ],
 )
 def test_exits_are_counted_by_reason(result: GenerationResult, reason: str | None) -> None:
     metrics = Metrics()
-    metrics.add_result(result, 64, shadow=False)
+    metrics.add_result(result, 64, Billing("m"))
     lines = [line for line in metrics.render().decode().splitlines() if line.startswith("tersely_exits_total")]
-    assert lines == ([] if reason is None else [f'tersely_exits_total{{reason="{reason}"}} 1.0'])
+    assert lines == ([] if reason is None else [f'tersely_exits_total{{control="on",model="m",reason="{reason}"}} 1.0'])
 
 
 def test_overhead_is_counted_by_kind() -> None:
     metrics = Metrics()
     for _ in range(2):
-        metrics.add_result(RESULT, 64, shadow=False)
+        metrics.add_result(RESULT, 64)
     lines = [
         line for line in metrics.render().decode().splitlines() if line.startswith("tersely_overhead_tokens_total")
     ]
