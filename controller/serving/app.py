@@ -160,7 +160,8 @@ def _add_info_routes(
         """Whether requests are accepted; for /ready, some model's server must not have been lost a moment ago."""
         if not all(worker.accepting for worker in workers.values()):
             raise shutting_down()
-        if request.url.path.endswith("/ready") and all(worker.lost for worker in workers.values()):
+        lost = all(time.monotonic() < worker.lost_until for worker in workers.values())
+        if lost and request.url.path.endswith("/ready"):
             raise RequestError("the upstream server was lost; try again", 503, code="server_lost", retry_after=5)
         return {"status": "ok"}
 

@@ -74,39 +74,31 @@ class CompletionService:
             pending = worker.submit(request, streams)
             stack.callback(pending.cancel)
             stack.callback(asyncio.create_task(_watch_connection(http, pending)).cancel)
-            rows: list[RowFinished] = []
-            http.state.settle = partial(_settle, http, pending, rows)
-            events = self._record(http, pending.events(await pending.next()), set_attributes, request, rows)
+            http.state.settle = partial(_settle, http, pending)
+            events = self._record(http, pending, await pending.next(), set_attributes)
             if streams:
                 return _EventStream(reply.stream(events), stack.pop_all(), headers)
             async for _ in events:
                 pass
-        return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)), headers=headers)
+        return JSONResponse(reply.to_json(sorted(pending.rows, key=lambda row: row.row)), headers=headers)
 
     async def _record(
-        self,
-        http: Request,
-        events: AsyncIterator[Event],
-        set_attributes: Callable[[Mapping[str, Any]], None],
-        request: ResolvedRequest,
-        rows: list[RowFinished],
+        self, http: Request, pending: PendingResponse, first: Event, set_attributes: Callable[[Mapping[str, Any]], None]
     ) -> AsyncIterator[Event]:
         """The events; how they end is noted for the span, the log, and the metrics, as the status sent says less."""
         http.state.status = CLIENT_LEFT  # unless they end in another way
         try:
-            async for event in events:
-                if isinstance(event, RowFinished):
-                    rows.append(event)
+            async for event in pending.events(first):
                 yield event
         except RequestError as refusal:
             http.state.status = refusal.status
             set_attributes({"error.type": str(refusal.status)})
             raise
         http.state.status = 200
-        http.state.log = _describe(request.billing, rows)
+        http.state.log = _describe(pending.request.billing, pending.rows)
         if self.settings.recorder is not None:
-            self.settings.recorder.add(request, rows)
-        set_attributes(result_attributes([row.result for row in rows], rows[0].budget))
+            self.settings.recorder.add(pending.request, pending.rows)
+        set_attributes(result_attributes([row.result for row in pending.rows], pending.rows[0].budget))
 
 
 async def release_body(http: Request, body: RequestBody) -> None:
@@ -317,15 +309,10 @@ def _describe(billing: Billing, rows: Sequence[RowFinished]) -> dict[str, Any]:
     """What the log says of a request."""
     results = [row.result for row in rows]
     fields = {
-        "model": billing.model,
-        "effort": billing.effort,
-        "preset": billing.preset,
-        "control": billing.control,
+        **{name: getattr(billing, name) for name in ("model", "effort", "preset", "control")},
         "tier": results[0].tier,
         "prompt": results[0].usage.prompt,
-        "thinking": sum(result.usage.thinking for result in results),
-        "answer": sum(result.usage.answer for result in results),
-        "overhead": sum(result.usage.overhead for result in results),
+        **{kind: sum(getattr(one.usage, kind) for one in results) for kind in ("thinking", "answer", "overhead")},
         "exit": exit_reason(results[0]),
     }
     if billing.input or billing.output:
@@ -333,16 +320,15 @@ def _describe(billing: Billing, rows: Sequence[RowFinished]) -> dict[str, Any]:
     return fields
 
 
-async def _settle(http: Request, pending: PendingResponse, rows: list[RowFinished]) -> None:
+async def _settle(http: Request, pending: PendingResponse) -> None:
     """Log what was spent on a request that ended early, which its rows report once they have stopped."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_SETTLING):
-            while len(rows) < pending.request.n:
+            while len(pending.rows) < pending.request.n:
                 with suppress(RequestError):
-                    event = await pending.next()
-                    rows.extend([event] if isinstance(event, RowFinished) else [])
-    if rows:
-        http.state.log = _describe(pending.request.billing, rows)
+                    await pending.next()
+    if pending.rows:
+        http.state.log = _describe(pending.request.billing, pending.rows)
 
 
 async def _watch_connection(http: Request, pending: PendingResponse) -> None:

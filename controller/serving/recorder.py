@@ -36,8 +36,7 @@ class ReplyRecorder:
         about = {"model": request.model, "effort": request.effort, "question": asked[-1] if asked else ""}
         lines = []
         for row in rows:
-            ended = any(one.action == "close" and one.acted for one in row.result.trace)  # by a budget, or as a loop
-            cut = ended or row.result.finish_reason == "length"
+            cut = row.result.finish_reason == "length" or any(d.action == "close" and d.acted for d in row.result.trace)
             texts = {"thinking": row.result.thinking, "answer": row.result.answer, "truncated": cut}
             lines.append(json.dumps({**about, **texts}) + "\n")
         try:

@@ -53,6 +53,7 @@ class PendingResponse:
     def __init__(self, request: ResolvedRequest, streams: bool, timeout: float) -> None:
         self.request, self.streams = request, streams
         self.cancelled = self.answered = False
+        self.rows: list[RowFinished] = []  # as `next` returned them
         self.on_cancel: Callable[[], object] | None = None
         """Called in the event loop when this is cancelled, for work that does not look at `cancelled`."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
@@ -87,6 +88,7 @@ class PendingResponse:
         event = await self._events.get()
         if isinstance(event, RequestError):
             raise event
+        self.rows += [event] if isinstance(event, RowFinished) else []
         return event
 
     async def events(self, first: Event) -> AsyncIterator[Event]:

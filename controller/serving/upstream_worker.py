@@ -42,11 +42,6 @@ class LoopWorker(RequestWorker):
         super().__init__(limits, metrics, model_info)
         self._tasks: dict[asyncio.Task[None], PendingResponse] = {}
         self._slots = asyncio.Semaphore(limits.batch)
-        self._lost_until = 0.0
-
-    @property
-    def lost(self) -> bool:
-        return time.monotonic() < self._lost_until
 
     @property
     def unfinished(self) -> Sequence[PendingResponse]:
@@ -86,14 +81,14 @@ class LoopWorker(RequestWorker):
             except ModelError as error:
                 _log.error("the upstream server failed: %s", _describe(error))
                 if isinstance(getattr(error.__cause__, "__cause__", None), OSError):  # no connection
-                    self._lost_until = time.monotonic() + _LOST
+                    self.lost_until = time.monotonic() + _LOST
                 pending.send(_upstream_failed(error))
             except Exception:
                 _log.exception("a request failed")
                 pending.send(engine_failed())
             finally:
                 if pending.answered:  # perhaps cancelled just now, as the last row was there
-                    self._lost_until = 0.0
+                    self.lost_until = 0.0
 
     async def _chat(self, upstream: ChatModel, pending: PendingResponse, number: int) -> None:
         """Answer one row through a chat endpoint."""

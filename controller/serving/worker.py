@@ -131,7 +131,7 @@ class RequestWorker(ABC):
 
     def __init__(self, limits: ServerLimits, metrics: Metrics, model_info: ModelInfo) -> None:
         self.limits, self.metrics, self.model_info = limits, metrics, model_info
-        self.accepting = True
+        self.accepting, self.lost_until = True, 0.0  # by the monotonic clock: no connection to the server that answers
 
     @property
     @abstractmethod
@@ -142,11 +142,6 @@ class RequestWorker(ABC):
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not self.unfinished
-
-    @property
-    def lost(self) -> bool:
-        """Whether the server that answers was lost a moment ago."""
-        return False
 
     @abstractmethod
     def start(self) -> None:

@@ -252,7 +252,7 @@ def test_a_client_that_leaves_ends_the_stream_upstream_and_pays(
     kind: str, local: TransformersEngine, capfd: pytest.CaptureFixture[str]
 ) -> None:
     endless = EndlessServer(local, models=("talker",))
-    server_of = {"chat": ChatServer([content("word ")] * 100_000, pause=0.005), "completions": endless}
+    server_of: dict[str, Any] = {"chat": ChatServer([content("word ")] * 100_000, pause=0.005), "completions": endless}
     with (
         server_of[kind].serve() as upstream,
         gateway({"url": upstream.url, "kind": kind, "tokenizer": MODEL}, log="json") as server,
