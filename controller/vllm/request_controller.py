@@ -48,6 +48,7 @@ class RequestController:
         self.signals: list[Signals | None] = []
         self.output: Sequence[int] = ()
         self.stopped = False  # by the watcher
+        self.above_grammars = False  # what is forced comes even if a grammar forbids it: vLLM then ends the request
         self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP  # what the model says about the next token
         self.swap: Callable[[], bool] | None = None  # whether the end of the turn was swapped for the next token
         self._recalled = _Recall()

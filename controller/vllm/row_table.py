@@ -65,6 +65,12 @@ class ControlledRow:
     copy: int = 0
     sent: int = 0  # decisions of the trace that were sent
 
+    @property
+    def bound(self) -> bool:
+        """Whether a grammar can forbid what is forced."""
+        grammar = getattr(self.params, "structured_outputs", None)
+        return grammar is not None and not self.controller.above_grammars
+
     def send_trace(self) -> None:
         """Send the decisions that were not sent yet."""
         decisions = self.controller.decisions
@@ -83,6 +89,7 @@ class RowTable:
         self._kinds = np.full(_KINDS, UNKNOWN, dtype=np.int8)
         self._kinds[-1] = LOUD  # that of all ids beyond
         self.forced = np.zeros(0, dtype=np.int64)  # the token that must come next, else -1
+        self.bound = np.zeros(0, dtype=np.bool_)  # whether a grammar can forbid that token
         self.ahead = np.zeros((0, drafts), dtype=np.int64)  # the tokens that must come after that one, else -1
         self.offered = np.zeros(0, dtype=np.int64)  # what may stand for an end of the turn, else -1
         self._next_offered = np.zeros((0, LOUD + 1), dtype=np.int64)  # the same behind a next token, by its kind
@@ -119,7 +126,7 @@ class RowTable:
     def put(self, slot: int, row: ControlledRow, step: int = 0) -> None:
         """Add a row, and let it read its output."""
         self.reserve(slot + 1)
-        self.rows[slot] = row
+        self.rows[slot], self.bound[slot] = row, row.bound
         if not row.controller.lazy:
             self._eager.add(slot)
         self._lengths[slot], self._waiting[slot], self._readings[slot] = len(row.output), 0, None

@@ -21,12 +21,11 @@ from .request_controller import LOUD
 from .row_table import SIGNALS, STATES, RowTable, make_signals
 from .token_history import to_device, to_host
 
-_CERTAIN = 1e9  # the logit of a forced token; what a grammar has forbidden stays forbidden
 _kept: list[Tensor] = []  # what the logits layer was given last: hidden states [rows, width]
 _NO_PLACES = np.zeros(0, dtype=np.int64)
 _NO_SWAPS = _NO_PLACES, torch.zeros(0, dtype=torch.bool)
-_ROOM = 1
-"""Columns of what a slot wants under drafts: what is offered, room by the kind of the token, then forced tokens."""
+_BOUND, _ROOM = 1, 2
+"""Columns of what a slot wants under drafts: what is offered, `RowTable.bound`, room by kind, then forced tokens."""
 _FORCED = _ROOM + LOUD + 1
 
 
@@ -109,10 +108,15 @@ def _on_device(ids: tuple[int, ...], device: torch.device) -> Tensor:
     return to_device(ids, device)
 
 
-def force_tokens(logits: Tensor, index: Tensor, tokens: Tensor) -> None:
-    """Make tokens certain in rows of logits, in place, but those that a grammar forbids, and -1."""
+def force_tokens(logits: Tensor, index: Tensor, tokens: Tensor, bound: Tensor) -> None:
+    """Make tokens the only ones in rows of logits, in place, whatever was masked and whatever scales them later.
+
+    Not -1, nor in rows that are `bound` what a grammar forbids.
+    """
     found = logits[index, tokens]
-    logits[index, tokens] = torch.where((found == -torch.inf) | (tokens < 0), found, _CERTAIN)
+    forced = (tokens >= 0) & ((bound == 0) | (found > -torch.inf))
+    logits[index] = logits[index].masked_fill(forced[:, None], -torch.inf)
+    logits[index, tokens] = found.masked_fill(forced, 0.0)
 
 
 def apply_step(table: RowTable, slots: NDArray[np.int64], logits: Tensor, end: Sequence[int]) -> None:
@@ -128,12 +132,12 @@ def apply_step(table: RowTable, slots: NDArray[np.int64], logits: Tensor, end: S
     table.note(slots, readings)
     if not any(map(len, parts)):
         return
-    numbers = to_device(np.concatenate((*parts, forced[must], offered[swaps])), logits.device)
-    where, reads, where_swaps, tokens, firsts = numbers.split(
-        (len(must), len(signals) + len(states), len(swaps), len(must), len(swaps))
+    numbers = to_device(np.concatenate((*parts, forced[must], table.bound[slots[must]], offered[swaps])), logits.device)
+    where, reads, where_swaps, tokens, bound, firsts = numbers.split(
+        (len(must), len(signals) + len(states), len(swaps), len(must), len(must), len(swaps))
     )
     if len(must):
-        force_tokens(logits, where, tokens)
+        force_tokens(logits, where, tokens, bound)
     readings.read_logits(logits, signals, states, reads, kept_states())
     if len(swaps):
         readings.swap_ends(logits, swaps, where_swaps, firsts, end)
@@ -168,12 +172,12 @@ class DraftStep:
         readings = Readings(len(logits), to_host(self._starts[batch]))
         table.note(slots, readings)
         forced, offered = table.forced[slots], table.offered[slots]
-        wanted = np.column_stack((offered, table.room(slots), forced, table.ahead[slots]))
+        wanted = np.column_stack((offered, table.bound[slots], table.room(slots), forced, table.ahead[slots]))
         self._wants[batch] = to_device(wanted, logits.device)
         wants = self._wants[owners]
         self._reject_drafts(context.input_ids, local, wants)
         if (forced >= 0).any():
-            force_tokens(logits, rows, wants[:, _FORCED:].gather(1, local[:, None])[:, 0])
+            force_tokens(logits, rows, wants[:, _FORCED:].gather(1, local[:, None])[:, 0], wants[:, _BOUND])
         asked, everyone = np.bitwise_or.reduce(table.wanted[slots]), np.arange(len(logits))
         signals, states = everyone if asked & SIGNALS else _NO_PLACES, everyone if asked & STATES else _NO_PLACES
         kept = kept_states()

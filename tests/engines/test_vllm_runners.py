@@ -147,6 +147,18 @@ def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -
         assert expected[:cut] + forced_run(slots, processor, 1, 60 - cut, natural[cut:]) == expected
 
 
+def test_a_forced_token_wins_whatever_was_masked_and_whatever_scales_it() -> None:
+    from tersely.controller.vllm.step import force_tokens
+
+    logits = torch.tensor([[3.0, -torch.inf, 1.0]] * 4)
+    before = logits.clone()
+    rows, tokens = torch.tensor([0, 1, 3]), torch.tensor([1, 1, -1])
+    force_tokens(logits, rows, tokens, bound=torch.tensor([0, 1, 0]))
+    assert logits[1:].equal(before[1:]), "a grammar forbids it, no token is forced, or the row is another"
+    for scale in (1e-30, 1e30):
+        assert (logits[0] * scale + torch.tensor([100.0, -4.0, 100.0])).softmax(-1).tolist() == [0, 1, 0]
+
+
 def test_a_default_holds_for_requests_that_ask_for_nothing() -> None:
     from vllm import SamplingParams
 
