@@ -39,7 +39,7 @@ from .trials import AnswerTrial, AskTrial, TrialManager
 from .types import KEEP, Directive, Prompt, Signals, StepInfo
 from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
-MAX_FORCED_CLOSES = 3  # most closings of one sequence; a model that thinks on after them is left alone
+MAX_FORCED_CLOSES = 3  # most closings of one sequence; a model that thinks on after them without markers is left alone
 FINAL_HEADER = "**Final answer**\n\n"  # what leads into an answer after a second forced close
 MAX_ACTIONS = 128  # most actions per sequence, so that policies that undo each other come to an end
 
@@ -74,6 +74,7 @@ class Controller:
         policies: in the order of their precedence.
         opened: the prompt has opened the thinking already.
         shadow: record what would be done and do nothing.
+        held: the budget is a ceiling: an answer quotes no opening marker, each begins thinking.
         verifier: answers the policies' questions; None decides by rules only.
         prompt: the text or messages, for policies and the helper.
         answer_trial, ask_trial: see `TrialManager`.
@@ -88,6 +89,7 @@ class Controller:
         *,
         opened: bool = True,
         shadow: bool = False,
+        held: bool = False,
         prompt_tokens: int = 0,
         verifier: Verifier | None = None,
         helper: Helper | None = None,
@@ -95,7 +97,7 @@ class Controller:
         answer_trial: AnswerTrial | None = None,
         ask_trial: AskTrial | None = None,
     ) -> None:
-        self.codec, self.markers, self.budget, self.shadow = codec, markers, budget, shadow
+        self.codec, self.markers, self.budget, self.shadow, self.held = codec, markers, budget, shadow, held
         self.state = ControllerState.THINKING if opened else ControllerState.BEFORE
         self.thinking = ThinkingState(codec)
         self.decisions: list[Decision] = []
@@ -112,7 +114,7 @@ class Controller:
         self._noted: set[str] = set()
         self._scheduler = PolicyScheduler(policies, self.view, self._on_side_effect)
         self._next_wakeup = self._scheduler.next_wakeup
-        self._answer = None if opened else AnswerWatch(codec, markers, forced=False)
+        self._answer = None if opened else self._watch_answer(forced=False)
         self._closes = 0  # forced ones
         self._in_region = False  # whether policies run inside code, math or a tool call
 
@@ -235,10 +237,13 @@ class Controller:
         directive = self._write("controller", Close("the model ended its turn within its thinking", phrase=""))
         return KEEP if directive is KEEP else Directive(directive.force, retract=1)
 
+    def _watch_answer(self, forced: bool) -> AnswerWatch:
+        return AnswerWatch(self.codec, self.markers, forced, quotes=not self.held)
+
     def _begin_answer(self, forced: bool) -> None:
         self._closes += forced
         self._scheduler.cancel_trials()
-        self.state, self._answer = ControllerState.ANSWER, AnswerWatch(self.codec, self.markers, forced)
+        self.state, self._answer = ControllerState.ANSWER, self._watch_answer(forced)
 
     def _on_thinks_again(self, how: ThinksAgain) -> Directive:
         """The model thinks in its answer. A forced close is final, and what came after it counts as thinking."""
@@ -249,13 +254,13 @@ class Controller:
             self.thinking.add_forced(answer.opening())
             self.state, self._answer = ControllerState.THINKING, None
             return KEEP
-        if how is not ThinksAgain.CLOSES and self._closes >= MAX_FORCED_CLOSES:
+        if how is ThinksAgain.DELIBERATES and self._closes >= MAX_FORCED_CLOSES:
             self._note_once("controller", "note", f"the model {how.value} after {self._closes} forced closes")
             return KEEP
         self.thinking.ids.extend(answer.ids)
         if how is ThinksAgain.CLOSES:
             self._record("controller", "note", f"the model {how.value}; what it wrote before counts as thinking")
-            self._answer = AnswerWatch(self.codec, self.markers, forced=True)
+            self._answer = self._watch_answer(forced=True)
             return KEEP
         text = closing_text(self.markers, "", self.thinking.separator)
         text += "" if self.markers.answer_prefix else FINAL_HEADER

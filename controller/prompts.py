@@ -9,6 +9,7 @@ from typing import Any, cast
 from ..errors import PromptError, did_you_mean, shorten
 from .budgets import OPENAI_EFFORTS, TIERS, Budget
 from .text.markers import PROMPT, PROMPTED, Markers
+from .text.tokenizer_adapter import TokenizerAdapter
 from .types import Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -132,3 +133,18 @@ def thinking_state_after(text: str, markers: Markers) -> str:
     if tail.endswith(markers.open):
         return "thinking"
     return "answer" if tail.endswith(markers.close) else "before"
+
+
+def thinking_state_after_tokens(
+    ids: Sequence[int], codec: TokenizerAdapter, markers: Markers, end: Sequence[int] = ()
+) -> str:
+    """The state in which the tokens of any prompt leave the model, also within thinking that the prompt has begun.
+
+    `end` are the tokens that end a turn: what earlier turns say about markers opens nothing.
+    """
+    state = thinking_state_after(codec.decode(ids[-32:]), markers)
+    if state != "before":
+        return state
+    start = next((n for n in range(len(ids), 0, -1) if ids[n - 1] in end), 0)
+    turn = codec.decode(ids[start:])
+    return "thinking" if turn.rfind(markers.open) > turn.rfind(markers.close) else "before"

@@ -207,10 +207,13 @@ class ThinksAgain(Enum):
 
 
 class AnswerWatch:
-    """The answer of one sequence; after a `forced` closing, a second one and thinking on are noticed too."""
+    """The answer of one sequence; after a `forced` closing, a second one and thinking on are noticed too.
 
-    def __init__(self, codec: TokenizerAdapter, markers: Markers, forced: bool) -> None:
-        self.codec, self.forced = codec, forced
+    An answer that `quotes` may have the opening marker in the middle of a line, or in code.
+    """
+
+    def __init__(self, codec: TokenizerAdapter, markers: Markers, forced: bool, quotes: bool = True) -> None:
+        self.codec, self.forced, self.quotes = codec, forced, quotes
         self.ids: list[int] = []
         self._open, self._close = MarkerMatcher(codec, markers.open), MarkerMatcher(codec, markers.close)
         self._sentence = 0  # where the present sentence begins
@@ -218,7 +221,7 @@ class AnswerWatch:
     def add(self, token: int) -> ThinksAgain | None:
         """Add a token; return how the model thinks again, if it does."""
         self.ids.append(token)
-        if self._open.completes(token) and opens_thinking(self.codec.decode(self.ids[: -self._open.size(self.ids)])):
+        if self._open.completes(token) and not (self.quotes and self._is_quoted()):
             return ThinksAgain.OPENS
         if not self.forced:
             return None
@@ -240,6 +243,9 @@ class AnswerWatch:
     def opening(self) -> list[int]:
         """The tokens of the opening marker, with which the answer ends now."""
         return self.ids[-self._open.size(self.ids) :]
+
+    def _is_quoted(self) -> bool:
+        return not opens_thinking(self.codec.decode(self.ids[: -self._open.size(self.ids)]))
 
     def _deliberates(self, token: int) -> bool:
         sentence = self.ids[self._sentence :]

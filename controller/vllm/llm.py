@@ -11,7 +11,7 @@ import vllm
 from ...errors import OptionError
 from ..budgets import OPENAI_EFFORTS, canonical_effort
 from ..policies.base import Policy
-from ..prompts import thinking_state_after
+from ..prompts import thinking_state_after_tokens
 from ..text.markers import Markers, find_markers
 from ..text.reasoning_parser import split_reasoning
 from ..text.tokenizer_adapter import get_adapter
@@ -21,6 +21,7 @@ from .engine_options import check_endpoints, load_tokenizer, refuse_speculation
 from .processes import TraceStore, request_tag
 from .request_control import KEY, RequestControl, make_control
 from .trial_endpoint import require_trials
+from .worker_context import end_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         except BaseException:
             self._traces.close()
             raise
+        self._end = end_token_ids(self.model_config, tokenizer)
 
     def generate(self, prompts: Any, sampling_params: Any = None, **options: Any) -> list[Any]:
         """See `vllm.LLM.generate`.
@@ -132,7 +134,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         codec = get_adapter(self.get_tokenizer())
         for output, own in zip(outputs, params, strict=True):
             found = self._traces.take(request_tag(own.extra_args))
-            state = thinking_state_after(codec.decode(list(output.prompt_token_ids or ())[-32:]), self.markers)
+            state = thinking_state_after_tokens(list(output.prompt_token_ids or ()), codec, self.markers, self._end)
             for one in output.outputs:
                 trace = found.get(one.index, ())
                 ids = list(one.token_ids)

@@ -79,6 +79,7 @@ class RequestControl:
     thinking_budget: Annotated[int | None, Field(ge=1)] = None  # most thinking tokens; None leaves the effort's guard
     answer_reserve: int | None = None
     shadow: bool = False
+    held: bool = False  # the budget is a ceiling: thinking that begins in an answer, or under a grammar, counts too
     question: str = ""  # for policies that read it
     tag: str = ""  # identifies the trace
     driver: str = field(default="", repr=False)  # identifies a `RequestController` of this process

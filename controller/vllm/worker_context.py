@@ -13,7 +13,7 @@ from ...models import list_end_tokens
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller
 from ..policies.base import Policy, TrialAnswer
-from ..prompts import thinking_state_after
+from ..prompts import thinking_state_after_tokens
 from ..text.markers import Markers, find_markers
 from ..text.tokenizer_adapter import get_adapter
 from ..trials import TrialDecoder
@@ -67,6 +67,9 @@ class WorkerContext:
         trials = {Capability.TRIALS} if self._settings.get("trials") else set()
         self.capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES} | trials)
         parallel = getattr(vllm_config, "parallel_config", None)
+        outputs = getattr(vllm_config, "structured_outputs_config", None)
+        parser = getattr(outputs, "reasoning_parser", "")
+        self._grammars_hold_in_thinking = not parser or bool(getattr(outputs, "enable_in_reasoning", False))
         check_endpoints(self._settings, getattr(parallel, "tensor_parallel_size", 1))
         self._bind = lru_cache(maxsize=_BOUND)(lambda policy: policy.bind(BindContext(self)))
         self.fingerprint = lru_cache(lambda: folder_fingerprint(self.config.model))
@@ -137,8 +140,8 @@ class WorkerContext:
             return DRIVERS[control.driver]
         require_trials(control, self.trials is not None)
         codec, ids = get_adapter(self.tokenizer), list(prompt or ())
-        state = thinking_state_after(codec.decode(ids[-32:]), self.markers)
-        if state == "answer":
+        state = thinking_state_after_tokens(ids, codec, self.markers, self.end)
+        if state == "answer" and not control.held:
             return None
         tier = canonical_effort(control.effort)
         if tier == "auto":
@@ -158,6 +161,7 @@ class WorkerContext:
             control.make_budget(tier, max_tokens),
             opened=state == "thinking",
             shadow=control.shadow,
+            held=control.held,
             prompt=control.question,
             prompt_tokens=len(ids),
             verifier=self.verifier,
@@ -166,4 +170,5 @@ class WorkerContext:
         required = {need for policy in policies for need in policy.requires}
         reads = frozenset(required & {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
         request = RequestController(controller, self.end, reads, lazy=True, late=self._drafts)
+        request.above_grammars = control.held and self._grammars_hold_in_thinking
         return request

@@ -20,9 +20,9 @@ THINKING = "one two three. " * 20
 class Output:
     """What stands after each token was shown to a controller."""
 
-    def __init__(self, budget: int = 60, markers: Markers = MARKERS) -> None:
+    def __init__(self, budget: int = 60, markers: Markers = MARKERS, **options: bool) -> None:
         self.codec = TokenizerAdapter(WordTokenizer())
-        self.controller = Controller([BudgetForcing()], self.codec, markers, Budget("normal", budget))
+        self.controller = Controller([BudgetForcing()], self.codec, markers, Budget("normal", budget), **options)
         self.ids: list[int] = []
         self.forced: list[bool] = []
 
@@ -105,6 +105,21 @@ def test_a_model_that_thinks_on_for_ever_is_left_alone_at_last() -> None:
         output.feed("Wait, no", until_forced=True)
     assert output.actions.count(("controller", "close")) == MAX_FORCED_CLOSES - 1
     assert output.actions[-1] == ("controller", "note")
+
+
+def test_a_model_that_opens_its_thinking_for_ever_is_closed_each_time() -> None:
+    output = Output().feed(THINKING, until_forced=True)
+    for _ in range(6):
+        output.feed("<think>", until_forced=True)
+    assert output.actions.count(("controller", "close")) == 6
+
+
+@pytest.mark.parametrize("answer", ["The tag is <think>", "```\nThe tag is\n<think>"])
+def test_an_answer_quotes_markers_unless_the_budget_is_a_ceiling(answer: str) -> None:
+    for held, closes in ((False, []), (True, [("controller", "note"), ("budget", "close")])):
+        closed = Output(held=held).feed(f"So 5.\n\n</think>\n\n{answer}").feed(THINKING, until_forced=True)
+        begun = Output(opened=False, held=held).feed(answer).feed(THINKING, until_forced=True)
+        assert closed.actions == closes and begun.actions == closes[1:]
 
 
 def test_the_budget_holds_over_several_blocks_of_thinking() -> None:

@@ -63,10 +63,10 @@ class Completions:
             yield url
 
 
-def make_context(words: WordTokenizer, parallel: int = 1, **settings: Any) -> WorkerContext:
+def make_context(words: WordTokenizer, parallel: int = 1, outputs: Any = None, **settings: Any) -> WorkerContext:
     settings |= {"markers": ["<think>", "</think>"]}
     model = Mock(hf_text_config=Mock(num_hidden_layers=2))
-    config = Mock(additional_config={KEY: settings}, model_config=model)
+    config = Mock(additional_config={KEY: settings}, model_config=model, structured_outputs_config=outputs)
     config.parallel_config.tensor_parallel_size = parallel
     context = WorkerContext(config)
     context.tokenizer, context.end = words, (words("EOS")["input_ids"][0],)
