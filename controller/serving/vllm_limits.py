@@ -13,12 +13,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from ...errors import shorten
 from .errors import RequestError
 from .limits import check_shape
 
 MAX_ITEMS = 10_000  # sum of all counts of items and properties in the schemas of a request
 MAX_SAMPLES = 128  # most samples of a request, as in OpenAI's API
-_FIELDS = ("structured_outputs", "response_format", "tools", "text", "output_config", "output_format")
+GRAMMAR_FIELDS = ("structured_outputs", "response_format", "tools", "text", "output_config", "output_format")
 _TEXTS = ("json", "structural_tag")  # fields with a schema that may be JSON in a text
 _MOST = 1e18  # so that sums can be shown
 _SCHEMAS = ("json", "json_schema", "schema", "parameters", "input_schema")  # fields with a schema
@@ -33,8 +34,8 @@ def check_request(body: Mapping[str, Any]) -> None:
     for name, value in body.items():
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             raise RequestError(f"{name} does not fit 64 bits; accepted: numbers that do", param=name)
-    if isinstance(n := body.get("n"), int) and n > MAX_SAMPLES:
-        raise RequestError(f"n is {n}; accepted: at most {MAX_SAMPLES}", param="n")
+    if (n := body.get("n")) is not None and not (isinstance(n, int) and n <= MAX_SAMPLES):
+        raise RequestError(f"n is {shorten(n)}; accepted: a whole number of at most {MAX_SAMPLES}", param="n")
     for field in ("messages", "input"):
         for message in body[field] if isinstance(body.get(field), list) else ():
             for text in _list_arguments(message):
@@ -54,7 +55,7 @@ def _list_arguments(message: Any) -> list[str]:
 
 def check_grammars(body: Mapping[str, Any]) -> None:
     """Raise RequestError where the schemas of a request to vLLM count too many items, or only refer to themselves."""
-    fields = {field: body[field] for field in _FIELDS if field in body}
+    fields = {field: body[field] for field in GRAMMAR_FIELDS if field in body}
     try:
         items = _count_items(fields)
         endless = any(_refers_to_itself(schema) for schema in _list_schemas(fields))

@@ -103,6 +103,7 @@ class ControlMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         settings = json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
         self.config = load_settings(settings)
+        self._model = next(iter(settings.get("models", ())), "")  # of requests that name none
         self.traces, self.metrics = TraceStore(), Metrics()
         self._tokenizer = load_tokenizer(*settings["tokenizer"]) if settings.get("tokenizer") else None
         guards = self._tokenizer is not None and not settings.get("special_tokens")
@@ -152,7 +153,7 @@ class ControlMiddleware:
         try:
             given = await self._read(path, scope, receive)
             key = scope.get("state", {}).get("key", "")
-            model = str(given.get("model", ""))
+            model = str(given.get("model") or self._model)
             mapping = translate(path, given, self.config.rules(model, key), tag)
             require_trials(mapping.control, self._trials)
             billing = self.config.billing(model, key, mapping.counted)
@@ -272,10 +273,7 @@ class ReplyAnnotator:
         self.path, self.mapping, self.metrics, self._take = path, mapping, metrics, take
         self.left = False  # whether the client disconnected
         self._traces: dict[int, Trace] = {}
-        control = mapping.control
-        self._tier = "none" if control is None else control.effort
-        self._budget = None if control is None else control.thinking_budget
-        self._shadow = control is not None and control.shadow
+        self._shadow = mapping.control is not None and mapping.control.shadow
 
     def rewrite_body(self, body: bytes) -> bytes:
         """Annotate a whole reply."""
@@ -325,17 +323,17 @@ class ReplyAnnotator:
     def _metadata(self, index: int) -> dict[str, Any]:
         self._traces.update(self._take())
         effort, include_trace = self.mapping.effort, self.mapping.include_trace
-        metadata = {"effort": effort, "tier": self._tier, "budget": self._budget, "shadow": self._shadow}
+        tier, budget = self.mapping.tier, self.mapping.budget
+        metadata = {"effort": effort, "tier": tier, "budget": budget, "shadow": self._shadow}
         decisions = [asdict(decision) for decision in self._traces.get(index, ())]
         return {**metadata, "decisions": decisions} if include_trace else metadata
 
     def _count(self, reply: Mapping[str, Any]) -> None:
         self._traces.update(self._take())
-        tier = self.mapping.effort if self.mapping.control is None else self._tier
         trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
         usage = replace(_read_usage(reply), trial=sum(decision.tokens for decision in trace))
-        result = GenerationResult("", "", "", "stop", tier, usage, trace)
-        self.metrics.add_result(result, self._budget or 0, self.billing)
+        result = GenerationResult("", "", "", "stop", self.mapping.tier, usage, trace)
+        self.metrics.add_result(result, self.mapping.budget or 0, self.billing)
 
 
 def _add_reasoning_alias(message: Any) -> None:

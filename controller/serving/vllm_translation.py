@@ -10,17 +10,37 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...errors import TerselyError
+from ...errors import TerselyError, shorten
 from ..budgets import UNLIMITED, canonical_effort
 from ..vllm.request_control import KEY, RequestControl, make_control, read_control
 from .errors import RequestError, from_validation_error
 from .rules import RequestRules
 from .schemas import Effort, TerselyField, ThinkingOptions
 from .settings import Billing, answer_reserve, openai_effort
+from .vllm_limits import GRAMMAR_FIELDS
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/messages")
 CHAT, RESPONSES, COMPLETIONS, MESSAGES = PATHS
-_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_LIMITS = {
+    CHAT: ("max_completion_tokens", "max_tokens"),
+    RESPONSES: ("max_output_tokens",),
+    COMPLETIONS: ("max_tokens",),
+    MESSAGES: ("max_tokens",),
+}
+"""The fields that limit the output, those that win first."""
+HELD: Mapping[str, tuple[Any, ...]] = {
+    "use_beam_search": (False,),  # which asks no logits processor
+    "add_generation_prompt": (True,),  # else nothing says where the thinking begins
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "prompt_embeds": (),
+    "include_reasoning": (True,),  # else a grammar holds within the thinking as well
+    "ignore_eos": (False,),  # after its answer, a model goes on thinking
+    "min_tokens": (0,),
+}
+"""What fields may be where a budget must hold, besides null; other fields cannot stop a token that is forced."""
+_MASKS: Mapping[str, tuple[Any, ...]] = {"bad_words": ([],), "allowed_token_ids": ()}
+"""The same next to a grammar: what is forbidden then may be so by the grammar, and is not forced."""
 _CONVERSATION = ("prompt_cache_key", "safety_identifier", "user")
 
 
@@ -48,6 +68,7 @@ class VllmRequestMapping:
     body: dict[str, Any]
     effort: str
     control: RequestControl | None  # None if nothing is controlled
+    budget: int | None = None  # most thinking tokens, as far as they are known before the prompt is
     include_trace: bool = True  # whether the reply lists the decisions
     usage_added: bool = False  # a stream ends with the usage for the metrics only; the client did not ask for it
 
@@ -59,6 +80,11 @@ class VllmRequestMapping:
             preset = control.preset or "balanced" if control.policies is None else "policies"
             mode = "shadow" if control.shadow else "on"
         return Billing(effort=self.effort, preset=preset, control=mode)
+
+    @property
+    def tier(self) -> str:
+        """The tier of the effort; none where nothing is controlled."""
+        return "none" if self.control is None else canonical_effort(self.effort)
 
 
 def translate(path: str, given: Mapping[str, Any], rules: RequestRules, tag: str) -> VllmRequestMapping:
@@ -73,9 +99,12 @@ def translate(path: str, given: Mapping[str, Any], rules: RequestRules, tag: str
     dropped = (KEY, "thinking_token_budget") if path == MESSAGES else (KEY, "thinking_token_budget", "thinking")
     body = {name: value for name, value in given.items() if name not in dropped}
     own = fields.tersely or TerselyField()
-    _check_allowed(path, body, own, rules)
+    limit = _check_allowed(path, body, own, rules)
     effort, cap = _effort_and_cap(path, body, fields, rules)
-    control = _control(path, body, own, rules, effort, cap) if rules.enabled else None
+    asked = fields.thinking_token_budget or (fields.thinking and fields.thinking.budget_tokens) or 0
+    if rules.max_thinking is not None or (rules.enabled and asked > 0):
+        _check_held(body)
+    control, budget = _control(path, body, own, rules, effort, cap, limit) if rules.enabled else (None, None)
     xargs = {name: value for name, value in (body.get("vllm_xargs") or {}).items() if name != KEY}
     if control is not None:
         xargs[KEY] = json.dumps({**control.as_dict(), "tag": tag})
@@ -86,7 +115,22 @@ def translate(path: str, given: Mapping[str, Any], rules: RequestRules, tag: str
     usage_added = usage_added and not options.get("include_usage")
     if usage_added:
         body["stream_options"] = {**options, "include_usage": True}
-    return VllmRequestMapping(body, effort, control, own.trace, usage_added)
+    return VllmRequestMapping(body, effort, control, budget, own.trace, usage_added)
+
+
+def _check_held(body: Mapping[str, Any]) -> None:
+    """Refuse what would take a request out of control; raises RequestError."""
+    constrained = any(body.get(field) for field in GRAMMAR_FIELDS)
+    for name, accepted in {**HELD, **(_MASKS if constrained else {})}.items():
+        if (value := body.get(name)) is not None and value not in accepted:
+            reason = "does not go with a grammar or tools" if name in _MASKS else "is not accepted"
+            message = f"{name} {reason} where the thinking has a ceiling or a budget in tokens; leave it out"
+            raise RequestError(message, param=name)
+    last = items[-1] if isinstance(items := body.get("input"), list) and items else None
+    continued = isinstance(last, dict) and last.get("type", "message") in ("message", "reasoning")
+    if continued and last.get("status") in ("in_progress", "incomplete"):
+        message = "the last item is not complete, and a ceiling or a budget in tokens needs a turn of its own"
+        raise RequestError(message, param="input")
 
 
 def _effort_and_cap(
@@ -104,6 +148,12 @@ def _effort_and_cap(
     if fields.thinking is not None:
         effort = "none" if fields.thinking.type == "disabled" else effort
         budget = budget if fields.thinking.budget_tokens is None else fields.thinking.budget_tokens
+    template = body.get("chat_template_kwargs")
+    if isinstance(template, dict) and template.get("enable_thinking") is False:
+        if canonical_effort(named or "none") != "none":
+            message = f"the effort is {named!r}, but chat_template_kwargs.enable_thinking false; accepted: one of them"
+            raise RequestError(message, param="chat_template_kwargs.enable_thinking")
+        effort = "none"
     if budget is None and named is None:
         budget = rules.rules.defaults.thinking_tokens
     allowed = rules.fit_effort("none" if budget == 0 else effort)
@@ -118,8 +168,8 @@ def _effort_and_cap(
     return effort, UNLIMITED if budget == -1 else budget or cap
 
 
-def _check_allowed(path: str, body: dict[str, Any], own: TerselyField, rules: RequestRules) -> None:
-    """Refuse what this client may not ask for, and limit the output; raises RequestError."""
+def _check_allowed(path: str, body: dict[str, Any], own: TerselyField, rules: RequestRules) -> int | None:
+    """Refuse what this client may not ask for; returns the limit of the output, if known. Raises RequestError."""
     chosen = [f"tersely.{name}" for name in ("preset", "policies", "shadow") if getattr(own, name) is not None]
     chosen += [f"vllm_xargs.{KEY}"] if KEY in (body.get("vllm_xargs") or {}) else []
     if chosen and not rules.own_policies:
@@ -129,12 +179,15 @@ def _check_allowed(path: str, body: dict[str, Any], own: TerselyField, rules: Re
         message = "shadow mode changes nothing, so the ceiling of thinking tokens forbids it; leave it out"
         raise RequestError(message, param="tersely.shadow")
     most, usual = rules.rules.ceilings.max_tokens, rules.rules.defaults.max_tokens
-    given = {name: body[name] for name in _LIMITS if body.get(name) is not None}
+    given = {name: body[name] for name in _LIMITS[path] if body.get(name) is not None}
     for name, limit in given.items():
-        if most is not None and isinstance(limit, int) and limit > most:
+        if not isinstance(limit, int):  # which vLLM may read as one
+            raise RequestError(f"{name} is {shorten(limit)}; accepted: a whole number", param=name)
+        if most is not None and limit > most:
             raise RequestError(f"{name} is {limit}; accepted: at most {most}", param=name)
     if not given and (most or usual):
-        body["max_output_tokens" if path == RESPONSES else "max_tokens"] = min(usual or most or 0, most or usual or 0)
+        given[_LIMITS[path][-1]] = body[_LIMITS[path][-1]] = min(usual or most or 0, most or usual or 0)
+    return next(iter(given.values()), None)
 
 
 def make_default_control(rules: RequestRules) -> RequestControl:
@@ -149,9 +202,15 @@ def make_default_control(rules: RequestRules) -> RequestControl:
 
 
 def _control(
-    path: str, body: Mapping[str, Any], own: TerselyField, rules: RequestRules, effort: str, cap: int | None
-) -> RequestControl | None:
-    """The control of a request; raw completions are controlled only if they ask for it, or there is a ceiling."""
+    path: str,
+    body: Mapping[str, Any],
+    own: TerselyField,
+    rules: RequestRules,
+    effort: str,
+    cap: int | None,
+    limit: int | None,
+) -> tuple[RequestControl | None, int | None]:
+    """The control and the budget; raw completions are controlled only if they ask for it, or there is a ceiling."""
     given = (body.get("vllm_xargs") or {}).get(KEY)
     raw = path == COMPLETIONS and given is None
     try:
@@ -161,25 +220,32 @@ def _control(
         elif own.preset is not None:
             control = replace(control, preset=own.preset, policies=None)
         elif raw and rules.max_thinking is None:
-            return None
+            return None, None
         elif given is None and (raw or not rules.controls(_first_text(body))):
             control = replace(control, preset="off", policies=None)
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
+        tier = canonical_effort(effort)
+        if unthinking := tier == "none":  # what the template has opened all the same is closed
+            control, tier, cap = replace(control, preset=None, policies={"budget": {}}), "easy", 1
         control = replace(
             control,
-            effort=canonical_effort(effort),
+            effort=tier,
             thinking_budget=cap or control.thinking_budget,
             shadow=control.shadow or random.random() < (rules.rules.shadow_share or 0)
             if own.shadow is None
             else own.shadow,
-            answer_reserve=answer_reserve(limit, control.answer_reserve) if isinstance(limit, int) else None,
+            answer_reserve=None if limit is None else answer_reserve(limit, control.answer_reserve),
             question=_last_question(body),
         )
         if rules.max_thinking is not None:
             control = _with_ceiling(control, rules.max_thinking)
+        if control.disabled or (limit is not None and limit <= 1):
+            return None, None
+        budget = 0 if unthinking else control.thinking_budget
+        if limit is not None and tier != "auto" and budget != 0:
+            budget = control.make_budget(tier, limit).thinking
+        return control, None if budget == UNLIMITED else budget
     except TerselyError as error:
         raise RequestError(str(error), param=KEY) from None
-    return None if control.disabled or limit == 1 else control
 
 
 def _with_ceiling(control: RequestControl, most: int) -> RequestControl:
@@ -187,7 +253,7 @@ def _with_ceiling(control: RequestControl, most: int) -> RequestControl:
     policies = control.make_policies()
     if all(policy.name != "budget" for policy in policies):
         control = replace(control, preset=None, policies=["budget", *policies])  # type: ignore[arg-type]  # as in __init__
-    return replace(control, thinking_budget=min(control.thinking_budget or most, most), shadow=False)
+    return replace(control, thinking_budget=min(control.thinking_budget or most, most), shadow=False, held=True)
 
 
 def _first_text(body: Mapping[str, Any]) -> str:

@@ -10,7 +10,15 @@ import pytest
 from tersely.controller.serving.config import Rules
 from tersely.controller.serving.errors import RequestError
 from tersely.controller.serving.rules import LiveConfig, RequestRules
-from tersely.controller.serving.vllm_translation import CHAT, COMPLETIONS, MESSAGES, RESPONSES, translate
+from tersely.controller.serving.vllm_translation import (
+    _MASKS,
+    CHAT,
+    COMPLETIONS,
+    HELD,
+    MESSAGES,
+    RESPONSES,
+    translate,
+)
 
 BODY = {"messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 4096}
 
@@ -96,3 +104,82 @@ def test_defaults_and_shares_of_a_configuration() -> None:
     assert [policy.name for policy in capped.make_policies()] == ["budget"] and capped.thinking_budget == 77
     assert under({"shadow_share": 1.0}).control.shadow
     assert not under({"shadow_share": 1.0}, tersely={"shadow": False}).control.shadow
+
+
+CEILING = {"ceilings": {"thinking_tokens": 500}}
+ITEMS = [{"type": "message", "role": "assistant", "status": "incomplete", "content": "<think>"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        *(
+            (CHAT, {name: wrong}, name)
+            for name in HELD
+            for wrong in (False, True, "true", [1])
+            if wrong not in HELD[name]
+        ),
+        *((CHAT, {name: [1], "response_format": {"type": "json_object"}}, name) for name in _MASKS),
+        (COMPLETIONS, {"use_beam_search": 1}, "use_beam_search"),
+        (COMPLETIONS, {"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        (RESPONSES, {"input": ITEMS}, "input"),
+    ],
+    ids=str,
+)
+def test_what_would_take_a_request_out_of_control_is_refused(path: str, fields: dict[str, Any], param: str) -> None:
+    """Under a ceiling, and where the request names a budget in tokens itself."""
+    for rules, own in ((CEILING, {}), ({}, {"thinking_token_budget": 90})):
+        with pytest.raises(RequestError, match=param if param != "input" else "last item") as caught:
+            under(rules, path, **fields, **own)
+        assert (caught.value.status, caught.value.param) == (400, param)
+    assert under({}, path, **fields).body.keys() >= fields.keys()
+
+
+def test_what_is_harmless_under_a_ceiling_is_passed_on() -> None:
+    harmless = {name: accepted[0] for name, accepted in HELD.items() if accepted}
+    masks = {"bad_words": ["</think>"], "allowed_token_ids": [1], "logit_bias": {"1": 5}, "stop_token_ids": [1]}
+    fields = harmless | masks | {"chat_template": None}
+    assert under(CEILING, **fields).body.items() >= fields.items()
+    assert under(CEILING, tools=[{"type": "function"}], bad_words=[]).control.held
+
+
+def test_only_the_fields_that_vllm_reads_limit_the_output() -> None:
+    rules = {**CEILING, "ceilings": {"thinking_tokens": 500, "max_tokens": 900}}
+    for path, name, other in (
+        (CHAT, "max_tokens", "max_output_tokens"),
+        (RESPONSES, "max_output_tokens", "max_tokens"),
+    ):
+        body = {"messages": BODY["messages"], other: 1}
+        mapping = translate(path, body, LiveConfig(Rules.model_validate(rules)).rules("m"), "t")
+        assert mapping.body[name] == 900 and mapping.control is not None
+    for limit in ("5000", 5000.0, [1]):
+        with pytest.raises(RequestError, match="whole number"):
+            under(rules, max_tokens=limit)
+    assert under(rules, max_completion_tokens=1, max_tokens=900).control is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"reasoning_effort": "none"}, {"thinking_token_budget": 0}, {"chat_template_kwargs": {"enable_thinking": False}}],
+    ids=str,
+)
+def test_no_effort_closes_what_the_template_opens(fields: dict[str, Any]) -> None:
+    for rules in ({}, CEILING, {"defaults": {"preset": "off"}}):
+        mapping = under(rules, **fields)
+        assert (mapping.effort, mapping.tier, mapping.budget) == ("none", "none", 0)
+        assert mapping.body["reasoning_effort"] == "none"
+        assert mapping.control.make_budget("easy", 4096).thinking == 1
+        assert [policy.name for policy in mapping.control.make_policies()] == ["budget"]
+
+
+def test_an_effort_and_a_template_that_disagree_are_refused() -> None:
+    with pytest.raises(RequestError, match="enable_thinking"):
+        ask(CHAT, reasoning_effort="high", chat_template_kwargs={"enable_thinking": False})
+
+
+def test_tiers_and_budgets_of_replies_are_those_of_the_request() -> None:
+    assert (ask(COMPLETIONS).tier, ask(COMPLETIONS).budget) == ("none", None)
+    assert (ask(CHAT).tier, ask(CHAT).budget) == ("normal", 3840)
+    assert ask(CHAT, thinking_token_budget=-1).budget == 3840
+    assert ask(CHAT, max_tokens=None, thinking_token_budget=-1).budget is None
+    assert ask(CHAT, thinking_token_budget=90).budget == 90
