@@ -49,6 +49,7 @@ from .vllm_translation import (
 )
 
 SETTINGS_VARIABLE = SERVED
+HEALTH, READY = "/health", "/ready"
 COUNT_TOKENS = "/v1/messages/count_tokens"
 UNCONTROLLED_PATHS = ("/version", METRICS, "/v1/models", "/v1/models/*", "/v1/responses/*", COUNT_TOKENS)
 """What is served of vLLM's in addition to the paths under control: nothing of it writes tokens."""
@@ -139,6 +140,8 @@ class ControlMiddleware:
         path = get_route(scope) if scope["type"] == "http" else ""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+        elif path == READY:
+            await self.app({**scope, "path": scope["path"].removesuffix(READY) + HEALTH}, receive, send)
         elif path == METRICS:
             await self.app(scope, receive, rewriting(send, lambda body: body + self.metrics.render()))
         elif path == COUNT_TOKENS and scope["method"] == "POST":
