@@ -55,7 +55,7 @@ def pytest_collection() -> Iterator[None]:
 
 # Files whose tests share an engine in this process, a server, or the import of TRL; the first match counts.
 _TOGETHER = {
-    "our server": ("test_serving_vllm.", "test_vllm_server."),
+    "our server": ("test_serving_ceilings.", "test_serving_vllm.", "test_vllm_server."),
     "plain server": ("test_serving_upstream.", "test_remote_vllm."),
     "training": (
         "test_training_methods.",
