@@ -127,8 +127,9 @@ def _check_held(body: Mapping[str, Any]) -> None:
             message = f"{name} {reason} where the thinking has a ceiling or a budget in tokens; leave it out"
             raise RequestError(message, param=name)
     last = items[-1] if isinstance(items := body.get("input"), list) and items else None
-    continued = isinstance(last, dict) and last.get("type", "message") in ("message", "reasoning")
-    if continued and last.get("status") in ("in_progress", "incomplete"):
+    if not isinstance(last, dict) or last.get("type", "message") not in ("message", "reasoning"):
+        return
+    if last.get("status") in ("in_progress", "incomplete"):
         message = "the last item is not complete, and a ceiling or a budget in tokens needs a turn of its own"
         raise RequestError(message, param="input")
 

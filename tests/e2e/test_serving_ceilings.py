@@ -23,7 +23,7 @@ OPEN, CLOSE = TOKENIZER.convert_tokens_to_ids(["<think>", "</think>"])
 OTHERS = [token for token in range(len(TOKENIZER)) if token != CLOSE]
 TURN = f"<|im_start|>user\n{QUESTION}\n/normal<|im_end|>\n<|im_start|>assistant\n"
 NESTED = [{"role": "assistant", "content": "<think>\nLet me"}]
-ITEM = {"type": "message", "role": "assistant", "id": "msg_1", "status": "incomplete"}
+ITEM: dict[str, Any] = {"type": "message", "role": "assistant", "id": "msg_1", "status": "incomplete"}
 ITEM |= {"content": [{"type": "output_text", "text": "<think>\nLet me", "annotations": []}]}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tersely.controller.budgets import Budget
@@ -20,7 +22,7 @@ THINKING = "one two three. " * 20
 class Output:
     """What stands after each token was shown to a controller."""
 
-    def __init__(self, budget: int = 60, markers: Markers = MARKERS, **options: bool) -> None:
+    def __init__(self, budget: int = 60, markers: Markers = MARKERS, **options: Any) -> None:
         self.codec = TokenizerAdapter(WordTokenizer())
         self.controller = Controller([BudgetForcing()], self.codec, markers, Budget("normal", budget), **options)
         self.ids: list[int] = []
