@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 from measuring import make_parser, print_figures
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
-from sklearn.linear_model import LogisticRegression
 
 from tersely.controller.text.answers import extract_answer, find_last_statement
 from tersely.controller.text.endings import find_candidates
@@ -33,10 +34,7 @@ from tersely.evaluation.tasks.equality import AnswerChecker
 HERE = Path(__file__).resolve().parents[1] / "tests" / "unit" / "controller"
 SENTENCES = [HERE / "stated_answers.jsonl", HERE / "learned_answers.jsonl"]
 SHARE = {"sentences": 10.0, "ends": 1.0, "places": 0.4}
-NEVER = ("plans 0", "plans 2", "checks 0", "supposed 2", "supposed 2 done", "conflict no money", "conflict variable",
-         "left term", "later plans")  # fmt: skip
-"""Marks with which a value is hardly ever the answer; chosen by hand. Their weights are lower by `VETO` than learnt."""
-VETO, RAREST, STRENGTH = 5.0, 8, 0.3
+RAREST, STRENGTH = 8, 1.0
 Scored = tuple[frozenset[str], bool]  # the marks of a candidate, and whether it is the answer
 
 
@@ -92,17 +90,31 @@ def read_samples(sentences: list[Path], logs: list[Path], limit: int, checker: A
 
 
 def fit(samples: list[Sample]) -> tuple[float, dict[str, float]]:
-    """The bias and the weights of the marks that are not rare."""
-    scored = [(s, marks, right) for s in samples for marks, right in s.candidates if marks]
+    """The bias and the weights of the marks that are not rare: a conditional logit.
+
+    Each text chooses between its values and none of them, whose log-odds are 0.
+    """
+    texts = [sample for sample in samples if sample.candidates and sample.candidates[0][0]]
+    scored = [(owner, *one) for owner, sample in enumerate(texts) for one in sample.candidates]
     counts = Counter(chain.from_iterable(marks for _, marks, _ in scored))
     columns = {mark: at for at, mark in enumerate(sorted(mark for mark in counts if counts[mark] >= RAREST))}
     cells = [(row, columns[mark]) for row, (_, marks, _) in enumerate(scored) for mark in marks if mark in columns]
     matrix = csr_matrix((np.ones(len(cells)), tuple(zip(*cells, strict=True))), shape=(len(scored), len(columns)))
-    model = LogisticRegression(C=STRENGTH, max_iter=3_000)
-    model.fit(matrix, [right for *_, right in scored], sample_weight=[SHARE[s.kind] for s, *_ in scored])
-    learnt = dict(zip(columns, map(float, model.coef_[0]), strict=True))
-    vetoes = {mark: learnt.get(mark, 0.0) - VETO for mark in NEVER}
-    return float(model.intercept_[0]), {mark: round(w, 1) for mark, w in (learnt | vetoes).items() if abs(w) >= 0.1}
+    owner, right = np.array([one for one, *_ in scored]), np.array([one for *_, one in scored])
+    share = np.array([SHARE[sample.kind] for sample in texts])
+    none = np.array([not any(one for _, one in sample.candidates) for sample in texts])
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        chances = np.exp(np.minimum(parameters[0] + matrix @ parameters[1:], 30))
+        every = 1 + np.bincount(owner, chances, len(texts))
+        meant = none + np.bincount(owner, chances * right, len(texts))
+        slope = share[owner] * chances * (1 / every[owner] - right / meant[owner])
+        value = share @ np.log(every / meant) + STRENGTH * parameters[1:] @ parameters[1:]
+        return value, np.concatenate([[slope.sum()], matrix.T @ slope + 2 * STRENGTH * parameters[1:]])
+
+    found = minimize(loss, np.zeros(len(columns) + 1), jac=True, method="L-BFGS-B", options={"maxiter": 1_000}).x
+    learnt = dict(zip(columns, map(float, found[1:]), strict=True))
+    return float(found[0]), {mark: round(w, 1) for mark, w in learnt.items() if abs(w) >= 0.05}
 
 
 def judge(sample: Sample, bias: float, weights: dict[str, float], least: float) -> str:
@@ -123,7 +135,7 @@ def main() -> None:
     parser.add_argument("logs", type=Path, nargs="+", help="recorded outputs, MODEL__TASK.jsonl")
     parser.add_argument("--sentences", type=Path, nargs="+", default=SENTENCES)
     parser.add_argument("--limit", type=int, default=40, help="outputs of a log that are also read between thoughts")
-    parser.add_argument("--least", type=float, default=0.15, help="log-odds above which a value is read")
+    parser.add_argument("--least", type=float, default=0.0, help="log-odds above which a value is read")
     options = parser.parse_args()
     with AnswerChecker() as checker:
         samples = read_samples(options.sentences, options.logs, options.limit, checker)

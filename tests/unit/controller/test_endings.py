@@ -20,7 +20,7 @@ SENTENCES = [Path(__file__).with_name(name) for name in ("stated_answers.jsonl",
     ("question", "text", "answer"),
     [
         ("How many apples are left?", "So there are 7 apples left. " + NEUTRAL * 2, "7"),
-        ("How many apples are left?", "So there are 7 apples left. " + NEUTRAL * 2 + "Next I add the pears.", None),
+        ("How many apples are left?", "There are 7 apples left. " + NEUTRAL + "Next I add the pears.", None),
         ("Who wrote War and Peace?", "Yes, it was Tolstoy.", "Tolstoy"),
         ("Which city is the capital of France?", "No doubt, it is Paris.", "Paris"),
         ("What color is it?", "Right, it's blue.", "blue"),
