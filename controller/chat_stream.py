@@ -19,7 +19,7 @@ _WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]|\n")
 
 
 def read_count(usage: Any, *path: str) -> int | None:
-    """A number of tokens in what a server says of its usage; None where that is no such number."""
+    """A number of tokens in what a server says of its usage; None where that is not a count."""
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
     return usage if type(usage) is int and usage >= 0 else None
@@ -85,7 +85,7 @@ class ChatRow:
     """What has arrived of one reply.
 
     Content is the answer, unless it begins with thinking between two markers: then these are left out, with the line
-    ends beside them, and nothing else. Stop strings end the answer; `stopped` is True once one was found.
+    ends next to them, and nothing else. Stop strings end the answer; `stopped` is True once one was found.
     """
 
     def __init__(self, markers: Markers, stops: Sequence[str] = ()) -> None:
@@ -174,7 +174,7 @@ def _join_surrogates(text: str) -> str:
 
 
 def _whole(value: Any) -> Any:
-    """A JSON value with whole characters, and null for what is no number."""
+    """A JSON value with whole characters, and null for what is not a number."""
     return json.loads(_join_surrogates(json.dumps(value, ensure_ascii=False)), parse_constant=lambda name: None)
 
 

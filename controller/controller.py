@@ -108,7 +108,7 @@ class Controller:
         self._close = MarkerMatcher(codec, markers.close)
         self._eos: int | None = codec.tokenizer.eos_token_id
         costs = [len(codec.encode(closing_text(markers, one, "\n\n"))) for one in (CLOSING_SENTENCE, "")]
-        closing_cost = costs[budget.thinking < 2 * costs[0]]  # in a small budget, there is no room for a sentence
+        closing_cost = costs[budget.thinking < 2 * costs[0]]  # a small budget does not fit a sentence
         self.view = PolicyView(self.thinking, budget, closing_cost, get_question(prompt), prompt_tokens)
         self._actions = 0  # injections and delegations
         self._noted: set[str] = set()

@@ -180,7 +180,7 @@ def make_options(options: GenerationOptions | None = None, **overrides: Any) -> 
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
     if "stop" in overrides:
         raise OptionError(
-            "stop is no option here; ChatTersely takes stop, custom_generate stop_strings", code="no_stop_strings"
+            "stop is not an option here; ChatTersely takes stop, custom_generate stop_strings", code="no_stop_strings"
         )
     check_known("option", overrides, [*OPTION_NAMES, *SAMPLING_OPTIONS])
     options = GenerationOptions() if options is None else options

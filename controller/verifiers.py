@@ -257,7 +257,7 @@ def read_verdict(reply: Mapping[str, Any], min_probability: float) -> float | Ex
 
 
 def weigh_reply(yes: float, no: float, min_probability: float) -> float | Exception:
-    """P(yes) of yes and no, or why that is no verdict."""
+    """P(yes) of yes and no, or why they give none."""
     if yes + no > min_probability:
         return yes / (yes + no)
     return NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability")

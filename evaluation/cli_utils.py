@@ -21,7 +21,7 @@ from ..controller.options import takes as takes
 from ..errors import OptionError, check_known
 
 T = TypeVar("T", str, int, float)
-LOG_SECONDS = 30.0  # between lines about the progress where stderr is no terminal
+LOG_SECONDS = 30.0  # between lines about the progress where stderr is not a terminal
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
 Tasks = Annotated[str, flag("Tasks: tiny, tiny:KIND+KIND, gym:NAME, or JSONL files of {question, answer}.")]

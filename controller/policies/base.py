@@ -170,7 +170,7 @@ class TrialPrompt:
 class Trial:
     """Ask what the model would answer if it had to stop here. Replies with a `TrialAnswer`; its tokens are dropped.
 
-    Replies with None where there is no room for a trial, in shadow mode, and where another policy asks in another way
+    Replies with None where no trial fits, in shadow mode, and where another policy asks in another way
     at the same time.
     """
 

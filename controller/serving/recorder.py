@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class ReplyRecorder:
-    """Appends to a file, made for its owner alone; opened anew each time, so that it may be moved away meanwhile.
+    """Appends to a file, made for its owner alone; opened for each reply, so that it can be moved away meanwhile.
 
     Raises OptionError for a file that cannot be written.
     """

@@ -61,7 +61,7 @@ def check_grammars(body: Mapping[str, Any]) -> None:
         endless = any(_refers_to_itself(schema) for schema in _list_schemas(fields))
     except RecursionError:
         raise RequestError("a schema is nested too deeply", code="grammar_too_large") from None
-    if not items <= MAX_ITEMS:  # nor what is no number
+    if not items <= MAX_ITEMS:  # nor what is not a number
         message = f"the schemas count {items:g} items; accepted: at most {MAX_ITEMS}, all {', '.join(_COUNTS)} together"
         raise RequestError(message, code="grammar_too_large")
     outputs = body.get("structured_outputs")

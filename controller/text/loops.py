@@ -3,7 +3,7 @@
 Each symbol (a token, or a whole number) is looked up together with the two before it in its sentence. A score rises
 with what came twice before and falls with what is new, as in a CUSUM test, so one rule covers cycles of 1 to about 400
 tokens, cycles with small changes, and sentences that come again and again in any order. A number that counts on (case
-57, case 58) says nothing new. Other numbers that change do, so casework and tables are no loops.
+57, case 58) says nothing new. Other numbers that change do, so casework and tables are not loops.
 """
 
 from __future__ import annotations

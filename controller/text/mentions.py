@@ -399,7 +399,7 @@ def _read_words(sentence: str, asked: Asked, *, stale_too: bool = False) -> str 
 
 
 def _name_of(match: re.Match[str], asked: Asked) -> str:
-    """The name that a match found; a noun behind it belongs to what is no person ("the Swiss franc")."""
+    """The name that a match found; a noun behind it belongs to what is not a person ("the Swiss franc")."""
     name = str(match[match.lastindex or 0])
     person = re.search(r"(?i)\b(?:who|whom|whose)\b", asked.text)
     tail = None if person or not name[0].isupper() else _TAIL.match(match.string, match.end(match.lastindex or 0))

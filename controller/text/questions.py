@@ -173,7 +173,7 @@ class Asked:
     def resolve(self, value: str) -> str | None:
         """A value as an answer: of a choice its label; None for what cannot be one."""
         if value in self.alternatives:
-            return value  # "1 pound of tin" is no number
+            return value  # "1 pound of tin" is not a number
         scale = _SCALE.search(value)
         if scale and re.search(rf"\b(?:in|how many) {scale[0].strip()}", self.text, re.I):
             value = value.replace(scale[0], "")

@@ -33,7 +33,7 @@ _MISTRAL = {"MistralTokenizer", "MistralCommonBackend", "MistralCommonTokenizer"
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise OptionError for what is no tokenizer, CapabilityError for one of mistral-common.
+    """Raise OptionError for what is not a tokenizer, CapabilityError for one of mistral-common.
 
     That one makes no special token such as [/THINK] of text, so a closing would be words and the thinking would go on.
     """

@@ -180,7 +180,7 @@ def load_vllm(
     """Start vLLM on a model, in this process, with control inside; `options` are further arguments of `vllm.LLM`.
 
     Dtype "auto" is the saved one, where vLLM itself would turn float32 into half precision. Raises CapabilityError if
-    vLLM is not installed or runs in processes of its own, ModelError if there is no such model.
+    vLLM is not installed or runs in processes of its own, ModelError if the model does not exist.
     """
     name = os.fspath(model)
     place = resolve_checkpoint(name)

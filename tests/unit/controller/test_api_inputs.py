@@ -142,8 +142,9 @@ def test_a_model_object_needs_its_tokenizer_and_a_name_must_exist(tmp_path: Path
         tersely.custom_generate(None)
     assert caught.value.code == "invalid_tokenizer"
     for message in ("written by save_pretrained", "it is an adapter"):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ModelError) as refusal:
             tersely.generate(str(tmp_path), QUESTION)
+        assert message in str(refusal.value)
         (tmp_path / "adapter_config.json").write_text("{}")
 
 

@@ -129,7 +129,7 @@ ITEMS = [{"type": "message", "role": "assistant", "status": "incomplete", "conte
 def test_what_would_take_a_request_out_of_control_is_refused(path: str, fields: dict[str, Any], param: str) -> None:
     """Under a ceiling, and where the request names a budget in tokens itself."""
     for rules, own in ((CEILING, {}), ({}, {"thinking_token_budget": 90})):
-        with pytest.raises(RequestError, match=param if param != "input" else "last item") as caught:
+        with pytest.raises(RequestError) as caught:
             under(rules, path, **fields, **own)
         assert (caught.value.status, caught.value.param) == (400, param)
     assert under({}, path, **fields).body.keys() >= fields.keys()
@@ -153,8 +153,9 @@ def test_only_the_fields_that_vllm_reads_limit_the_output() -> None:
         mapping = translate(path, body, LiveConfig(Rules.model_validate(rules)).rules("m"), "t")
         assert mapping.body[name] == 900 and mapping.control is not None
     for limit in ("5000", 5000.0, [1]):
-        with pytest.raises(RequestError, match="whole number"):
+        with pytest.raises(RequestError) as caught:
             under(rules, max_tokens=limit)
+        assert caught.value.param == "max_tokens"
     assert under(rules, max_completion_tokens=1, max_tokens=900).control is None
 
 
@@ -173,8 +174,9 @@ def test_no_effort_closes_what_the_template_opens(fields: dict[str, Any]) -> Non
 
 
 def test_an_effort_and_a_template_that_disagree_are_refused() -> None:
-    with pytest.raises(RequestError, match="enable_thinking"):
+    with pytest.raises(RequestError) as caught:
         ask(CHAT, reasoning_effort="high", chat_template_kwargs={"enable_thinking": False})
+    assert caught.value.param == "chat_template_kwargs.enable_thinking"
 
 
 def test_tiers_and_budgets_of_replies_are_those_of_the_request() -> None:
