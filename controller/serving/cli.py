@@ -204,7 +204,7 @@ def serve(given: GatewayOptions) -> None:
         from .auth_middleware import LOG_FORMATS, LineHandler, hash_key
         from .gateway import Thinking, check_rules, load_worker, open_upstreams
         from .metrics import Metrics
-        from .recorder import ReplyRecorder
+        from .replies import ReplyRecorder
         from .rules import LiveConfig, ServerSettings
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None

@@ -1,17 +1,21 @@
-"""What the worker's thread sends back to the event loop, and chat completions made of it, whole and streamed."""
+"""What the worker's thread sends back to the event loop: as chat completions, whole and streamed, and recorded."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ...errors import OptionError
 from ..streaming import TextDeltaEvent
 from ..text.tool_calls import parse_tool_calls
 from ..trace import GenerationResult
@@ -41,6 +45,7 @@ class RowFinished:
 
 
 Event = TextDeltaEvent | RowFinished
+_log = logging.getLogger(__name__)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -221,3 +226,39 @@ def _message(row: RowFinished) -> dict[str, Any]:
 def _reasoning(text: str) -> dict[str, str | None]:
     """Thinking under both names that clients look for."""
     return {"reasoning": text or None, "reasoning_content": text or None}
+
+
+class ReplyRecorder:
+    """Appends questions and replies without control to a file, as `tersely replay` reads them.
+
+    The file is made for its owner alone, and opened for each reply, so that it can be moved away meanwhile.
+
+    Raises OptionError for a file that cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._append("")
+        except OSError as error:
+            raise OptionError(f"--record {path} cannot be written: {error.strerror}; choose another file") from None
+
+    def add(self, request: ResolvedRequest, rows: Sequence[RowFinished]) -> None:
+        """Record the rows of a request, unless it was under control; an error is only logged."""
+        if request.billing.control == "on":
+            return
+        asked = [str(message.get("content")) for message in request.messages if message.get("role") == "user"]
+        about = {"model": request.model, "effort": request.effort, "question": asked[-1] if asked else ""}
+        lines = []
+        for row in rows:
+            cut = row.result.finish_reason == "length" or any(d.action == "close" and d.acted for d in row.result.trace)
+            texts = {"thinking": row.result.thinking, "answer": row.result.answer, "truncated": cut}
+            lines.append(json.dumps({**about, **texts}) + "\n")
+        try:
+            self._append("".join(lines))
+        except OSError as error:
+            _log.error("a reply was not recorded: %s", error)
+
+    def _append(self, text: str) -> None:
+        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="ascii") as file:
+            file.write(text)

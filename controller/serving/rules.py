@@ -13,7 +13,7 @@ from ...errors import OptionError, TerselyError, check_known
 from ..options import MAX_OUTPUT_TOKENS, GenerationOptions, load_config, make_options
 from .auth_middleware import hash_key
 from .config import ConfigFileError, Rules, ServerConfig, build_policies, overlay, read_config_file
-from .recorder import ReplyRecorder
+from .replies import ReplyRecorder
 from .settings import EFFORT_CAPS, OPENAI_NAMES, UNBILLED, Billing, ServerLimits, openai_effort
 
 _log = logging.getLogger(__name__)

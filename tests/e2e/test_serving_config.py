@@ -16,7 +16,7 @@ import pytest
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.serving.cli import serve
 from tersely.controller.serving.config import ConfigFileError
-from tersely.controller.serving.recorder import ReplyRecorder
+from tersely.controller.serving.replies import ReplyRecorder
 from tersely.controller.serving.rules import LiveConfig, ServerSettings
 from tersely.errors import CapabilityError, OptionError, TerselyError
 from tersely.evaluation.replay.formats import Fields
