@@ -103,8 +103,8 @@ class ChatDialect:
             fields["chat_template_kwargs"] = {"enable_thinking": False}
         if options.tools:
             fields["tools"] = [dict(tool) for tool in options.tools]
+        fields |= {} if budget is None else dict.fromkeys(self.budget_fields, budget)
         if effort != "none":
-            fields |= {} if budget is None else dict.fromkeys(self.budget_fields, budget)
             fields |= {"reasoning_control": True} if self.ends_thinking else {}
         return fields
 

@@ -15,7 +15,8 @@ from .text.reasoning_parser import Channel, TextDelta
 from .trace import Decision
 
 _MOST_SPACE = 256  # characters before an opening marker
-_WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]|\n")
+_WORD = re.compile(r"\d|[\u3040-\u9fff]|[^\W\d\u3040-\u9fff]+|[^\w\s]|\n")
+_LONGEST_WORD = 64  # characters of a word that may not be complete
 
 
 def read_count(usage: Any, *path: str) -> int | None:
@@ -35,8 +36,12 @@ class _Words:
 
     def read(self, piece: str) -> list[int]:
         """The ids of all words that are complete."""
-        text, space, self._held = (self._held + piece).rpartition(" ")
-        return [self._id(word) for word in _WORD.findall(text + space)]
+        text = self._held + piece
+        end = len(text)
+        while end and text[end - 1].isalpha() and text[end - 1] < "\u3040" and len(text) - end < _LONGEST_WORD:
+            end -= 1
+        self._held = text[end:]
+        return [self._id(word) for word in _WORD.findall(text[:end])]
 
     def _id(self, word: str) -> int:
         if word not in self._ids:

@@ -27,7 +27,6 @@ from .policies.base import (
     Wait,
     Watching,
 )
-from .verification import format_error
 
 MAX_SIDE_EFFECTS = 64  # most notes and questions of a policy between two waits, or it might never come to an end
 
@@ -107,7 +106,7 @@ class PolicyTask:
     def disable(self, error: Exception) -> None:
         self._stop()
         self._on_side_effect(self.policy.name, error)
-        message = f"policy {self.policy.name!r} is disabled after {format_error(error)}"
+        message = f"policy {self.policy.name!r} is disabled after {type(error).__name__}; the trace says more"
         warnings.warn(message, RuntimeWarning, stacklevel=2)  # which Python shows once
 
     def _stop(self) -> None:

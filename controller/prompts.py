@@ -147,4 +147,6 @@ def thinking_state_after_tokens(
         return state
     start = next((n for n in range(len(ids), 0, -1) if ids[n - 1] in end), 0)
     turn = codec.decode(ids[start:])
-    return "thinking" if turn.rfind(markers.open) > turn.rfind(markers.close) else "before"
+    at = turn.rfind(markers.open)
+    opens = at > turn.rfind(markers.close) and not turn[:at].rpartition("\n")[2].strip()  # not quoted in a line
+    return "thinking" if opens else "before"

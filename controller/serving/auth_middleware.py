@@ -233,6 +233,12 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; of an error its kind and where it was, as its message may quote a request."""
+        try:
+            self._write(record)
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, record: logging.LogRecord) -> None:
         fields = {"level": record.levelname.lower(), "message": record.getMessage()}
         fields |= {"id": REQUEST_ID.get()} if REQUEST_ID.get() else {}
         if record.exc_info and record.exc_info[0] is not None:

@@ -168,8 +168,8 @@ def _ask_for_tokens(
     body: RequestBody, rules: RequestRules, messages: Sequence[Mapping[str, Any]], context: int | None
 ) -> int | None:
     """The limit for a server that knows its own: the client's, or the configuration's if the prompt leaves as much."""
-    given, ceilings = body.output_limit[1], rules.rules.ceilings
-    if given or not any((ceilings.max_tokens, ceilings.thinking_tokens, rules.rules.defaults.max_tokens)):
+    given = body.output_limit[1]
+    if given or not any((rules.rules.ceilings.max_tokens, rules.max_thinking, rules.rules.defaults.max_tokens)):
         return given
     if context is None:
         return rules.default_tokens

@@ -67,13 +67,15 @@ class Metrics:
         for stage in STAGES:
             self.control_failures.labels(stage)
 
-    def add_result(self, result: GenerationResult, budget: int | None, billing: Billing = UNBILLED) -> None:
-        """Count a row that has ended, which was allowed `budget` thinking tokens; None is any number."""
+    def add_result(
+        self, result: GenerationResult, budget: int | None, billing: Billing = UNBILLED, rows: int = 1
+    ) -> None:
+        """Count a row that has ended, or several as one, allowed `budget` thinking tokens; None is any number."""
         usage, group = result.usage, (billing.model, billing.control)
         if cost := billing.cost(usage):
             self._cost.labels(billing.model, billing.key).inc(cost)
         self._prompt.inc(usage.prompt)
-        self._replies.labels(billing.effort, billing.preset, *group).inc()
+        self._replies.labels(billing.effort, billing.preset, *group).inc(rows)
         self._thinking.labels(result.tier, *group).inc(usage.thinking)
         self._answer.labels(result.tier, *group).inc(usage.answer)
         self._injected.inc(usage.injected)

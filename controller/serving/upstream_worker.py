@@ -112,7 +112,8 @@ class LoopWorker(RequestWorker):
         except asyncio.CancelledError:  # what was written until then counts, by pieces of the stream
             usage = Usage(thinking=spent["thinking"], answer=spent["answer"])
             result = GenerationResult("", "", "", CANCELLED, canonical_effort(request.effort), usage)
-            self._finish(pending, RowFinished(number, result, None, ""))
+            if pending.cancelled:  # by its client, and not because another row failed
+                self._finish(pending, RowFinished(number, result, None, ""))
             raise
         except TerselyError as error:
             if isinstance(error, ModelError):
@@ -230,7 +231,8 @@ class UpstreamWorker(SessionWorker, LoopWorker):
     ) -> None:
         """Have the chat endpoint answer rows without control."""
         note = lost_control("that left the answer to the chat endpoint", error)
-        pending.request = replace(pending.request, notes=(*pending.request.notes, note))
+        billing = replace(pending.request.billing, control="off")
+        pending.request = replace(pending.request, notes=(*pending.request.notes, note), billing=billing)
         for number in rows:
             self.metrics.control_failures.labels("fallback").inc()
             await self._chat(upstream, pending, number)

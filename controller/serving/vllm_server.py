@@ -336,7 +336,8 @@ class ReplyAnnotator:
         trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
         usage = replace(_read_usage(reply), trial=sum(decision.tokens for decision in trace))
         result = GenerationResult("", "", "", "stop", self.mapping.tier, usage, trace)
-        self.metrics.add_result(result, self.mapping.budget or 0, self.billing)
+        rows = self.mapping.body.get("n")
+        self.metrics.add_result(result, self.mapping.budget, self.billing, rows if isinstance(rows, int) else 1)
 
 
 def _add_reasoning_alias(message: Any) -> None:

@@ -76,7 +76,7 @@ class VllmRequestMapping:
     def counted(self) -> Billing:
         """What the request is counted under."""
         control, preset, mode = self.control, "off", "off"
-        if control is not None and list(control.policies or ()) != ["budget"]:
+        if control is not None and any(policy.name != "budget" for policy in control.make_policies()):
             preset = control.preset or "balanced" if control.policies is None else "policies"
             mode = "shadow" if control.shadow else "on"
         return Billing(effort=self.effort, preset=preset, control=mode)
@@ -104,7 +104,14 @@ def translate(path: str, given: Mapping[str, Any], rules: RequestRules, tag: str
     asked = fields.thinking_token_budget or (fields.thinking and fields.thinking.budget_tokens) or 0
     if rules.max_thinking is not None or (rules.enabled and asked > 0):
         _check_held(body)
+    if own.shadow and asked > 0:
+        message = "shadow mode changes nothing, so a budget in tokens would not be kept; leave one of them out"
+        raise RequestError(message, param="tersely.shadow")
+    if own.shadow is None and (asked > 0 or body.get("seed") is not None):
+        own = own.model_copy(update={"shadow": rules.options.shadow and asked <= 0})
     control, budget = _control(path, body, own, rules, effort, cap, limit) if rules.enabled else (None, None)
+    if control is not None and asked > 0:
+        control = replace(control, held=True)
     xargs = {name: value for name, value in (body.get("vllm_xargs") or {}).items() if name != KEY}
     if control is not None:
         xargs[KEY] = json.dumps({**control.as_dict(), "tag": tag})

@@ -105,7 +105,7 @@ def find_statements(text: str, question: str | Asked = "") -> Iterator[Statement
             read: tuple[str, Finality] | None = value, Finality.ANSWERS
         else:
             read = _read_sentence(sentence, asked)
-        heading = read is None and "nswer" in sentence and _HEADING.search(sentence) is not None
+        heading = read is None and _is_heading(sentence)
         if read is not None and (answer := asked.resolve(read[0])):
             yield Statement(answer, read[1], start, end)
 
@@ -119,7 +119,7 @@ def ends_in_answer(text: str, asked: Asked) -> bool:
     sentences = [text[max(start, end - _LONGEST_SENTENCE) : end] for start, end in split_sentences(text)]
     for number, sentence in reversed([*enumerate(sentences)]):
         before = sentences[number - 1] if number else ""
-        if "nswer" in before and _HEADING.search(before):
+        if _is_heading(before):
             return [statement.finality for statement in find_statements(text, asked)][-1:] == [Finality.ANSWERS]
         read = _read_sentence(sentence, asked)
         if read is not None and asked.resolve(read[0]):
@@ -131,13 +131,14 @@ def ends_in_answer(text: str, asked: Asked) -> bool:
 
 
 _FLAGS = re.IGNORECASE
-_BULLET = re.compile(r"[\s*>#-]*(?:\d{1,2}[.)]\s+(?=[*A-Z]))?")
+_BULLET = re.compile(r"[\s*>#-]*")
 _SIGNALS = tuple(signal for language in LANGUAGES for signal in language.signals)
 _FINALS = tuple(word for language in LANGUAGES for word in language.finals)
 _SYMBOL = re.compile(r"[\d\\π√∞]")
 _HEADING = re.compile(rf"(?:{either('headings')})[^\w!?]*$", _FLAGS)
+_NO_HEADING = re.compile(r"n['’]t\b|\b(?:not|never|cannot|no|each|every|check|verify|justify|evaluate|over)\b", _FLAGS)
 _ANSWER = re.compile(rf"(?:{either('answers')}|(?P<corrects>{either('corrects')}))")
-_ANSWER_BEHIND = re.compile(rf"\s*(?:{either('behind')})")
+_ANSWER_BEHIND = re.compile(rf"(?:{either('behind')})")
 _CONCLUDES = re.compile(rf"(?:{either('concludes')})")
 _HEDGED = re.compile(rf"(?:{either('hedges')})")
 _STATES = re.compile(rf"(?:{either('states')})\s*:?\s*(?:exactly |just |still )?")
@@ -159,6 +160,11 @@ _NAME = re.compile(
     r"([A-Z](?:[\w.-]|['’](?!s\b))*\w(?: (?:of |de |the )?[A-Z](?:[\w-]|['’](?!s\b))*\w){0,3})(?!['’]s)"
 )
 _LAST_VALUE = re.compile(rf"(?:^|[\s(*])(\(?[A-Z]\)?|{NUMBER}(?: [a-z]+)?)$")
+
+
+def _is_heading(sentence: str) -> bool:
+    """Whether the answer stands on the next line."""
+    return "nswer" in sentence and bool(_HEADING.search(sentence)) and not _NO_HEADING.search(sentence)
 
 
 def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:

@@ -15,6 +15,7 @@ from .values import normalize_answer, parse_value
 _OPTION = re.compile(r"^[^\S\n]*\(?([A-Za-z]|\d)[.):]\s+(\S.*)$", re.MULTILINE)
 _INLINE_OPTION = re.compile(r"(?:^|[\s\])?？:：])\(?([A-J])[.)、]\s*([^\s(][^\n]*?)(?=\s+\(?[A-J][.)、]|\s*$)")
 _PAIRED_OPTION = re.compile(r"['\"]([A-J\d])['\"]\s?:\s?['\"]([^\n]{1,300}?)['\"]\s?(?=[,}])")
+_DATA, _OFFER = re.compile(r"[=(]\s*\{"), re.compile(r"\b(?:which|options?|choices?|choose|select|answers?)\b", re.I)
 _LABELS = ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "123456789")
 _OF_REPLY = re.compile(r"\b(?:(?:your|final|all) (?:final )?answers?|answer:|format|respond|reply|for example)", re.I)
 _NAMED = re.compile(
@@ -51,6 +52,7 @@ _SAME_FORMULA = tuple(
     )
 )
 _UNDECIDED = re.compile(rf"(?:{either('undecided')})")
+_REJECTS = re.compile(r"\b(?:wrong|incorrect|more|further|rest)\b")
 COMMON = frozenset(word for language in LANGUAGES for word in language.common)
 
 
@@ -109,8 +111,9 @@ class Choices:
 
         Of a sentence that nothing can be said, that of the choice which says so.
         """
-        if self.undecided is not None and _UNDECIDED.search(lower):
-            return self.undecided
+        if self.undecided is not None and _UNDECIDED.search(lower) and not _REJECTS.search(lower):
+            named = {match.lastgroup for match in self.said.finditer(_fold(lower))}
+            return self.undecided if named <= {f"_{self.undecided}"} else None
         found = self.parts.findall(_NOT_SO.sub(" not ", lower)) if self.parts is not None else []
         if len(found) == 1 and re.search(r"\bboth\b", lower):
             found *= 2
@@ -139,11 +142,16 @@ def find_choices(question: str, negated: bool) -> Choices:
     return Choices(texts, _find_said(texts), _find_parts(texts), negated, sole)
 
 
+def _offers(question: str) -> bool:
+    """Whether a dict in a question may be its choices, and is no data of it."""
+    return _DATA.search(question) is None and _OFFER.search(question) is not None
+
+
 def _find_texts(question: str) -> Mapping[str, str]:
     """The choices of a question by their labels, which count from A or 1; the parts of a question may have some too."""
     for pattern in (_OPTION, _PAIRED_OPTION, _INLINE_OPTION):
         runs: list[list[tuple[str, str]]] = []
-        for label, text in pattern.findall(question):
+        for label, text in pattern.findall(question) if pattern is not _PAIRED_OPTION or _offers(question) else ():
             if label in "Aa1" or not runs:
                 runs.append([])
             runs[-1].append((label, text))

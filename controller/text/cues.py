@@ -70,7 +70,7 @@ _BE = r"(?:is|are|was|'s|be|becomes?|equals?|remains?|comes? out (?:to|as)|turns
 _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:then |indeed |still |also |just )?)?"
 
 _SURE = (
-    "method", "approach", "calculation", "ways", "route", "confident", "certain", "sure", "convinced", "confirm",
+    "method", "approach", "calculation", "ways", "confident", "certain", "sure", "convinced", "confirm",
     "verif", "i think", "i believe",
 )  # fmt: skip
 """Words of the cues for what several derivations gave and what was found to be right."""
@@ -93,14 +93,14 @@ ENGLISH = Language(
         r"\b(?:determined|found|reached|got|have) the answer,(?= \w+(?: \w+)?,)",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
         rf"{_MODAL}{_BE}\b",
-        r"\b(?:go(?:ing)? with|i(?:'d|'ll| would| will) go for|settle on|opt for)"
+        r"\b(?:go(?:ing)? with|settle on|opt for)"
         r"(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
         r"\b(?<!no need to )(?<!needing to )(?<!having to )(?:select|choose|pick)"
         r"(?= (?:option|choice|answer|\(?[b-hj]\)?(?![\w’'])))",
         # What several derivations gave, and what was found to be right: neither is on the way.
         r"\b(?<!neither of )(?<!neither of the )"
         r"(?:both|all|either|two|three|these|different|each) (?:of (?:these |the |them )?|the )?(?:\w+ )?"
-        r"(?:methods?|approach(?:es)?|calculations?|ways|routes?)(?: i(?:'ve)? (?:tried|used))?,? "
+        r"(?:methods?|approach(?:es)?|calculations?|ways)(?: i(?:'ve)? (?:tried|used))?,? "
         r"(?:all |both |also |still |should |consistently )?"
         r"(?:leads? to|gives?|giving|yields?|confirms?|arrives? at|agrees? (?:on|that)|results? in|gets?|ends? up with|"
         r"points? to)\b(?: me| us| that)?(?: the)?(?: same)?(?: answer| result| total| number)?"
@@ -121,12 +121,12 @@ ENGLISH = Language(
         r"(?:the |our |my )?(?:final |correct |right |best |only |most )*(?:answer|solution|choice|option)\b"
         r"(?! is| to| \(?[a-j]\b)",
         r"\sit is\W*$",
-        r"(?:(?<=making [a-j])|(?<=makes [a-j])|(?<=leaving [a-j])|(?<=leaves [a-j])) (?:as )?the (?:most )?"
+        r"(?:(?<=, making [a-j])|(?<=, leaving [a-j])) (?:as )?the (?:most )?"
         r"(?:correct|right|best|accurate) (?:answer|choice|option)\b",
-        r"(?:\)|\.)?\s+(?:as|for) (?:the|my|our) (?:final )?answer\b",
+        r"(?:\)|\.)?(?<!\s)\s++(?:as|for) (?:the|my|our) (?:final )?answer\b",
     ),
     headings=(
-        r"\b(?<!not the )(?<!not an )(?<!not the correct )(?<!not the right )answer(?:\s+is)?",
+        r"\banswer(?:\s+is)?",
         r"\banswer[\s*]*:",
     ),
     concludes=(
@@ -194,7 +194,7 @@ ENGLISH = Language(
         r"(?:(?:very|both|more|as|short|clear|accurate|brief|concise|direct|simple) (?:and |but |or |yet )?)*"
         r"(?:clear|concise|accurate|precise|brief|short|simple|direct|helpful|polite|informative|complete|"
         r"best|appropriate|sufficient|ideal)(?=\W*$| (?:and|but|yet|enough|in|to|for)\b|[,.;:])|"
-        r"keep|state|provide|explain|ensure|present|include|almost|ready|highlighted|formatted|displayed|"
+        r"(?:keep|state|provide|explain|ensure|present|include|almost|ready|highlighted|formatted|displayed)\b|"
         r"because|since|indeed|definitely|either|one of|just|good|valid|reasonable|being|found|close|between|less|"
         r"more|greater|smaller|larger|at (?:least|most)|always|never|inside|within|required|needed|an answer|they|we\b|"
         r"i\b|you|he\b|she\b|let|wait|so\b|but\b|and\b|or\b|with\b|from\b|for\b|of\b|by\b|on\b|has\b|have\b|is\b|"
@@ -222,14 +222,14 @@ ENGLISH = Language(
         r"adds up|works|agrees|looks good|all good|confident|yes)\b",
     ),
     signals=(
-        "answer", "solution", "option", "choice", "correct", "go with", "going with", "go for", "pick", "choose",
+        "answer", "solution", "option", "choice", "correct", "go with", "going with", "pick", "choose",
         "select", "settle", "it is", "wait", "no,", "no:", "so it's", "so that's", "anser", "output", "report", "reply",
         "final:",
         *_SURE,
     ),
     finals=(
         "answer", "solution", "option", "choice", "correct", "right", "best", "matching", "appropriate", "go with",
-        "going with", "go for", "settle on", "opt for", "pick", "choose", "select", "it is", "output", "report",
+        "going with", "settle on", "opt for", "pick", "choose", "select", "it is", "output", "report",
         "reply", "final",
         *_SURE,
     ),
@@ -379,7 +379,7 @@ ENGLISH = Language(
         r", (?:up|down) (?:by |from )?[^,;]*",
         r"(?<=[\w)$]), not (?:[^,;]|,(?=\d))*",
         r"(?:^|,? )(?:so there's |there's |there is )?(?:no need|without (?:needing|having)) to "
-        r"(?:choose|consider|pick|select|resort)\b.*",
+        r"(?:choose|consider|pick|select|resort)\b.*?(?=,| so\b| and\b|$)",
         r" \((?=[^()\\]*(?:[a-z]{2}|≈|~)[^()\\]*\))(?![^()]*\bor [a-h]\b)[^()]*\)",
     ),
     denials=(

@@ -109,7 +109,7 @@ _INEQUALITY = re.compile(
     r"(?:[-−]?[\d./]+ ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?)?\b[a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+"
     r"(?: (?:or|and) [a-z] ?(?:<|>|≤|≥|<=|>=|\\[lg]eq?) ?[-−]?[\d./√π]+)?"
 )
-_FORMULAS = re.compile(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[\s*((?s:.){1,300}?)\s*\\\]")
+_FORMULAS = re.compile(r"\$([^$ ](?:[^$]{0,200}[^$ ])?)\$|\\\((.{1,200}?)\\\)|\\\[((?s:.){1,300}?)\\\]")
 _SIDES = re.compile(r"(?<![<>!])=(?!>)|≈|\\approx")
 _IN_WORDS = re.compile(
     r" ?(?:\\\)|\$)? (?:(?:must|should|has to) )?(?:is|are|be) "
@@ -264,7 +264,7 @@ def _read_label(sentence: str, asked: Asked) -> str | None:
 
 
 def _find_formulas(sentence: str) -> list[str]:
-    return [str(next(filter(None, match))).rstrip(" .,") for match in _FORMULAS.findall(sentence)]
+    return [str(next(filter(None, match))).strip().rstrip(" .,") for match in _FORMULAS.findall(sentence)]
 
 
 def _read_alternative(sentence: str, asked: Asked) -> str | None:

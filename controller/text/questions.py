@@ -193,7 +193,7 @@ def read_question(question: str) -> Asked:
     either_or = _ALTERNATIVES.search(last) if _CHOOSES.search(last) else None
     measures = _measures_in(last.lower())
     alternatives = tuple(ARTICLE.sub("", one.strip(" $")) for one in either_or.groups() if one) if either_or else ()
-    if listed := _LISTED.search(question):
+    if (listed := _LISTED.search(question)) and not _NUMERIC.search(last):
         alternatives = tuple(one for one in _QUOTED.findall(listed[1]) if one.lower() not in ("yes", "no"))
     degrees = _degrees_in(last.lower())
     percent, chance = _PERCENTS.search(last) is not None, _CHANCES.search(last) is not None

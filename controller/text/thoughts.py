@@ -217,6 +217,7 @@ class AnswerWatch:
         self.ids: list[int] = []
         self._open, self._close = MarkerMatcher(codec, markers.open), MarkerMatcher(codec, markers.close)
         self._sentence = 0  # where the present sentence begins
+        self._read, self._seen = 0, ""  # how far the answer was read for quotes, and what counts of that
 
     def add(self, token: int) -> ThinksAgain | None:
         """Add a token; return how the model thinks again, if it does."""
@@ -245,7 +246,11 @@ class AnswerWatch:
         return self.ids[-self._open.size(self.ids) :]
 
     def _is_quoted(self) -> bool:
-        return not opens_thinking(self.codec.decode(self.ids[: -self._open.size(self.ids)]))
+        end = len(self.ids) - self._open.size(self.ids)
+        text = self._seen + self.codec.decode(self.ids[self._read : end])
+        last_line = text.rpartition("\n")[2].replace("```", "")
+        self._read, self._seen = end, "```" * (text.count("```") % 2) + last_line[-_TAIL:]
+        return not opens_thinking(text)
 
     def _deliberates(self, token: int) -> bool:
         sentence = self.ids[self._sentence :]

@@ -104,6 +104,8 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
     if asked.truth and (said := _TRUTH.match(words)):
         return said[0]
+    if asked.truth and _QUALIFIED.search(words):
+        return None
     if asked.truth and not asked.alternatives and (asked.comparison is not None or _CLOSED.match(asked.text.lstrip())):
         return "No" if words.lower() == "none" else asked.holds_in(words)
     if asked.alternatives and (named := asked.alternative_in(words)):
@@ -137,7 +139,11 @@ _MARKUP = re.compile(r"[*_`\"“”]")
 _TRUTH = re.compile(r"(?:yes|no|true|false)\b", _FLAGS)
 _CLOSED = re.compile(r"(?:is|are|do|does|did|was|were|has|have)\b", _FLAGS)  # other verbs may ask for more
 _SAID = re.compile(r"\b[A-Z]\w* (?:\w+ ){2,}is ([A-Z]\w+)")  # "The capital of Norway is Oslo", in any language
-_PLACE = re.compile(r"\b(?:is|are|was|were) (?:still |now )?((?:on|in|at|under|below|behind|above|next to|inside) .+)")
+_QUALIFIED = re.compile(r"\b(?:only|unless|when|about|based on|other than|depends)\b", _FLAGS)
+_PLACE = re.compile(
+    r"\b(?:is|are|was|were) (?:still |now )?((?:on|in|at|under|below|behind|above|next to|inside) "
+    r"(?:(?! (?:while|because|when|since|and|but)\b).)+)"
+)
 _NAME = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?=(?:in|at|is|who|on|because|since|being|as|for|with|from)\b)")
 _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\w)", re.IGNORECASE)
 _ABOUT_FORM = re.compile(rf"(?:{either('form')})", _FLAGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import uuid
 import weakref
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import wait
@@ -32,6 +33,7 @@ _MAX_MODELS, _MAX_MESSAGE = 10_000, 300  # names, characters
 _MAX_RETRY_AFTER = 86_400.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
 _KEPT = 5.0  # seconds for which an idle connection is kept
+_SHORTEST_SECRET = 8  # characters; a shorter text may be any word of an error
 _CLOSING = 1.0  # seconds that closing what was left open may take
 _TEMPORARY = frozenset({408, 409, 425, 429})  # HTTP statuses, besides those of the server's own trouble
 _NOT_IMPLEMENTED = 501
@@ -175,7 +177,8 @@ class OpenAIClient:
             data = BytesIO(json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
         try:
             session = await self._open()
-            headers = {REQUEST_HEADER: REQUEST_ID.get()} if REQUEST_ID.get() else {}
+            name = REQUEST_ID.get()  # one for each request upstream, as servers refuse an id that is in use
+            headers = {REQUEST_HEADER: f"{name}-{uuid.uuid4().hex[:8]}"} if name else {}
             async with asyncio.timeout(self.timeout):  # until the head of the reply is there
                 reply = await session.request(
                     method, self.url + path, data=data, headers=headers, allow_redirects=False, proxy=self._proxy
@@ -222,9 +225,10 @@ class OpenAIClient:
         )
 
     def _error_from_status(self, status: int, path: str, text: str, retry_after: str = "") -> Exception:
-        for secret in filter(None, (self.url, urlsplit(self.url).netloc, self._key)):
-            text = text.replace(secret, "...")
         details = _extract_details(text)
+        for secret in (self.url, urlsplit(self.url).netloc, self._key):
+            if secret and len(secret) >= _SHORTEST_SECRET:
+                details = {name: value.replace(secret, "...") for name, value in details.items()}
         message = details["message"]
         if status in (401, 403):
             refused = "the API key" if self._key else "a request without an API key"

@@ -19,7 +19,7 @@ from tersely.controller.options import (
 from tersely.controller.serving.schemas import TerselyField
 from tersely.training.config import Rollouts
 
-OWN_DEFAULTS = {"max_tokens", "max_new_tokens", "effort", "preset", "policies", "answer_reserve"}
+OWN_DEFAULTS = {"max_tokens", "max_new_tokens", "effort", "preset", "policies", "answer_reserve", "shadow"}
 
 
 def test_keyword_arguments_are_the_options() -> None:

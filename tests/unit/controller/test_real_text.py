@@ -364,9 +364,6 @@ def test_a_choice_that_is_not_is_the_answer_to_what_is_not() -> None:
     ("text", "final"),
     [
         ("So both methods give me 84 miles.", True),
-        ("Both routes agree on 84 miles.", True),
-        ("I'd go for 84 miles.", True),
-        ("They go for 84 miles.", False),
         ("All the approaches I've tried give the same answer of 84.", True),
         ("So all methods lead to 54 and 30.", False),
         ("I'm now pretty confident that the trip is 84 miles.", True),
