@@ -174,7 +174,7 @@ def test_fields_are_passed_on_or_refused(server: Served, upstream: ChatServer) -
         assert ask(server, status=400, **fields)["error"]["param"] == next(iter(fields))
     asked = {**body(), "model": "talker"}
     server.http.post("/v1/chat/completions", json=asked, headers={"x-request-id": "r-1"})
-    assert upstream.ids[-1].startswith("r-1-")
+    assert str(upstream.ids[-1]).startswith("r-1-")
 
 
 def test_log_probabilities_come_back(server: Served, upstream: ChatServer) -> None:
