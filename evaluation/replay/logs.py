@@ -94,7 +94,7 @@ def load_set(path: Path, name: str, fields: Fields, limit: int | None) -> Record
     for kind, (wanted, *_) in asdict(fields).items():
         if wanted != getattr(Fields(), kind)[0] and not any(getattr(one, kind) for one in rows):
             raise LogError(
-                f"no row of {path} has {wanted!r}, the field of --{kind}-field; accepted: one that rows have, such as "
+                f"none of {len(rows)} rows of {path} has text in {wanted!r}, the field of --{kind}-field; they have "
                 f"{', '.join(islice(keys, 12))}",
                 code="missing_field",
             )
