@@ -160,7 +160,7 @@ def resolve_request(body: RequestBody, rules: RequestRules, limits: ServerLimits
         prompt_field=body.prompt_field,
         asked_tokens=_ask_for_tokens(body, rules, messages, model.context),
         has_effort=any((named, defaults.effort, defaults.tuned, rules.rules.ceilings.effort)),
-        passed=body.passed_fields(),
+        passed={} if model.policies else body.passed_fields(),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -163,7 +164,10 @@ class LiveConfig:
             _log.error("the configuration was not reloaded, and the old one stays: %s", error)
             return
         self.config, self.keys, self._resolved = other.config, other.keys, other._resolved
-        _log.info("the configuration was reloaded from %s", self.path)
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("the configuration was reloaded from %s", self.path)
+        else:  # in vLLM's server, whose log is not ours
+            print(f"the configuration was reloaded from {self.path}", file=sys.stderr, flush=True)
 
     def _read_keys(self) -> Mapping[str, str]:
         """The name of each key by its digest; empty asks for no key."""

@@ -127,7 +127,7 @@ def test_loading_from_a_folder(tmp_path: Path) -> None:
     assert saved.model.dtype is torch.bfloat16
     assert load_engine(str(tmp_path), dtype="float32", device="cpu").model.dtype is torch.float32
     assert len(outputs(saved, SamplingParams(temperature=0), 3)) == 3
-    with refused(OptionError):
+    with refused(OptionError, "unknown_name"):
         load_engine(tmp_path, dtype="flaot32")
 
 

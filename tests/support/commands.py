@@ -8,9 +8,10 @@ from tersely.cli.app import main
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command line that is refused, in one line and with nothing on standard output; returns that line."""
+    """Run a command line that is refused, in one line behind those on progress; returns that line."""
     code = main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
-    assert (code, captured.out, captured.err.count("\n")) == (2, "", 1)
-    assert captured.err.startswith("error: ")
-    return captured.err
+    *progress, error = captured.err.splitlines()
+    assert (code, captured.out) == (2, "")
+    assert error.startswith("error: ") and not any("rror" in line for line in progress)
+    return error

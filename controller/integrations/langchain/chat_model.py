@@ -36,7 +36,7 @@ from . import messages as conversion
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
 """What may be given with each call."""
 
-_NETWORK_OPTIONS = ("timeout", "max_retries")  # standard for chat models; nothing here waits for a network
+_NETWORK_OPTIONS = ("api_key", "timeout", "max_retries")  # standard for chat models; nothing here asks a network
 
 _OBJECTS = ("policies", "modifiers", "markers", "verifier", "helper")
 """Settings that may be objects, which cache keys name as texts."""
