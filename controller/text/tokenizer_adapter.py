@@ -43,7 +43,7 @@ def check_tokenizer(tokenizer: Any) -> None:
             "use tokenizer_mode='hf', in transformers mistral_format=False, which read the same tokens",
             code="mistral_tokenizer",
         )
-    if not hasattr(tokenizer, "decode"):
+    if not any(hasattr(tokenizer, name) for name in ("decode", "get_added_vocab")):
         raise OptionError(
             f"tokenizer is a {type(tokenizer).__name__}; accepted: one of transformers, as AutoTokenizer loads it",
             code="invalid_tokenizer",
