@@ -102,9 +102,15 @@ class Choices:
         """The label of the one choice that a sentence repeats, of those whose text has so many letters or more."""
         if label := self.label_of_whole(lower):
             return label
-        found = {(match.lastgroup or "")[1:] for match in self.said.finditer(_fold(lower))}
-        labels = [one for one in found if len(self.texts[one]) >= shortest and self.label_of(self.texts[one])]
+        labels = [
+            one
+            for one in self._labels_said(lower)
+            if len(self.texts[one]) >= shortest and self.label_of(self.texts[one])
+        ]
         return labels[0] if len(labels) == 1 else None
+
+    def _labels_said(self, lower: str) -> set[str]:
+        return {(match.lastgroup or "")[1:] for match in self.said.finditer(_fold(lower))}
 
     def label_of_whole(self, lower: str) -> str | None:
         """The label of "true, false" for a sentence that says so of one thing after another, or of both.
@@ -112,8 +118,7 @@ class Choices:
         Of a sentence that nothing can be said, that of the choice which says so.
         """
         if self.undecided is not None and _UNDECIDED.search(lower) and not _REJECTS.search(lower):
-            named = {match.lastgroup for match in self.said.finditer(_fold(lower))}
-            return self.undecided if named <= {f"_{self.undecided}"} else None
+            return self.undecided if self._labels_said(lower) <= {self.undecided} else None
         found = self.parts.findall(_NOT_SO.sub(" not ", lower)) if self.parts is not None else []
         if len(found) == 1 and re.search(r"\bboth\b", lower):
             found *= 2
