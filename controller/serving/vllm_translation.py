@@ -107,11 +107,9 @@ def translate(path: str, given: Mapping[str, Any], rules: RequestRules, tag: str
     if own.shadow and asked > 0:
         message = "shadow mode changes nothing, so a budget in tokens would not be kept; leave one of them out"
         raise RequestError(message, param="tersely.shadow")
-    if own.shadow is None and (asked > 0 or body.get("seed") is not None):
-        own = own.model_copy(update={"shadow": rules.options.shadow and asked <= 0})
-    control, budget = _control(path, body, own, rules, effort, cap, limit) if rules.enabled else (None, None)
-    if control is not None and asked > 0:
-        control = replace(control, held=True)
+    control, budget = None, None
+    if rules.enabled:
+        control, budget = _control(path, body, own, rules, effort, cap, limit, asked > 0)
     xargs = {name: value for name, value in (body.get("vllm_xargs") or {}).items() if name != KEY}
     if control is not None:
         xargs[KEY] = json.dumps({**control.as_dict(), "tag": tag})
@@ -217,6 +215,7 @@ def _control(
     effort: str,
     cap: int | None,
     limit: int | None,
+    has_budget: bool,
 ) -> tuple[RequestControl | None, int | None]:
     """The control and the budget; raw completions are controlled only if they ask for it, or there is a ceiling."""
     given = (body.get("vllm_xargs") or {}).get(KEY)
@@ -234,18 +233,22 @@ def _control(
         tier = canonical_effort(effort)
         if unthinking := tier == "none":  # what the template has opened all the same is closed
             control, tier, cap = replace(control, preset=None, policies={"budget": {}}), "easy", 1
+        shadow = own.shadow
+        if shadow is None:  # a budget of its own must be kept, and a seed must give the same again
+            share = 0.0 if body.get("seed") is not None else rules.rules.shadow_share or 0.0
+            shadow = not has_budget and (control.shadow or random.random() < share)
         control = replace(
             control,
             effort=tier,
             thinking_budget=cap or control.thinking_budget,
-            shadow=control.shadow or random.random() < (rules.rules.shadow_share or 0)
-            if own.shadow is None
-            else own.shadow,
+            shadow=shadow,
+            held=control.held or has_budget,
             answer_reserve=None if limit is None else answer_reserve(limit, control.answer_reserve),
             question=_last_question(body),
         )
-        if rules.max_thinking is not None:
-            control = _with_ceiling(control, rules.max_thinking)
+        if (most := rules.max_thinking) is not None:
+            most = min(control.thinking_budget or most, most)
+            control = replace(control, thinking_budget=most, shadow=False, held=True)
         if control.disabled or (limit is not None and limit <= 1):
             return None, None
         budget = 0 if unthinking else control.thinking_budget
@@ -254,14 +257,6 @@ def _control(
         return control, None if budget == UNLIMITED else budget
     except TerselyError as error:
         raise RequestError(str(error), param=KEY) from None
-
-
-def _with_ceiling(control: RequestControl, most: int) -> RequestControl:
-    """The control with a budget of at most so many tokens, kept by a policy and never only in shadow mode."""
-    policies = control.make_policies()
-    if all(policy.name != "budget" for policy in policies):
-        control = replace(control, preset=None, policies=["budget", *policies])  # type: ignore[arg-type]  # as in __init__
-    return replace(control, thinking_budget=min(control.thinking_budget or most, most), shadow=False, held=True)
 
 
 def _first_text(body: Mapping[str, Any]) -> str:

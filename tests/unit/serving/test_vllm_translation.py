@@ -104,6 +104,9 @@ def test_defaults_and_shares_of_a_configuration() -> None:
     assert [policy.name for policy in capped.make_policies()] == ["budget"] and capped.thinking_budget == 77
     assert under({"shadow_share": 1.0}).control.shadow
     assert not under({"shadow_share": 1.0}, tersely={"shadow": False}).control.shadow
+    assert not under({"shadow_share": 1.0}, seed=1).control.shadow
+    assert not under({"shadow_share": 1.0}, thinking_token_budget=90).control.shadow
+    assert under({}, seed=1, vllm_xargs={"tersely": '{"shadow": true}'}).control.shadow
 
 
 CEILING = {"ceilings": {"thinking_tokens": 500}}
